@@ -1,0 +1,5 @@
+"""``python -m repl_broker`` is the ``repl-broker`` command."""
+
+from repl_broker.cli import main
+
+main()

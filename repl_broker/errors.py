@@ -1,0 +1,107 @@
+"""Every error that repl-broker raises on purpose.
+
+    ReplBrokerError
+    ├── ConfigError        the configuration or the command line is wrong (exit code 1)
+    ├── StorageError       the disk, or what is on it, cannot be trusted; the node stops
+    │   └── StoreLockedError   another running node holds the data directory
+    └── RequestError       a request cannot be carried out; it changed nothing
+        └── OutcomeUnknownError   … except this: the write may or may not be kept
+
+A message names the value, the limit and the remedy. A RequestError carries a
+stable ``code`` (DESIGN section 4) that the HTTP side turns into an RFC 9457
+problem and the command line into one line.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "PROBLEMS",
+    "ConfigError",
+    "OutcomeUnknownError",
+    "ReplBrokerError",
+    "RequestError",
+    "StorageError",
+    "StoreLockedError",
+]
+
+
+class ReplBrokerError(Exception):
+    """Base of every error that repl-broker raises on purpose."""
+
+
+class ConfigError(ReplBrokerError):
+    """The configuration, or what it points at, cannot be used as it is."""
+
+
+class StorageError(ReplBrokerError):
+    """The store failed, or holds something that it must not hold.
+
+    After one of these from a write nothing more is acknowledged: what a failed
+    fsync left on disk is unknown (RAFT.md section 2, "fsyncgate").
+    """
+
+
+class StoreLockedError(StorageError):
+    """Another running node holds the data directory."""
+
+
+# code → (HTTP status, title). The title never varies; the detail does.
+PROBLEMS: Final[dict[str, tuple[int, str]]] = {
+    "invalid_json": (400, "The body is not valid JSON"),
+    "invalid_topic": (400, "The topic name is not valid"),
+    "invalid_filter": (400, "The topic filter is not valid"),
+    "invalid_event_id": (400, "The event id is not valid"),
+    "invalid_parameter": (400, "A parameter is not valid"),
+    "not_found": (404, "There is nothing at this path"),
+    "topic_not_found": (404, "The topic does not exist"),
+    "member_not_found": (404, "The member does not exist"),
+    "method_not_allowed": (405, "The method is not allowed here"),
+    "request_timeout": (408, "The request took too long to arrive"),
+    "topic_exists": (409, "The topic exists already"),
+    "single_node": (409, "The node runs in single-node mode"),
+    "membership_change_in_progress": (409, "Another membership change is under way"),
+    "message_too_large": (413, "The message is too large"),
+    "batch_too_large": (413, "The batch is too large"),
+    "unsupported_media_type": (415, "The media type is not supported"),
+    "idempotency_key_reused": (422, "The idempotency key was used for another request"),
+    "too_many_connections": (429, "The node has too many connections"),
+    "rate_limited": (429, "Too many requests"),
+    "internal_error": (500, "The node failed to carry out the request"),
+    "no_leader": (503, "The cluster has no leader at the moment"),
+    "shutting_down": (503, "The node is shutting down"),
+    "outcome_unknown": (504, "The outcome of the request is unknown"),
+}
+
+
+class RequestError(ReplBrokerError):
+    """A request that was refused, and changed nothing.
+
+    ``code`` is a key of PROBLEMS; ``detail`` tells the reader what was wrong
+    with this request and what to do; ``extra`` joins the problem object, for
+    programs (for instance ``line`` and ``column`` of ``invalid_json``).
+    """
+
+    def __init__(self, code: str, detail: str, **extra: int | str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.extra = extra
+
+    @property
+    def status(self) -> int:
+        """HTTP status, 400 to 599."""
+        return PROBLEMS[self.code][0]
+
+    @property
+    def title(self) -> str:
+        """One short sentence that is the same for every problem of this code."""
+        return PROBLEMS[self.code][1]
+
+
+class OutcomeUnknownError(RequestError):
+    """The write was handed to the log, and this node cannot say whether it is kept."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("outcome_unknown", detail)
