@@ -1,0 +1,86 @@
+"""What may be asked of the state machine. Each command is one entry, or part of one.
+
+A command holds all that its effect depends on, besides the state and the
+entry's time: applying it reads no clock and no local setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Command",
+    "Configure",
+    "CreateTopic",
+    "DeleteTopic",
+    "Expire",
+    "Publish",
+    "Retention",
+    "Settings",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much history a topic keeps; whichever limit is reached first trims it."""
+
+    messages: int  # at least 1
+    seconds: int  # at least 1
+    bytes: int  # of data, at least 1; the newest message is kept whatever its size
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings that all nodes must share, since they decide what a command does."""
+
+    auto_create: bool
+    retention: Retention  # of topics that do not say otherwise
+    idempotency_keys: int  # remembered at most
+    idempotency_seconds: int  # … and for so long
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish messages, all or none.
+
+    ``topics`` is one topic for all of ``data``, or one for each. ``digest``
+    tells apart two requests that use the same idempotency ``key``.
+    """
+
+    topics: str | tuple[str, ...]
+    data: tuple[bytes, ...]
+    key: str | None = None
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTopic:
+    """Create a topic; ``None`` stands for the default. With ``replace``, change one that exists."""
+
+    name: str
+    messages: int | None = None
+    seconds: int | None = None
+    bytes: int | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTopic:
+    """Remove a topic and its history."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Set the shared settings; the leader proposes it when its own file says otherwise."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Trim what has grown too old by the entry's time, in topics that nobody publishes to."""
+
+
+Command = Publish | CreateTopic | DeleteTopic | Configure | Expire

@@ -1,0 +1,343 @@
+"""What travels: messages, the topics they belong to, and the ids that order them.
+
+The words are DESIGN section 3's. A *message* is one JSON value published to one
+*topic*. It has a cluster-wide sequence number, ``seq`` (1, 2, 3 …), and an
+*event id*, ``<epoch>-<seq>``, which is opaque to clients and valid on every
+node. A *filter* is a topic, or a pattern with NATS's wildcards.
+
+JSON is checked here and then kept as bytes: numbers, escapes, duplicate keys
+and the order of members reach the subscriber as they were published. Only
+insignificant white space goes, so that a message is always one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final, NamedTuple, NoReturn
+
+import msgspec
+
+from repl_broker.errors import RequestError
+
+__all__ = [
+    "FILTERS_MAX",
+    "SEQUENCE_MAX",
+    "TOPIC_BYTES_MAX",
+    "Cursor",
+    "FilterSet",
+    "JsonLimits",
+    "Message",
+    "check_topic",
+    "compact_json",
+    "event_id",
+    "parse_event_id",
+    "split_ndjson",
+    "split_topic_ndjson",
+    "time_text",
+]
+
+TOPIC_BYTES_MAX: Final = 255
+FILTERS_MAX: Final = 128  # filters one stream may have (DESIGN section 4)
+SEQUENCE_MAX: Final = 2**63 - 1
+
+_TOPIC = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_FILTER = re.compile(r"(?:[A-Za-z0-9_-]+|\*)(?:\.(?:[A-Za-z0-9_-]+|\*))*(?:\.>)?|>")
+_EVENT_ID = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
+
+
+class Message(NamedTuple):
+    """One published message, as the log orders it."""
+
+    seq: int  # cluster-wide, from 1, without holes
+    topic: str
+    time_ms: int  # milliseconds since 1970, the leader's, never running backwards
+    data: bytes  # one JSON value, no line breaks
+
+    def to_json(self, epoch: str) -> bytes:
+        """The message object that SSE, history and the command line all show."""
+        return b'{"id":"%b","topic":"%b","time":"%b","data":%b}' % (
+            event_id(epoch, self.seq).encode(),
+            self.topic.encode(),
+            time_text(self.time_ms).encode(),
+            self.data,
+        )
+
+
+class Cursor(NamedTuple):
+    """A place in the order: everything up to and including ``seq`` has been seen."""
+
+    epoch: str
+    seq: int
+
+    def __str__(self) -> str:
+        return event_id(self.epoch, self.seq)
+
+
+def event_id(epoch: str, seq: int) -> str:
+    """``<epoch>-<seq>``, the id by which clients know a message."""
+    return f"{epoch}-{seq}"
+
+
+def parse_event_id(text: str) -> Cursor:
+    """The cursor that an event id stands for. Raises ``invalid_event_id``."""
+    match = _EVENT_ID.fullmatch(text)
+    if match is None or int(match[2]) > SEQUENCE_MAX:
+        raise RequestError(
+            "invalid_event_id",
+            f"{_shown(text)} is not an event id. An event id is 8 hexadecimal digits, a hyphen and "
+            "a number; send back one that the server gave, or 'earliest' or 'latest'.",
+        )
+    return Cursor(match[1], int(match[2]))
+
+
+@lru_cache(maxsize=64)
+def time_text(time_ms: int) -> str:
+    """RFC 3339 in UTC with milliseconds: ``2026-11-23T04:00:00.123Z``."""
+    seconds, milliseconds = divmod(time_ms, 1000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
+
+
+# --- topics and filters -----------------------------------------------------------
+
+
+def check_topic(name: str) -> str:
+    """``name`` itself when it is a topic's name. Raises ``invalid_topic``."""
+    if len(name) > TOPIC_BYTES_MAX:
+        raise RequestError(
+            "invalid_topic",
+            f"The name {_shown(name)} has {len(name)} characters; "
+            f"a topic's name has at most {TOPIC_BYTES_MAX}.",
+        )
+    if _TOPIC.fullmatch(name) is None:
+        raise RequestError(
+            "invalid_topic",
+            f"{_shown(name)} is not a topic's name: use one or more of A-Z a-z 0-9 _ - between "
+            "single dots, for instance 'orders.eu.42'.",
+        )
+    return name
+
+
+class FilterSet:
+    """A set of filters: which topics one stream follows.
+
+    Equal sets compare and hash equal, so that streams that follow the same
+    topics can share their work. ``exact`` are the filters that name one topic,
+    ``patterns`` those with wildcards: ``*`` is one token, a last ``>`` one or
+    more (NATS's rules).
+    """
+
+    __slots__ = ("_hash", "_pattern", "exact", "filters", "patterns")
+
+    def __init__(self, filters: Iterable[str]) -> None:
+        """Raises ``invalid_filter`` for one that is malformed, and for none or too many."""
+        self.filters = frozenset(filters)
+        if not self.filters:
+            raise RequestError(
+                "invalid_filter",
+                "The stream has no filter; give at least one, as in '?topic=chat'.",
+            )
+        if len(self.filters) > FILTERS_MAX:
+            raise RequestError(
+                "invalid_filter",
+                f"The stream has {len(self.filters)} filters; the limit is {FILTERS_MAX}. "
+                "Use a pattern such as 'orders.>' or open a second stream.",
+            )
+        for text in self.filters:
+            _check_filter(text)
+        self.patterns = frozenset(f for f in self.filters if f == ">" or "*" in f or ".>" in f)
+        self.exact = self.filters - self.patterns
+        self._pattern = re.compile("|".join(map(_expression, self.patterns)) or r"(?!)")
+        self._hash = hash(self.filters)
+
+    def matches(self, topic: str) -> bool:
+        """Whether a message of ``topic`` belongs to this set."""
+        return topic in self.exact or self._pattern.fullmatch(topic) is not None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FilterSet) and self.filters == other.filters
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"FilterSet({sorted(self.filters)})"
+
+
+def _check_filter(text: str) -> None:
+    if len(text) > TOPIC_BYTES_MAX or _FILTER.fullmatch(text) is None:
+        raise RequestError(
+            "invalid_filter",
+            f"{_shown(text)} is not a filter: use a topic's name of at most {TOPIC_BYTES_MAX} "
+            "characters, with '*' for one token or a last '>' for all that follow, for instance "
+            "'orders.*.42' or 'orders.>'.",
+        )
+
+
+def _expression(pattern: str) -> str:
+    # A token cannot contain a dot, so no part can match in two ways: matching is linear.
+    tokens = {"*": r"[^.]+", ">": r".+"}
+    return r"\.".join(tokens.get(token) or re.escape(token) for token in pattern.split("."))
+
+
+# --- JSON ---------------------------------------------------------------------------
+
+
+class JsonLimits(NamedTuple):
+    """What a publisher may send."""
+
+    message_bytes: int
+    batch_messages: int
+    depth: int  # levels of nested arrays and objects
+
+
+class _TopicLine(msgspec.Struct, forbid_unknown_fields=True):
+    topic: str
+    data: msgspec.Raw
+
+
+_TOPIC_LINE = msgspec.json.Decoder(_TopicLine)
+_STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]|\\.)*")|[ \t\r\n]+', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+
+
+def compact_json(text: bytes, limits: JsonLimits, line: int = 1) -> bytes:
+    """``text`` without insignificant white space, once it is proved to be one JSON value.
+
+    RFC 8259 to the letter: UTF-8, no NaN, no trailing comma, no byte-order mark.
+    ``line`` is where ``text`` starts in the request's body. Raises
+    ``invalid_json`` with line and column (both from 1, the column in
+    characters), or ``message_too_large``.
+    """
+    if len(text) > limits.message_bytes:
+        raise RequestError(
+            "message_too_large",
+            f"The message on line {line} has {len(text)} bytes; the limit is "
+            f"{limits.message_bytes} bytes ([limits] message_bytes).",
+            limit=limits.message_bytes,
+        )
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            _refuse_json(text, error.start, line, f"byte 0x{text[error.start]:02x} is not UTF-8")
+    if text.count(b"[") + text.count(b"{") > limits.depth:
+        _check_depth(text, limits.depth, line)
+    try:
+        return msgspec.json.format(text, indent=-1)
+    except (msgspec.DecodeError, RecursionError) as error:
+        # The slow reader has the better words, and takes what msgspec wrongly
+        # refuses: the escape of a lone surrogate, which JSON.stringify produces.
+        _explain_json(text, error, line)
+        return _STRING_OR_SPACE.sub(rb"\1", text)
+
+
+def split_ndjson(body: bytes, limits: JsonLimits) -> list[bytes]:
+    """The values of an ``application/x-ndjson`` body, one a line; blank lines do not count.
+
+    Raises ``invalid_json``, ``message_too_large`` or ``batch_too_large``; the
+    line in the error is the body's.
+    """
+    return [compact_json(text, limits, line) for line, text in _lines(body, limits)]
+
+
+def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes]]:
+    """The pairs of topic and value of a body whose lines are ``{"topic":…,"data":…}``."""
+    pairs = []
+    for line, text in _lines(body, limits):
+        value = compact_json(text, limits._replace(message_bytes=len(text)), line)
+        try:
+            item = _TOPIC_LINE.decode(value)
+        except msgspec.DecodeError as error:
+            raise RequestError(
+                "invalid_json",
+                f"Line {line} of the batch is not a message: {error}. A line is "
+                '{"topic":"orders.eu","data":any JSON value} and nothing else.',
+                line=line,
+                column=1,
+            ) from None
+        pairs.append((check_topic(item.topic), compact_json(bytes(item.data), limits, line)))
+    return pairs
+
+
+def _lines(body: bytes, limits: JsonLimits) -> Iterator[tuple[int, bytes]]:
+    count = 0
+    for number, text in enumerate(body.split(b"\n"), 1):
+        if not text or text.isspace():
+            continue
+        count += 1
+        if count > limits.batch_messages:
+            raise RequestError(
+                "batch_too_large",
+                f"The batch has more than {limits.batch_messages} messages, which is the limit "
+                "([limits] batch_messages); send it in several parts.",
+                limit=limits.batch_messages,
+            )
+        yield number, text
+    if not count:
+        raise RequestError(
+            "invalid_json", "The batch has no message; send at least one line.", line=1, column=1
+        )
+
+
+def _check_depth(text: bytes, depth_max: int, line: int) -> None:
+    depth = 0
+    for token in _STRING_OR_BRACKET.finditer(text):
+        bracket = text[token.start()]
+        if bracket in b"[{":
+            depth += 1
+            if depth > depth_max:
+                _refuse_json(
+                    text,
+                    token.start(),
+                    line,
+                    f"arrays and objects are nested deeper than {depth_max} levels, "
+                    "which is the limit ([limits] json_depth)",
+                )
+        elif bracket in b"]}":
+            depth -= 1
+
+
+def _explain_json(text: bytes, error: Exception, line: int) -> None:
+    try:
+        json.loads(text.decode(), parse_constant=_refuse_constant, parse_int=len, parse_float=len)
+    except json.JSONDecodeError as found:
+        _refuse_json(text, len(found.doc[: found.pos].encode()), line, _lower(found.msg))
+    except _ConstantError as found:
+        _refuse_json(text, _byte_offset(error), line, f"{found} is not JSON; use null or a string")
+    except RecursionError:
+        _refuse_json(text, 0, line, "arrays and objects are nested too deep")
+
+
+class _ConstantError(ValueError):
+    pass
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _ConstantError(name)
+
+
+def _byte_offset(error: Exception) -> int:
+    match = re.search(r"\(byte (\d+)\)", str(error))
+    return int(match[1]) if match else 0
+
+
+def _refuse_json(text: bytes, offset: int, line: int, reason: str) -> NoReturn:
+    before = text[:offset]
+    line += before.count(b"\n")
+    column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
+    raise RequestError(
+        "invalid_json", f"Line {line}, column {column}: {reason}.", line=line, column=column
+    )
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:61] + "...")

@@ -1,0 +1,655 @@
+"""The replicated state machine: what every node computes alike from the same log.
+
+It decides what exists (topics, retained messages, remembered idempotency keys)
+and in which order messages come (``seq``). It holds no message's data: that
+stays in the log's entries, and the state knows which entry has it. So a
+message's bytes reach the disk once, and history is read from the log:
+
+    topic ── sequences, sizes            what a topic retains, oldest first
+    segments ── first seq, entry, time   where a sequence number's data is
+
+An entry whose last message is trimmed is *dead*: once a snapshot covers it,
+the log may drop it.
+
+Everything here is deterministic. Time comes in the entry and never runs
+backwards; the settings that matter come by a ``Configure`` command. Nothing is
+read from a clock, a random source, the environment or a local file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress, islice
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from repl_broker.command import (
+    Command,
+    Configure,
+    CreateTopic,
+    DeleteTopic,
+    Expire,
+    Publish,
+    Retention,
+    Settings,
+)
+from repl_broker.message import FilterSet, Message
+
+__all__ = [
+    "Applied",
+    "BrokerState",
+    "Location",
+    "Outcome",
+    "Published",
+    "Refused",
+    "Topic",
+    "TopicChanged",
+    "TopicDeleted",
+]
+
+SNAPSHOT_FORMAT: Final = 1
+TOMBSTONES_MAX: Final = 10_000  # deleted topics remembered by name
+
+
+# --- what applying gives --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The messages have the ``count`` sequence numbers from ``first_seq`` on."""
+
+    first_seq: int
+    count: int
+    time_ms: int
+    replayed: bool = False  # the idempotency key was known: nothing was published now
+
+
+class TopicChanged(NamedTuple):
+    """The topic exists as asked."""
+
+    created: bool
+
+
+class Refused(NamedTuple):
+    """The command changed nothing; ``code`` is one of errors.PROBLEMS."""
+
+    code: str
+    detail: str
+
+
+class TopicDeleted(NamedTuple):
+    """The topic was removed when ``position`` was the last sequence number given."""
+
+    topic: str
+    position: int
+
+
+Outcome = Published | TopicChanged | TopicDeleted | Refused
+
+
+class Applied(NamedTuple):
+    """What one entry did: an outcome a command, and what subscribers are to be told."""
+
+    outcomes: list[Outcome]
+    events: list[Message | TopicDeleted]
+
+
+class Location(NamedTuple):
+    """Where in the log a message's data is."""
+
+    seq: int
+    topic: str
+    time_ms: int
+    entry: int  # the entry's index
+    ordinal: int  # which of the entry's messages, from 0
+
+
+# --- a topic ----------------------------------------------------------------------------
+
+
+class Topic:
+    """A topic's settings and the sequence numbers and sizes of what it retains."""
+
+    __slots__ = (
+        "_head",
+        "_sequences",
+        "_sizes",
+        "born_seq",
+        "bytes",
+        "created_ms",
+        "name",
+        "oldest_ms",
+        "retention",
+        "trimmed_seq",
+    )
+
+    def __init__(self, name: str, retention: Retention, created_ms: int, born_seq: int) -> None:
+        self.name = name
+        self.retention = retention
+        self.created_ms = created_ms
+        self.born_seq = born_seq  # the last sequence number given before it was created
+        self.trimmed_seq = 0  # the highest sequence number that is no longer retained
+        self.bytes = 0  # of data retained
+        self.oldest_ms = 0  # when the oldest retained message was published
+        self._sequences = array("Q")
+        self._sizes = array("I")
+        self._head = 0  # everything before it is trimmed, and cut off now and then
+
+    def __len__(self) -> int:
+        return len(self._sequences) - self._head
+
+    @property
+    def first_seq(self) -> int | None:
+        """The oldest retained sequence number."""
+        return self._sequences[self._head] if len(self) else None
+
+    @property
+    def last_seq(self) -> int | None:
+        """The newest retained sequence number."""
+        return self._sequences[-1] if len(self) else None
+
+    def after(self, seq: int) -> Iterator[int]:
+        """The retained sequence numbers above ``seq``, oldest first."""
+        start = bisect_right(self._sequences, seq, self._head)
+        return islice(self._sequences, start, None)
+
+    def append(self, seq: int, size: int) -> None:
+        self._sequences.append(seq)
+        self._sizes.append(size)
+        self.bytes += size
+
+    def pop_oldest(self) -> tuple[int, int]:
+        head = self._head
+        seq, size = self._sequences[head], self._sizes[head]
+        self.bytes -= size
+        self.trimmed_seq = seq
+        self._head = head = head + 1
+        if head > 1024 and head * 2 > len(self._sequences):
+            del self._sequences[:head]
+            del self._sizes[:head]
+            self._head = 0
+        return seq, size
+
+    def to_wire(self) -> tuple[Any, ...]:
+        r = self.retention
+        return (
+            self.name,
+            (r.messages, r.seconds, r.bytes),
+            self.created_ms,
+            self.born_seq,
+            self.trimmed_seq,
+            self.oldest_ms,
+            self._sequences[self._head :].tobytes(),
+            self._sizes[self._head :].tobytes(),
+        )
+
+    @classmethod
+    def from_wire(cls, fields: tuple[Any, ...]) -> Topic:
+        name, retention, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields
+        topic = cls(name, Retention(*retention), created_ms, born_seq)
+        topic.trimmed_seq, topic.oldest_ms = trimmed_seq, oldest_ms
+        topic._sequences, topic._sizes = _unpack("Q", sequences), _unpack("I", sizes)
+        topic.bytes = sum(topic._sizes)
+        return topic
+
+
+# --- where data is -------------------------------------------------------------------------
+
+
+class _Segments:
+    """For each log entry that gave sequence numbers: the first one, the time, how many live.
+
+    Rows are in log order, so both entries and sequence numbers ascend.
+    """
+
+    __slots__ = (
+        "_dead_rows",
+        "entries",
+        "first_seqs",
+        "live",
+        "live_bytes",
+        "published",
+        "times",
+    )
+
+    def __init__(self, columns: Sequence[bytes] = (b"",) * 5) -> None:
+        # For the rare entry of which some messages were refused (an unknown topic)
+        # or were repeats: the ordinals of those that were published.
+        self.published: dict[int, tuple[int, ...]] = {}
+        self._load(columns)
+
+    def _load(self, columns: Sequence[bytes]) -> None:
+        self.entries = _unpack("Q", columns[0])
+        self.first_seqs = _unpack("Q", columns[1])
+        self.times = _unpack("Q", columns[2])
+        self.live = _unpack("I", columns[3])  # messages of the entry that are retained
+        self.live_bytes = _unpack("Q", columns[4])  # … and the size of their data
+        self._dead_rows = 0
+
+    def row(self, seq: int) -> int:
+        """The row of the entry that gave ``seq``."""
+        return bisect_right(self.first_seqs, seq) - 1
+
+    def add(self, entry: int, first_seq: int, time_ms: int, count: int, size: int) -> None:
+        """``count`` messages of ``size`` bytes got the sequence numbers from ``first_seq`` on."""
+        if not self.entries or self.entries[-1] != entry:
+            self.entries.append(entry)
+            self.first_seqs.append(first_seq)
+            self.times.append(time_ms)
+            self.live.append(0)
+            self.live_bytes.append(0)
+        self.live[-1] += count
+        self.live_bytes[-1] += size
+
+    def holds(self, entry: int) -> bool:
+        """Whether the newest entry, ``entry``, has a message that is retained."""
+        return bool(self.entries) and self.entries[-1] == entry and self.live[-1] > 0
+
+    def release(self, seq: int, size: int) -> int | None:
+        """One message is trimmed. Returns the entry when it was the last of it."""
+        row = self.row(seq)
+        self.live_bytes[row] -= size
+        self.live[row] -= 1
+        if self.live[row]:
+            return None
+        self._dead_rows += 1
+        return self.entries[row]
+
+    def tidy(self) -> None:
+        """Forget dead rows once they are as many as the others."""
+        if self._dead_rows * 2 > len(self.live):
+            self._load(self.columns())
+            entries = set(self.entries)
+            self.published = {e: o for e, o in self.published.items() if e in entries}
+
+    def columns(self) -> list[bytes]:
+        """The rows that are not dead, column by column, as bytes."""
+        columns = (self.entries, self.first_seqs, self.times, self.live, self.live_bytes)
+        return [array(c.typecode, compress(c, self.live)).tobytes() for c in columns]
+
+
+# --- the state machine ------------------------------------------------------------------------
+
+
+class BrokerState:
+    """Topics, retained messages and remembered keys, as of ``applied_index``.
+
+    ``apply`` is called once for each log entry, in order. Nothing else changes
+    the state. Invariants: ``seq`` grows by one a message, without holes; a
+    topic's sequence numbers ascend; ``time_ms`` never falls.
+    """
+
+    def __init__(self) -> None:
+        self.applied_index = 0
+        self.seq = 0  # the last sequence number given
+        self.time_ms = 0  # the newest entry's time
+        self.settings = Settings(True, Retention(10_000, 86_400, 64 << 20), 100_000, 86_400)
+        self.topics: dict[str, Topic] = {}
+        self.topics_version = 0  # moves when a topic comes or goes; local, not part of the state
+        self._names: list[str] = []  # of topics, sorted
+        self._segments = _Segments()
+        self._dead: list[int] = []  # entries that died since take_dead(); local
+        self._keys: OrderedDict[str, tuple[bytes, int, int, int]] = OrderedDict()
+        # Topics that were deleted: when, and the newest sequence number lost by it.
+        # The oldest are folded into the floor: below it, losses are not known by name.
+        self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._tombstone_floor = 0
+        self._matching: dict[FilterSet, tuple[int, list[Topic]]] = {}
+
+    # --- applying ---
+
+    def apply(self, index: int, time_ms: int, commands: Sequence[Command]) -> Applied:
+        """Carry out one entry's commands in order.
+
+        A command that is refused leaves no trace but its outcome.
+        """
+        assert index > self.applied_index, "entries are applied once, in order"
+        self.applied_index = index
+        self.time_ms = max(self.time_ms, time_ms)
+        outcomes: list[Outcome] = []
+        events: list[Message | TopicDeleted] = []
+        ordinals: list[int] = []  # of the messages that were published
+        offered = 0
+        for command in commands:
+            outcome = _HANDLERS[type(command)](self, command, events)
+            outcomes.append(outcome)
+            if isinstance(command, Publish):
+                count = len(command.data)
+                if isinstance(outcome, Published) and not outcome.replayed:
+                    ordinals.extend(range(offered, offered + count))
+                offered += count
+        if ordinals and len(ordinals) != offered:
+            self._segments.published[index] = tuple(ordinals)
+        for name in {event.topic for event in events}:
+            if name in self.topics:
+                self._trim(self.topics[name])
+        if not self._segments.holds(index):
+            self._dead.append(index)
+        return Applied(outcomes, events)
+
+    def _publish(self, command: Publish, events: list[Message | TopicDeleted]) -> Outcome:
+        if command.key is not None:
+            self._forget_keys()
+            known = self._keys.get(command.key)
+            if known is not None:
+                digest, first_seq, count, time_ms = known
+                if digest != command.digest:
+                    return Refused(
+                        "idempotency_key_reused",
+                        f"The idempotency key {command.key!r} was used for another request; "
+                        "use a new key for a new request.",
+                    )
+                return Published(first_seq, count, time_ms, replayed=True)
+        data = command.data
+        names = (command.topics,) if isinstance(command.topics, str) else command.topics
+        if not self.settings.auto_create:
+            for name in names:
+                if name not in self.topics:
+                    return _topic_not_found(name)
+        first_seq = self.seq + 1
+        if isinstance(command.topics, str):
+            self._append(command.topics, data, events)
+        else:
+            for name, body in zip(names, data, strict=True):
+                self._append(name, (body,), events)
+        if command.key is not None:
+            self._keys[command.key] = (command.digest, first_seq, len(data), self.time_ms)
+            self._forget_keys()
+        return Published(first_seq, len(data), self.time_ms)
+
+    def _append(
+        self, name: str, data: tuple[bytes, ...], events: list[Message | TopicDeleted]
+    ) -> None:
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self._add_topic(name, self.settings.retention)
+        seq, time_ms = self.seq, self.time_ms
+        if not len(topic):
+            topic.oldest_ms = time_ms
+        self._segments.add(self.applied_index, seq + 1, time_ms, len(data), sum(map(len, data)))
+        for body in data:
+            seq += 1
+            topic.append(seq, len(body))
+            events.append(Message(seq, name, time_ms, body))
+        self.seq = seq
+
+    def _forget_keys(self) -> None:
+        oldest_ms = self.time_ms - self.settings.idempotency_seconds * 1000
+        while self._keys:
+            key, (_, _, _, time_ms) = next(iter(self._keys.items()))
+            if time_ms >= oldest_ms and len(self._keys) <= self.settings.idempotency_keys:
+                break
+            del self._keys[key]
+
+    def _create_topic(self, command: CreateTopic, events: list[Message | TopicDeleted]) -> Outcome:
+        default = self.settings.retention
+        retention = Retention(
+            default.messages if command.messages is None else command.messages,
+            default.seconds if command.seconds is None else command.seconds,
+            default.bytes if command.bytes is None else command.bytes,
+        )
+        topic = self.topics.get(command.name)
+        if topic is None:
+            self._add_topic(command.name, retention)
+            return TopicChanged(created=True)
+        if not command.replace:
+            return Refused(
+                "topic_exists",
+                f"The topic {command.name!r} exists already; "
+                "PUT /v1/topics/{topic} changes its settings.",
+            )
+        topic.retention = retention
+        self._trim(topic)
+        return TopicChanged(created=False)
+
+    def _delete_topic(self, command: DeleteTopic, events: list[Message | TopicDeleted]) -> Outcome:
+        topic = self.topics.pop(command.name, None)
+        if topic is None:
+            return _topic_not_found(command.name)
+        self.topics_version += 1
+        del self._names[bisect_left(self._names, command.name)]
+        while len(topic):
+            self._pop_oldest(topic)
+        self._tombstones[command.name] = (self.seq, topic.trimmed_seq)
+        self._tombstones.move_to_end(command.name)
+        if len(self._tombstones) > TOMBSTONES_MAX:
+            _, (_, lost_seq) = self._tombstones.popitem(last=False)
+            self._tombstone_floor = max(self._tombstone_floor, lost_seq)
+        deleted = TopicDeleted(command.name, self.seq)
+        events.append(deleted)
+        return deleted
+
+    def _configure(self, command: Configure, events: list[Message | TopicDeleted]) -> Outcome:
+        self.settings = command.settings
+        self._forget_keys()
+        return TopicChanged(created=False)
+
+    def _expire(self, command: Expire, events: list[Message | TopicDeleted]) -> Outcome:
+        for topic in self.topics.values():
+            self._trim(topic)
+        self._forget_keys()
+        return TopicChanged(created=False)
+
+    def _add_topic(self, name: str, retention: Retention) -> Topic:
+        topic = self.topics[name] = Topic(name, retention, self.time_ms, self.seq)
+        tombstone = self._tombstones.pop(name, None)
+        if tombstone is not None:
+            topic.trimmed_seq = tombstone[1]
+        insort(self._names, name)
+        self.topics_version += 1
+        return topic
+
+    def _trim(self, topic: Topic) -> None:
+        limits = topic.retention
+        while len(topic) > limits.messages or (topic.bytes > limits.bytes and len(topic) > 1):
+            self._pop_oldest(topic)
+        oldest_ms = self.time_ms - limits.seconds * 1000
+        while len(topic) and topic.oldest_ms < oldest_ms:
+            self._pop_oldest(topic)
+
+    def _pop_oldest(self, topic: Topic) -> None:
+        segments = self._segments
+        entry = segments.release(*topic.pop_oldest())
+        if entry is not None and entry != self.applied_index:  # apply() sees to its own
+            self._dead.append(entry)
+        first_seq = topic.first_seq
+        if first_seq is not None:
+            topic.oldest_ms = segments.times[segments.row(first_seq)]
+
+    # --- reading ---
+
+    def topic_names(self, after: str = "", match: FilterSet | None = None) -> Iterator[str]:
+        """Names of topics above ``after`` in code-point order, those that ``match``."""
+        names = islice(self._names, bisect_right(self._names, after), None)
+        return names if match is None else filter(match.matches, names)
+
+    def matching(self, filters: FilterSet) -> list[Topic]:
+        """The topics that exist now and belong to ``filters``."""
+        if not filters.patterns:
+            return [self.topics[name] for name in filters.exact if name in self.topics]
+        known = self._matching.get(filters)
+        if known is not None and known[0] == self.topics_version:
+            return known[1]
+        topics = [topic for name, topic in self.topics.items() if filters.matches(name)]
+        if len(self._matching) >= 1024:
+            self._matching.clear()
+        self._matching[filters] = (self.topics_version, topics)
+        return topics
+
+    def lost_seq(self, filters: FilterSet, after: int) -> int:
+        """The highest sequence number above ``after`` that ``filters`` can no longer get, or 0.
+
+        Exact, except that a cursor older than the oldest remembered deletion is
+        told of a loss where there may have been none.
+        """
+        topics = self.matching(filters)
+        lost = max((t.trimmed_seq for t in topics), default=0)
+        for name, _, lost_seq in self._deleted_after(after):
+            if lost_seq > lost and filters.matches(name):
+                lost = lost_seq
+        if self._tombstone_floor > max(lost, after) and (
+            filters.patterns
+            or len(topics) < len(filters.exact)
+            or any(t.born_seq > after for t in topics)
+        ):
+            lost = self._tombstone_floor
+        return lost if lost > after else 0
+
+    def scan(self, filters: FilterSet, after: int, limit: int) -> list[Location]:
+        """Where the first ``limit`` retained messages above ``after`` are, in order."""
+        sources = [t for t in self.matching(filters) if (t.last_seq or 0) > after]
+        if len(sources) == 1:
+            topic = sources[0]
+            return [self._locate(seq, topic.name) for seq in islice(topic.after(after), limit)]
+        runs = (((seq, topic.name) for seq in topic.after(after)) for topic in sources)
+        return [self._locate(seq, name) for seq, name in islice(heapq.merge(*runs), limit)]
+
+    def deletions(self, filters: FilterSet, after: int) -> list[TopicDeleted]:
+        """Topics of ``filters`` that were deleted above position ``after``, in order."""
+        found = [
+            TopicDeleted(name, position)
+            for name, position, _ in self._deleted_after(after)
+            if filters.matches(name)
+        ]
+        return found[::-1]
+
+    def _deleted_after(self, after: int) -> Iterator[tuple[str, int, int]]:
+        # Newest first: a topic lost nothing above the position at which it was deleted.
+        for name, (position, lost_seq) in reversed(self._tombstones.items()):
+            if position <= after:
+                return
+            yield name, position, lost_seq
+
+    def _locate(self, seq: int, topic: str) -> Location:
+        segments = self._segments
+        row = segments.row(seq)
+        entry = segments.entries[row]
+        ordinal = seq - segments.first_seqs[row]
+        published = segments.published.get(entry)
+        return Location(
+            seq,
+            topic,
+            segments.times[row],
+            entry,
+            ordinal if published is None else published[ordinal],
+        )
+
+    def expiry_due(self, now_ms: int) -> bool:
+        """Whether an ``Expire`` command at ``now_ms`` would trim anything."""
+        if any(
+            len(t) and t.oldest_ms < now_ms - t.retention.seconds * 1000
+            for t in self.topics.values()
+        ):
+            return True
+        oldest = next(iter(self._keys.values()), None)
+        return oldest is not None and oldest[3] < now_ms - self.settings.idempotency_seconds * 1000
+
+    # --- the log's garbage ---
+
+    def take_dead(self, upto: int) -> list[int]:
+        """Entries up to ``upto`` of which nothing is retained, since the last call."""
+        dead = [entry for entry in self._dead if entry <= upto]
+        self._dead = [entry for entry in self._dead if entry > upto]
+        self._segments.tidy()
+        return dead
+
+    def live_entries(self) -> list[int]:
+        """Entries of which some message is retained, in order."""
+        return list(compress(self._segments.entries, self._segments.live))
+
+    # --- snapshots ---
+
+    def snapshot(self) -> bytes:
+        """The whole state as bytes; equal states give equal bytes."""
+        segments = self._segments
+        live = set(self.live_entries()) if segments.published else set()
+        s = self.settings
+        packed: bytes = msgpack.packb(
+            (
+                SNAPSHOT_FORMAT,
+                self.applied_index,
+                self.seq,
+                self.time_ms,
+                (
+                    s.auto_create,
+                    (s.retention.messages, s.retention.seconds, s.retention.bytes),
+                    s.idempotency_keys,
+                    s.idempotency_seconds,
+                ),
+                [self.topics[name].to_wire() for name in self._names],
+                segments.columns(),
+                sorted((e, o) for e, o in segments.published.items() if e in live),
+                [(key, *known) for key, known in self._keys.items()],
+                [(name, *when) for name, when in self._tombstones.items()],
+                self._tombstone_floor,
+            )
+        )
+        return packed
+
+    @classmethod
+    def restore(cls, snapshot: bytes) -> BrokerState:
+        """The state that ``snapshot()`` gave. Raises ValueError for another format."""
+        fields = msgpack.unpackb(snapshot, use_list=False, strict_map_key=False)
+        if fields[0] != SNAPSHOT_FORMAT:
+            raise ValueError(
+                f"the snapshot has format {fields[0]}; this version reads {SNAPSHOT_FORMAT}"
+            )
+        (
+            _,
+            state_index,
+            seq,
+            time_ms,
+            (auto_create, retention, keys_max, keys_seconds),
+            topics,
+            columns,
+            published,
+            keys,
+            tombstones,
+            floor,
+        ) = fields
+        state = cls()
+        state.applied_index, state.seq, state.time_ms = state_index, seq, time_ms
+        state.settings = Settings(auto_create, Retention(*retention), keys_max, keys_seconds)
+        state.topics = {f[0]: Topic.from_wire(f) for f in topics}
+        state._names = list(state.topics)
+        state._segments = _Segments(columns)
+        state._segments.published = dict(published)
+        state._keys = OrderedDict((key, tuple(known)) for key, *known in keys)
+        state._tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
+        state._tombstone_floor = floor
+        return state
+
+    def digest(self) -> str:
+        """A fingerprint: nodes that applied the same log have the same one."""
+        return hashlib.blake2b(self.snapshot(), digest_size=16).hexdigest()
+
+
+_HANDLERS: Final[
+    dict[type, Callable[[BrokerState, Any, list[Message | TopicDeleted]], Outcome]]
+] = {
+    Publish: BrokerState._publish,
+    CreateTopic: BrokerState._create_topic,
+    DeleteTopic: BrokerState._delete_topic,
+    Configure: BrokerState._configure,
+    Expire: BrokerState._expire,
+}
+
+
+def _topic_not_found(name: str) -> Refused:
+    return Refused(
+        "topic_not_found",
+        f"The topic {name!r} does not exist; create it with PUT /v1/topics/{name}.",
+    )
+
+
+def _unpack(typecode: str, data: bytes) -> array[int]:
+    values = array(typecode)
+    values.frombytes(data)
+    return values

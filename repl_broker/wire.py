@@ -1,0 +1,111 @@
+"""Entries as bytes: msgpack arrays, so that the log and the peers share one form. Pure.
+
+An entry is ``[time_ms, command, command …]``; a command is an array that
+starts with its number. Numbers are never reused: a log outlives a version.
+A command is encoded once, by the node that took the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from repl_broker.command import (
+    Command,
+    Configure,
+    CreateTopic,
+    DeleteTopic,
+    Expire,
+    Publish,
+    Retention,
+    Settings,
+)
+
+__all__ = ["decode_entry", "decode_messages", "encode_command", "encode_entry", "without_messages"]
+
+PUBLISH: Final = 1
+CREATE_TOPIC: Final = 2
+DELETE_TOPIC: Final = 3
+CONFIGURE: Final = 4
+EXPIRE: Final = 5
+
+
+def encode_command(command: Command) -> bytes:
+    """A command's bytes, ready to be joined into an entry."""
+    fields: tuple[Any, ...]
+    match command:
+        case Publish(topics, data, key, digest):
+            fields = (PUBLISH, topics, data, key, digest)
+        case CreateTopic(name, messages, seconds, size, replace):
+            fields = (CREATE_TOPIC, name, messages, seconds, size, replace)
+        case DeleteTopic(name):
+            fields = (DELETE_TOPIC, name)
+        case Configure(s):
+            r = s.retention
+            fields = (
+                CONFIGURE,
+                s.auto_create,
+                (r.messages, r.seconds, r.bytes),
+                s.idempotency_keys,
+                s.idempotency_seconds,
+            )
+        case Expire():
+            fields = (EXPIRE,)
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def encode_entry(time_ms: int, commands: Sequence[bytes]) -> bytes:
+    """An entry of encoded commands, all of which happen at ``time_ms``."""
+    packer = msgpack.Packer()
+    head = packer.pack_array_header(len(commands) + 1) + packer.pack(time_ms)
+    return b"".join((head, *commands))
+
+
+def decode_entry(data: bytes) -> tuple[int, list[Command]]:
+    """The time and the commands of an entry. Raises ValueError for what is not one."""
+    time_ms, *commands = _unpack(data)
+    return time_ms, [_command(fields) for fields in commands]
+
+
+def _command(fields: tuple[Any, ...]) -> Command:
+    match fields:
+        case (1, topics, data, key, digest):
+            return Publish(topics, data, key, digest)
+        case (2, name, messages, seconds, size, replace):
+            return CreateTopic(name, messages, seconds, size, replace)
+        case (3, name):
+            return DeleteTopic(name)
+        case (4, auto_create, retention, keys, seconds):
+            return Configure(Settings(auto_create, Retention(*retention), keys, seconds))
+        case (5,):
+            return Expire()
+    raise ValueError(
+        f"the log holds a command of kind {fields[0]!r}, which this version does not know"
+    )
+
+
+def decode_messages(data: bytes) -> list[bytes]:
+    """The data of every message that an entry carries, in order, and nothing else."""
+    _, *commands = _unpack(data)
+    return [body for fields in commands if fields[0] == PUBLISH for body in fields[2]]
+
+
+def without_messages(data: bytes, dead: set[int]) -> bytes:
+    """The entry with the data of the messages numbered in ``dead`` (from 0) left empty."""
+    time_ms, *commands = _unpack(data)
+    number = 0
+    rewritten = []
+    for fields in commands:
+        if fields[0] == PUBLISH:
+            bodies = tuple(b"" if number + i in dead else b for i, b in enumerate(fields[2]))
+            number += len(bodies)
+            fields = (*fields[:2], bodies, *fields[3:])
+        rewritten.append(msgpack.packb(fields))
+    return encode_entry(time_ms, rewritten)
+
+
+def _unpack(data: bytes) -> Any:
+    return msgpack.unpackb(data, use_list=False, raw=False)
