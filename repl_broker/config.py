@@ -1,0 +1,907 @@
+"""The configuration: one value, from a TOML file, the environment and the command line.
+
+Options beat the environment beats the file beats the defaults. What is known
+of a key (its unit, range, default, meaning and consequence) is said once, on its
+field below, and everything else is made from that: reading and checking here,
+the error messages, ``cluster.toml.example`` and the reference page
+(``python -m repl_broker.cli.reference``).
+
+Loading reports every problem that it finds, one line each, not only the first.
+A value made in code (``LimitsConfig(message_bytes=10)``) is not checked again:
+tests may leave the ranges that operators are held to.
+"""
+
+# ruff: noqa: RUF009  (key() makes a field; its default is immutable)
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Final, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+from repl_broker.errors import ConfigError
+
+__all__ = [
+    "Address",
+    "AuthConfig",
+    "ClusterConfig",
+    "Config",
+    "HttpConfig",
+    "InvalidConfigError",
+    "Key",
+    "LimitsConfig",
+    "LogConfig",
+    "NodeConfig",
+    "RaftConfig",
+    "RetentionConfig",
+    "TopicsConfig",
+    "keys",
+    "load",
+    "sections",
+]
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+GiB: Final = 1024 * MiB
+
+MINUTE: Final = 60
+HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
+
+ENVIRONMENT_PREFIX: Final = "REPL_BROKER_"
+
+# The election timeout must leave room for several lost heartbeats; etcd asks for
+# the same factor. Below it, one slow disk write is taken for a dead leader.
+HEARTBEATS_PER_ELECTION_TIMEOUT: Final = 5
+
+
+class InvalidConfigError(ConfigError):
+    """The configuration has problems; ``problems`` holds them all, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(one_line(problem) for problem in problems)
+        more = len(self.problems) - 1
+        super().__init__(self.problems[0] + (f" (and {more} more)" if more else ""))
+
+
+def one_line(text: str) -> str:
+    """Quoted keys and paths may hold any character; a problem is one line all the same."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class RefusedError(ValueError):
+    """A single value that a kind does not take; the message has no key in it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and a TCP port: where to listen, or where a peer is."""
+
+    host: str
+    port: int  # 0 to 65535; 0 lets the system choose, for listening only
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``HOST:PORT`` or ``[IPV6]:PORT``. Raises RefusedError."""
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
+        if match is None:
+            raise RefusedError(f"wanted HOST:PORT (such as 127.0.0.1:4080), found {text!r}")
+        port = int(match[3])
+        if port > 65535:
+            raise RefusedError(f"the port must be 0 to 65535, found {port}")
+        return cls(match[1] or match[2], port)
+
+
+# Kinds of value: what a key takes, and how a string from the environment or the
+# command line is read into it.
+
+
+class Kind(Protocol):
+    """What a key takes. ``wanted`` completes the phrase "wanted …"."""
+
+    @property
+    def wanted(self) -> str: ...
+
+    def read(self, found: object) -> object:
+        """The value, from what TOML gave. Raises RefusedError."""
+
+    def read_text(self, text: str) -> object:
+        """The value, from the environment or the command line. Raises RefusedError."""
+
+
+def describe(found: object) -> str:
+    """A value as TOML knows it, for "wanted …, found …"."""
+    if isinstance(found, bool):
+        return f"the boolean {str(found).lower()}"
+    for kind, name in ((int, "integer"), (float, "float"), (str, "string")):
+        if isinstance(found, kind):
+            shown = repr(found) if not isinstance(found, str) else f'"{found}"'
+            return f"the {name} {shown if len(shown) <= 80 else shown[:77] + '…'}"
+    if isinstance(found, dict):
+        return "a table"
+    if isinstance(found, list):
+        return "an array"
+    return f"the date or time {found}"
+
+
+def wrong_type(kind: Kind, found: object) -> RefusedError:
+    return RefusedError(f"wanted {kind.wanted}, found {describe(found)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """true or false."""
+
+    wanted: str = "true or false"
+
+    def read(self, found: object) -> bool:
+        if not isinstance(found, bool):
+            raise wrong_type(self, found)
+        return found
+
+    def read_text(self, text: str) -> bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+        raise wrong_type(self, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string that a check accepts."""
+
+    wanted: str
+    accepts: Callable[[str], bool]
+
+    def read(self, found: object) -> str:
+        if not isinstance(found, str) or not self.accepts(found):
+            raise wrong_type(self, found)
+        return found
+
+    def read_text(self, text: str) -> str:
+        return self.read(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    @property
+    def wanted(self) -> str:
+        quoted = [f'"{word}"' for word in self.words]
+        return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+
+    def read(self, found: object) -> str:
+        if not isinstance(found, str) or found not in self.words:
+            raise wrong_type(self, found)
+        return found
+
+    def read_text(self, text: str) -> str:
+        return self.read(text)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A path; a relative one starts at the working directory of the process."""
+
+    wanted: str = "a path, as a string"
+
+    def read(self, found: object) -> Path:
+        if not isinstance(found, str) or not found or "\0" in found:
+            raise wrong_type(self, found)
+        return Path(found)
+
+    def read_text(self, text: str) -> Path:
+        return self.read(text)
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """An Address."""
+
+    wanted: str = "HOST:PORT, as a string"
+
+    def read(self, found: object) -> Address:
+        if not isinstance(found, str):
+            raise wrong_type(self, found)
+        return Address.parse(found)
+
+    def read_text(self, text: str) -> Address:
+        return self.read(text)
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """An array of one kind; in the environment, separated by commas."""
+
+    of: Kind
+
+    @property
+    def wanted(self) -> str:
+        return f"an array, each {self.of.wanted}"
+
+    def read(self, found: object) -> tuple[object, ...]:
+        if not isinstance(found, list | tuple):
+            raise wrong_type(self, found)
+        return tuple(self.of.read(item) for item in found)
+
+    def read_text(self, text: str) -> tuple[object, ...]:
+        return tuple(self.of.read_text(item.strip()) for item in text.split(",") if item.strip())
+
+
+UNITS: Final[dict[str, dict[str, Decimal]]] = {
+    "bytes": {
+        "B": Decimal(1),
+        "kB": Decimal(10**3),
+        "MB": Decimal(10**6),
+        "GB": Decimal(10**9),
+        "KiB": Decimal(KiB),
+        "MiB": Decimal(MiB),
+        "GiB": Decimal(GiB),
+    },
+    "seconds": {
+        "ms": Decimal("0.001"),
+        "s": Decimal(1),
+        "m": Decimal(MINUTE),
+        "h": Decimal(HOUR),
+        "d": Decimal(DAY),
+    },
+    "milliseconds": {
+        "ms": Decimal(1),
+        "s": Decimal(1000),
+        "m": Decimal(1000 * MINUTE),
+        "h": Decimal(1000 * HOUR),
+        "d": Decimal(1000 * DAY),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An integer in a unit and a range, both ends included.
+
+    Bytes and times may also be a string with a unit, ``"64 MiB"`` or ``"24h"``,
+    if that comes to a whole number of the key's own unit.
+    """
+
+    unit: str  # "bytes", "seconds", "milliseconds"; anything else is a count
+    minimum: int
+    maximum: int
+
+    @property
+    def wanted(self) -> str:
+        if self.unit not in UNITS:
+            return f"an integer ({self.unit})"
+        example = '"64 MiB"' if self.unit == "bytes" else '"90s"'
+        return f"an integer ({self.unit}) or a string with a unit (such as {example})"
+
+    def read(self, found: object) -> int:
+        if isinstance(found, str) and self.unit in UNITS:
+            return self.checked(self.with_unit(found))
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise wrong_type(self, found)
+        return self.checked(found)
+
+    def read_text(self, text: str) -> int:
+        if re.fullmatch(r"-?[0-9][0-9_]{0,30}", text):
+            return self.checked(int(text.replace("_", "")))
+        return self.read(text)
+
+    def checked(self, value: int) -> int:
+        if not self.minimum <= value <= self.maximum:
+            raise RefusedError(
+                f"must be {self.minimum:,} to {self.maximum:,} {self.unit}, found {value:,}"
+            )
+        return value
+
+    def with_unit(self, text: str) -> int:
+        units = UNITS[self.unit]
+        match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)", text.strip())
+        if match is None:
+            raise wrong_type(self, text)
+        if match[2] not in units:
+            known = ", ".join(units)
+            raise RefusedError(f'unknown unit "{match[2]}" in "{text}"; known units: {known}')
+        value = Decimal(match[1]) * units[match[2]]
+        if value != int(value):
+            raise RefusedError(f'"{text}" is not a whole number of {self.unit}')
+        return int(value)
+
+
+def is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018  (raises ValueError for a bad port)
+    except ValueError:
+        return False
+    return (
+        url.scheme in ("http", "https")
+        and bool(url.hostname)
+        and not (url.query or url.fragment or url.username)
+        and text.isascii()
+        and text.isprintable()
+        and " " not in text
+    )
+
+
+def is_origin(text: str) -> bool:
+    return text == "*" or (is_http_url(text) and urlsplit(text).path == "")
+
+
+NAME: Final = Text(
+    "1 to 64 letters, digits, dots, _ or -",
+    lambda text: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is not None,
+)
+URL: Final = Text("an http:// or https:// URL", is_http_url)
+ORIGIN: Final = Text('"*" or an origin such as "https://app.example"', is_origin)
+
+
+T = TypeVar("T")
+
+
+def key(default: T, kind: Kind, meaning: str, *, option: str = "", example: str = "") -> T:
+    """A field of a section, with all that is known of it.
+
+    ``meaning`` says what it is and what follows from changing it. ``option`` is the
+    option of ``repl-broker serve`` that sets it. ``example``, in TOML, stands in for
+    the default where there is none.
+    """
+    metadata = {"kind": kind, "meaning": meaning, "option": option, "example": example}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """This node: its name and where it keeps what it must not lose."""
+
+    id: str = key(
+        "n1",
+        NAME,
+        "The name of this node, unique in the cluster. The data directory remembers it and "
+        "refuses to be opened under another.",
+        option="--node-id",
+    )
+    data_dir: Path = key(
+        Path("repl-data"),
+        FilePath(),
+        "The folder of the store, made if it does not exist. A relative path starts at the "
+        "working directory. Two nodes never share one.",
+        option="--data-dir",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The HTTP side: what publishers, subscribers and browsers talk to."""
+
+    bind: Address = key(
+        Address("127.0.0.1", 4080),
+        HostPort(),
+        "Where to listen. The default is reachable from this machine only; 0.0.0.0 or [::] "
+        "opens it to every network the machine is in. Port 0 takes a free one.",
+        option="--http",
+    )
+    public_url: str | None = key(
+        None,
+        URL,
+        "The URL by which clients reach this node, if a proxy or another name stands before "
+        "it. The members of a cluster are told it.",
+        example='"https://broker.example"',
+    )
+    tls_certificate: Path | None = key(
+        None,
+        FilePath(),
+        "A PEM file with the certificate chain. With tls_key the node speaks HTTPS; both or "
+        "neither.",
+        example='"certificate.pem"',
+    )
+    tls_key: Path | None = key(
+        None,
+        FilePath(),
+        "A PEM file with the private key of tls_certificate.",
+        example='"key.pem"',
+    )
+    cors_origins: tuple[str, ...] = key(
+        (),
+        ListOf(ORIGIN),
+        "The web origins whose pages may read this node's answers: exact origins, or "
+        '["*"] for all. Empty: pages of this node only.',
+    )
+    access_log: bool = key(
+        False,
+        Flag(),
+        "Log a line for each request. It costs time at high rates.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RaftConfig:
+    """The talk between nodes. A single node does not open this port."""
+
+    bind: Address = key(
+        Address("127.0.0.1", 4081),
+        HostPort(),
+        "Where to listen for peers. Not used by a single node.",
+        option="--raft",
+    )
+    advertise: Address | None = key(
+        None,
+        HostPort(),
+        "The address by which peers reach this node, if it is not bind.",
+        example='"10.0.0.1:4081"',
+    )
+    election_timeout_ms: int = key(
+        1000,
+        Whole("milliseconds", 50, 60_000),
+        "How long a follower hears nothing from the leader before it stands for election; "
+        "each wait is drawn from one to two times this. Shorter: failover is quicker, and a "
+        "slow disk or network causes needless elections. At least 5 heartbeat intervals.",
+    )
+    heartbeat_interval_ms: int = key(
+        100,
+        Whole("milliseconds", 10, 10_000),
+        "How often the leader tells followers that it is there. Shorter: more traffic.",
+    )
+    snapshot_entries: int = key(
+        10_000,
+        Whole("entries", 100, 10_000_000),
+        "How many log entries to apply before the next snapshot. More: a longer restart "
+        "and a longer log, fewer snapshots.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """The cluster that the node belongs to. A single node leaves all of it alone."""
+
+    name: str | None = key(
+        None,
+        NAME,
+        "A name for people, shown by the cluster status.",
+        example='"production"',
+    )
+    join: tuple[Address, ...] = key(
+        (),
+        ListOf(HostPort()),
+        "The Raft addresses of nodes to ask for membership, if the data directory is "
+        "empty. Clusters are not in this version: a value here is refused.",
+        option="--join",
+    )
+    secret_file: Path | None = key(
+        None,
+        FilePath(),
+        "A file with the secret that the nodes of a cluster share.",
+        example='"cluster.secret"',
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """How much history a topic keeps if it does not say so itself: the first limit counts."""
+
+    messages: int = key(
+        10_000,
+        Whole("messages", 1, 1_000_000_000),
+        "How many messages a topic keeps. A cursor that is older gets a gap event.",
+    )
+    seconds: int = key(
+        DAY,
+        Whole("seconds", 1, 3650 * DAY),
+        "How long a topic keeps a message.",
+    )
+    bytes: int = key(
+        64 * MiB,
+        Whole("bytes", 1, 1024 * GiB),
+        "How many bytes of messages a topic keeps. Topics times this is the disk space "
+        "that the store may come to.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TopicsConfig:
+    """Topics that no one has configured by themselves."""
+
+    auto_create: bool = key(
+        True,
+        Flag(),
+        "Publishing to an unknown topic creates it, and subscribing to one waits for it. "
+        "false: both answer 404 topic_not_found.",
+    )
+    retention: RetentionConfig = RetentionConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """A limit on everything that a client can make the node hold or wait for."""
+
+    message_bytes: int = key(
+        1 * MiB,
+        Whole("bytes", 1, 64 * MiB),
+        "The largest message. A larger one is refused with 413 message_too_large.",
+    )
+    batch_bytes: int = key(
+        8 * MiB,
+        Whole("bytes", 1, 256 * MiB),
+        "The largest batch, and so the largest request body. Not below message_bytes. "
+        "Requests under way may each take this much memory.",
+    )
+    batch_messages: int = key(
+        100_000,
+        Whole("messages", 1, 1_000_000),
+        "The most messages in a batch. A batch is one commit, and delays the next.",
+    )
+    json_depth: int = key(
+        512,
+        Whole("levels", 1, 512),
+        "How deep arrays and objects of a message may nest. Deeper is 400 invalid_json.",
+    )
+    connections: int = key(
+        10_000,
+        Whole("connections", 1, 1_000_000),
+        "The most open connections; one more is answered 429 too_many_connections. The "
+        "system's limit on open files must be higher.",
+    )
+    header_bytes: int = key(
+        16 * KiB,
+        Whole("bytes", 1 * KiB, 1 * MiB),
+        "The largest request line and headers together.",
+    )
+    idempotency_keys: int = key(
+        100_000,
+        Whole("keys", 1, 10_000_000),
+        "How many idempotency keys are remembered; the oldest go first. Fewer: less memory, "
+        "and a late retry may be kept twice.",
+    )
+    idempotency_seconds: int = key(
+        DAY,
+        Whole("seconds", 1, 30 * DAY),
+        "How long an idempotency key is remembered.",
+    )
+    tail_bytes: int = key(
+        16 * MiB,
+        Whole("bytes", 1, 16 * GiB),
+        "The memory for recent messages kept for live streams, of all topics together. A "
+        "reader that falls further behind reads from the disk.",
+    )
+    heartbeat_seconds: int = key(
+        15,
+        Whole("seconds", 1, 300),
+        "How long a stream is silent before it gets a heartbeat. Clients take a stream for "
+        "dead after three of the default.",
+    )
+    header_timeout_seconds: int = key(
+        10,
+        Whole("seconds", 1, 300),
+        "How long a request line and its headers may take to arrive.",
+    )
+    body_timeout_seconds: int = key(
+        15,
+        Whole("seconds", 1, 3600),
+        "How long a request body may take to arrive; then 408 request_timeout.",
+    )
+    write_timeout_seconds: int = key(
+        10,
+        Whole("seconds", 1, 300),
+        "How long a client may take nothing of an answer before its connection is ended.",
+    )
+    idle_timeout_seconds: int = key(
+        60,
+        Whole("seconds", 1, 3600),
+        "How long a connection without a request stays open.",
+    )
+    shutdown_seconds: int = key(
+        3,
+        Whole("seconds", 1, 60),
+        "How long requests under way may take to end at shutdown before they are cut.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AuthConfig:
+    """Who may publish and subscribe."""
+
+    mode: str = key(
+        "none",
+        Choice(("none",)),
+        "none: everyone who can reach the port may publish, subscribe and delete. Other "
+        "modes are not in this version; keep the port private.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """The log, on standard error."""
+
+    level: str = key(
+        "info",
+        Choice(("debug", "info", "warning", "error")),
+        "The least severe lines that are written.",
+        option="--log-level",
+    )
+    format: str = key(
+        "auto",
+        Choice(("auto", "console", "json")),
+        "console: lines for people. json: one object a line, for programs. auto: console on "
+        "a terminal, json otherwise.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. ``Config()`` is a single node on this machine, with every default."""
+
+    node: NodeConfig = NodeConfig()
+    http: HttpConfig = HttpConfig()
+    raft: RaftConfig = RaftConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    topics: TopicsConfig = TopicsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    auth: AuthConfig = AuthConfig()
+    log: LogConfig = LogConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of one key."""
+
+    name: str  # dotted: "topics.retention.bytes"
+    default: object
+    kind: Kind
+    meaning: str
+    option: str  # "--http", or "" where no option sets it
+    example: str  # in TOML; for a key without a default
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table of the file: ``[topics.retention]``."""
+
+    name: str
+    meaning: str
+    keys: tuple[Key, ...]
+
+
+def sections() -> tuple[Section, ...]:
+    """Every table, in the order of the file."""
+    return tuple(walk(Config, ""))
+
+
+def keys() -> dict[str, Key]:
+    """Every key by its dotted name, in the order of the file."""
+    return {each.name: each for section in sections() for each in section.keys}
+
+
+def walk(section: type, prefix: str) -> Iterator[Section]:
+    plain: list[Key] = []
+    tables: list[Section] = []
+    for each in fields(section):
+        name = f"{prefix}{each.name}"
+        if "kind" in each.metadata:
+            plain.append(as_key(name, each))
+        else:
+            tables.extend(walk(type(each.default), f"{name}."))
+    if plain:
+        yield Section(prefix.rstrip("."), (section.__doc__ or "").strip(), tuple(plain))
+    yield from tables
+
+
+def as_key(name: str, each: Field[object]) -> Key:
+    about = each.metadata
+    return Key(
+        name, each.default, about["kind"], about["meaning"], about["option"], about["example"]
+    )
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Config:
+    """The configuration from a file, environment variables and options, checked.
+
+    ``environ`` is usually ``os.environ``; nothing is read from it unless it is
+    given. ``options`` maps dotted names to strings (or lists of strings) from the
+    command line. Raises InvalidConfigError, which holds every problem.
+    """
+    problems: list[str] = []
+    values: dict[str, object] = {}
+    if path is not None:
+        values |= from_file(path, problems)
+    values |= from_environment(environ or {}, problems)
+    values |= from_options(options or {}, problems)
+    config = cast("Config", build(Config, "", values))
+    if not problems:  # a refused value has left its default behind, which proves nothing
+        problems.extend(contradictions(config))
+    if problems:
+        raise InvalidConfigError(problems)
+    return config
+
+
+def build(section: type, prefix: str, values: Mapping[str, object]) -> object:
+    given: dict[str, object] = {}
+    for each in fields(section):
+        name = f"{prefix}{each.name}"
+        if "kind" not in each.metadata:
+            given[each.name] = build(type(each.default), f"{name}.", values)
+        elif name in values:
+            given[each.name] = values[name]
+    return section(**given)
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """Keys that are fine alone and not together, and files that are not there."""
+    http, raft, limits = config.http, config.raft, config.limits
+    if (http.tls_certificate is None) != (http.tls_key is None):
+        there, missing = "http.tls_certificate", "http.tls_key"
+        if http.tls_certificate is None:
+            there, missing = missing, there
+        yield f"{there} needs {missing}: give both, or neither"
+    least = HEARTBEATS_PER_ELECTION_TIMEOUT * raft.heartbeat_interval_ms
+    if raft.election_timeout_ms < least:
+        yield (
+            f"raft.election_timeout_ms must be at least {HEARTBEATS_PER_ELECTION_TIMEOUT} times "
+            f"raft.heartbeat_interval_ms ({least:,} ms), found {raft.election_timeout_ms:,}"
+        )
+    if limits.batch_bytes < limits.message_bytes:
+        yield (
+            f"limits.batch_bytes must be at least limits.message_bytes "
+            f"({limits.message_bytes:,}), found {limits.batch_bytes:,}"
+        )
+    for name, file in (
+        ("http.tls_certificate", http.tls_certificate),
+        ("http.tls_key", http.tls_key),
+        ("cluster.secret_file", config.cluster.secret_file),
+    ):
+        if file is not None:
+            try:
+                file.open("rb").close()
+            except OSError as error:
+                yield f"{name}: cannot read {file}: {error.strerror}"
+
+
+# The three sources. Each adds its problems to a list and gives what it could read.
+
+
+def from_file(path: Path, problems: list[str]) -> dict[str, object]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        problems.append(f"cannot read {path}: {error.strerror}")
+        return {}
+    try:
+        document = tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line, column = position(data[: error.start].decode())
+        problems.append(f"{path}:{line}:{column}: not valid TOML: the file is not UTF-8")
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        problems.append(syntax_error(path, data.decode(), error))
+        return {}
+    except RecursionError:
+        problems.append(f"{path}: not valid TOML: nested too deeply")
+        return {}
+    values: dict[str, object] = {}
+    read_table(document, "", f"{path}: ", values, problems)
+    return values
+
+
+def position(before: str) -> tuple[int, int]:
+    """Line and column, from 1, of what comes after this text."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+def syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> str:
+    # Before Python 3.14 the place is only in the message.
+    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
+    if match is None:
+        return f"{path}: not valid TOML: {error}"
+    line, column = (int(match[2]), int(match[3])) if match[2] else position(text)
+    return f"{path}:{line}:{column}: not valid TOML: {match[1]}"
+
+
+def read_table(
+    table: Mapping[str, object],
+    prefix: str,
+    where: str,
+    values: dict[str, object],
+    problems: list[str],
+) -> None:
+    known = keys()
+    tables = table_names()
+    for own_name, found in table.items():
+        name = f"{prefix}{own_name}"
+        if name in known:
+            read_value(known[name].kind.read, found, name, f"{where}{name}", values, problems)
+        elif name not in tables:
+            what = "table" if isinstance(found, dict) else "key"
+            hint = nearest(name, [*tables] if what == "table" else [*known])
+            problems.append(f"{where}unknown {what} {name}; did you mean {hint}?")
+        elif isinstance(found, dict):
+            read_table(found, f"{name}.", where, values, problems)
+        else:
+            problems.append(f"{where}{name}: wanted a table ([{name}]), found {describe(found)}")
+
+
+def table_names() -> frozenset[str]:
+    return frozenset(section.name for section in sections())
+
+
+def read_value(
+    read: Callable[..., object],
+    found: object,
+    name: str,
+    where: str,
+    values: dict[str, object],
+    problems: list[str],
+) -> None:
+    try:
+        values[name] = read(found)
+    except RefusedError as error:
+        problems.append(f"{where}: {error}")
+
+
+# Variables of this prefix that are no keys: other parts of the program read them.
+OTHER_VARIABLES: Final = frozenset({"REPL_BROKER_URL", "REPL_BROKER_CONFIG"})
+
+# Kubernetes sets such variables for a service that is called repl-broker.
+KUBERNETES: Final = re.compile(
+    r"\w*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+
+def from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, object]:
+    """Read ``REPL_BROKER_<SECTION>_<KEY>``. An empty variable counts as not set."""
+    by_variable = {each.variable: each for each in keys().values()}
+    values: dict[str, object] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
+            continue
+        if known := by_variable.get(variable):
+            read_value(known.kind.read_text, text, known.name, variable, values, problems)
+        elif not is_foreign(variable, text):
+            hint = nearest(variable, [*by_variable])
+            problems.append(f"unknown environment variable {variable}; did you mean {hint}?")
+    return values
+
+
+def is_foreign(variable: str, text: str) -> bool:
+    return (
+        variable in OTHER_VARIABLES
+        or variable.startswith("REPL_BROKER_TEST_")
+        or KUBERNETES.fullmatch(variable) is not None
+        or (variable.endswith("_PORT") and "://" in text)  # Kubernetes as well
+    )
+
+
+def from_options(options: Mapping[str, object], problems: list[str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for name, found in options.items():
+        known = keys()[name]
+        read = known.kind.read_text if isinstance(found, str) else known.kind.read
+        read_value(read, found, name, known.option or name, values, problems)
+    return values
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that looks most like this one; the same last part counts for most."""
+    last = name.rpartition(".")[2]
+    same = [each for each in known if "." in each and each.rpartition(".")[2] == last]
+    return difflib.get_close_matches(name, same or known, n=1, cutoff=0.0)[0]
