@@ -31,6 +31,7 @@ __all__ = [
     "FilterSet",
     "JsonLimits",
     "Message",
+    "TopicDeleted",
     "check_topic",
     "compact_json",
     "event_id",
@@ -65,6 +66,13 @@ class Message(NamedTuple):
             time_text(self.time_ms).encode(),
             self.data,
         )
+
+
+class TopicDeleted(NamedTuple):
+    """A topic was removed when ``position`` was the last sequence number given."""
+
+    topic: str
+    position: int
 
 
 class Cursor(NamedTuple):

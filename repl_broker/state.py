@@ -40,7 +40,7 @@ from repl_broker.command import (
     Retention,
     Settings,
 )
-from repl_broker.message import FilterSet, Message
+from repl_broker.message import FilterSet, Message, TopicDeleted
 
 __all__ = [
     "Applied",
@@ -51,10 +51,11 @@ __all__ = [
     "Refused",
     "Topic",
     "TopicChanged",
-    "TopicDeleted",
 ]
 
 SNAPSHOT_FORMAT: Final = 1
+SPARSE_RATIO: Final = 4  # an entry is rewritten when so much of it is dead …
+SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
 TOMBSTONES_MAX: Final = 10_000  # deleted topics remembered by name
 
 
@@ -84,13 +85,6 @@ class Refused(NamedTuple):
     detail: str
 
 
-class TopicDeleted(NamedTuple):
-    """The topic was removed when ``position`` was the last sequence number given."""
-
-    topic: str
-    position: int
-
-
 Outcome = Published | TopicChanged | TopicDeleted | Refused
 
 
@@ -106,6 +100,7 @@ class Location(NamedTuple):
 
     seq: int
     topic: str
+    size: int  # of its data, in bytes
     time_ms: int
     entry: int  # the entry's index
     ordinal: int  # which of the entry's messages, from 0
@@ -155,10 +150,16 @@ class Topic:
         """The newest retained sequence number."""
         return self._sequences[-1] if len(self) else None
 
-    def after(self, seq: int) -> Iterator[int]:
-        """The retained sequence numbers above ``seq``, oldest first."""
+    def after(self, seq: int) -> Iterator[tuple[int, str, int]]:
+        """Sequence number, this topic's name and size of what it has above ``seq``, in order."""
         start = bisect_right(self._sequences, seq, self._head)
-        return islice(self._sequences, start, None)
+        for row in range(start, len(self._sequences)):
+            yield self._sequences[row], self.name, self._sizes[row]
+
+    def retains(self, seq: int) -> bool:
+        """Whether the message ``seq`` is in this topic's history."""
+        row = bisect_left(self._sequences, seq, self._head)
+        return row < len(self._sequences) and self._sequences[row] == seq
 
     def append(self, seq: int, size: int) -> None:
         self._sequences.append(seq)
@@ -216,13 +217,16 @@ class _Segments:
         "live",
         "live_bytes",
         "published",
+        "sparse",
+        "stored_bytes",
         "times",
     )
 
-    def __init__(self, columns: Sequence[bytes] = (b"",) * 5) -> None:
+    def __init__(self, columns: Sequence[bytes] = (b"",) * 6) -> None:
         # For the rare entry of which some messages were refused (an unknown topic)
         # or were repeats: the ordinals of those that were published.
         self.published: dict[int, tuple[int, ...]] = {}
+        self.sparse: set[int] = set()  # entries that should be rewritten without their dead
         self._load(columns)
 
     def _load(self, columns: Sequence[bytes]) -> None:
@@ -231,6 +235,7 @@ class _Segments:
         self.times = _unpack("Q", columns[2])
         self.live = _unpack("I", columns[3])  # messages of the entry that are retained
         self.live_bytes = _unpack("Q", columns[4])  # … and the size of their data
+        self.stored_bytes = _unpack("Q", columns[5])  # … and of all that the entry still has
         self._dead_rows = 0
 
     def row(self, seq: int) -> int:
@@ -245,8 +250,10 @@ class _Segments:
             self.times.append(time_ms)
             self.live.append(0)
             self.live_bytes.append(0)
+            self.stored_bytes.append(0)
         self.live[-1] += count
         self.live_bytes[-1] += size
+        self.stored_bytes[-1] += size
 
     def holds(self, entry: int) -> bool:
         """Whether the newest entry, ``entry``, has a message that is retained."""
@@ -258,6 +265,9 @@ class _Segments:
         self.live_bytes[row] -= size
         self.live[row] -= 1
         if self.live[row]:
+            if self.live_bytes[row] * SPARSE_RATIO + SPARSE_BYTES_MIN < self.stored_bytes[row]:
+                self.stored_bytes[row] = self.live_bytes[row]
+                self.sparse.add(self.entries[row])
             return None
         self._dead_rows += 1
         return self.entries[row]
@@ -271,7 +281,14 @@ class _Segments:
 
     def columns(self) -> list[bytes]:
         """The rows that are not dead, column by column, as bytes."""
-        columns = (self.entries, self.first_seqs, self.times, self.live, self.live_bytes)
+        columns = (
+            self.entries,
+            self.first_seqs,
+            self.times,
+            self.live,
+            self.live_bytes,
+            self.stored_bytes,
+        )
         return [array(c.typecode, compress(c, self.live)).tobytes() for c in columns]
 
 
@@ -321,10 +338,10 @@ class BrokerState:
             outcome = _HANDLERS[type(command)](self, command, events)
             outcomes.append(outcome)
             if isinstance(command, Publish):
-                count = len(command.data)
+                end = offered + len(command.data)
                 if isinstance(outcome, Published) and not outcome.replayed:
-                    ordinals.extend(range(offered, offered + count))
-                offered += count
+                    ordinals.extend(range(offered, end))
+                offered = end
         if ordinals and len(ordinals) != offered:
             self._segments.published[index] = tuple(ordinals)
         for name in {event.topic for event in events}:
@@ -504,12 +521,9 @@ class BrokerState:
 
     def scan(self, filters: FilterSet, after: int, limit: int) -> list[Location]:
         """Where the first ``limit`` retained messages above ``after`` are, in order."""
-        sources = [t for t in self.matching(filters) if (t.last_seq or 0) > after]
-        if len(sources) == 1:
-            topic = sources[0]
-            return [self._locate(seq, topic.name) for seq in islice(topic.after(after), limit)]
-        runs = (((seq, topic.name) for seq in topic.after(after)) for topic in sources)
-        return [self._locate(seq, name) for seq, name in islice(heapq.merge(*runs), limit)]
+        runs = [t.after(after) for t in self.matching(filters) if (t.last_seq or 0) > after]
+        rows = runs[0] if len(runs) == 1 else heapq.merge(*runs)
+        return [self._locate(*row) for row in islice(rows, limit)]
 
     def deletions(self, filters: FilterSet, after: int) -> list[TopicDeleted]:
         """Topics of ``filters`` that were deleted above position ``after``, in order."""
@@ -527,7 +541,7 @@ class BrokerState:
                 return
             yield name, position, lost_seq
 
-    def _locate(self, seq: int, topic: str) -> Location:
+    def _locate(self, seq: int, topic: str, size: int) -> Location:
         segments = self._segments
         row = segments.row(seq)
         entry = segments.entries[row]
@@ -536,6 +550,7 @@ class BrokerState:
         return Location(
             seq,
             topic,
+            size,
             segments.times[row],
             entry,
             ordinal if published is None else published[ordinal],
@@ -559,6 +574,37 @@ class BrokerState:
         self._dead = [entry for entry in self._dead if entry > upto]
         self._segments.tidy()
         return dead
+
+    def take_sparse(self, upto: int) -> list[int]:
+        """Entries up to ``upto`` that are mostly dead, since the last call."""
+        sparse = {entry for entry in self._segments.sparse if entry <= upto}
+        self._segments.sparse -= sparse
+        return sorted(sparse)
+
+    def dead_ordinals(self, entry: int, commands: Sequence[Command]) -> set[int]:
+        """Which of the messages that ``entry`` carries, from 0, no topic retains."""
+        segments = self._segments
+        row = bisect_left(segments.entries, entry)
+        if row == len(segments.entries) or segments.entries[row] != entry:
+            return set()
+        names = [
+            name
+            for command in commands
+            if isinstance(command, Publish)
+            for name in (
+                (command.topics,) * len(command.data)
+                if isinstance(command.topics, str)
+                else command.topics
+            )
+        ]
+        published = segments.published.get(entry, range(len(names)))
+        seqs = enumerate(published, segments.first_seqs[row])
+        live = {
+            ordinal
+            for seq, ordinal in seqs
+            if names[ordinal] in self.topics and self.topics[names[ordinal]].retains(seq)
+        }
+        return set(range(len(names))) - live
 
     def live_entries(self) -> list[int]:
         """Entries of which some message is retained, in order."""

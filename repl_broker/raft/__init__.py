@@ -1,0 +1,1 @@
+"""Consensus: what the log is made of. Pure: no I/O, no clock, no randomness of its own."""

@@ -1,0 +1,432 @@
+"""What a node keeps on disk: its identity, the log, the newest snapshot.
+
+One protocol, two stores: SQLite for nodes, memory for simulations. The methods
+block, so the replica calls them in a thread, one writer at a time; reading may
+go on beside a write.
+
+In the SQLite store a write is one transaction in WAL mode with
+``synchronous=FULL``: when ``write`` returns, an fsync has put it on the disk.
+After any error nothing may be acknowledged that is not already: the store then
+refuses everything (what a failed fsync left behind is unknown). Every row has a
+checksum of its own, so that bit rot is told from a torn tail, which SQLite
+drops by itself.
+
+The log outlives its compaction: an entry that a snapshot covers stays as long
+as the state machine retains a message of it, since history is read from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Protocol
+from zlib import crc32
+
+from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+
+__all__ = ["Identity", "Loaded", "MemoryStorage", "SqliteStorage", "Storage"]
+
+FORMAT: Final = 1
+WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this store belongs to; drawn once, when it is made."""
+
+    cluster_id: str  # 32 hexadecimal digits
+    epoch: str  # 8 hexadecimal digits: the first part of every event id
+    node_id: str
+
+    @classmethod
+    def draw(cls, node_id: str) -> Identity:
+        return cls(secrets.token_hex(16), secrets.token_hex(4), node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a node finds when it starts."""
+
+    hard_state: HardState
+    snapshot: Snapshot | None
+    entries: list[Entry]  # above the snapshot, without holes
+
+
+class Storage(Protocol):
+    """What the replica asks of a store. Every method may raise StorageError."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def load(self) -> Loaded:
+        """What was durable when the node last stopped, however it stopped."""
+        ...
+
+    def write(self, batch: WriteBatch) -> None:
+        """Make ``batch`` durable, whole; it is on disk when this returns."""
+        ...
+
+    def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
+        """The data of those of the entries that are there."""
+        ...
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """Replace the snapshot; it is on disk when this returns."""
+        ...
+
+    def drop(self, indexes: Iterable[int]) -> None:
+        """Remove entries that a snapshot covers and nothing needs."""
+        ...
+
+    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
+        """Remove every entry up to ``upto`` but those in ``keep`` (ascending)."""
+        ...
+
+    def replace(self, entries: Mapping[int, bytes]) -> None:
+        """Give entries that a snapshot covers other data."""
+        ...
+
+    def tidy(self) -> None:
+        """Housekeeping that may run beside a write; called now and then."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MemoryStorage:
+    """A store that lasts as long as the object: for tests and simulations."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.entries: dict[int, Entry] = {}
+        self.hard_state = HardState()
+        self.snapshot: Snapshot | None = None
+
+    def load(self) -> Loaded:
+        start = self.snapshot.index if self.snapshot else 0
+        entries = [self.entries[i] for i in sorted(self.entries) if i > start]
+        return Loaded(self.hard_state, self.snapshot, entries)
+
+    def write(self, batch: WriteBatch) -> None:
+        if batch.truncate_from is not None:
+            for index in [i for i in self.entries if i >= batch.truncate_from]:
+                del self.entries[index]
+        self.entries.update((entry.index, entry) for entry in batch.entries)
+        self.hard_state = batch.hard_state or self.hard_state
+
+    def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
+        return {i: self.entries[i].data for i in indexes if i in self.entries}
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def drop(self, indexes: Iterable[int]) -> None:
+        for index in indexes:
+            self.entries.pop(index, None)
+
+    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
+        kept = set(keep)
+        self.drop([i for i in self.entries if i <= upto and i not in kept])
+
+    def replace(self, entries: Mapping[int, bytes]) -> None:
+        for index, data in entries.items():
+            old = self.entries[index]
+            self.entries[index] = Entry(index, old.term, old.kind, data)
+
+    def tidy(self) -> None:
+        pass
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(entry.data) for entry in self.entries.values())
+
+    def close(self) -> None:
+        pass
+
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE log (idx INTEGER PRIMARY KEY, term INTEGER NOT NULL, kind INTEGER NOT NULL,
+                  data BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), idx INTEGER NOT NULL,
+                       term INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL);
+"""
+
+
+class SqliteStorage:
+    """The store of a real node: one SQLite database in the data directory.
+
+    Opening it takes a lock that lasts until ``close`` or the end of the
+    process. Raises ConfigError for a directory that cannot be used, is another
+    node's, or was written by a newer version; StoreLockedError when a running
+    node has it; StorageError when it is damaged.
+    """
+
+    def __init__(self, folder: Path, node_id: str) -> None:
+        self._folder = folder
+        self._path = folder / "broker.db"
+        self._failed: str | None = None
+        self._closing = contextlib.ExitStack()
+        self._read_lock = threading.Lock()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._closing.close)
+            self._prepare_folder()
+            self._lock()
+            with self._damage_told():
+                self._writer = self._connect()
+                self._reader = self._connect()
+                self._tidier = self._connect()
+                self.identity = self._identify(node_id)
+            undo.pop_all()
+
+    # --- opening ---
+
+    def _prepare_folder(self) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self._folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"the data directory {str(self._folder)!r} cannot be written: "
+                f"{error.strerror or error}; choose another with --data-dir or "
+                "give this user the right to write there"
+            ) from None
+
+    def _lock(self) -> None:
+        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._closing.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(lock, 32).decode(errors="replace").strip()
+            by = f" (process {holder})" if holder.isdigit() else ""
+            raise StoreLockedError(
+                f"the data directory {str(self._folder)!r} is in use by a running node{by}; "
+                "stop that one first, or choose another with --data-dir"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._closing.callback(connection.close)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # tidy() does it, off the commit path
+        return connection
+
+    def _identify(self, node_id: str) -> Identity:
+        if not self._writer.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
+            identity = Identity.draw(node_id)
+            with self._transaction(self._writer):
+                for statement in _SCHEMA.split(";"):
+                    self._writer.execute(statement)
+                self._put_meta(
+                    format=FORMAT,
+                    cluster_id=identity.cluster_id,
+                    epoch=identity.epoch,
+                    node_id=node_id,
+                    term=0,
+                    vote=None,
+                )
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the files' names must last, too
+            finally:
+                os.close(folder)
+            return identity
+        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        where = f"the data directory {str(self._folder)!r}"
+        if meta["format"] > FORMAT:
+            raise ConfigError(
+                f"{where} was written by a newer repl-broker (format {meta['format']}, this one "
+                f"reads up to {FORMAT}); start that version, or choose another with --data-dir"
+            )
+        if meta["node_id"] != node_id:
+            raise ConfigError(
+                f"{where} belongs to node {meta['node_id']!r}, not to {node_id!r}; "
+                f"start with --node-id {meta['node_id']}, or choose another with --data-dir"
+            )
+        return Identity(meta["cluster_id"], meta["epoch"], meta["node_id"])
+
+    @contextlib.contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"the store {str(self._path)!r} cannot be read: {error}; "
+                "restore it from a backup, or start with an empty data directory"
+            ) from None
+
+    # --- the protocol ---
+
+    def load(self) -> Loaded:
+        with self._damage_told():
+            meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+            row = self._writer.execute("SELECT idx, term, data, checksum FROM snapshot").fetchone()
+            snapshot = None
+            if row is not None:
+                snapshot = Snapshot(*row[:3])
+                self._check(_snapshot_checksum(snapshot) == row[3], f"the snapshot at {row[0]}")
+            start = snapshot.index if snapshot else 0
+            entries: list[Entry] = []
+            for index, term, kind, data, checksum in self._writer.execute(
+                "SELECT idx, term, kind, data, checksum FROM log WHERE idx > ? ORDER BY idx",
+                (start,),
+            ):
+                entry = Entry(index, term, EntryKind(kind), data)
+                self._check(_checksum(entry) == checksum, f"entry {index}")
+                self._check(index == start + len(entries) + 1, f"what should precede entry {index}")
+                entries.append(entry)
+        return Loaded(HardState(meta["term"], meta["vote"]), snapshot, entries)
+
+    def _check(self, sound: bool, what: str) -> None:
+        if not sound:
+            raise StorageError(
+                f"the store {str(self._path)!r} is damaged: {what} is not what was written; "
+                "restore it from a backup, or start with an empty data directory"
+            )
+
+    def write(self, batch: WriteBatch) -> None:
+        with self._writing() as writer:
+            if batch.truncate_from is not None:
+                writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
+            writer.executemany(
+                "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+                [(e.index, e.term, int(e.kind), e.data, _checksum(e)) for e in batch.entries],
+            )
+            if batch.hard_state is not None:
+                self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
+
+    def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
+        found = {}
+        with self._read_lock, self._damage_told():
+            for index in indexes:
+                row = self._reader.execute(
+                    "SELECT term, kind, data, checksum FROM log WHERE idx = ?", (index,)
+                ).fetchone()
+                if row is not None:
+                    entry = Entry(index, row[0], EntryKind(row[1]), row[2])
+                    self._check(_checksum(entry) == row[3], f"entry {index}")
+                    found[index] = entry.data
+        return found
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        with self._writing() as writer:
+            writer.execute(
+                "REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?)",
+                (snapshot.index, snapshot.term, snapshot.data, _snapshot_checksum(snapshot)),
+            )
+
+    def drop(self, indexes: Iterable[int]) -> None:
+        with self._writing() as writer:
+            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", _ranges(indexes))
+
+    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
+        bounds = [0, *(i for i in keep if i <= upto), upto + 1]
+        gaps = [(a + 1, b - 1) for a, b in pairwise(bounds) if b - a > 1]
+        with self._writing() as writer:
+            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", gaps)
+
+    def replace(self, entries: Mapping[int, bytes]) -> None:
+        with self._writing() as writer:
+            for index, data in entries.items():
+                row = writer.execute(
+                    "SELECT term, kind FROM log WHERE idx = ?", (index,)
+                ).fetchone()
+                if row is not None:
+                    entry = Entry(index, row[0], EntryKind(row[1]), data)
+                    writer.execute(
+                        "UPDATE log SET data = ?, checksum = ? WHERE idx = ?",
+                        (data, _checksum(entry), index),
+                    )
+
+    def tidy(self) -> None:
+        """Move what the write-ahead log holds into the database, beside the writer."""
+        with self._damage_told():
+            self._tidier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    @property
+    def bytes(self) -> int:
+        return sum(_size(Path(f"{self._path}{suffix}")) for suffix in ("", "-wal"))
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # a checkpoint only saves time at the next start
+            if self._failed is None:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._closing.close()
+
+    # --- writing ---
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        if self._failed is not None:
+            raise StorageError(self._failed)
+        try:
+            with self._transaction(self._writer):
+                yield self._writer
+            if _size(Path(f"{self._path}-wal")) > WAL_BYTES_MAX:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except (sqlite3.Error, OSError) as error:
+            self._failed = (
+                f"the store {str(self._path)!r} failed to write: {error}; nothing more is "
+                "acknowledged. Check the disk and its free space, then start the node again"
+            )
+            raise StorageError(self._failed) from error
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: sqlite3.Connection) -> Iterator[None]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def _put_meta(self, **values: int | str | None) -> None:
+        self._writer.executemany("REPLACE INTO meta VALUES (?, ?)", values.items())
+
+
+def _checksum(entry: Entry) -> int:
+    head = b"%d %d %d " % (entry.index, entry.term, entry.kind)
+    return crc32(entry.data, crc32(head))
+
+
+def _snapshot_checksum(snapshot: Snapshot) -> int:
+    return crc32(snapshot.data, crc32(b"%d %d " % (snapshot.index, snapshot.term)))
+
+
+def _ranges(indexes: Iterable[int]) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
+    for index in sorted(indexes):
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1] = (ranges[-1][0], index)
+        else:
+            ranges.append((index, index))
+    return ranges
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
