@@ -1,0 +1,359 @@
+"""What every door calls: publish, subscribe, topics, history, members.
+
+The broker checks what comes in, turns it into a command or a view of the state,
+and knows nothing of HTTP. What it refuses, it refuses with a RequestError
+before anything is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from repl_broker.command import CreateTopic, DeleteTopic, Publish, Retention, Settings
+from repl_broker.config import Config
+from repl_broker.errors import RequestError
+from repl_broker.hub import Hub, HubStatistics
+from repl_broker.message import (
+    Cursor,
+    FilterSet,
+    JsonLimits,
+    Message,
+    check_topic,
+    compact_json,
+    event_id,
+    parse_event_id,
+    split_ndjson,
+    split_topic_ndjson,
+    time_text,
+)
+from repl_broker.replica import Replica, ReplicaStatistics
+from repl_broker.state import Outcome, Published, Refused, Topic, TopicChanged
+from repl_broker.subscription import Subscription
+
+__all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "TopicView"]
+
+HISTORY_BYTES_MAX: Final = 8 << 20  # of data in one page of history
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a publisher gets: the messages are kept, and these are their places."""
+
+    first_id: str
+    last_id: str
+    count: int
+    time: str
+    replayed: bool  # the idempotency key was known; this is the answer of the first request
+
+
+@dataclass(frozen=True, slots=True)
+class TopicView:
+    """A topic as the API shows it."""
+
+    name: str
+    retention: Retention
+    messages: int
+    bytes: int
+    first_id: str | None
+    last_id: str | None
+    created_at: str
+    subscribers: int  # streams on this node
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPage:
+    topics: list[TopicView]
+    next: str | None  # the ``after`` of the next page; None at the end
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    messages: list[Message]
+    next: str | None  # the ``after`` of the next page; None at the end
+    gap: bool  # messages between ``after`` and the first of these are no longer there
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters since the start."""
+
+    publishes: int  # requests
+    messages: int
+    seq: int
+    topics: int
+    replica: ReplicaStatistics
+    hub: HubStatistics
+
+
+class Broker:
+    """The node's services. Methods that wait may be cancelled; what was proposed still happens."""
+
+    def __init__(self, replica: Replica, hub: Hub, config: Config) -> None:
+        self._replica = replica
+        self._hub = hub
+        self._config = config
+        self._limits = JsonLimits(
+            config.limits.message_bytes, config.limits.batch_messages, config.limits.json_depth
+        )
+        self._publishes = 0
+        self._messages = 0
+        self.draining = False
+
+    @staticmethod
+    def settings(config: Config) -> Settings:
+        """What of the configuration every node of a cluster must share."""
+        r = config.topics.retention
+        return Settings(
+            config.topics.auto_create,
+            Retention(r.messages, r.seconds, r.bytes),
+            config.limits.idempotency_keys,
+            config.limits.idempotency_seconds,
+        )
+
+    @property
+    def epoch(self) -> str:
+        return self._replica.epoch
+
+    @property
+    def node_id(self) -> str:
+        return self._replica.node_id
+
+    # --- publishing ---
+
+    async def publish(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
+        """Publish one message: ``body`` is its JSON value.
+
+        With ``key``, a repeat of the same request has the effect and the answer
+        of the first. Raises ``invalid_topic``, ``invalid_json``,
+        ``message_too_large``, ``invalid_parameter``, ``topic_not_found``,
+        ``idempotency_key_reused``, ``shutting_down``, ``outcome_unknown``.
+        """
+        return await self._publish(check_topic(topic), (compact_json(body, self._limits),), key)
+
+    async def publish_batch(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
+        """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
+        return await self._publish(check_topic(topic), tuple(split_ndjson(body, self._limits)), key)
+
+    async def publish_many(self, body: bytes, key: str | None = None) -> Receipt:
+        """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order."""
+        topics, data = zip(*split_topic_ndjson(body, self._limits), strict=True)
+        return await self._publish(topics, data, key)
+
+    async def _publish(
+        self, topics: str | tuple[str, ...], data: tuple[bytes, ...], key: str | None
+    ) -> Receipt:
+        if key is None:
+            command = Publish(topics, data)
+        else:
+            command = Publish(topics, data, _check_key(key), _digest(topics, data))
+        outcome = _accepted(await self._propose(command))
+        assert isinstance(outcome, Published)
+        if not outcome.replayed:
+            self._publishes += 1
+            self._messages += outcome.count
+        return Receipt(
+            event_id(self.epoch, outcome.first_seq),
+            event_id(self.epoch, outcome.first_seq + outcome.count - 1),
+            outcome.count,
+            time_text(outcome.time_ms),
+            outcome.replayed,
+        )
+
+    async def _propose(self, command: Publish | CreateTopic | DeleteTopic) -> Outcome:
+        if self.draining:
+            raise RequestError(
+                "shutting_down", "The node is shutting down; use another, or try again later."
+            )
+        return await self._replica.propose(command)
+
+    # --- topics ---
+
+    async def create_topic(
+        self,
+        name: str,
+        *,
+        messages: int | None = None,
+        seconds: int | None = None,
+        bytes: int | None = None,  # noqa: A002
+        replace: bool = False,
+    ) -> tuple[TopicView, bool]:
+        """Create a topic, or with ``replace`` change one; None stands for the default.
+
+        Returns the topic and whether it is new. Raises ``invalid_topic``,
+        ``topic_exists``.
+        """
+        command = CreateTopic(check_topic(name), messages, seconds, bytes, replace)
+        outcome = _accepted(await self._propose(command))
+        assert isinstance(outcome, TopicChanged)
+        return self.topic(name), outcome.created
+
+    async def delete_topic(self, name: str) -> None:
+        """Remove a topic and its history. Raises ``topic_not_found``."""
+        _accepted(await self._propose(DeleteTopic(check_topic(name))))
+
+    def topic(self, name: str) -> TopicView:
+        """Raises ``invalid_topic``, ``topic_not_found``."""
+        return self._view(self._topic(check_topic(name)))
+
+    def topics(self, *, limit: int, after: str = "", match: str | None = None) -> TopicPage:
+        """Topics in the order of their names, those above ``after`` that the filter matches."""
+        state = self._replica.state
+        filters = None if match is None else FilterSet([match])
+        names = state.topic_names(after, filters)
+        page = [
+            self._view(state.topics[name]) for _, name in zip(range(limit), names, strict=False)
+        ]
+        more = len(page) == limit and next(names, None) is not None
+        return TopicPage(page, page[-1].name if more else None)
+
+    def _topic(self, name: str) -> Topic:
+        topic = self._replica.state.topics.get(name)
+        if topic is None:
+            raise RequestError(
+                "topic_not_found",
+                f"The topic {name!r} does not exist; create it with PUT /v1/topics/{name}, "
+                "or publish to it if [topics] auto_create is on.",
+            )
+        return topic
+
+    def _view(self, topic: Topic) -> TopicView:
+        first, last = topic.first_seq, topic.last_seq
+        return TopicView(
+            topic.name,
+            topic.retention,
+            len(topic),
+            topic.bytes,
+            None if first is None else event_id(self.epoch, first),
+            None if last is None else event_id(self.epoch, last),
+            time_text(topic.created_ms),
+            self._hub.subscribers(topic.name),
+        )
+
+    # --- reading ---
+
+    async def history(self, name: str, *, after: str = "earliest", limit: int) -> HistoryPage:
+        """Retained messages above ``after``, oldest first; a page may end early, at 8 MiB.
+
+        Raises ``invalid_topic``, ``topic_not_found``, ``invalid_event_id``.
+        """
+        filters = FilterSet([check_topic(name)])
+        self._topic(name)
+        await self._replica.read_barrier()
+        cursor = self._cursor(after)
+        while True:
+            state = self._replica.state
+            self._topic(name)
+            known = isinstance(cursor, Cursor) and cursor.epoch == self.epoch
+            if isinstance(cursor, Cursor):
+                seq = cursor.seq if known else 0
+                gap = not known or cursor.seq > state.seq or state.lost_seq(filters, seq) > 0
+            else:
+                seq, gap = (0 if cursor == "earliest" else state.seq), False
+            page = state.scan(filters, seq, limit + 1)
+            size, count = 0, 0
+            for at in page[:limit]:
+                size += at.size
+                if count and size > HISTORY_BYTES_MAX:
+                    break
+                count += 1
+            messages = await self._replica.fetch(page[:count])
+            if messages or not count:
+                break  # else all of it was trimmed while it was read: look again
+        more = len(messages) < len(page)
+        return HistoryPage(messages, event_id(self.epoch, messages[-1].seq) if more else None, gap)
+
+    def subscribe(self, filters: Sequence[str], after: str = "latest") -> Subscription:
+        """A stream of the filters' messages above ``after``, live from then on.
+
+        Raises ``invalid_filter``, ``invalid_event_id``, ``topic_not_found`` (with
+        auto_create off, for a filter that names a topic), ``shutting_down``.
+        """
+        if self.draining:
+            raise RequestError("shutting_down", "The node is shutting down; use another.")
+        wanted = FilterSet(filters)
+        if not self._replica.state.settings.auto_create:
+            for name in sorted(wanted.exact):
+                self._topic(name)
+        return Subscription(
+            self._replica,
+            self._hub,
+            wanted,
+            self._cursor(after),
+            self._config.limits.heartbeat_seconds,
+        )
+
+    def _cursor(self, text: str) -> Cursor | str:
+        return text if text in ("earliest", "latest") else parse_event_id(text)
+
+    # --- the node ---
+
+    def cluster(self) -> dict[str, object]:
+        """The cluster as this node sees it, in the shape of DESIGN section 4."""
+        replica = self._replica.statistics()
+        return {
+            "cluster_id": self._replica.cluster_id,
+            "epoch": self.epoch,
+            "node": self.node_id,
+            "mode": "single",
+            "term": replica.term,
+            "leader": self.node_id,
+            "commit_index": replica.applied_index,
+            "applied_index": replica.applied_index,
+            "members": [
+                {
+                    "id": self.node_id,
+                    "role": "leader",
+                    "raft_address": str(self._config.raft.advertise or self._config.raft.bind),
+                    "http_url": self._config.http.public_url or f"http://{self._config.http.bind}",
+                    "match_index": replica.last_index,
+                    "lag": 0,
+                    "reachable": True,
+                }
+            ],
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are served: the log is recovered and the node is not draining."""
+        return not self.draining
+
+    def statistics(self) -> Statistics:
+        state = self._replica.state
+        return Statistics(
+            self._publishes,
+            self._messages,
+            state.seq,
+            len(state.topics),
+            self._replica.statistics(),
+            self._hub.statistics(),
+        )
+
+
+def _accepted(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, Refused):
+        raise RequestError(outcome.code, outcome.detail)
+    return outcome
+
+
+def _check_key(key: str) -> str:
+    if _KEY.fullmatch(key) is None:
+        raise RequestError(
+            "invalid_parameter",
+            f"The Idempotency-Key {key[:64]!r} is not valid: use 1 to 255 visible ASCII "
+            "characters, for instance a UUID.",
+        )
+    return key
+
+
+def _digest(topics: str | tuple[str, ...], data: tuple[bytes, ...]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (topics,) if isinstance(topics, str) else topics:
+        digest.update(b"%d:%b" % (len(part), part.encode()))
+    for body in data:
+        digest.update(b"%d:%b" % (len(body), body))
+    return digest.digest()

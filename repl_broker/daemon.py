@@ -1,0 +1,159 @@
+"""The node as a process: one nursery, the order of start and of stop.
+
+Start: store, log, hub, listeners, HTTP; only then is anything announced. Stop,
+on SIGTERM or SIGINT: take no more publishes, tell the streams to go, answer
+what was taken, end connections, close the store. A disk that fails ends the
+node at once: what it could not make durable it must not acknowledge.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from repl_broker import __version__
+from repl_broker.broker import Broker
+from repl_broker.config import Config
+from repl_broker.errors import ConfigError, ReplBrokerError
+from repl_broker.hub import Hub
+from repl_broker.replica import Replica
+from repl_broker.state import Applied
+from repl_broker.storage import SqliteStorage
+from repl_broker.web.app import create_app
+from repl_broker.web.door import Door, DoorOptions, open_listeners
+
+__all__ = ["Running", "run", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A node that answers requests."""
+
+    broker: Broker
+    url: str
+
+
+def run(config: Config, *, apps: Mapping[str, Path] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. ``apps`` maps a path such as ``/chat`` to static files.
+
+    Raises ConfigError when the node cannot start as it is configured, and
+    StorageError when the disk fails.
+    """
+    stop = trio.Event()
+
+    async def stop_on_signal() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("stopping signal=%s", signal.Signals(number).name)
+                stop.set()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_on_signal)
+            await serve(config, stop, apps=apps)
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(main, strict_exception_groups=True)
+    except BaseExceptionGroup as group:
+        raise _cause(group) from None
+
+
+async def serve(
+    config: Config,
+    stop: trio.Event,
+    *,
+    apps: Mapping[str, Path] | None = None,
+    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``."""
+    tls = _tls(config)
+    storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
+    try:
+        hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
+        replica = Replica(
+            storage,
+            Broker.settings(config),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            on_applied=lambda applied: _publish(hub, replica, applied),
+            snapshot_entries=config.raft.snapshot_entries,
+        )
+        broker = Broker(replica, hub, config)
+        listeners = await open_listeners(config.http.bind.host, config.http.bind.port, 1024)
+        app = create_app(broker, config, apps or {})
+        door = Door(app, listeners, _options(config), ssl_context=tls)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(replica.run)
+            hub.position = replica.state.seq
+            async with trio.open_nursery() as serving:
+                await serving.start(door.run)
+                url = _url(config, door)
+                log.info("serving url=%s node=%s version=%s", url, broker.node_id, __version__)
+                task_status.started(Running(broker, url))
+                await stop.wait()
+                broker.draining = True
+                door.stop(config.limits.shutdown_seconds)
+                with trio.move_on_after(config.limits.shutdown_seconds):
+                    await replica.drain()  # what was taken is answered
+                hub.close()  # the streams say good-bye; the door then has nothing to wait for
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(storage.close)
+    log.info("stopped node=%s", config.node.id)
+
+
+def _publish(hub: Hub, replica: Replica, applied: Applied) -> None:
+    hub.publish(applied.events, replica.state.seq)
+
+
+def _options(config: Config) -> DoorOptions:
+    limits = config.limits
+    return DoorOptions(
+        connections_max=limits.connections,
+        header_bytes_max=limits.header_bytes,
+        header_timeout_seconds=limits.header_timeout_seconds,
+        idle_timeout_seconds=limits.idle_timeout_seconds,
+        write_timeout_seconds=limits.write_timeout_seconds,
+    )
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    certificate, key = config.http.tls_certificate, config.http.tls_key
+    if certificate is None or key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the certificate {str(certificate)!r} with the key {str(key)!r} cannot be used: "
+            f"{error}; both must be PEM files that belong together"
+        ) from None
+    return context
+
+
+def _url(config: Config, door: Door) -> str:
+    scheme = "http" if config.http.tls_certificate is None else "https"
+    host, port = door.addresses[0][:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}"
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the node: one of ours where there is one."""
+    ours = group.subgroup(ReplBrokerError)
+    error: BaseException = ours or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,374 @@
+"""The loop that drives the log: propose, make durable, apply, answer.
+
+Callers know three things: ``propose`` a command and get its outcome, ``read``
+what is applied, and that ``run`` is the task behind both. With a single voter
+an entry is committed once this node's disk has it. Consensus goes under this
+interface without moving a caller.
+
+    propose ── waiting proposals ── one entry ── one write, one fsync
+                                                       │
+                  outcomes, events to the hub ── apply ┘
+
+Everything that waits when the writer is free goes into the next entry, so the
+batch grows with the load, and the cost of an fsync is shared. Nothing is
+answered before the write that it rests on is reported durable.
+
+What costs time on the disk happens beside that, in pieces: snapshots, removing
+entries of which nothing is retained, checkpoints of the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+import trio
+
+from repl_broker.command import Command, Configure, Expire, Settings
+from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.message import Message
+from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.state import Applied, BrokerState, Location, Outcome
+from repl_broker.storage import Storage
+from repl_broker.wire import (
+    decode_entry,
+    decode_messages,
+    encode_command,
+    encode_entry,
+    without_messages,
+)
+
+__all__ = ["Replica", "ReplicaStatistics"]
+
+log = logging.getLogger(__name__)
+
+ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
+PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
+CACHE_BYTES_MAX: Final = 32 << 20  # of the newest entries, kept for readers that are not far behind
+EXPIRY_INTERVAL_SECONDS: Final = 5
+TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
+DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
+REWRITE_ENTRIES_MAX: Final = 16
+COMMIT_BUCKETS_SECONDS: Final = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+
+T = TypeVar("T")
+InThread = Callable[..., Awaitable[Any]]
+
+
+class ReplicaStatistics(NamedTuple):
+    """Counters since the start, and where the log stands."""
+
+    term: int
+    last_index: int
+    applied_index: int
+    snapshot_index: int
+    writes: int  # transactions, each with one fsync
+    commands: int
+    pending: int  # proposals that are not answered yet
+    store_bytes: int
+    commit_seconds: float  # sum, from propose to applied
+    commit_buckets: tuple[int, ...]  # one a bucket of COMMIT_BUCKETS_SECONDS, and one above
+
+
+@dataclass(slots=True)
+class _Proposal:
+    command: Command
+    encoded: bytes
+    started: float
+    done: trio.Event
+    outcome: Outcome | None = None
+    failure: RequestError | None = None
+
+
+class Replica:
+    """This node's copy of the log and the state that follows from it.
+
+    ``now_ms`` gives milliseconds since 1970 for new entries. ``on_applied`` is
+    called for each entry, in order and synchronously with the change of
+    ``state``. ``in_thread`` runs a blocking call; tests may run it in place.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        *,
+        now_ms: Callable[[], int],
+        on_applied: Callable[[Applied], None] = lambda applied: None,
+        snapshot_entries: int = 10_000,
+        in_thread: InThread = trio.to_thread.run_sync,
+    ) -> None:
+        self.state = BrokerState()
+        self._storage = storage
+        self._settings = settings
+        self._now_ms = now_ms
+        self._on_applied = on_applied
+        self._snapshot_entries = snapshot_entries
+        self._in_thread = in_thread
+        self._writer = trio.Lock()  # one write at a time
+        self._term = 0
+        self._last_index = 0
+        self._snapshot_index = 0
+        self._written_bytes = 0  # since the last checkpoint
+        self._store_bytes = 0
+        self._waiting: deque[_Proposal] = deque()
+        self._writing: list[_Proposal] = []
+        self._pending_bytes = 0
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._idle = trio.Event()
+        self._upkeep = trio.Event()
+        self._closing = False
+        self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._cache_bytes = 0
+        self._writes = 0
+        self._commands = 0
+        self._commit_seconds = 0.0
+        self._commit_buckets = [0] * (len(COMMIT_BUCKETS_SECONDS) + 1)
+
+    @property
+    def node_id(self) -> str:
+        return self._storage.identity.node_id
+
+    @property
+    def cluster_id(self) -> str:
+        return self._storage.identity.cluster_id
+
+    @property
+    def epoch(self) -> str:
+        return self._storage.identity.epoch
+
+    # --- what callers use ---
+
+    async def propose(self, command: Command) -> Outcome:
+        """Put ``command`` into the log; its outcome once it is durable and applied.
+
+        Raises ``shutting_down`` when it was not taken, OutcomeUnknownError when
+        it was and the disk failed. Cancelling stops the wait, not the command.
+        """
+        while self._pending_bytes > PENDING_BYTES_MAX and not self._closing:
+            await self._room.wait()
+        if self._closing:
+            raise RequestError(
+                "shutting_down", "The node is shutting down; use another, or try again later."
+            )
+        proposal = _Proposal(command, encode_command(command), trio.current_time(), trio.Event())
+        self._waiting.append(proposal)
+        self._pending_bytes += len(proposal.encoded)
+        self._work.set()
+        await proposal.done.wait()
+        if proposal.failure is not None:
+            raise proposal.failure
+        assert proposal.outcome is not None
+        return proposal.outcome
+
+    async def read_barrier(self) -> None:
+        """After it, ``state`` holds all that was acknowledged anywhere before the call.
+
+        With a single voter it always does.
+        """
+        await trio.lowlevel.checkpoint()
+
+    async def fetch(self, locations: Sequence[Location]) -> list[Message]:
+        """The messages at ``locations``, in that order, up to the first that is gone by now.
+
+        A message goes when retention trims it, so ``state`` knows of it then.
+        """
+        await trio.lowlevel.checkpoint()
+        missing = sorted({at.entry for at in locations} - self._cache.keys())
+        found = {e: self._cache[e] for e in {at.entry for at in locations} & self._cache.keys()}
+        if missing:
+            entries = await self._in_thread(self._storage.read, missing)
+            found.update((entry, decode_messages(data)) for entry, data in entries.items())
+        messages = []
+        for at in locations:
+            data = found[at.entry][at.ordinal] if at.entry in found else b""
+            if not data:
+                break
+            messages.append(Message(at.seq, at.topic, at.time_ms, data))
+        return messages
+
+    async def drain(self) -> None:
+        """Take no more proposals, and wait until those taken are answered."""
+        self._closing = True
+        self._room.set()
+        while self._waiting or self._writing:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def statistics(self) -> ReplicaStatistics:
+        return ReplicaStatistics(
+            self._term,
+            self._last_index,
+            self.state.applied_index,
+            self._snapshot_index,
+            self._writes,
+            self._commands,
+            len(self._waiting) + len(self._writing),
+            self._store_bytes,
+            self._commit_seconds,
+            tuple(self._commit_buckets),
+        )
+
+    # --- the task ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover, then write and apply until cancelled. Raises StorageError if the disk fails."""
+        await self._recover()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._maintain)
+                nursery.start_soon(self._expire)
+                nursery.start_soon(self._write_loop)
+                if self.state.settings != self._settings or not self._last_index:
+                    await self.propose(Configure(self._settings))
+                task_status.started()
+        finally:
+            self._closing = True
+            self._room.set()
+            for proposal in (*self._writing, *self._waiting):
+                proposal.failure = OutcomeUnknownError(
+                    "The node stopped before it knew whether the write is kept; "
+                    "ask again with the same Idempotency-Key."
+                )
+                proposal.done.set()
+
+    async def _recover(self) -> None:
+        loaded = await self._in_thread(self._storage.load)
+        if loaded.snapshot is not None:
+            self.state = BrokerState.restore(loaded.snapshot.data)
+            self._snapshot_index = self._last_index = loaded.snapshot.index
+        for entry in loaded.entries:
+            self._last_index = entry.index
+            await trio.lowlevel.checkpoint()
+            if entry.kind is EntryKind.DATA:
+                self.state.apply(entry.index, *decode_entry(entry.data))
+        await self._in_thread(
+            self._storage.drop_others, self._snapshot_index, self.state.live_entries()
+        )
+        # A restart is a new term, as the election of a single voter is.
+        self._term = loaded.hard_state.term + 1
+        hard_state = HardState(self._term, self._storage.identity.node_id)
+        await self._write(WriteBatch(hard_state=hard_state))
+        self._store_bytes = self._storage.bytes
+        log.info(
+            "recovered term=%d last_index=%d seq=%d topics=%d",
+            self._term, self._last_index, self.state.seq, len(self.state.topics),
+        )  # fmt: skip
+
+    async def _write_loop(self) -> None:
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                self._work = trio.Event()
+                await self._work.wait()
+            self._writing = self._take_waiting()
+            time_ms = max(self._now_ms(), self.state.time_ms)
+            entry = Entry(
+                self._last_index + 1,
+                self._term,
+                EntryKind.DATA,
+                encode_entry(time_ms, [p.encoded for p in self._writing]),
+            )
+            await self._write(WriteBatch((entry,)))
+            self._last_index = entry.index
+            self._commit(entry, time_ms)
+
+    def _take_waiting(self) -> list[_Proposal]:
+        taken = [self._waiting.popleft()]
+        size = len(taken[0].encoded)
+        while self._waiting and size + len(self._waiting[0].encoded) <= ENTRY_BYTES_MAX:
+            taken.append(self._waiting.popleft())
+            size += len(taken[-1].encoded)
+        self._pending_bytes -= size
+        self._room.set()
+        self._room = trio.Event()
+        return taken
+
+    async def _write(self, batch: WriteBatch) -> None:
+        async with self._writer:
+            # A write that has begun is waited for: its thread cannot be called back.
+            with trio.CancelScope(shield=True):
+                await self._in_thread(self._storage.write, batch)
+        self._writes += 1
+        self._written_bytes += sum(len(entry.data) for entry in batch.entries)
+
+    def _commit(self, entry: Entry, time_ms: int) -> None:
+        proposals, self._writing = self._writing, []
+        applied = self.state.apply(entry.index, time_ms, [p.command for p in proposals])
+        self._remember(entry.index, applied, proposals)
+        self._on_applied(applied)
+        now = trio.current_time()
+        for proposal, outcome in zip(proposals, applied.outcomes, strict=True):
+            proposal.outcome = outcome
+            proposal.done.set()
+            self._commit_seconds += now - proposal.started
+            bucket = bisect_left(COMMIT_BUCKETS_SECONDS, now - proposal.started)
+            self._commit_buckets[bucket] += 1
+        self._commands += len(proposals)
+        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
+            self._upkeep.set()
+
+    def _snapshot_due(self) -> bool:
+        # A large state is worth writing only once much has changed.
+        entries = max(self._snapshot_entries, self.state.entries // 2)
+        return self._last_index - self._snapshot_index >= entries
+
+    def _remember(self, index: int, applied: Applied, proposals: list[_Proposal]) -> None:
+        messages = [data for p in proposals for data in getattr(p.command, "data", ())]
+        if not messages:
+            return
+        self._cache[index] = messages
+        self._cache_bytes += sum(map(len, messages))
+        while self._cache_bytes > CACHE_BYTES_MAX and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            self._cache_bytes -= sum(map(len, oldest))
+
+    # --- upkeep ---
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(EXPIRY_INTERVAL_SECONDS)
+            if self.state.expiry_due(self._now_ms()) and not self._closing:
+                await self.propose(Expire())
+
+    async def _maintain(self) -> None:
+        while True:
+            await self._upkeep.wait()
+            self._upkeep = trio.Event()
+            if self._snapshot_due():
+                await self._compact()
+            self._written_bytes = 0
+            await self._in_thread(self._storage.tidy)
+            self._store_bytes = self._storage.bytes
+
+    async def _compact(self) -> None:
+        """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
+        index = self.state.applied_index
+        snapshot = Snapshot(index, self._term, self.state.snapshot())
+        dead, sparse = self.state.take_dead(index), self.state.take_sparse(index)
+        await self._locked(self._storage.save_snapshot, snapshot)
+        self._snapshot_index = index
+        for start in range(0, len(dead), DROP_ENTRIES_MAX):
+            await self._locked(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
+        for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
+            await self._rewrite(sparse[start : start + REWRITE_ENTRIES_MAX])
+        log.debug("compacted index=%d dropped=%d rewritten=%d", index, len(dead), len(sparse))
+
+    async def _rewrite(self, indexes: list[int]) -> None:
+        rewritten = {}
+        for index, data in (await self._in_thread(self._storage.read, indexes)).items():
+            dead = self.state.dead_ordinals(index, decode_entry(data)[1])
+            rewritten[index] = without_messages(data, dead)
+        await self._locked(self._storage.replace, rewritten)
+
+    async def _locked(self, call: Callable[[T], None], argument: T) -> None:
+        async with self._writer:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(call, argument)

@@ -1,0 +1,228 @@
+"""One stream: a cursor that moves through the log, then along the live tail.
+
+    start ── behind the tail ⇄ level with it ── end
+              reads the log      takes from its channel
+
+A stream is *level* when it has an offset into its channel's tail; whatever is
+published from then on reaches it from there. One whose cursor is older, or that
+was too slow for the tail, reads on from the log until it is level. Finding the
+log read out and joining the tail is one synchronous step, so nothing falls
+between the two and nothing comes twice.
+
+What the log can no longer give is told by ``event: gap`` before anything that
+comes after it. The id of each event is the cursor that a client resumes from:
+``subscribed`` repeats the cursor that the client came with, so a connection
+that breaks there loses nothing, and the gap is told again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final
+
+import trio
+from msgspec.json import encode as encode_json
+
+from repl_broker import sse
+from repl_broker.hub import Channel, Hub, deleted_frame, message_frame
+from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_id
+from repl_broker.replica import Replica
+from repl_broker.state import BrokerState, Location
+
+__all__ = ["Subscription"]
+
+RETRY_MS: Final = 2000
+DRAIN_RETRY_MS_MAX: Final = 5000  # of the jitter that spreads reconnects
+CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
+PAGE_MESSAGES_MAX: Final = 256
+
+
+class Subscription:
+    """The bytes of one event stream. Use as ``async with``; then iterate.
+
+    ``after`` is a cursor, ``"earliest"`` or ``"latest"``. Ends when the node
+    drains. Memory: one chunk, whatever the client's speed.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        hub: Hub,
+        filters: FilterSet,
+        after: Cursor | str,
+        heartbeat_seconds: float,
+    ) -> None:
+        self._replica = replica
+        self._hub = hub
+        self._filters = filters
+        self._after = after
+        self._heartbeat_seconds = heartbeat_seconds
+        self._channel: Channel | None = None
+        self._seq = 0  # everything up to here was sent, or told to be lost
+        self._told_lost = 0  # losses up to here were told
+        self._offset: int | None = None  # into the channel's tail, when level
+        self._ended = False
+        self._prelude: Iterator[bytes] = iter(())
+
+    async def __aenter__(self) -> Subscription:
+        self._channel = self._hub.join(self._filters)
+        self._prelude = self._begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._channel is not None:
+            self._hub.leave(self._channel)
+            self._channel = None
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next bytes to send: whole events. Raises StopAsyncIteration at the end."""
+        assert self._channel is not None, "use 'async with'"
+        for chunk in self._prelude:
+            await trio.lowlevel.checkpoint()
+            return chunk
+        if self._ended:
+            raise StopAsyncIteration
+        while True:
+            if self._hub.closing:
+                self._ended = True
+                return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311
+            if self._offset is None:
+                self._offset = self._channel.offset_after(self._seq)
+            if self._offset is None:
+                page = await self._read_log()
+                if page:
+                    return page
+            elif self._offset < self._channel.end:
+                batch = self._hub.take(self._channel, self._offset, CHUNK_BYTES_MAX)
+                if batch is not None:
+                    self._offset = batch.offset
+                    self._seq = batch.seq
+                    await trio.lowlevel.checkpoint()
+                    return batch.data
+                self._offset = None  # too slow for the tail: back to the log
+            else:
+                self._seq = self._hub.position
+                with trio.move_on_after(self._heartbeat_seconds) as silence:
+                    await self._channel.wait()
+                if silence.cancelled_caught:
+                    return sse.heartbeat(self._id(self._hub.position))
+
+    # --- beginning ---
+
+    def _begin(self) -> Iterator[bytes]:
+        state, epoch = self._state, self._hub.epoch
+        after = self._after
+        if isinstance(after, Cursor):
+            yield self._subscribed(after)
+            if after.epoch != epoch:
+                self._told_lost = state.lost_seq(self._filters, 0)
+                self._seq = self._before_first(0)
+                yield self._gap("unknown_epoch")
+            elif after.seq > state.seq:
+                self._seq = state.seq
+                yield self._gap("ahead")
+            else:
+                self._seq = after.seq
+        else:
+            if after == "earliest":
+                self._told_lost = state.lost_seq(self._filters, 0)
+                self._seq = self._before_first(0)
+            else:
+                self._seq = state.seq
+            yield self._subscribed(Cursor(epoch, self._seq))
+
+    def _subscribed(self, position: Cursor) -> bytes:
+        data = {
+            "topics": sorted(self._filters.filters),
+            "node": self._replica.node_id,
+            "position": str(position),
+        }
+        return sse.retry(RETRY_MS) + sse.event("subscribed", str(position), encode_json(data))
+
+    def _gap(self, reason: str) -> bytes:
+        """Tell of a loss between the client's cursor and ``_seq``, where the stream goes on."""
+        first = self._state.scan(self._filters, self._seq, 1)
+        data = {
+            "after": str(self._after),
+            "first_available": self._id(first[0].seq) if first else None,
+            "reason": reason,
+        }
+        return sse.event("gap", self._id(self._seq), encode_json(data))
+
+    def _before_first(self, seq: int) -> int:
+        """The position just before the first message above ``seq`` that is still there."""
+        first = self._state.scan(self._filters, seq, 1)
+        return first[0].seq - 1 if first else self._state.seq
+
+    # --- the log ---
+
+    async def _read_log(self) -> bytes | None:
+        """The next bytes from the log; None when it may be read out."""
+        state = self._state
+        lost = state.lost_seq(self._filters, self._seq)
+        if lost > self._told_lost:
+            self._told_lost = lost
+            self._after = Cursor(self._hub.epoch, self._seq)
+            self._seq = self._before_first(self._seq)
+            return self._gap("retention")
+        page = state.scan(self._filters, self._seq, PAGE_MESSAGES_MAX)
+        whole = len(page) < PAGE_MESSAGES_MAX
+        short = _first_bytes(page, CHUNK_BYTES_MAX)
+        upto = state.seq if whole and len(short) == len(page) else short[-1].seq
+        deletions = state.deletions(self._filters, self._seq)
+        if not page and not deletions:
+            # Read out, and nothing can be appended in between: level.
+            self._seq = state.seq
+            self._offset = self._require_channel().end
+            return None
+        messages = await self._replica.fetch(short)
+        if len(messages) < len(short):  # trimmed while it was read; look again
+            if not messages:
+                return None
+            upto = messages[-1].seq
+        self._hub.delivered(len(messages))
+        self._seq = upto
+        return b"".join(self._in_order(messages, [d for d in deletions if d.position <= upto]))
+
+    def _in_order(
+        self, messages: Sequence[Message], deletions: Sequence[TopicDeleted]
+    ) -> Iterator[bytes]:
+        epoch = self._hub.epoch
+        waiting = list(deletions)
+        for message in messages:
+            while waiting and waiting[0].position < message.seq:
+                yield deleted_frame(epoch, waiting.pop(0))
+            yield message_frame(epoch, message)
+        for deleted in waiting:
+            yield deleted_frame(epoch, deleted)
+
+    def _require_channel(self) -> Channel:
+        assert self._channel is not None
+        return self._channel
+
+    @property
+    def _state(self) -> BrokerState:
+        return self._replica.state
+
+    def _id(self, seq: int) -> str:
+        return event_id(self._hub.epoch, seq)
+
+
+def _first_bytes(page: Sequence[Location], bytes_max: int) -> Sequence[Location]:
+    """The first of ``page`` whose data has at most ``bytes_max``, but at least one."""
+    size = 0
+    for number, at in enumerate(page):
+        size += at.size
+        if size > bytes_max and number:
+            return page[:number]
+    return page
