@@ -718,8 +718,8 @@ def load(
     """The configuration from a file, environment variables and options, checked.
 
     ``environ`` is usually ``os.environ``; nothing is read from it unless it is
-    given. ``options`` maps dotted names to strings (or lists of strings) from the
-    command line. Raises InvalidConfigError, which holds every problem.
+    given. ``options`` maps dotted names to what the command line gave: strings, or
+    values that are read already. Raises InvalidConfigError, which holds every problem.
     """
     problems: list[str] = []
     values: dict[str, object] = {}
@@ -895,8 +895,10 @@ def from_options(options: Mapping[str, object], problems: list[str]) -> dict[str
     values: dict[str, object] = {}
     for name, found in options.items():
         known = keys()[name]
-        read = known.kind.read_text if isinstance(found, str) else known.kind.read
-        read_value(read, found, name, known.option or name, values, problems)
+        if isinstance(found, str):
+            read_value(known.kind.read_text, found, name, known.option, values, problems)
+        else:
+            values[name] = found
     return values
 
 

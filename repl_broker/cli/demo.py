@@ -1,0 +1,90 @@
+"""``repl-broker demo``: a node with the chat example, in one command."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import click
+
+import repl_broker
+from repl_broker import logs
+from repl_broker.cli.options import KeyType
+from repl_broker.config import Address, Config, load
+from repl_broker.errors import ConfigError
+
+__all__ = ["demo"]
+
+PREFIX: Final = "/chat"
+
+
+@click.command()
+@click.option(
+    "--http",
+    type=KeyType("http.bind", "host:port"),
+    default="127.0.0.1:4080",
+    show_default=True,
+    help="Where to listen for HTTP.",
+)
+@click.option(
+    "--data-dir",
+    type=KeyType("node.data_dir", "directory"),
+    help="The folder of the store. Default: one in the system's folder for temporary files, "
+    "the same for the same port, so that a demo that is started again has its messages.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    help="How much to log.",
+)
+def demo(http: Address, data_dir: Path | None, log_level: str) -> None:
+    """Start a node with the chat example, and say where to look.
+
+    Open the page in two windows and chat. Stop the node, start it again: both go on.
+    """
+    folder = data_dir or temporary_folder(http.port)
+    options = {"http.bind": http, "node.data_dir": folder, "log.level": log_level}
+    config = load(options=options)
+    apps = {PREFIX: chat_folder()}
+    logs.configure(config.log)
+
+    from repl_broker import daemon
+
+    announce(config)
+    daemon.run(config, apps=apps)
+
+
+def announce(config: Config) -> None:
+    bind = config.http.bind
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104
+    click.echo(f"The chat:  http://{Address(host, bind.port)}{PREFIX}/   (Ctrl-C stops)")
+    click.echo(f"The data:  {config.node.data_dir}   (delete it to start afresh)")
+
+
+def chat_folder() -> Path:
+    """Where the page is: in the installed package, or beside it in a checkout."""
+    package = Path(repl_broker.__file__).parent
+    for folder in (package / "_examples" / "chat", package.parent / "examples" / "chat"):
+        if (folder / "index.html").is_file():
+            return folder
+    raise ConfigError("the chat example is not part of this installation (_examples/chat)")
+
+
+def temporary_folder(port: int) -> Path:
+    """A folder of this user's, and nobody else's, that is there again after a restart."""
+    if port == 0:
+        return Path(tempfile.mkdtemp(prefix="repl-broker-demo-"))
+    folder = Path(tempfile.gettempdir()) / f"repl-broker-demo-{os.getuid()}-{port}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        about = folder.lstat()
+    except OSError as error:
+        raise ConfigError(f"cannot use {folder}: {error.strerror}; give --data-dir") from error
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        raise ConfigError(f"cannot use {folder}: it belongs to someone else; give --data-dir")
+    return folder

@@ -1,0 +1,80 @@
+"""Reading Server-Sent Events (WHATWG HTML 9.2.6). Pure: bytes in, events out."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["Event", "EventReader"]
+
+EVENT_BYTES_MAX: Final = 128 * 1024 * 1024
+
+
+class Event(NamedTuple):
+    """A dispatched block. A heartbeat has no data, and moves the cursor only."""
+
+    name: str  # "message" where the stream names none
+    id: str  # the last event id as of this block, "" before there is one
+    data: bytes
+
+
+class EventReader:
+    """Feed it what arrives; it gives the blocks that are complete.
+
+    ``retry_ms`` is the last reconnection time that the server named. ``farewell``
+    tells whether that came after every event so far: a server that drains
+    says so last, with a time of this client's own.
+    """
+
+    def __init__(self) -> None:
+        self.retry_ms: int | None = None
+        self.farewell = False
+        self.id = ""
+        self._pending = bytearray()
+        self._name = ""
+        self._data: list[bytes] = []
+        self._seen = False  # a field of the block under way
+        self._started = False
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that ``chunk`` completes. Raises ValueError for an endless one."""
+        self._pending += chunk
+        if not self._started and len(self._pending) >= 3:
+            self._started = True
+            if self._pending.startswith(b"\xef\xbb\xbf"):
+                del self._pending[:3]
+        end = max(self._pending.rfind(b"\n"), self._pending.rfind(b"\r", 0, -1)) + 1
+        if len(self._pending) - end > EVENT_BYTES_MAX:
+            raise ValueError(f"an event of more than {EVENT_BYTES_MAX:,} bytes")
+        complete = bytes(self._pending[:end])
+        del self._pending[:end]
+        events = []
+        for line in complete.splitlines():
+            if line:
+                self._field(line)
+            elif self._seen:
+                events.extend(self._dispatch())
+        return events
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match name:
+            case b"data":
+                self._data.append(value)
+            case b"event":
+                self._name = value.decode(errors="replace")
+            case b"id" if b"\0" not in value:
+                self.id = value.decode(errors="replace")
+            case b"retry" if value.isdigit() and len(value) < 10:
+                self.retry_ms = int(value)
+                self.farewell = True
+                return
+            case _:  # a comment, or a field of a later standard
+                return
+        self._seen = True
+
+    def _dispatch(self) -> list[Event]:
+        event = Event(self._name or "message", self.id, b"\n".join(self._data))
+        self._name, self._data, self._seen = "", [], False
+        self.farewell = False
+        return [event]

@@ -1,0 +1,76 @@
+"""Options that several commands share, and how they read their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from repl_broker.config import RefusedError, is_http_url, keys
+
+__all__ = ["KeyType", "json_option", "url_option"]
+
+DEFAULT_URL: Final = "http://127.0.0.1:4080"
+
+if TYPE_CHECKING:
+    AnyType = click.ParamType[object]
+    TextType = click.ParamType[str]
+else:  # click before 8.3 has no type parameter here
+    AnyType = TextType = click.ParamType
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class KeyType(AnyType):
+    """A value that is read and checked as the configuration key of this name is."""
+
+    def __init__(self, name: str, metavar: str) -> None:
+        self.kind = keys()[name].kind
+        self.name = metavar
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.kind.read_text(value)
+        except RefusedError as error:
+            self.fail(str(error), param, ctx)
+
+
+class UrlType(TextType):
+    """The URL of a node."""
+
+    name = "url"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        text = str(value)
+        if not is_http_url(text) or urlsplit(text).port == 0:
+            self.fail(f"wanted http://HOST:PORT or https://HOST:PORT, found {text!r}", param, ctx)
+        return text.rstrip("/")
+
+
+def url_option(command: F) -> F:
+    """``--url``: which node to talk to."""
+    return click.option(
+        "--url",
+        type=UrlType(),
+        metavar="URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        envvar="REPL_BROKER_URL",
+        show_envvar=True,
+        help="The node to talk to; any node of a cluster will do.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``: for programs."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")(
+        command
+    )

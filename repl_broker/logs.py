@@ -1,0 +1,135 @@
+"""Setting up the log: stdlib logging, one handler, on standard error.
+
+Every module has its own logger and writes ``key=value`` messages; fields may
+also come as ``extra={...}``. On a terminal the lines are for people; otherwise
+each is a JSON object. Bodies of messages are never logged, at any level.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from typing import Final, TextIO
+
+from repl_broker.config import LogConfig
+
+__all__ = ["ConsoleFormatter", "JsonFormatter", "configure"]
+
+# What a record has by itself; anything else came in as `extra`.
+OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
+
+# Libraries that hang handlers of their own on their loggers, or that would fill
+# the log with lines about every request and connection.
+LIBRARIES: Final = ("hypercorn", "quart", "quart_trio", "httpx", "httpcore", "asyncio")
+
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+def configure(config: LogConfig, stream: TextIO | None = None) -> None:
+    """Send every logger of the process through one handler. Calling it again replaces that.
+
+    ``stream`` is standard error unless told. Handlers that a library has put on
+    its own loggers are taken off, so that no line comes twice or in another form.
+    """
+    stream = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter(config.format, stream.isatty()))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    level = config.level.upper()
+    root.setLevel(level)
+    quiet_libraries(level)
+    logging.captureWarnings(True)
+    # A log that cannot be written (a full disk, a closed pipe) must not print
+    # tracebacks, nor stop the node.
+    logging.raiseExceptions = False
+
+
+def formatter(form: str, terminal: bool) -> logging.Formatter:
+    if form == "console" or (form == "auto" and terminal):
+        return ConsoleFormatter(colour=terminal)
+    return JsonFormatter()
+
+
+def quiet_libraries(level: str) -> None:
+    for name in [*logging.root.manager.loggerDict]:
+        if name.split(".")[0] in LIBRARIES:
+            logger = logging.getLogger(name)
+            for handler in logger.handlers[:]:
+                logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
+    # Their parents, so that loggers which are made later are quiet as well.
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else "WARNING")
+
+
+def extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in OWN}
+
+
+def moment(record: logging.LogRecord) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{whole}.{int(record.msecs):03}Z"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the extra fields, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": moment(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in extra(record).items():
+            line.setdefault(name, value)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, ensure_ascii=False, default=str, separators=(",", ":"))
+
+
+class ConsoleFormatter(logging.Formatter):
+    """``04:53:57.123 INFO    broker: listening http=127.0.0.1:4080``, in local time.
+
+    Control characters are shown escaped: what comes from outside may not write
+    lines, or move the cursor, in an operator's terminal. A traceback keeps its lines.
+    """
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self.colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        fields = "".join(f" {name}={value}" for name, value in extra(record).items())
+        name = record.name.removeprefix("repl_broker.")
+        text = visible(f"{name}: {record.getMessage()}{fields}")
+        level = f"{record.levelname:<7}"
+        if self.colour and (code := COLOURS.get(record.levelname)):
+            level = f"\x1b[{code}m{level}\x1b[0m"
+        lines = [f"{clock}.{int(record.msecs):03} {level} {text}"]
+        if record.exc_info:
+            lines.extend(
+                visible(each) for each in self.formatException(record.exc_info).split("\n")
+            )
+        return "\n".join(lines)
+
+
+def visible(text: str) -> str:
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
