@@ -859,7 +859,9 @@ def read_value(
 
 
 # Variables of this prefix that are no keys: other parts of the program read them.
-OTHER_VARIABLES: Final = frozenset({"REPL_BROKER_URL", "REPL_BROKER_CONFIG"})
+OTHER_VARIABLES: Final = frozenset(
+    {"REPL_BROKER_URL", "REPL_BROKER_CONFIG", "REPL_BROKER_TRACEBACK"}
+)
 
 # Kubernetes sets such variables for a service that is called repl-broker.
 KUBERNETES: Final = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -55,8 +56,21 @@ def demo(http: Address, data_dir: Path | None, log_level: str) -> None:
 
     from repl_broker import daemon
 
+    check_free(http)
     announce(config)
     daemon.run(config, apps=apps)
+
+
+def check_free(bind: Address) -> None:
+    """Find out before the page is announced that another program has the port."""
+    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
+    try:
+        socket.create_server((bind.host, bind.port), family=family).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(
+            f"cannot listen on {bind}: {reason}; give another address with --http"
+        ) from error
 
 
 def announce(config: Config) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["Event", "EventReader"]
+from repl_broker.errors import ReplBrokerError
+
+__all__ = ["Event", "EventReader", "EventTooLargeError"]
 
 EVENT_BYTES_MAX: Final = 128 * 1024 * 1024
+
+
+class EventTooLargeError(ReplBrokerError):
+    """The stream sends an event without end."""
 
 
 class Event(NamedTuple):
@@ -36,7 +42,7 @@ class EventReader:
         self._started = False
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that ``chunk`` completes. Raises ValueError for an endless one."""
+        """The events that ``chunk`` completes. Raises EventTooLargeError."""
         self._pending += chunk
         if not self._started and len(self._pending) >= 3:
             self._started = True
@@ -44,7 +50,9 @@ class EventReader:
                 del self._pending[:3]
         end = max(self._pending.rfind(b"\n"), self._pending.rfind(b"\r", 0, -1)) + 1
         if len(self._pending) - end > EVENT_BYTES_MAX:
-            raise ValueError(f"an event of more than {EVENT_BYTES_MAX:,} bytes")
+            raise EventTooLargeError(
+                f"the stream has an event of more than {EVENT_BYTES_MAX:,} bytes"
+            )
         complete = bytes(self._pending[:end])
         del self._pending[:end]
         events = []

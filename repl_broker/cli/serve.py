@@ -78,7 +78,7 @@ def serve(
 
     from repl_broker import daemon
 
-    daemon.run(config, bootstrap=bootstrap)
+    daemon.run(config)
 
 
 def refuse_cluster_mode(config: Config, *, bootstrap: bool = False) -> None:

@@ -1,0 +1,187 @@
+"""serve and demo: what reaches the daemon. The daemon itself has tests of its own."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import Run
+
+import repl_broker
+from repl_broker.config import Address, Config
+from repl_broker.errors import StorageError
+
+demo = importlib.import_module("repl_broker.cli.demo")  # the package has the command there
+
+
+class FakeDaemon:
+    def __init__(self) -> None:
+        self.config: Config | None = None
+        self.apps: Mapping[str, Path] = {}
+        self.error: Exception | None = None
+
+    def run(self, config: Config, *, apps: Mapping[str, Path] | None = None) -> None:
+        self.config = config
+        self.apps = apps or {}
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon()
+    monkeypatch.setattr(repl_broker, "daemon", SimpleNamespace(run=fake.run), raising=False)
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level, logging.raiseExceptions)
+    yield fake
+    logging.captureWarnings(False)
+    root.handlers[:], root.level, logging.raiseExceptions = before
+
+
+def test_serve_without_options_is_the_default_configuration(run: Run, daemon: FakeDaemon) -> None:
+    assert run("serve").exit_code == 0
+    assert daemon.config == Config()
+
+
+def test_options_beat_the_environment_which_beats_the_file(
+    run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nid = "file"\n[http]\nbind = "1.1.1.1:1"\n[raft]\nbind = "1.1.1.1:2"\n')
+    monkeypatch.setenv("REPL_BROKER_HTTP_BIND", "2.2.2.2:1")
+    monkeypatch.setenv("REPL_BROKER_RAFT_BIND", "2.2.2.2:2")
+    monkeypatch.setenv("REPL_BROKER_CONFIG", str(file))
+    result = run("serve", "--raft", "[::1]:3", "--data-dir", "x", "--log-level", "error")
+    assert result.exit_code == 0, result.output
+    assert daemon.config is not None
+    assert daemon.config.node.id == "file"
+    assert daemon.config.node.data_dir == Path("x")
+    assert daemon.config.http.bind == Address("2.2.2.2", 1)
+    assert daemon.config.raft.bind == Address("::1", 3)
+    assert daemon.config.log.level == "error"
+
+
+def test_serve_prints_the_first_problem_and_how_many_there_are(
+    run: Run, daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("nodes = 1\nlogs = 2\nx = 3\n")
+    result = run("serve", "--config", str(file))
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("? (and 2 more)\n")
+    assert daemon.config is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--bootstrap"], ["--join", "10.0.0.1:4081", "--join", "10.0.0.2:4081"]]
+)
+def test_cluster_mode_is_refused_in_one_line(
+    run: Run, daemon: FakeDaemon, arguments: list[str]
+) -> None:
+    result = run("serve", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {arguments[0]}")
+    assert "this version runs single nodes only" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert daemon.config is None
+
+
+def test_what_the_daemon_raises_is_one_line(run: Run, daemon: FakeDaemon) -> None:
+    daemon.error = StorageError("no space left")
+    result = run("serve")
+    assert (result.exit_code, result.stderr) == (1, "error: no space left\n")
+
+
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    package = tmp_path / "repl_broker"
+    folder = package / "_examples" / "chat"
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text("<!doctype html>")
+    monkeypatch.setattr(repl_broker, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return folder
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_demo_serves_the_chat_and_says_where(run: Run, daemon: FakeDaemon, chat: Path) -> None:
+    port = free_port()
+    result = run("demo", "--http", f"127.0.0.1:{port}")
+    assert result.exit_code == 0, result.output
+    assert f"http://127.0.0.1:{port}/chat/" in result.stdout
+    assert daemon.apps == {"/chat": chat}
+    assert daemon.config is not None
+    assert daemon.config.node.data_dir.name == f"repl-broker-demo-{os.getuid()}-{port}"
+    assert daemon.config.node.data_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_demo_takes_a_folder_of_the_users_choice(
+    run: Run, daemon: FakeDaemon, chat: Path, tmp_path: Path
+) -> None:
+    result = run("demo", "--http", f"127.0.0.1:{free_port()}", "--data-dir", str(tmp_path / "d"))
+    assert result.exit_code == 0, result.output
+    assert daemon.config is not None
+    assert daemon.config.node.data_dir == tmp_path / "d"
+    assert str(tmp_path / "d") in result.stdout
+
+
+def test_demo_says_that_the_port_is_taken_and_nothing_else(
+    run: Run, daemon: FakeDaemon, chat: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        result = run("demo", "--http", address)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"error: cannot listen on {address}: Address already in use; "
+        "give another address with --http\n"
+    )
+    assert daemon.config is None
+
+
+def test_demo_refuses_a_temporary_folder_that_someone_else_has_laid_out(
+    run: Run, daemon: FakeDaemon, chat: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    (tmp_path / f"repl-broker-demo-{os.getuid()}-{port}").symlink_to(chat)
+    result = run("demo", "--http", f"127.0.0.1:{port}")
+    assert result.exit_code == 1
+    assert "belongs to someone else" in result.stderr
+
+
+def test_demo_in_a_checkout_takes_the_page_from_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(repl_broker, "__file__", str(tmp_path / "repl_broker" / "__init__.py"))
+    folder = tmp_path / "examples" / "chat"
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text("<!doctype html>")
+    assert demo.chat_folder() == folder
+
+
+def test_demo_without_the_page_says_so(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(repl_broker, "__file__", str(tmp_path / "repl_broker" / "__init__.py"))
+    result = run("demo", "--data-dir", str(tmp_path / "d"))
+    assert result.exit_code == 1
+    assert "not part of this installation" in result.stderr
+
+
+def test_any_free_port_gets_a_folder_of_its_own(chat: Path, tmp_path: Path) -> None:
+    first, second = (demo.temporary_folder(0) for _ in range(2))
+    assert first != second
+    assert first.parent == second.parent == tmp_path

@@ -1,0 +1,186 @@
+"""Topics and the cluster: what is asked of the node, and what is shown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import Run
+from fake_broker import EPOCH, FakeBroker, answer, problem
+
+TOPIC: dict[str, Any] = {
+    "name": "chat",
+    "retention": {"messages": 10000, "seconds": 86400, "bytes": 67108864},
+    "messages": 1234,
+    "bytes": 56789,
+    "first_id": f"{EPOCH}-1",
+    "last_id": f"{EPOCH}-1234",
+    "created_at": "2026-11-23T04:00:00.123Z",
+    "subscribers": 2,
+}
+
+CLUSTER: dict[str, Any] = {
+    "cluster_id": "c-1",
+    "epoch": EPOCH,
+    "node": "n1",
+    "mode": "single",
+    "term": 3,
+    "leader": None,
+    "commit_index": 7,
+    "applied_index": 7,
+    "members": [
+        {
+            "id": "n1",
+            "role": "leader",
+            "raft_address": "127.0.0.1:4081",
+            "http_url": None,
+            "match_index": 7,
+            "lag": 0,
+            "reachable": True,
+        }
+    ],
+}
+
+
+def test_list_pages_through_everything(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [
+        answer(200, {"topics": [{**TOPIC, "name": "a"}, {**TOPIC, "name": "b"}], "next": "b"}),
+        answer(200, {"topics": [{**TOPIC, "name": "c" * 30, "last_id": None}], "next": None}),
+    ]
+    result = run("topics", "list", "--match", "*", "--url", broker.url)
+    assert result.exit_code == 0
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["TOPIC", "MESSAGES", "BYTES", "SUBSCRIBERS", "LAST", "ID"],
+        ["a", "1,234", "56,789", "2", f"{EPOCH}-1234"],
+        ["b", "1,234", "56,789", "2", f"{EPOCH}-1234"],
+        ["c" * 30, "1,234", "56,789", "2", "-"],
+    ]
+    assert [request.query for request in broker.seen] == [
+        {"match": ["*"]},
+        {"match": ["*"], "after": ["b"]},
+    ]
+
+
+def test_list_prints_a_json_line_a_topic(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, {"topics": [TOPIC, TOPIC], "next": None})]
+    result = run("topics", "list", "--json", "--url", broker.url)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [TOPIC, TOPIC]
+
+
+def test_list_of_nothing_prints_nothing(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, {"topics": [], "next": None})]
+    result = run("topics", "list", "--url", broker.url)
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_create_sends_only_what_was_given(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(201, TOPIC), answer(201, TOPIC)]
+    result = run("topics", "create", "chat", "--url", broker.url)
+    assert result.stdout == (
+        "created chat: keeps 10,000 messages, 86,400 s, 67,108,864 bytes, whichever comes first\n"
+    )
+    options = ["--retention-seconds", "24h", "--retention-bytes", "1 MiB"]
+    run("topics", "create", "chat", *options, "--url", broker.url)
+    assert [(r.method, r.path, json.loads(r.body)) for r in broker.seen] == [
+        ("POST", "/v1/topics", {"name": "chat"}),
+        (
+            "POST",
+            "/v1/topics",
+            {"name": "chat", "retention": {"seconds": 86400, "bytes": 1048576}},
+        ),
+    ]
+
+
+def test_create_or_change_is_a_put(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, TOPIC)]
+    result = run(
+        "topics",
+        "create",
+        "chat",
+        "--or-change",
+        "--retention-messages=5",
+        "--json",
+        "--url",
+        broker.url,
+    )
+    assert json.loads(result.stdout) == TOPIC
+    request = broker.seen[0]
+    assert (request.method, request.path) == ("PUT", "/v1/topics/chat")
+    assert json.loads(request.body) == {"retention": {"messages": 5}}
+
+
+def test_show_is_for_people_or_json(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, TOPIC), answer(200, TOPIC), answer(200, {"name": "chat"})]
+    assert run("topics", "show", "chat", "--url", broker.url).stdout.splitlines() == [
+        "topic        chat",
+        "messages     1,234",
+        "bytes        56,789",
+        f"first id     {EPOCH}-1",
+        f"last id      {EPOCH}-1234",
+        "created      2026-11-23T04:00:00.123Z",
+        "subscribers  2 (on this node)",
+        "keeps        10,000 messages, 86,400 s, 67,108,864 bytes, whichever comes first",
+    ]
+    assert json.loads(run("topics", "show", "chat", "--json", "--url", broker.url).stdout) == TOPIC
+    assert run("topics", "show", "chat", "--url", broker.url).exit_code == 0
+
+
+def test_delete_says_what_it_did(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(204, None), answer(204, None)]
+    assert run("topics", "delete", "chat", "--url", broker.url).stdout == "deleted chat\n"
+    as_json = run("topics", "delete", "chat", "--yes", "--json", "--url", broker.url)
+    assert json.loads(as_json.stdout) == {"deleted": "chat"}
+    assert [(r.method, r.path) for r in broker.seen] == [("DELETE", "/v1/topics/chat")] * 2
+
+
+def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, CLUSTER), answer(200, CLUSTER)]
+    result = run("cluster", "status", "--url", broker.url)
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["cluster", "id", "c-1"],
+        ["epoch", EPOCH],
+        ["node", "n1"],
+        ["mode", "single"],
+        ["term", "3"],
+        ["leader", "-"],
+        ["commit", "index", "7"],
+        ["applied", "index", "7"],
+        [],
+        ["MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE"],
+        ["n1", "leader", "127.0.0.1:4081", "-", "7", "0", "yes"],
+    ]
+    as_json = run("cluster", "status", "--json", "--url", broker.url)
+    assert json.loads(as_json.stdout) == CLUSTER
+
+
+CHANGES = [
+    (
+        ["add", "n2", "--raft", "10.0.0.2:4081", "--http", "http://10.0.0.2:4080"],
+        ("POST", "/v1/cluster/members"),
+        {"id": "n2", "raft_address": "10.0.0.2:4081", "http_url": "http://10.0.0.2:4080"},
+    ),
+    (["remove", "n2"], ("DELETE", "/v1/cluster/members/n2"), None),
+    (["transfer", "n2"], ("POST", "/v1/cluster/leader"), {"id": "n2"}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "call", "body"), CHANGES)
+def test_a_single_nodes_refusal_of_a_change_is_shown(
+    run: Run, broker: FakeBroker, arguments: list[str], call: tuple[str, str], body: object
+) -> None:
+    broker.steps = [problem("single_node", "This node is alone."), answer(202, {"ok": True})]
+    result = run("cluster", *arguments, "--url", broker.url)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: The node runs in single-node mode: This node is alone. [single_node]\n"
+    )
+    request = broker.seen[0]
+    assert (request.method, request.path) == call
+    assert (json.loads(request.body) if request.body else None) == body
+    assert "cluster status" in run("cluster", *arguments, "--url", broker.url).stdout
+
+
+def test_list_survives_an_answer_of_another_shape(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, {"topics": None, "next": "x"})]
+    assert run("topics", "list", "--url", broker.url).exit_code == 0

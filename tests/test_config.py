@@ -1,0 +1,255 @@
+"""The configuration: where it comes from, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from repl_broker.config import (
+    Address,
+    Config,
+    InvalidConfigError,
+    RefusedError,
+    keys,
+    load,
+    sections,
+)
+
+EXAMPLE = Path(__file__).parents[1] / "cluster.toml.example"
+
+
+def problems_of(tmp_path: Path, text: str | bytes) -> list[str]:
+    """The problems of a file, without its name."""
+    file = tmp_path / "node.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InvalidConfigError) as caught:
+        load(file)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return [problem.replace(f"{file}:", "F:") for problem in caught.value.problems]
+
+
+def loaded(tmp_path: Path, text: str) -> Config:
+    file = tmp_path / "node.toml"
+    file.write_text(text)
+    return load(file)
+
+
+def test_nothing_at_all_is_the_defaults() -> None:
+    assert load() == Config()
+
+
+def test_the_example_has_exactly_the_defaults() -> None:
+    assert load(EXAMPLE) == Config()
+
+
+def test_every_key_is_in_the_example_with_its_default_and_its_meaning() -> None:
+    text = EXAMPLE.read_text()
+    bare = text.replace("\n# ", " ")
+    document = tomllib.loads(text)
+    for section in sections():
+        assert f"\n[{section.name}]\n" in text
+        table = document
+        for part in section.name.split("."):
+            table = table[part]
+        for key in section.keys:
+            own_name = key.name.rpartition(".")[2]
+            assert key.meaning in bare
+            if key.default is None:
+                assert f"\n#{own_name} = {key.example}\n" in text
+            else:
+                assert key.kind.read(table[own_name]) == key.default
+
+
+def test_the_examples_for_keys_without_a_default_are_valid() -> None:
+    for key in keys().values():
+        if key.default is None:
+            key.kind.read(tomllib.loads(f"x = {key.example}")["x"])
+
+
+def test_every_default_is_in_its_range() -> None:
+    for key in keys().values():
+        if isinstance(key.default, int | str):
+            assert key.kind.read(key.default) == key.default
+
+
+def test_the_options_of_a_run_beat_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nid = "a"\n[log]\nlevel = "debug"\nformat = "json"\n')
+    environ = {"REPL_BROKER_NODE_ID": "b", "REPL_BROKER_LOG_LEVEL": "error", "HOME": "/"}
+    config = load(file, environ=environ, options={"node.id": "c"})
+    assert (config.node.id, config.log.level, config.log.format) == ("c", "error", "json")
+
+
+def test_every_key_can_be_set_in_the_environment() -> None:
+    config = load(
+        environ={
+            "REPL_BROKER_HTTP_BIND": "[::1]:80",
+            "REPL_BROKER_HTTP_CORS_ORIGINS": "https://a.example, *",
+            "REPL_BROKER_HTTP_ACCESS_LOG": "yes",
+            "REPL_BROKER_TOPICS_AUTO_CREATE": "0",
+            "REPL_BROKER_TOPICS_RETENTION_SECONDS": "2h",
+            "REPL_BROKER_LIMITS_MESSAGE_BYTES": "1_000",
+            "REPL_BROKER_NODE_DATA_DIR": "data",
+            "REPL_BROKER_NODE_ID": "",  # as good as not set
+        }
+    )
+    assert config.http.bind == Address("::1", 80)
+    assert config.http.cors_origins == ("https://a.example", "*")
+    assert config.http.access_log
+    assert not config.topics.auto_create
+    assert config.topics.retention.seconds == 7200
+    assert config.limits.message_bytes == 1000
+    assert config.node.data_dir == Path("data")
+    assert config.node.id == "n1"
+    assert len({key.variable for key in keys().values()}) == len(keys())
+
+
+def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
+    foreign = {
+        "REPL_BROKER_URL": "http://x",
+        "REPL_BROKER_CONFIG": "f",
+        "REPL_BROKER_TRACEBACK": "1",
+        "REPL_BROKER_TEST_ANYTHING": "1",
+        # what Kubernetes sets for services that are called repl-broker(-http)
+        "REPL_BROKER_SERVICE_HOST": "10.0.0.1",
+        "REPL_BROKER_HTTP_SERVICE_PORT_WEB": "80",
+        "REPL_BROKER_PORT": "tcp://10.0.0.1:80",
+        "REPL_BROKER_HTTP_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(environ=foreign) == Config()
+    with pytest.raises(InvalidConfigError) as caught:
+        load(environ={"REPL_BROKER_HTTP_PORT": "80", "REPL_BROKER_LOG_LEVEL": "loud"})
+    assert caught.value.problems == (
+        "unknown environment variable REPL_BROKER_HTTP_PORT; did you mean REPL_BROKER_HTTP_BIND?",
+        'REPL_BROKER_LOG_LEVEL: wanted "debug", "info", "warning" or "error", '
+        'found the string "loud"',
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[http]\nbnd = 1", "F: unknown key http.bnd; did you mean http.bind?"),
+        ("[limits]\nmesage_bytes = 1", "unknown key limits.mesage_bytes; did you mean limits.mess"),
+        ("[http]\nmessage_bytes = 1", "http.message_bytes; did you mean limits.message_bytes?"),
+        ("retention = 1", "F: unknown key retention; did you mean topics.retention."),
+        (
+            "[topics.retntion]\nx = 1",
+            "unknown table topics.retntion; did you mean topics.retention",
+        ),
+        ("[loging]", "F: unknown table loging; did you mean log?"),
+        ("http = 3", "F: http: wanted a table ([http]), found the integer 3"),
+        ("[http.bind]\nx = 1", "F: http.bind: wanted HOST:PORT, as a string, found a table"),
+        ("[http]\nbind = 4080", "F: http.bind: wanted HOST:PORT, as a string, found the integer 4"),
+        ("[http]\nbind = '4080'", "wanted HOST:PORT (such as 127.0.0.1:4080), found '4080'"),
+        ("[http]\nbind = 'h:70000'", "F: http.bind: the port must be 0 to 65535, found 70000"),
+        ("[http]\naccess_log = 1", "wanted true or false, found the integer 1"),
+        ("[http]\npublic_url = 'ftp://x'", "wanted an http:// or https:// URL, found the string"),
+        ("[http]\npublic_url = 'http://x:y'", "wanted an http:// or https:// URL"),
+        ("[http]\ncors_origins = '*'", 'wanted an array, each "*" or an origin'),
+        ("[http]\ncors_origins = ['https://a/b']", 'found the string "https://a/b"'),
+        ("[http]\ntls_key = ''", "F: http.tls_key: wanted a path, as a string"),
+        ("[node]\nid = 'a b'", "wanted 1 to 64 letters, digits, dots, _ or -, found the string"),
+        ("[node]\nid = 2026-01-01", "found the date or time 2026-01-01"),
+        ("[log]\nlevel = ['info']", "found an array"),
+        ("[auth]\nmode = 'token'", 'F: auth.mode: wanted "none", found the string "token"'),
+        ("[limits]\nconnections = 0", "must be 1 to 1,000,000 connections, found 0"),
+        ("[limits]\nconnections = '10k'", "wanted an integer (connections), found the string"),
+        ("[limits]\nconnections = true", "found the boolean true"),
+        ("[limits]\nidle_timeout_seconds = 1.5", "found the float 1.5"),
+        ("[limits]\nidle_timeout_seconds = '1500ms'", '"1500ms" is not a whole number of seconds'),
+        ("[limits]\nidle_timeout_seconds = '5x'", 'unknown unit "x" in "5x"; known units: ms, s,'),
+        ("[limits]\nidle_timeout_seconds = '5'", 'unknown unit "" in "5"'),
+        ("[limits]\nidle_timeout_seconds = 'soon'", 'a string with a unit (such as "90s")'),
+        ("[limits]\nbatch_bytes = '1 Gib'", "known units: B, kB, MB, GB, KiB, MiB, GiB"),
+        ("[limits]\nbatch_bytes = '1 GiB'", "268,435,456 bytes, found 1,073,741,824"),
+        ("[limits]\nbatch_bytes = 10", "limits.batch_bytes must be at least limits.message_bytes"),
+        (
+            "[raft]\nelection_timeout_ms = 499",
+            "at least 5 times raft.heartbeat_interval_ms (500",
+        ),
+        ("[http]\ntls_certificate = 'c'", "http.tls_certificate needs http.tls_key: give both"),
+        ("[http]\ntls_key = 'k'", "http.tls_key needs http.tls_certificate: give both"),
+        ("[cluster]\nsecret_file = '/no/such'", "cannot read /no/such: No such file or directory"),
+        ('["a\\nb"]', "unknown table a\\nb; did you mean"),
+        ("[a\n", "F:1:3: not valid TOML: Expected ']'"),
+        ("[node]\nid = \n", "F:2:6: not valid TOML: Invalid value"),
+        ("[node]\nid = 'x", "F:2:8: not valid TOML: "),
+        (b"[node]\nid = '\xff'", "F:2:7: not valid TOML: the file is not UTF-8"),
+        ("x = " + "[" * 5000, "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str | bytes, problem: str) -> None:
+    found = problems_of(tmp_path, text)
+    assert problem in found[0]
+
+
+def test_every_problem_is_reported(tmp_path: Path) -> None:
+    text = "[http]\nbnd = 1\naccess_log = 1\n[log]\nlevel = 1\nformat = 2\n"
+    assert len(problems_of(tmp_path, text)) == 4
+
+
+def test_the_error_itself_tells_the_first_problem_and_how_many_more() -> None:
+    assert str(InvalidConfigError(["a"])) == "a"
+    assert str(InvalidConfigError(["a", "b", "c"])) == "a (and 2 more)"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "no", "No such file or directory"), (tmp_path, "Is a dir")):
+        with pytest.raises(InvalidConfigError, match=f"cannot read {path}: {reason}"):
+            load(path)
+
+
+def test_strings_with_units_are_read(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        "[limits]\nmessage_bytes = '64 kB'\nbatch_bytes = '0.5MiB'\nidle_timeout_seconds = '1.5m'\n"
+        "[topics.retention]\nseconds = '7d'\nbytes = '1 GiB'\n"
+        "[raft]\nelection_timeout_ms = '2s'\n",
+    )
+    assert config.limits.message_bytes == 64_000
+    assert config.limits.batch_bytes == 512 * 1024
+    assert config.limits.idle_timeout_seconds == 90
+    assert config.topics.retention.seconds == 7 * 86_400
+    assert config.topics.retention.bytes == 1024**3
+    assert config.raft.election_timeout_ms == 2000
+
+
+def test_certificate_and_key_must_be_readable(tmp_path: Path) -> None:
+    certificate = tmp_path / "c.pem"
+    certificate.write_text("")
+    text = f"[http]\ntls_certificate = '{certificate}'\ntls_key = '{tmp_path}/k.pem'\n"
+    assert problems_of(tmp_path, text) == [
+        f"http.tls_key: cannot read {tmp_path}/k.pem: No such file or directory"
+    ]
+    (tmp_path / "k.pem").write_text("")
+    assert loaded(tmp_path, text).http.tls_certificate == certificate
+
+
+def test_a_wrong_boolean_in_the_environment_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="wanted true or false"):
+        load(environ={"REPL_BROKER_HTTP_ACCESS_LOG": "maybe"})
+
+
+def test_an_option_is_named_as_it_was_typed() -> None:
+    with pytest.raises(InvalidConfigError, match=r"^--http: wanted HOST:PORT"):
+        load(options={"http.bind": "x"})
+
+
+def test_a_value_that_is_read_already_is_taken_as_it_is() -> None:
+    assert load(options={"http.bind": Address("::", 1)}).http.bind == Address("::", 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:4080", "localhost:0", "[::1]:65535", "[fe80::1%eth0]:1"]
+)
+def test_an_address_is_written_as_it_is_read(text: str) -> None:
+    assert str(Address.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", ":80", "::1:80", "h:", "h:-1", "h:1:2", "http://h:1", "h :1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(RefusedError):
+        Address.parse(text)

@@ -1,0 +1,142 @@
+"""The log: one handler, lines for people or for programs, nothing leaks in."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from repl_broker.config import LogConfig
+from repl_broker.logs import configure
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level, logging.raiseExceptions)
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:], root.level, logging.raiseExceptions = before
+
+
+def logged(config: LogConfig, stream: io.StringIO) -> logging.Logger:
+    configure(config, stream)
+    return logging.getLogger("repl_broker.tests.logs")
+
+
+def test_a_program_gets_a_json_object_a_line() -> None:
+    stream = io.StringIO()
+    logged(LogConfig(), stream).info("listening http=%s", "é:1\n2", extra={"node": "n1"})
+    line = json.loads(stream.getvalue())
+    assert stream.getvalue().count("\n") == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert line == {
+        "level": "info",
+        "logger": "repl_broker.tests.logs",
+        "message": "listening http=é:1\n2",
+        "node": "n1",
+    }
+
+
+def test_a_person_gets_a_line_that_cannot_steer_the_terminal() -> None:
+    stream = Terminal()
+    log = logged(LogConfig(), stream)
+    log.info("role=%s", "leader\x1b[2J\r\nforged", extra={"term": 3})
+    log.warning("slow")
+    first, second = stream.getvalue().splitlines()
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d\.\d{3} INFO    "
+        r"tests\.logs: role=leader\\x1b\[2J\\r\\nforged term=3",
+        first,
+    )
+    assert second.endswith("\x1b[33mWARNING\x1b[0m tests.logs: slow")
+
+
+def test_the_form_can_be_chosen() -> None:
+    console, as_json = io.StringIO(), Terminal()
+    logged(LogConfig(format="console"), console).warning("x")
+    logged(LogConfig(format="json"), as_json).warning("x")
+    assert console.getvalue().endswith("WARNING tests.logs: x\n")
+    assert json.loads(as_json.getvalue())["message"] == "x"
+
+
+def test_the_level_is_the_configurations() -> None:
+    stream = io.StringIO()
+    log = logged(LogConfig(level="warning"), stream)
+    log.info("not this")
+    log.warning("this")
+    assert "not this" not in stream.getvalue()
+    assert "this" in stream.getvalue()
+
+
+def test_a_traceback_is_part_of_its_record() -> None:
+    as_json, console = io.StringIO(), io.StringIO()
+    for stream, form in ((as_json, "json"), (console, "console")):
+        log = logged(LogConfig(format=form), stream)
+        try:
+            raise ZeroDivisionError("oh")
+        except ZeroDivisionError:
+            log.exception("failed", stack_info=True)
+    line = json.loads(as_json.getvalue())
+    assert line["exception"].endswith("ZeroDivisionError: oh")
+    assert line["stack"].startswith("Stack")
+    assert "\nZeroDivisionError: oh\n" in console.getvalue()
+
+
+def test_setting_up_twice_leaves_one_handler() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    configure(LogConfig(), first)
+    logged(LogConfig(), second).warning("once")
+    assert first.getvalue() == ""
+    assert second.getvalue().count("once") == 1
+
+
+def test_libraries_use_the_same_handler_and_only_to_warn() -> None:
+    stream, own = io.StringIO(), io.StringIO()
+    library = logging.getLogger("hypercorn.error")
+    handler = logging.StreamHandler(own)
+    library.addHandler(handler)
+    library.propagate = False
+    library.setLevel("INFO")
+    configure(LogConfig(), stream)
+    library.info("Running on http://127.0.0.1:4080")
+    library.warning("odd")
+    logging.getLogger("quart.app").info("later")
+    assert own.getvalue() == ""
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["odd"]
+
+
+def test_debug_lets_the_libraries_speak() -> None:
+    stream = io.StringIO()
+    configure(LogConfig(level="debug"), stream)
+    logging.getLogger("hypercorn.error").debug("detail")
+    assert "detail" in stream.getvalue()
+
+
+def test_warnings_are_logged() -> None:
+    stream = io.StringIO()
+    configure(LogConfig(), stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        logging.captureWarnings(True)
+        warnings.warn("old", stacklevel=1)
+        logging.captureWarnings(False)
+    assert "old" in stream.getvalue()
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    stream = io.StringIO()
+    log = logged(LogConfig(), stream)
+    stream.close()
+    log.warning("into the void")
