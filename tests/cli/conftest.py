@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_broker import FakeBroker
 
 from repl_broker.cli import main
+from tests.cli.fake_broker import FakeBroker
 
 Run = Callable[..., Result]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import Run
-from fake_broker import FakeBroker, answer, html, problem
 
 from repl_broker import __version__, cli
 from repl_broker.errors import StorageError
+from tests.cli.conftest import Run
+from tests.cli.fake_broker import FakeBroker, answer, html, problem
 
 
 def test_importing_the_command_line_imports_neither_trio_nor_quart_nor_httpx() -> None:

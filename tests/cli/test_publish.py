@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import IO
 
 import pytest
-from conftest import Run
-from fake_broker import EPOCH, FakeBroker, drop, html, keep, keep_and_drop, problem
 
 from repl_broker.cli import lines, publisher
+from tests.cli.conftest import Run
+from tests.cli.fake_broker import EPOCH, FakeBroker, drop, html, keep, keep_and_drop, problem
 
 
 @pytest.fixture(autouse=True)

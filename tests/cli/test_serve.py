@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Run
 
 import repl_broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import StorageError
+from tests.cli.conftest import Run
 
 demo = importlib.import_module("repl_broker.cli.demo")  # the package has the command there
 

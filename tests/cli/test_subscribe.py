@@ -7,8 +7,13 @@ import sys
 from contextlib import closing
 
 import pytest
-from conftest import Run
-from fake_broker import (
+
+from repl_broker.cli.client import CallError, Client
+from repl_broker.cli.eventstream import Event, EventReader, EventTooLargeError
+from repl_broker.cli.follow import Follower
+from repl_broker.cli.human import Human, printable
+from tests.cli.conftest import Run
+from tests.cli.fake_broker import (
     EPOCH,
     RETRY,
     FakeBroker,
@@ -23,11 +28,6 @@ from fake_broker import (
     stream,
     subscribed,
 )
-
-from repl_broker.cli.client import CallError, Client
-from repl_broker.cli.eventstream import Event, EventReader, EventTooLargeError
-from repl_broker.cli.follow import Follower
-from repl_broker.cli.human import Human, printable
 
 START = RETRY + subscribed(0)
 

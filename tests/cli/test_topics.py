@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Run
-from fake_broker import EPOCH, FakeBroker, answer, problem
+
+from tests.cli.conftest import Run
+from tests.cli.fake_broker import EPOCH, FakeBroker, answer, problem
 
 TOPIC: dict[str, Any] = {
     "name": "chat",
