@@ -54,6 +54,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "invalid_filter": (400, "The topic filter is not valid"),
     "invalid_event_id": (400, "The event id is not valid"),
     "invalid_parameter": (400, "A parameter is not valid"),
+    "malformed_request": (400, "The request is not valid HTTP/1.1"),
     "not_found": (404, "There is nothing at this path"),
     "topic_not_found": (404, "The topic does not exist"),
     "member_not_found": (404, "The member does not exist"),
@@ -68,10 +69,13 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "idempotency_key_reused": (422, "The idempotency key was used for another request"),
     "too_many_connections": (429, "The node has too many connections"),
     "rate_limited": (429, "Too many requests"),
+    "headers_too_large": (431, "The request header is too large"),
     "internal_error": (500, "The node failed to carry out the request"),
+    "transfer_coding_not_implemented": (501, "The transfer coding is not implemented"),
     "no_leader": (503, "The cluster has no leader at the moment"),
     "shutting_down": (503, "The node is shutting down"),
     "outcome_unknown": (504, "The outcome of the request is unknown"),
+    "http_version_not_supported": (505, "The HTTP version is not supported"),
 }
 
 
