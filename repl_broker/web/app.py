@@ -1,0 +1,93 @@
+"""The web application: which path is answered by whom.
+
+    Door (door.py) ── this application ── Broker
+
+The table of routes is here, whole; what a route does is in the module of its
+noun. Reading requests strictly is in parameters.py and body.py, errors leave
+through problems.py. The same table is described in openapi.py, and a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import MethodNotAllowed
+
+from repl_broker.broker import Broker
+from repl_broker.config import Config
+from repl_broker.web import problems
+from repl_broker.web.answers import allowed_methods, empty_answer
+from repl_broker.web.body import BodyLimits, BrokerRequest
+from repl_broker.web.cluster import Cluster
+from repl_broker.web.events import Events
+from repl_broker.web.messages import Messages
+from repl_broker.web.operations import Operations
+from repl_broker.web.statics import StaticFiles
+from repl_broker.web.topics import Topics
+
+__all__ = ["create_app"]
+
+
+def create_app(broker: Broker, config: Config, apps: Mapping[str, Path]) -> QuartTrio:
+    """The ASGI application of a node.
+
+    ``apps`` maps a path such as ``/chat`` to a folder, which is served below it.
+    """
+    app = QuartTrio("repl_broker", static_folder=None)
+    app.request_class = BrokerRequest
+    app.url_map.merge_slashes = False  # no redirects: a path is right or 404
+    app.config["MAX_CONTENT_LENGTH"] = config.limits.batch_bytes
+    app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
+    _route(app, broker, BodyLimits.of(config.limits))
+    for path, folder in apps.items():
+        StaticFiles(path, folder).register(app)
+    problems.register(app)
+    app.before_request(_answer_options)
+    app.after_request(_protect)
+    return app
+
+
+def _route(app: QuartTrio, broker: Broker, limits: BodyLimits) -> None:
+    topics, messages = Topics(broker, limits), Messages(broker, limits)
+    events, cluster, operations = Events(broker), Cluster(broker, limits), Operations(broker)
+    for method, path, view in (
+        ("GET", "/v1/topics", topics.list),
+        ("POST", "/v1/topics", topics.create),
+        ("GET", "/v1/topics/<topic>", topics.show),
+        ("PUT", "/v1/topics/<topic>", topics.put),
+        ("DELETE", "/v1/topics/<topic>", topics.delete),
+        ("POST", "/v1/topics/<topic>/messages", messages.publish),
+        ("GET", "/v1/topics/<topic>/messages", messages.history),
+        ("POST", "/v1/messages", messages.publish_many),
+        ("GET", "/v1/events", events.stream),
+        ("GET", "/v1/cluster", cluster.show),
+        ("POST", "/v1/cluster/members", cluster.add_member),
+        ("DELETE", "/v1/cluster/members/<member>", cluster.remove_member),
+        ("POST", "/v1/cluster/leader", cluster.move_leader),
+        ("GET", "/healthz", operations.health),
+        ("GET", "/readyz", operations.ready),
+    ):
+        app.add_url_rule(
+            path,
+            f"{method} {path}".replace(".", "-"),
+            view,
+            methods=[method],
+            provide_automatic_options=False,
+        )
+
+
+async def _answer_options() -> Response | None:
+    """OPTIONS of any path that exists: which methods it has."""
+    refusal = request.routing_exception
+    if request.method != "OPTIONS" or not isinstance(refusal, MethodNotAllowed):
+        return None
+    return empty_answer(204, {"Allow": ", ".join(allowed_methods(refusal))})
+
+
+async def _protect(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

@@ -1,0 +1,123 @@
+"""Request bodies: their media type, and reading them within a limit.
+
+A body that is too large is refused before it is read, if its length is told,
+and otherwise while it is read: the limit is what is ever held of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import trio
+from quart import request
+from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_options_header
+
+from repl_broker.config import LimitsConfig
+from repl_broker.errors import RequestError
+from repl_broker.web.parameters import OBJECT_BYTES_MAX
+
+__all__ = ["NDJSON", "BodyLimit", "BodyLimits", "BrokerRequest", "check_media_type", "read_body"]
+
+NDJSON: Final = "application/x-ndjson"
+_UTF8: Final = frozenset({"utf-8", "utf8"})
+_WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+
+
+class BodyLimit(NamedTuple):
+    """How much of a body is taken, and what is said of more."""
+
+    bytes_max: int
+    code: str
+    source: str  # what sets the limit
+    seconds: float  # for the whole body to arrive
+
+
+class BodyLimits(NamedTuple):
+    """The limits of a node, by what a body holds."""
+
+    message: BodyLimit
+    batch: BodyLimit
+    object: BodyLimit
+
+    @classmethod
+    def of(cls, limits: LimitsConfig) -> BodyLimits:
+        seconds = limits.body_timeout_seconds
+        return cls(
+            BodyLimit(limits.message_bytes, "message_too_large", "[limits] message_bytes", seconds),
+            BodyLimit(limits.batch_bytes, "batch_too_large", "[limits] batch_bytes", seconds),
+            BodyLimit(OBJECT_BYTES_MAX, "message_too_large", "fixed", seconds),
+        )
+
+
+class BrokerRequest(TrioRequest):
+    """A request whose body is dropped where none is expected.
+
+    Quart takes in what arrives whether or not it is read, and an event stream
+    goes on for days.
+    """
+
+    def __init__(
+        self, method: str, *args: Any, max_content_length: int | None = None, **kwargs: Any
+    ) -> None:
+        limit = 0 if method in _WITHOUT_BODY else max_content_length
+        super().__init__(method, *args, max_content_length=limit, **kwargs)
+
+
+def check_media_type(*allowed: str) -> str:
+    """The one of ``allowed`` that the request's body is. Raises ``unsupported_media_type``."""
+    wanted = " or ".join(allowed)
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding != "identity":
+        _unsupported(f"The body has the content coding {coding[:64]!r}; send it without one.")
+    given = request.headers.get("Content-Type", "")
+    media_type, options = parse_options_header(given)
+    if media_type.lower() not in allowed:
+        found = f"is {given[:64]!r}" if given else "is missing"
+        _unsupported(f"The Content-Type {found}; it must be {wanted}.")
+    charset = options.get("charset", "utf-8").lower()
+    if charset not in _UTF8:
+        _unsupported(f"The body's charset is {charset[:64]!r}; JSON is always UTF-8 (RFC 8259).")
+    return media_type.lower()
+
+
+async def read_body(limit: BodyLimit) -> bytes:
+    """The whole body.
+
+    Raises ``limit.code`` when it is longer than the limit, as soon as that is
+    known, and ``request_timeout`` when it does not arrive in time.
+    """
+    length = request.content_length
+    if length is not None and length > limit.bytes_max:
+        _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    with trio.move_on_after(limit.seconds) as patience:
+        try:
+            async for part in request.body:
+                size += len(part)
+                if size > limit.bytes_max:
+                    _too_large(limit)
+                parts.append(part)
+        except RequestEntityTooLarge:
+            _too_large(limit)
+    if patience.cancelled_caught:
+        raise RequestError(
+            "request_timeout",
+            f"The body was not complete within {limit.seconds:g} seconds "
+            "([limits] body_timeout_seconds); nothing was done.",
+        )
+    return b"".join(parts)
+
+
+def _too_large(limit: BodyLimit) -> None:
+    raise RequestError(
+        limit.code,
+        f"The body has more than {limit.bytes_max} bytes, which is the limit ({limit.source}).",
+        limit=limit.bytes_max,
+    )
+
+
+def _unsupported(detail: str) -> None:
+    raise RequestError("unsupported_media_type", detail)

@@ -1,0 +1,76 @@
+"""Publishing, and reading back what is retained."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quart import Response, request
+
+from repl_broker.broker import Broker, Receipt
+from repl_broker.errors import RequestError
+from repl_broker.web.answers import JSON, answer, json_answer
+from repl_broker.web.body import NDJSON, BodyLimits, check_media_type, read_body
+from repl_broker.web.parameters import read_limit, read_query
+
+__all__ = ["Messages"]
+
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+
+
+class Messages:
+    """``/v1/topics/{topic}/messages`` and ``/v1/messages``."""
+
+    def __init__(self, broker: Broker, limits: BodyLimits) -> None:
+        self._broker = broker
+        self._limits = limits
+
+    async def publish(self, topic: str) -> Response:
+        """One message (JSON), or an atomic batch of them (NDJSON)."""
+        read_query(request.query_string, ())
+        if check_media_type(JSON, NDJSON) == NDJSON:
+            body = await read_body(self._limits.batch)
+            receipt = await self._broker.publish_batch(topic, body, idempotency_key())
+            return _accepted(receipt, topic=topic, **_batch(receipt))
+        body = await read_body(self._limits.message)
+        receipt = await self._broker.publish(topic, body, idempotency_key())
+        return _accepted(receipt, id=receipt.first_id, topic=topic, time=receipt.time)
+
+    async def publish_many(self) -> Response:
+        """An atomic batch over several topics (NDJSON)."""
+        read_query(request.query_string, ())
+        check_media_type(NDJSON)
+        body = await read_body(self._limits.batch)
+        receipt = await self._broker.publish_many(body, idempotency_key())
+        return _accepted(receipt, **_batch(receipt))
+
+    async def history(self, topic: str) -> Response:
+        """Retained messages, oldest first, a page at a time."""
+        query = read_query(request.query_string, ("after", "limit"))
+        after = query.get("after", ["earliest"])[0]
+        page = await self._broker.history(topic, after=after, limit=read_limit(query))
+        # Messages are spliced in as they are: they must not be decoded.
+        messages = b",".join(message.to_json(self._broker.epoch) for message in page.messages)
+        following = b"null" if page.next is None else b'"%b"' % page.next.encode()
+        gap = b"true" if page.gap else b"false"
+        return answer(b'{"messages":[%b],"next":%b,"gap":%b}' % (messages, following, gap), JSON)
+
+
+def idempotency_key() -> str | None:
+    """The request's Idempotency-Key. Raises ``invalid_parameter`` if it has several."""
+    keys = request.headers.getlist(IDEMPOTENCY_KEY)
+    if len(keys) > 1:
+        raise RequestError("invalid_parameter", f"{IDEMPOTENCY_KEY} is given twice; give it once.")
+    return keys[0] if keys else None
+
+
+def _batch(receipt: Receipt) -> dict[str, int | str]:
+    return {
+        "count": receipt.count,
+        "first_id": receipt.first_id,
+        "last_id": receipt.last_id,
+    }
+
+
+def _accepted(receipt: Receipt, **fields: int | str) -> Response:
+    headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
+    return json_answer(fields, 201, headers)

@@ -1,0 +1,153 @@
+"""Query parameters and members of JSON bodies, read strictly. Pure.
+
+What a route does not know is refused by its name, with the nearest known one,
+so that a typo is never ignored; what may be given once is refused twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NoReturn
+from urllib.parse import unquote_plus
+
+from repl_broker.config import nearest
+from repl_broker.errors import RequestError
+from repl_broker.message import JsonLimits, compact_json
+
+__all__ = [
+    "LIMIT_DEFAULT",
+    "LIMIT_MAX",
+    "OBJECT_BYTES_MAX",
+    "Query",
+    "check_members",
+    "read_integer",
+    "read_limit",
+    "read_object",
+    "read_query",
+    "read_text",
+]
+
+LIMIT_DEFAULT: Final = 100
+LIMIT_MAX: Final = 1000
+OBJECT_BYTES_MAX: Final = 64 << 10  # of a JSON body that is not a message
+_OBJECT_LIMITS: Final = JsonLimits(OBJECT_BYTES_MAX, 1, 16)
+_SAFE_DIGITS: Final = 18  # more would not fit a 64-bit number; none of ours is that large
+
+Query = Mapping[str, Sequence[str]]
+
+
+def read_query(query_string: bytes, known: Sequence[str], repeated: Collection[str] = ()) -> Query:
+    """The values of each parameter that is given, all of which are ``known``.
+
+    Those in ``repeated`` may come more than once. Raises ``invalid_parameter``.
+    """
+    query: dict[str, list[str]] = {}
+    for pair in query_string.split(b"&"):
+        if not pair:
+            continue
+        name, _, value = (_decode(part) for part in pair.partition(b"="))
+        if name not in known:
+            _refuse_unknown("query parameter", name, known)
+        values = query.setdefault(name, [])
+        if values and name not in repeated:
+            _refuse(f"The query parameter {name!r} is given more than once; give it once.")
+        values.append(value)
+    return query
+
+
+def read_limit(query: Query) -> int:
+    """``limit``: how many entries a page has at most. Raises ``invalid_parameter``."""
+    text = query.get("limit", [str(LIMIT_DEFAULT)])[0]
+    if re.fullmatch(r"[0-9]{1,9}", text) is None or not 1 <= int(text) <= LIMIT_MAX:
+        _refuse(f"The query parameter 'limit' is {_shown(text)}; give a number, 1 to {LIMIT_MAX}.")
+    return int(text)
+
+
+def read_object(body: bytes) -> dict[str, object]:
+    """A body that is one JSON object. Raises ``invalid_json``, ``invalid_parameter``."""
+    compact_json(body, _OBJECT_LIMITS)
+    found = json.loads(body.decode(), object_pairs_hook=_once, parse_int=_whole)
+    if not isinstance(found, dict):
+        _refuse(f"The body is {_kind(found)}; send a JSON object.")
+    return found
+
+
+def check_members(found: Mapping[str, object], known: Sequence[str], where: str = "") -> None:
+    """Refuse members that are not ``known``. ``where`` is the object's own name, if nested."""
+    for name in found:
+        if name not in known:
+            _refuse_unknown(f"member{f' of {where!r}' if where else ''}", name, known)
+
+
+def read_text(found: Mapping[str, object], name: str) -> str:
+    """A member that must be there and be a string."""
+    if name not in found:
+        _refuse(f"The member {name!r} is missing; it is required.")
+    value = found[name]
+    if not isinstance(value, str):
+        _refuse(f"The member {name!r} is {_kind(value)}; give a string.")
+    return value
+
+
+def read_integer(
+    found: Mapping[str, object], name: str, minimum: int, maximum: int, where: str
+) -> int | None:
+    """A member that is a whole number in a range; None if it is not there."""
+    if name not in found:
+        return None
+    value = found[name]
+    full_name = f"{where}.{name}"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        _refuse(f"The member {full_name!r} is {_kind(value)}; give a whole number.")
+    if not minimum <= value <= maximum:
+        _refuse(f"The member {full_name!r} is out of range; give {minimum} to {maximum}.")
+    return value
+
+
+def _decode(part: bytes) -> str:
+    # A target is ASCII; what it escapes must be UTF-8.
+    try:
+        return unquote_plus(part.decode("ascii"), errors="strict")
+    except UnicodeDecodeError:
+        _refuse("The query is not percent-encoded UTF-8.")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        _refuse(f"The member {_shown(twice)} is given more than once; give it once.")
+    return found
+
+
+def _whole(digits: str) -> int:
+    # Python refuses to read thousands of digits; no range of ours reaches this far.
+    return int(digits) if len(digits) <= _SAFE_DIGITS else 10**_SAFE_DIGITS
+
+
+def _kind(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    names |= {list: "an array", dict: "an object"}
+    return names.get(type(value), "null")
+
+
+def _refuse_unknown(what: str, name: str, known: Sequence[str]) -> NoReturn:
+    if not known:
+        _refuse(f"Unknown {what} {_shown(name)}; there is none here.")
+    _refuse(
+        f"Unknown {what} {_shown(name)}; the nearest known one is {nearest(name, known)!r}. "
+        f"Known: {', '.join(known)}."
+    )
+
+
+def _refuse(detail: str) -> NoReturn:
+    raise RequestError("invalid_parameter", detail)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:61] + "...")

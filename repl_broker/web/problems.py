@@ -1,0 +1,139 @@
+"""What the node answers when it does not do what was asked: RFC 9457 problems.
+
+Every error on every route leaves through ``problem``. Its ``type`` is a
+reference into the node's own page (``/docs#invalid_json``), where the code is
+explained with its remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.json import encode as encode_json
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from repl_broker.errors import PROBLEMS, RequestError
+from repl_broker.web import answers
+
+__all__ = ["PROBLEM_JSON", "REMEDIES", "RETRY_AFTER_SECONDS", "problem", "register"]
+
+log = logging.getLogger(__name__)
+
+PROBLEM_JSON: Final = "application/problem+json"
+RETRY_AFTER_SECONDS: Final = 2  # as long as EventSource is told to wait (``retry:``)
+
+# code → what its reader does about it. One entry for each of errors.PROBLEMS.
+REMEDIES: Final[dict[str, str]] = {
+    "invalid_json": "Mend the body where `line` and `column` point (both count from 1; the "
+    "column counts characters). JSON is RFC 8259's: UTF-8, no NaN, no trailing comma, no comment.",
+    "invalid_topic": "Use dot-separated tokens of `A-Z a-z 0-9 _ -`, at most 255 characters, as in "
+    "`orders.eu.42`. A topic's name has no wildcard.",
+    "invalid_filter": "Use a topic's name, or a pattern in which `*` is one token and a last `>` "
+    "is one or more. A stream has 1 to 128 filters.",
+    "invalid_event_id": "Send back an event id that a node of this cluster gave, unchanged, or "
+    "`earliest` or `latest`.",
+    "invalid_parameter": "Correct the query parameter, header or member of the body that `detail` "
+    "names. Unknown ones are refused, so that a typo is never ignored.",
+    "malformed_request": "Send valid HTTP/1.1 (RFC 9112). WebSocket and HTTP/2 are not spoken "
+    "here; a proxy in front of the node may offer HTTP/2.",
+    "not_found": "Check the path against this page. A topic's name stands percent-encoded in it.",
+    "topic_not_found": "Create the topic with `PUT /v1/topics/{topic}`, or publish to it if "
+    "`[topics] auto_create` is on.",
+    "member_not_found": "See who is a member with `GET /v1/cluster`.",
+    "method_not_allowed": "Use one of the methods in the `Allow` header.",
+    "request_timeout": "Send the request faster, or in smaller parts. `[limits] "
+    "body_timeout_seconds` and `header_timeout_seconds` say how long one may take.",
+    "topic_exists": "Use it as it is, or change its settings with `PUT /v1/topics/{topic}`.",
+    "single_node": "Nothing to do: the node has no peers. Membership is for clusters.",
+    "membership_change_in_progress": "Wait until `GET /v1/cluster` shows the change done, then "
+    "ask again.",
+    "message_too_large": "Send less: `limit` is in bytes. The operator sets `[limits] "
+    "message_bytes`; other JSON bodies have a fixed limit.",
+    "batch_too_large": "Send the batch in several requests. The operator sets `[limits] "
+    "batch_bytes` and `batch_messages`.",
+    "unsupported_media_type": "Set `Content-Type` to what the route takes, in UTF-8, and send the "
+    "body without content coding.",
+    "idempotency_key_reused": "Use a new `Idempotency-Key` for each new request, and the same key "
+    "and body for a retry only.",
+    "too_many_connections": "Come back after `Retry-After`, or use another node. The operator "
+    "sets `[limits] connections`.",
+    "rate_limited": "Slow down: come back after `Retry-After`.",
+    "headers_too_large": "Send a shorter URL or fewer header fields; `[limits] header_bytes` is "
+    "the limit. Patterns make a long list of topics short.",
+    "internal_error": "Try again. If it stays, the log of the node has the cause, under the time "
+    "of the request.",
+    "transfer_coding_not_implemented": "Use `Transfer-Encoding: chunked`, or `Content-Length`.",
+    "no_leader": "Try again after `Retry-After`; a cluster elects a leader within seconds.",
+    "shutting_down": "Use another node, or try again after `Retry-After`.",
+    "outcome_unknown": "The write may or may not be kept. Repeat it with the same "
+    "`Idempotency-Key`: then it happens once.",
+    "http_version_not_supported": "Use HTTP/1.1, or a proxy that does so towards the node.",
+}
+
+
+def problem(
+    code: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, int | str] | None = None,
+) -> Response:
+    """The answer for ``code``, which is a key of PROBLEMS; ``extra`` joins the object."""
+    status, title = PROBLEMS[code]
+    fields = {
+        "type": f"/docs#{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(extra or {}),
+    }
+    response = answers.answer(encode_json(fields), PROBLEM_JSON, status, headers)
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def register(app: QuartTrio) -> None:
+    """Have every error of ``app`` answered as a problem."""
+    app.register_error_handler(RequestError, _refused)
+    app.register_error_handler(HTTPException, _from_http_exception)
+    app.register_error_handler(Exception, _failed)
+
+
+async def _refused(error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return problem(error.code, error.detail, extra=error.extra)
+
+
+async def _from_http_exception(error: Exception) -> Response:
+    """What Quart and Werkzeug refuse by themselves."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(answers.allowed_methods(error))
+        return problem(
+            "method_not_allowed",
+            f"{request.method} is not allowed at {request.path!r}; use {allowed}.",
+            headers={"Allow": allowed},
+        )
+    if error.code == 404:
+        return problem(
+            "not_found",
+            f"There is nothing at {request.path!r}; /docs and /openapi.json list what there is.",
+        )
+    if error.code is not None and error.code < 500:
+        return problem("malformed_request", "The request cannot be read as HTTP.")
+    return await _failed(error)
+
+
+async def _failed(error: Exception) -> Response:
+    """An error of ours: the log gets all of it, the client nothing."""
+    log.error("request failed method=%s path=%r", request.method, request.path, exc_info=error)
+    return problem(
+        "internal_error",
+        "The node failed to carry out the request; its log tells why. Nothing more is known here.",
+    )

@@ -1,0 +1,95 @@
+"""Folders of static files, served below a path: the demo's pages.
+
+Files are read whole, so they should be small. Nothing outside the folder is
+reached, whatever the path says, and nothing whose name begins with a dot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import NotFound
+
+from repl_broker.web.answers import empty_answer
+
+__all__ = ["StaticFiles"]
+
+# The system's own table differs from machine to machine.
+CONTENT_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".ico": "image/x-icon",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".map": "application/json",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".webmanifest": "application/manifest+json",
+    ".webp": "image/webp",
+    ".woff2": "font/woff2",
+}
+
+
+class StaticFiles:
+    """One folder below one path, such as ``/chat``."""
+
+    def __init__(self, path: str, folder: Path) -> None:
+        assert path.startswith("/"), "a path begins with a slash"
+        assert not path.endswith("/"), "a path does not end with one"
+        self._path = path
+        self._folder = folder.resolve()
+
+    def register(self, app: QuartTrio) -> None:
+        """Add the routes to ``app``."""
+        for rule, view in (
+            (self._path, self.redirect),
+            (f"{self._path}/", self.index),
+            (f"{self._path}/<path:name>", self.file),
+        ):
+            app.add_url_rule(
+                rule,
+                f"GET {rule}".replace(".", "-"),
+                view,
+                methods=["GET"],
+                provide_automatic_options=False,
+            )
+
+    async def redirect(self) -> Response:
+        """Relative links of the page need the slash."""
+        query = request.query_string
+        where = f"{self._path}/" + (f"?{query.decode('ascii', 'replace')}" if query else "")
+        return empty_answer(308, {"Location": where})
+
+    async def index(self) -> Response:
+        return await self.file("index.html")
+
+    async def file(self, name: str) -> Response:
+        """The file, or 304 if the client has it: it asks each time (``no-cache``)."""
+        path = await trio.to_thread.run_sync(self._find, name)
+        if path is None:
+            raise NotFound
+        data = await trio.Path(path).read_bytes()
+        response = Response(
+            data, content_type=CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
+        )
+        response.headers["Cache-Control"] = "no-cache"
+        response.set_etag(hashlib.blake2b(data, digest_size=16).hexdigest())
+        return await response.make_conditional(request)
+
+    def _find(self, name: str) -> Path | None:
+        parts = PurePosixPath(name).parts
+        if "\0" in name or any(part.startswith((".", "/")) for part in parts):
+            return None
+        path = self._folder.joinpath(*parts).resolve()
+        if path.is_dir():
+            path = path / "index.html"
+        return path if path.is_relative_to(self._folder) and path.is_file() else None
