@@ -209,8 +209,10 @@ class _TopicLine(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _TOPIC_LINE = msgspec.json.Decoder(_TopicLine)
-_STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]|\\.)*")|[ \t\r\n]+', re.DOTALL)
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+# Possessive repeats, so that a long string costs no memory for places to go back to.
+_STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]++|\\.)*+")|[ \t\r\n]+', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
+_STRING_OR_CONSTANT = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
 
 
 def compact_json(text: bytes, limits: JsonLimits, line: int = 1) -> bytes:
@@ -221,6 +223,11 @@ def compact_json(text: bytes, limits: JsonLimits, line: int = 1) -> bytes:
     ``invalid_json`` with line and column (both from 1, the column in
     characters), or ``message_too_large``.
     """
+    _check_size(text, limits, line)
+    return _compact(text, limits.depth, line)
+
+
+def _check_size(text: bytes, limits: JsonLimits, line: int) -> None:
     if len(text) > limits.message_bytes:
         raise RequestError(
             "message_too_large",
@@ -228,19 +235,23 @@ def compact_json(text: bytes, limits: JsonLimits, line: int = 1) -> bytes:
             f"{limits.message_bytes} bytes ([limits] message_bytes).",
             limit=limits.message_bytes,
         )
+
+
+def _compact(text: bytes, depth_max: int, line: int, wrappers: int = 0) -> bytes:
+    # ``wrappers`` levels around a message are the batch's own, and do not count.
     if not text.isascii():
         try:
             text.decode()
         except UnicodeDecodeError as error:
             _refuse_json(text, error.start, line, f"byte 0x{text[error.start]:02x} is not UTF-8")
-    if text.count(b"[") + text.count(b"{") > limits.depth:
-        _check_depth(text, limits.depth, line)
+    if text.count(b"[") + text.count(b"{") > depth_max + wrappers:
+        _check_depth(text, depth_max, line, wrappers)
     try:
         return msgspec.json.format(text, indent=-1)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError):
         # The slow reader has the better words, and takes what msgspec wrongly
         # refuses: the escape of a lone surrogate, which JSON.stringify produces.
-        _explain_json(text, error, line)
+        _explain_json(text, line)
         return _STRING_OR_SPACE.sub(rb"\1", text)
 
 
@@ -257,9 +268,9 @@ def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes
     """The pairs of topic and value of a body whose lines are ``{"topic":…,"data":…}``."""
     pairs = []
     for line, text in _lines(body, limits):
-        value = compact_json(text, limits._replace(message_bytes=len(text)), line)
+        value = _compact(text, limits.depth, line, wrappers=1)
         try:
-            item = _TOPIC_LINE.decode(value)
+            topic, data = _topic_line(value)
         except msgspec.DecodeError as error:
             raise RequestError(
                 "invalid_json",
@@ -268,14 +279,39 @@ def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes
                 line=line,
                 column=1,
             ) from None
-        pairs.append((check_topic(item.topic), compact_json(bytes(item.data), limits, line)))
+        _check_size(data, limits, line)
+        pairs.append((check_topic(topic), data))
     return pairs
+
+
+def _topic_line(value: bytes) -> tuple[str, bytes]:
+    try:
+        item = _TOPIC_LINE.decode(value)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # The escape of a lone surrogate again: the data is read around msgspec.
+        members = dict(_members(value.decode()))
+        hidden = ((name, "null" if name == "data" else v) for name, v in members.items())
+        item = _TOPIC_LINE.decode("{" + ",".join(f"{json.dumps(n)}:{v}" for n, v in hidden) + "}")
+        return item.topic, members["data"].encode()
+    return item.topic, bytes(item.data)
+
+
+def _members(text: str) -> Iterator[tuple[str, str]]:
+    # The names and raw values of a JSON object that is proved and has no white space.
+    read = json.JSONDecoder(parse_int=len, parse_float=len).raw_decode
+    end = 0
+    while text[end] in "{,":
+        name, colon = read(text, end + 1)
+        _, end = read(text, colon + 1)
+        yield name, text[colon + 1 : end]
 
 
 def _lines(body: bytes, limits: JsonLimits) -> Iterator[tuple[int, bytes]]:
     count = 0
     for number, text in enumerate(body.split(b"\n"), 1):
-        if not text or text.isspace():
+        if not text.strip(b" \t\r"):
             continue
         count += 1
         if count > limits.batch_messages:
@@ -292,8 +328,8 @@ def _lines(body: bytes, limits: JsonLimits) -> Iterator[tuple[int, bytes]]:
         )
 
 
-def _check_depth(text: bytes, depth_max: int, line: int) -> None:
-    depth = 0
+def _check_depth(text: bytes, depth_max: int, line: int, wrappers: int) -> None:
+    depth = -wrappers
     for token in _STRING_OR_BRACKET.finditer(text):
         bracket = text[token.start()]
         if bracket in b"[{":
@@ -310,13 +346,15 @@ def _check_depth(text: bytes, depth_max: int, line: int) -> None:
             depth -= 1
 
 
-def _explain_json(text: bytes, error: Exception, line: int) -> None:
+def _explain_json(text: bytes, line: int) -> None:
     try:
         json.loads(text.decode(), parse_constant=_refuse_constant, parse_int=len, parse_float=len)
     except json.JSONDecodeError as found:
         _refuse_json(text, len(found.doc[: found.pos].encode()), line, _lower(found.msg))
     except _ConstantError as found:
-        _refuse_json(text, _byte_offset(error), line, f"{found} is not JSON; use null or a string")
+        # The reader stops at the first constant, and all strings before it are closed.
+        offset = next(m.start(1) for m in _STRING_OR_CONSTANT.finditer(text) if m[1])
+        _refuse_json(text, offset, line, f"{found} is not JSON; use null or a string")
     except RecursionError:
         _refuse_json(text, 0, line, "arrays and objects are nested too deep")
 
@@ -327,11 +365,6 @@ class _ConstantError(ValueError):
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _ConstantError(name)
-
-
-def _byte_offset(error: Exception) -> int:
-    match = re.search(r"\(byte (\d+)\)", str(error))
-    return int(match[1]) if match else 0
 
 
 def _refuse_json(text: bytes, offset: int, line: int, reason: str) -> NoReturn:

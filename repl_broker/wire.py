@@ -66,7 +66,7 @@ def encode_entry(time_ms: int, commands: Sequence[bytes]) -> bytes:
 
 def decode_entry(data: bytes) -> tuple[int, list[Command]]:
     """The time and the commands of an entry. Raises ValueError for what is not one."""
-    time_ms, *commands = _unpack(data)
+    time_ms, commands = _unpack(data)
     return time_ms, [_command(fields) for fields in commands]
 
 
@@ -78,8 +78,9 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return CreateTopic(name, messages, seconds, size, replace)
         case (3, name):
             return DeleteTopic(name)
-        case (4, auto_create, retention, keys, seconds):
-            return Configure(Settings(auto_create, Retention(*retention), keys, seconds))
+        case (4, auto_create, (messages, age, size), keys, seconds):
+            retention = Retention(messages, age, size)
+            return Configure(Settings(auto_create, retention, keys, seconds))
         case (5,):
             return Expire()
     raise ValueError(
@@ -89,13 +90,13 @@ def _command(fields: tuple[Any, ...]) -> Command:
 
 def decode_messages(data: bytes) -> list[bytes]:
     """The data of every message that an entry carries, in order, and nothing else."""
-    _, *commands = _unpack(data)
+    _, commands = _unpack(data)
     return [body for fields in commands if fields[0] == PUBLISH for body in fields[2]]
 
 
 def without_messages(data: bytes, dead: set[int]) -> bytes:
     """The entry with the data of the messages numbered in ``dead`` (from 0) left empty."""
-    time_ms, *commands = _unpack(data)
+    time_ms, commands = _unpack(data)
     number = 0
     rewritten = []
     for fields in commands:
@@ -107,5 +108,8 @@ def without_messages(data: bytes, dead: set[int]) -> bytes:
     return encode_entry(time_ms, rewritten)
 
 
-def _unpack(data: bytes) -> Any:
-    return msgpack.unpackb(data, use_list=False, raw=False)
+def _unpack(data: bytes) -> tuple[int, list[tuple[Any, ...]]]:
+    match msgpack.unpackb(data, use_list=False, raw=False):
+        case (int(time_ms), *commands) if all(isinstance(c, tuple) and c for c in commands):
+            return time_ms, commands
+    raise ValueError("the log holds something that is not an entry")
