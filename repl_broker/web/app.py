@@ -10,7 +10,7 @@ compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from quart import Response, request
@@ -19,10 +19,12 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from repl_broker.broker import Broker
 from repl_broker.config import Config
-from repl_broker.web import problems
+from repl_broker.web import cors, problems
+from repl_broker.web.access import AccessLog
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.body import BodyLimits, BrokerRequest
 from repl_broker.web.cluster import Cluster
+from repl_broker.web.door import DoorStatistics
 from repl_broker.web.events import Events
 from repl_broker.web.messages import Messages
 from repl_broker.web.operations import Operations
@@ -32,28 +34,37 @@ from repl_broker.web.topics import Topics
 __all__ = ["create_app"]
 
 
-def create_app(broker: Broker, config: Config, apps: Mapping[str, Path]) -> QuartTrio:
+def create_app(
+    broker: Broker,
+    config: Config,
+    apps: Mapping[str, Path],
+    door: Callable[[], DoorStatistics] | None = None,
+) -> QuartTrio:
     """The ASGI application of a node.
 
     ``apps`` maps a path such as ``/chat`` to a folder, which is served below it.
+    ``door`` tells of connections, for the metrics.
     """
     app = QuartTrio("repl_broker", static_folder=None)
     app.request_class = BrokerRequest
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["MAX_CONTENT_LENGTH"] = config.limits.batch_bytes
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
-    _route(app, broker, BodyLimits.of(config.limits))
+    _route(app, broker, BodyLimits.of(config.limits), Operations(broker, door))
     for path, folder in apps.items():
         StaticFiles(path, folder).register(app)
     problems.register(app)
     app.before_request(_answer_options)
     app.after_request(_protect)
+    cors.register(app, config.http.cors_origins)
+    if config.http.access_log:
+        app.asgi_app = AccessLog(app.asgi_app)  # type: ignore[method-assign]
     return app
 
 
-def _route(app: QuartTrio, broker: Broker, limits: BodyLimits) -> None:
+def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Operations) -> None:
     topics, messages = Topics(broker, limits), Messages(broker, limits)
-    events, cluster, operations = Events(broker), Cluster(broker, limits), Operations(broker)
+    events, cluster = Events(broker), Cluster(broker, limits)
     for method, path, view in (
         ("GET", "/v1/topics", topics.list),
         ("POST", "/v1/topics", topics.create),
@@ -70,6 +81,9 @@ def _route(app: QuartTrio, broker: Broker, limits: BodyLimits) -> None:
         ("POST", "/v1/cluster/leader", cluster.move_leader),
         ("GET", "/healthz", operations.health),
         ("GET", "/readyz", operations.ready),
+        ("GET", "/metrics", operations.metrics),
+        ("GET", "/openapi.json", operations.openapi),
+        ("GET", "/docs", operations.docs),
     ):
         app.add_url_rule(
             path,

@@ -1,22 +1,34 @@
-"""For those who run the node: is it alive, does it serve, what does it count."""
+"""For those who run the node and those who write for it: health, metrics, descriptions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
+from msgspec.json import encode as encode_json
 from quart import Response, request
 
 from repl_broker.broker import Broker
 from repl_broker.errors import RequestError
-from repl_broker.web.answers import json_answer
+from repl_broker.web import metrics, openapi, page
+from repl_broker.web.answers import JSON, answer, json_answer
+from repl_broker.web.door import DoorStatistics
 from repl_broker.web.parameters import read_query
 
 __all__ = ["Operations"]
 
+HTML: Final = "text/html; charset=utf-8"
+
 
 class Operations:
-    """``/healthz``, ``/readyz`` and ``/metrics``."""
+    """``/healthz``, ``/readyz``, ``/metrics``, ``/openapi.json`` and ``/docs``."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, door: Callable[[], DoorStatistics] | None) -> None:
         self._broker = broker
+        self._registry = metrics.with_registry(broker, door)
+        document = openapi.document()
+        self._openapi = encode_json(document)
+        self._page = page.render(document)
 
     async def health(self) -> Response:
         """The process is alive, and answers."""
@@ -29,3 +41,23 @@ class Operations:
         if not self._broker.ready:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
         return json_answer({"status": "ok"})
+
+    async def metrics(self) -> Response:
+        """What Prometheus scrapes."""
+        read_query(request.query_string, ())
+        return answer(metrics.render(self._registry), metrics.CONTENT_TYPE)
+
+    async def openapi(self) -> Response:
+        """The description, for programs."""
+        read_query(request.query_string, ())
+        return answer(self._openapi, JSON, headers={"Cache-Control": "no-cache"})
+
+    async def docs(self) -> Response:
+        """The description, for people."""
+        read_query(request.query_string, ())
+        headers = {
+            "Cache-Control": "no-cache",
+            "Content-Security-Policy": page.CONTENT_SECURITY_POLICY,
+            "Referrer-Policy": "no-referrer",
+        }
+        return answer(self._page, HTML, headers=headers)

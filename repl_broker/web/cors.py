@@ -1,0 +1,43 @@
+"""Cross-origin requests (Fetch standard): which web pages may read the node's answers.
+
+Only origins that the configuration lists are answered, by name, or all of them
+with ``*``. Credentials (cookies) are never allowed: a token travels in a header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+__all__ = ["register"]
+
+ALLOWED_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After"
+MAX_AGE_SECONDS: Final = 600  # for which a browser need not ask again
+
+
+def register(app: QuartTrio, origins: Collection[str]) -> None:
+    """Allow ``origins`` to read what ``app`` answers; with none, pages of this node only."""
+    if not origins:
+        return
+
+    async def allow(response: Response) -> Response:
+        if "*" in origins:
+            allowed = "*"
+        else:
+            response.vary.add("Origin")  # the answer differs; a cache must know
+            allowed = request.headers.get("Origin", "")
+            if allowed not in origins:
+                return response
+        response.headers["Access-Control-Allow-Origin"] = allowed
+        response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+        if request.method == "OPTIONS" and "Allow" in response.headers:
+            response.headers["Access-Control-Allow-Methods"] = response.headers["Allow"]
+            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+            response.headers["Access-Control-Max-Age"] = str(MAX_AGE_SECONDS)
+        return response
+
+    app.after_request(allow)

@@ -1,0 +1,863 @@
+"""The OpenAPI 3.1 document, by hand: no generator can describe an event stream.
+
+``document()`` is what ``/openapi.json`` serves, what ``/docs`` shows and what
+docs/reference/http-api.md is made from. A test compares its operations with the
+routes of the application, both ways; another has a fuzzer hold a running node
+to it. Texts are plain CommonMark: paragraphs, ``- `` lists, fenced blocks and
+`` `code` ``, which is all that page.py reads.
+
+An object of the document is an ``Object``: JSON, whatever its depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from repl_broker import __version__
+from repl_broker.errors import PROBLEMS
+from repl_broker.message import FILTERS_MAX, TOPIC_BYTES_MAX
+from repl_broker.web.answers import JSON
+from repl_broker.web.body import NDJSON
+from repl_broker.web.events import EVENT_STREAM
+from repl_broker.web.metrics import CONTENT_TYPE
+from repl_broker.web.parameters import LIMIT_DEFAULT, LIMIT_MAX
+from repl_broker.web.problems import PROBLEM_JSON
+from repl_broker.web.topics import RETENTION_RANGES
+
+__all__ = ["Object", "document"]
+
+Object = dict[str, Any]
+
+# What any request can get, since it is decided before, or in spite of, its route.
+COMMON_CODES: Final = (
+    "malformed_request",
+    "invalid_parameter",
+    "request_timeout",
+    "too_many_connections",
+    "headers_too_large",
+    "internal_error",
+    "transfer_coding_not_implemented",
+    "http_version_not_supported",
+)
+BODY_CODES: Final = ("invalid_json", "unsupported_media_type", "message_too_large")
+WRITE_CODES: Final = ("shutting_down", "outcome_unknown")
+PUBLISH_CODES: Final = (
+    *BODY_CODES,
+    *WRITE_CODES,
+    "invalid_topic",
+    "topic_not_found",
+    "batch_too_large",
+    "idempotency_key_reused",
+)
+
+EVENT_ID_PATTERN: Final = "[0-9a-f]{8}-(0|[1-9][0-9]{0,17})"
+TOPIC_PATTERN: Final = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+FILTER_PATTERN: Final = r"^(([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?|>)$"
+MEMBER_PATTERN: Final = "^[A-Za-z0-9._-]{1,64}$"
+
+EXAMPLE_URL: Final = "http://127.0.0.1:4080"
+EXAMPLE_ID: Final = "9f3a1c2b-5000"
+EXAMPLE_TIME: Final = "2026-11-23T04:00:00.123Z"
+
+DESCRIPTION: Final = f"""\
+Publish JSON messages to topics over REST; receive them as Server-Sent Events, in one order, on
+any node.
+
+An acknowledged message is on the disk (of a majority, in a cluster) before the answer leaves. A
+stream goes on after any interruption where it stopped, with no gap and no repeat; what can no
+longer be given is told in the stream.
+
+**Names.** A topic is dot-separated tokens of `A-Z a-z 0-9 _ -`, at most {TOPIC_BYTES_MAX}
+characters: `orders.eu.42`. A filter is a topic, or a pattern in which `*` is one token and a
+last `>` is one or more. An event id, such as `{EXAMPLE_ID}`, is opaque: send it back as it
+came.
+
+**Strictness.** Unknown query parameters and unknown members of JSON bodies are refused by name,
+and so is a parameter that is given twice but may be given once.
+
+**Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429 and 503 come with
+`Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)
+leaves that open, and there a repeat with the same `Idempotency-Key` is safe.
+
+**Methods.** HEAD works wherever GET does, and OPTIONS tells the methods of a path."""
+
+EVENTS_DESCRIPTION: Final = f"""\
+A stream of Server-Sent Events (WHATWG HTML 9.2), which stays open. Use the browser's own
+`EventSource`.
+
+It begins at once with `retry: 2000` and
+
+```
+id: 9f3a1c2b-4999
+event: subscribed
+data: {{"topics":["chat"],"node":"n1","position":"9f3a1c2b-4999"}}
+```
+
+so that a client that has seen no message yet resumes exactly all the same. Then messages
+follow, as unnamed events (`onmessage` fires), each with one `data:` line:
+
+```
+id: {EXAMPLE_ID}
+data: {{"id":"{EXAMPLE_ID}","topic":"chat","time":"{EXAMPLE_TIME}","data":{{"text":"hello"}}}}
+```
+
+Other events:
+
+- `gap`: messages between the client's cursor and what follows can no longer be given. `data` is
+  `{{"after":…,"first_available":…,"reason":…}}`; `reason` is `retention` (they were trimmed),
+  `unknown_epoch` (the id is of another cluster) or `ahead` (the id is of the future);
+  `first_available` is null if nothing is retained. It comes before anything that follows the
+  gap.
+- `topic-deleted`: a topic that the stream follows was removed. `data` is `{{"topic":…}}`.
+- A block with only an `id:` comes after each 15 s of silence (`[limits] heartbeat_seconds`). No
+  event fires; the client's cursor moves, so that an idle stream does not fall behind retention.
+
+When the node shuts down, the stream ends after a `retry:` that differs from client to client,
+so that they do not all come back at once. A filter may name a topic that does not exist yet,
+unless `[topics] auto_create` is off."""
+
+
+def document() -> Object:
+    """The document. Each call builds a new one."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "repl-broker",
+            "version": __version__,
+            "summary": "Real-time messages for web applications.",
+            "description": DESCRIPTION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/", "description": "This node."}],
+        "tags": [
+            {"name": "Messages", "description": "Publish, and read what is retained."},
+            {"name": "Events", "description": "Receive messages as they come."},
+            {"name": "Topics", "description": "Create, change, list and delete topics."},
+            {"name": "Cluster", "description": "Who is in the cluster."},
+            {"name": "Operations", "description": "For those who run the node."},
+        ],
+        "paths": {
+            "/v1/topics/{topic}/messages": {"post": _publish(), "get": _history()},
+            "/v1/messages": {"post": _publish_many()},
+            "/v1/events": {"get": _events()},
+            "/v1/topics": {"get": _list_topics(), "post": _create_topic()},
+            "/v1/topics/{topic}": {
+                "get": _show_topic(),
+                "put": _put_topic(),
+                "delete": _delete_topic(),
+            },
+            "/v1/cluster": {"get": _cluster()},
+            "/v1/cluster/members": {"post": _add_member()},
+            "/v1/cluster/members/{member}": {"delete": _remove_member()},
+            "/v1/cluster/leader": {"post": _move_leader()},
+            "/healthz": {"get": _health()},
+            "/readyz": {"get": _ready()},
+            "/metrics": {"get": _metrics()},
+            "/openapi.json": {"get": _openapi()},
+            "/docs": {"get": _docs()},
+        },
+        "components": {"schemas": _schemas()},
+    }
+
+
+# --- messages -------------------------------------------------------------------------
+
+
+def _publish() -> Object:
+    return _operation(
+        "Messages",
+        "publish",
+        "Publish one message, or a batch",
+        "With `application/json` the body is the message's data: any JSON value. It is kept byte "
+        "for byte, insignificant white space aside: numbers, escapes, the order of members and "
+        "duplicate keys arrive as they were published.\n\n"
+        "With `application/x-ndjson` each line is a message; blank lines do not count. A batch is "
+        "atomic: all of it is kept, in order and with nothing between, or none.\n\n"
+        "The answer comes when the messages are durable. A topic that does not exist is created, "
+        "unless `[topics] auto_create` is off.\n\n"
+        "A message has at most 1 MiB and a batch 8 MiB, unless the operator sets `[limits] "
+        "message_bytes` and `batch_bytes`.",
+        parameters=[_topic_parameter(), _idempotency_key()],
+        body={
+            JSON: {"schema": {"description": "Any JSON value."}, "example": {"text": "hello"}},
+            NDJSON: {"schema": _NDJSON_SCHEMA, "example": '{"n":1}\n{"n":2}\n'},
+        },
+        answers={
+            201: _json(
+                "Kept. One message, or a batch.",
+                {"anyOf": [_ref("Receipt"), _ref("BatchReceipt")]},
+                {"id": EXAMPLE_ID, "topic": "chat", "time": EXAMPLE_TIME},
+                headers=_REPLAYED,
+            )
+        },
+        codes=PUBLISH_CODES,
+        curl="""-H 'Content-Type: application/json' -d '{"text":"hello"}' \\
+  {url}/v1/topics/chat/messages""",
+    )
+
+
+def _publish_many() -> Object:
+    return _operation(
+        "Messages",
+        "publishMany",
+        "Publish a batch over several topics",
+        'Each line is `{"topic":…,"data":…}` and nothing else. The batch is atomic over all of '
+        "them: everybody sees all of it, in this order, or none.",
+        parameters=[_idempotency_key()],
+        body={
+            NDJSON: {
+                "schema": _NDJSON_SCHEMA,
+                "example": '{"topic":"orders.eu","data":{"n":1}}\n{"topic":"audit","data":"n"}\n',
+            }
+        },
+        answers={
+            201: _json(
+                "Kept.",
+                _ref("ManyReceipt"),
+                {"count": 2, "first_id": EXAMPLE_ID, "last_id": "9f3a1c2b-5001"},
+                headers=_REPLAYED,
+            )
+        },
+        codes=PUBLISH_CODES,
+        curl="""-H 'Content-Type: application/x-ndjson' --data-binary @batch.ndjson \\
+  {url}/v1/messages""",
+    )
+
+
+def _history() -> Object:
+    return _operation(
+        "Messages",
+        "history",
+        "Read the retained messages of a topic",
+        "Oldest first. Go on with `after` set to `next` until `next` is null. A page ends early at "
+        "8 MiB.\n\n`gap` is true if messages between `after` and the first of these are no longer "
+        "there, or if `after` is of another cluster or of the future.",
+        parameters=[
+            _topic_parameter(),
+            _query(
+                "after",
+                "Only messages after this one: an event id, `earliest` (all that is retained) or "
+                "`latest` (none).",
+                _AFTER_SCHEMA | {"default": "earliest"},
+            ),
+            _limit(),
+        ],
+        answers={
+            200: _json(
+                "A page.",
+                _ref("History"),
+                {"messages": [_EXAMPLE_MESSAGE], "next": None, "gap": False},
+            )
+        },
+        codes=("invalid_topic", "invalid_event_id", "topic_not_found"),
+        curl="'{url}/v1/topics/chat/messages?limit=10'",
+    )
+
+
+def _events() -> Object:
+    filters = {
+        "type": "array",
+        "items": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": TOPIC_BYTES_MAX,
+            "pattern": FILTER_PATTERN,
+        },
+        "minItems": 1,
+        "maxItems": FILTERS_MAX,
+    }
+    return _operation(
+        "Events",
+        "events",
+        "Follow topics",
+        EVENTS_DESCRIPTION,
+        parameters=[
+            _query(
+                "topic",
+                f"A filter; give 1 to {FILTERS_MAX} of them: `?topic=chat&topic=orders.>`.",
+                filters,
+                example=["chat"],
+                required=True,
+                style="form",
+                explode=True,
+            ),
+            _query(
+                "after",
+                "Where to begin: after this event id, at the `earliest` retained message, or at "
+                "the `latest`, that is, with what is published from now on.",
+                _AFTER_SCHEMA | {"default": "latest"},
+            ),
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "What a browser sends when it reconnects; it wins over `after`.",
+                "schema": _AFTER_SCHEMA,
+                "example": EXAMPLE_ID,
+            },
+        ],
+        answers={
+            200: {
+                "description": "The stream.",
+                "headers": {
+                    "Cache-Control": _header("`no-cache, no-transform`"),
+                    "X-Accel-Buffering": _header("`no`: nginx passes events on at once."),
+                },
+                "content": {
+                    EVENT_STREAM: {
+                        "schema": {"type": "string"},
+                        "example": "retry: 2000\n\nid: 9f3a1c2b-4999\nevent: subscribed\n"
+                        'data: {"topics":["chat"],"node":"n1","position":"9f3a1c2b-4999"}\n\n',
+                    }
+                },
+            }
+        },
+        codes=("invalid_filter", "invalid_event_id", "topic_not_found", "shutting_down"),
+        curl="-N '{url}/v1/events?topic=chat&after=earliest'",
+    )
+
+
+# --- topics -----------------------------------------------------------------------------
+
+
+def _list_topics() -> Object:
+    return _operation(
+        "Topics",
+        "listTopics",
+        "List topics",
+        "In the order of their names. Go on with `after` set to `next` until `next` is null.",
+        parameters=[
+            _limit(),
+            _query("after", "Only topics whose name is above this one.", _ref("TopicName")),
+            _query(
+                "match",
+                "Only topics that this filter matches.",
+                {"type": "string", "maxLength": TOPIC_BYTES_MAX, "pattern": FILTER_PATTERN},
+                example="orders.>",
+            ),
+        ],
+        answers={
+            200: _json("A page.", _ref("TopicList"), {"topics": [_EXAMPLE_TOPIC], "next": None})
+        },
+        codes=("invalid_topic", "invalid_filter"),
+        curl="'{url}/v1/topics?match=orders.>'",
+    )
+
+
+def _create_topic() -> Object:
+    return _operation(
+        "Topics",
+        "createTopic",
+        "Create a topic",
+        "What `retention` leaves out is as the operator configured it.",
+        body={
+            JSON: {
+                "schema": _ref("NewTopic"),
+                "example": {"name": "chat", "retention": {"messages": 1000}},
+            }
+        },
+        answers={201: _json("Created.", _ref("Topic"), _EXAMPLE_TOPIC, headers=_LOCATION)},
+        codes=(*BODY_CODES, *WRITE_CODES, "invalid_topic", "topic_exists"),
+        curl="""-H 'Content-Type: application/json' -d '{"name":"chat"}' \\
+  {url}/v1/topics""",
+    )
+
+
+def _show_topic() -> Object:
+    return _operation(
+        "Topics",
+        "showTopic",
+        "Show a topic",
+        "Its settings and counts. `subscribers` are the event streams on this node.",
+        parameters=[_topic_parameter()],
+        answers={200: _json("The topic.", _ref("Topic"), _EXAMPLE_TOPIC)},
+        codes=("invalid_topic", "topic_not_found"),
+        curl="{url}/v1/topics/chat",
+    )
+
+
+def _put_topic() -> Object:
+    return _operation(
+        "Topics",
+        "putTopic",
+        "Create a topic, or change its settings",
+        "Idempotent: afterwards the topic has these settings, and the configured ones for what is "
+        "left out. History that the new settings do not retain is trimmed at once. The body may be "
+        "left out.",
+        parameters=[_topic_parameter()],
+        body={
+            JSON: {
+                "schema": _ref("TopicSettings"),
+                "example": {"retention": {"messages": 1000, "seconds": 3600}},
+            }
+        },
+        body_required=False,
+        answers={
+            200: _json("Changed.", _ref("Topic"), _EXAMPLE_TOPIC),
+            201: _json("Created.", _ref("Topic"), _EXAMPLE_TOPIC, headers=_LOCATION),
+        },
+        codes=(*BODY_CODES, *WRITE_CODES, "invalid_topic"),
+        curl="""-X PUT -H 'Content-Type: application/json' -d '{"retention":{"seconds":3600}}' \\
+  {url}/v1/topics/chat""",
+    )
+
+
+def _delete_topic() -> Object:
+    return _operation(
+        "Topics",
+        "deleteTopic",
+        "Delete a topic and its history",
+        "Its subscribers get `event: topic-deleted`, and stay.",
+        parameters=[_topic_parameter()],
+        answers={204: {"description": "Deleted."}},
+        codes=(*WRITE_CODES, "invalid_topic", "topic_not_found"),
+        curl="-X DELETE {url}/v1/topics/chat",
+    )
+
+
+# --- cluster ----------------------------------------------------------------------------
+
+
+def _cluster() -> Object:
+    return _operation(
+        "Cluster",
+        "cluster",
+        "Show the cluster",
+        "As this node sees it.",
+        answers={200: _json("The cluster.", _ref("Cluster"), _EXAMPLE_CLUSTER)},
+        curl="{url}/v1/cluster",
+    )
+
+
+_NOT_YET: Final = "A node that runs by itself checks the request and answers `single_node`."
+
+
+def _add_member() -> Object:
+    return _operation(
+        "Cluster",
+        "addMember",
+        "Add a node to the cluster",
+        _NOT_YET,
+        body={JSON: {"schema": _ref("NewMember"), "example": _EXAMPLE_NEW_MEMBER}},
+        codes=(*BODY_CODES, "single_node"),
+        curl="""-H 'Content-Type: application/json' \\
+  -d '{"id":"n2","raft_address":"10.0.0.2:4081","http_url":"http://10.0.0.2:4080"}' \\
+  {url}/v1/cluster/members""",
+    )
+
+
+def _remove_member() -> Object:
+    member = {
+        "name": "member",
+        "in": "path",
+        "required": True,
+        "description": "The node's id.",
+        "schema": {"type": "string", "pattern": MEMBER_PATTERN},
+        "example": "n2",
+    }
+    return _operation(
+        "Cluster",
+        "removeMember",
+        "Remove a node from the cluster",
+        _NOT_YET,
+        parameters=[member],
+        codes=("single_node",),
+        curl="-X DELETE {url}/v1/cluster/members/n2",
+    )
+
+
+def _move_leader() -> Object:
+    return _operation(
+        "Cluster",
+        "moveLeader",
+        "Hand leadership over",
+        _NOT_YET,
+        body={JSON: {"schema": _ref("NewLeader"), "example": {"id": "n2"}}},
+        codes=(*BODY_CODES, "single_node"),
+        curl="""-H 'Content-Type: application/json' -d '{"id":"n2"}' {url}/v1/cluster/leader""",
+    )
+
+
+# --- operations -------------------------------------------------------------------------
+
+
+def _health() -> Object:
+    return _operation(
+        "Operations",
+        "health",
+        "Is the process alive?",
+        "For the supervisor: restart it if this does not answer.",
+        answers={200: _json("It is.", _ref("Status"), {"status": "ok"})},
+        curl="{url}/healthz",
+    )
+
+
+def _ready() -> Object:
+    return _operation(
+        "Operations",
+        "ready",
+        "Does the node serve?",
+        "For the load balancer: send requests here while this answers 200.",
+        answers={200: _json("It does.", _ref("Status"), {"status": "ok"})},
+        codes=("shutting_down",),
+        curl="{url}/readyz",
+    )
+
+
+def _metrics() -> Object:
+    text = {"schema": {"type": "string"}, "example": "repl_broker_subscribers 3.0\n"}
+    return _operation(
+        "Operations",
+        "metrics",
+        "Metrics for Prometheus",
+        "In the text format 0.0.4.",
+        answers={200: {"description": "The metrics.", "content": {CONTENT_TYPE: text}}},
+        curl="{url}/metrics",
+    )
+
+
+def _openapi() -> Object:
+    return _operation(
+        "Operations",
+        "openapi",
+        "This description, for programs",
+        "An OpenAPI 3.1 document.",
+        answers={200: _json("The document.", {"type": "object"})},
+        curl="{url}/openapi.json",
+    )
+
+
+def _docs() -> Object:
+    page = {"text/html; charset=utf-8": {"schema": {"type": "string"}}}
+    return _operation(
+        "Operations",
+        "docs",
+        "This description, for people",
+        "One page, with everything in it. The `type` of a problem leads here.",
+        answers={200: {"description": "The page.", "content": page}},
+        curl="{url}/docs",
+    )
+
+
+# --- parts ------------------------------------------------------------------------------
+
+
+def _operation(
+    tag: str,
+    name: str,
+    summary: str,
+    description: str,
+    *,
+    answers: Mapping[int, Object] | None = None,
+    codes: Sequence[str] = (),
+    parameters: Sequence[Object] = (),
+    body: Object | None = None,
+    body_required: bool = True,
+    curl: str,
+) -> Object:
+    operation: Object = {
+        "tags": [tag],
+        "operationId": name,
+        "summary": summary,
+        "description": description,
+    }
+    if parameters:
+        operation["parameters"] = list(parameters)
+    if body is not None:
+        operation["requestBody"] = {"required": body_required, "content": body}
+    answered = dict(answers or {}) | _refusals({*codes, *COMMON_CODES})
+    operation["responses"] = {str(status): answered[status] for status in sorted(answered)}
+    source = "curl " + curl.replace("{url}", EXAMPLE_URL)
+    operation["x-codeSamples"] = [{"lang": "Shell", "label": "curl", "source": source}]
+    return operation
+
+
+def _refusals(codes: set[str]) -> dict[int, Object]:
+    """The problems, a response a status."""
+    by_status: dict[int, list[str]] = {}
+    for code, (status, _) in PROBLEMS.items():
+        if code in codes:
+            by_status.setdefault(status, []).append(code)
+    return {status: _refusal(status, found) for status, found in by_status.items()}
+
+
+def _refusal(status: int, codes: list[str]) -> Object:
+    exact = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
+    response: Object = {
+        "description": ", ".join(f"`{code}`: {PROBLEMS[code][1]}" for code in codes) + ".",
+        "content": {PROBLEM_JSON: {"schema": {"allOf": [_ref("Problem"), exact]}}},
+    }
+    if status in (429, 503):
+        response["headers"] = {"Retry-After": _header("Seconds to wait.", {"type": "integer"})}
+    return response
+
+
+def _json(
+    description: str, schema: Object, example: object = None, headers: Object | None = None
+) -> Object:
+    media: Object = {"schema": schema}
+    if example is not None:
+        media["example"] = example
+    response: Object = {"description": description}
+    if headers:
+        response["headers"] = headers
+    response["content"] = {JSON: media}
+    return response
+
+
+def _ref(name: str) -> Object:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _header(description: str, schema: Object | None = None) -> Object:
+    return {"description": description, "schema": schema or {"type": "string"}}
+
+
+def _query(name: str, description: str, schema: Object, **more: object) -> Object:
+    return {"name": name, "in": "query", "description": description, "schema": schema, **more}
+
+
+def _limit() -> Object:
+    schema = {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
+    return _query("limit", "How many a page has at most.", schema)
+
+
+def _topic_parameter() -> Object:
+    return {
+        "name": "topic",
+        "in": "path",
+        "required": True,
+        "description": "The topic's name.",
+        "schema": _ref("TopicName"),
+        "example": "chat",
+    }
+
+
+def _idempotency_key() -> Object:
+    return {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Makes a retry safe: a request with a key that was used has the effect and "
+        "the answer of the first. 1 to 255 visible ASCII characters, for instance a UUID. A key is "
+        "remembered for a day, unless the operator sets `[limits] idempotency_seconds`.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    }
+
+
+_NDJSON_SCHEMA: Final[Object] = {
+    "type": "string",
+    "description": "A JSON value a line (NDJSON).",
+}
+_AFTER_SCHEMA: Final[Object] = {
+    "type": "string",
+    "pattern": f"^(earliest|latest|{EVENT_ID_PATTERN})$",
+}
+_LOCATION: Final[Object] = {"Location": _header("The path of the topic.")}
+_REPLAYED: Final[Object] = {
+    "Idempotent-Replayed": _header(
+        "`true` if the Idempotency-Key was known: this is the answer of the first request.",
+        {"type": "string", "const": "true"},
+    )
+}
+
+
+# --- schemas ----------------------------------------------------------------------------
+
+
+def _schemas() -> Object:
+    event_id = {"type": "string", "pattern": f"^{EVENT_ID_PATTERN}$", "example": EXAMPLE_ID}
+    time = {"type": "string", "format": "date-time", "example": EXAMPLE_TIME}
+    count = {"type": "integer", "minimum": 0}
+    next_id = {"type": ["string", "null"], "description": "`after` of the next page; null: none."}
+    retention = {
+        name: {"type": "integer", "minimum": least, "maximum": most}
+        for name, (least, most) in RETENTION_RANGES.items()
+    }
+    name = _ref("TopicName")
+    return {
+        "TopicName": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": TOPIC_BYTES_MAX,
+            "pattern": TOPIC_PATTERN,
+            "example": "chat",
+        },
+        "Message": _object(
+            {
+                "id": event_id,
+                "topic": name,
+                "time": time | {"description": "When the leader took it."},
+                "data": {"description": "Any JSON value, as it was published."},
+            },
+            "A message. It is the same object in the event stream, in the history and on the "
+            "command line.",
+        ),
+        "Receipt": _object({"id": event_id, "topic": name, "time": time}, "One message is kept."),
+        "BatchReceipt": _object(
+            {
+                "topic": name,
+                "count": count | {"minimum": 1},
+                "first_id": event_id,
+                "last_id": event_id,
+            },
+            "A batch is kept.",
+        ),
+        "ManyReceipt": _object(
+            {"count": count | {"minimum": 1}, "first_id": event_id, "last_id": event_id},
+            "A batch over several topics is kept.",
+        ),
+        "History": _object(
+            {
+                "messages": {"type": "array", "items": _ref("Message")},
+                "next": next_id,
+                "gap": {"type": "boolean"},
+            },
+            "A page of retained messages.",
+        ),
+        "Retention": _object(
+            retention, "How much history a topic keeps; the limit that is reached first counts."
+        ),
+        "RetentionSettings": _object(
+            retention, "What is left out is as the operator configured it.", required=()
+        ),
+        "TopicSettings": _object(
+            {"retention": _ref("RetentionSettings")}, "The settings of a topic.", required=()
+        ),
+        "NewTopic": _object(
+            {"name": name, "retention": _ref("RetentionSettings")},
+            "A topic to create.",
+            required=("name",),
+        ),
+        "Topic": _object(
+            {
+                "name": name,
+                "retention": _ref("Retention"),
+                "messages": count,
+                "bytes": count,
+                "first_id": event_id | {"type": ["string", "null"]},
+                "last_id": event_id | {"type": ["string", "null"]},
+                "created_at": time,
+                "subscribers": count,
+            },
+            "A topic: its settings, and what it retains now.",
+        ),
+        "TopicList": _object(
+            {"topics": {"type": "array", "items": _ref("Topic")}, "next": next_id},
+            "A page of topics.",
+        ),
+        "Cluster": _object(
+            {
+                "cluster_id": {"type": "string"},
+                "epoch": {"type": "string", "pattern": "^[0-9a-f]{8}$"},
+                "node": {"type": "string", "description": "The id of the node that answers."},
+                "mode": {"enum": ["single", "cluster"]},
+                "term": count,
+                "leader": {"type": ["string", "null"]},
+                "commit_index": count,
+                "applied_index": count,
+                "members": {"type": "array", "items": _ref("Member")},
+            },
+            "The cluster as one node sees it.",
+        ),
+        "Member": _object(
+            {
+                "id": {"type": "string"},
+                "role": {"enum": ["leader", "voter", "learner"]},
+                "raft_address": {"type": "string"},
+                "http_url": {"type": "string"},
+                "match_index": count | {"description": "Up to here its log is the leader's."},
+                "lag": count | {"description": "Entries that it is behind."},
+                "reachable": {"type": "boolean"},
+            },
+            "A node of the cluster.",
+        ),
+        "NewMember": _object(
+            {
+                "id": {"type": "string", "pattern": MEMBER_PATTERN},
+                "raft_address": {"type": "string", "description": "HOST:PORT"},
+                "http_url": {"type": "string", "description": "An http:// or https:// URL."},
+            },
+            "A node to add.",
+        ),
+        "NewLeader": _object(
+            {"id": {"type": "string", "pattern": MEMBER_PATTERN}}, "The voter that is to lead."
+        ),
+        "Status": _object({"status": {"const": "ok"}}, "All is well."),
+        "Problem": {
+            "type": "object",
+            "description": "Why a request was not carried out (RFC 9457). Some codes add members: "
+            "`invalid_json` has `line` and `column`, those of 413 have `limit`.",
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "format": "uri-reference",
+                    "description": "Where the code is explained.",
+                },
+                "title": {"type": "string", "description": "The same for every problem of a code."},
+                "status": {"type": "integer", "minimum": 400, "maximum": 599},
+                "detail": {"type": "string", "description": "What was wrong, and what to do."},
+                "code": {"enum": list(PROBLEMS), "description": "Stable; for programs."},
+                "line": {"type": "integer", "minimum": 1},
+                "column": {"type": "integer", "minimum": 1},
+                "limit": {"type": "integer", "minimum": 1},
+            },
+            "required": ["type", "title", "status", "detail", "code"],
+        },
+    }
+
+
+def _object(properties: Object, description: str, required: Sequence[str] | None = None) -> Object:
+    schema: Object = {
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    names = list(properties if required is None else required)
+    if names:
+        schema["required"] = names
+    return schema
+
+
+_EXAMPLE_MESSAGE: Final[Object] = {
+    "id": EXAMPLE_ID,
+    "topic": "chat",
+    "time": EXAMPLE_TIME,
+    "data": {"text": "hello"},
+}
+_EXAMPLE_TOPIC: Final[Object] = {
+    "name": "chat",
+    "retention": {"messages": 10_000, "seconds": 86_400, "bytes": 67_108_864},
+    "messages": 2,
+    "bytes": 32,
+    "first_id": "9f3a1c2b-4999",
+    "last_id": EXAMPLE_ID,
+    "created_at": EXAMPLE_TIME,
+    "subscribers": 1,
+}
+_EXAMPLE_NEW_MEMBER: Final[Object] = {
+    "id": "n2",
+    "raft_address": "10.0.0.2:4081",
+    "http_url": "http://10.0.0.2:4080",
+}
+_EXAMPLE_CLUSTER: Final[Object] = {
+    "cluster_id": "5f1d7a52c9a14d03b7a6d4f2d20c9b8e",
+    "epoch": "9f3a1c2b",
+    "node": "n1",
+    "mode": "single",
+    "term": 3,
+    "leader": "n1",
+    "commit_index": 5120,
+    "applied_index": 5120,
+    "members": [
+        {
+            "id": "n1",
+            "role": "leader",
+            "raft_address": "127.0.0.1:4081",
+            "http_url": "http://127.0.0.1:4080",
+            "match_index": 5120,
+            "lag": 0,
+            "reachable": True,
+        }
+    ],
+}
