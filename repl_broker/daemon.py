@@ -89,7 +89,7 @@ async def serve(
         )
         broker = Broker(replica, hub, config)
         listeners = await open_listeners(config.http.bind.host, config.http.bind.port, 1024)
-        app = create_app(broker, config, apps or {})
+        app = create_app(broker, config, apps or {}, lambda: door.statistics())
         door = Door(app, listeners, _options(config), ssl_context=tls)
         async with trio.open_nursery() as nursery:
             await nursery.start(replica.run)
