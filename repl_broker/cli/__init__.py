@@ -32,6 +32,10 @@ from repl_broker.errors import ReplBrokerError, RequestError
 __all__ = ["main"]
 
 
+# Raised where a command is missing, with the help as its text; click has it since 8.2.
+NO_COMMAND: type[Exception] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 class OneLineErrors(click.Group):
     """A group in which every failure becomes one line and an exit code."""
 
@@ -62,10 +66,10 @@ class OneLineErrors(click.Group):
 def report(error: BaseException) -> int:
     """Print the one line of an error; its exit code."""
     error = single(error)
+    if isinstance(error, NO_COMMAND):
+        click.echo(str(error), err=True)
+        return 2
     match error:
-        case click.exceptions.NoArgsIsHelpError():
-            click.echo(error.format_message(), err=True)
-            return 2
         case click.UsageError():
             context = error.ctx
             hint = f" (see '{context.command_path} --help')" if context else ""

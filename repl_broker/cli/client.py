@@ -198,7 +198,7 @@ class Client:
             ) from error
         except httpx.TimeoutException as error:
             raise UnreachableError(f"{self.url} did not answer in time", refused=False) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise UnreachableError(
                 f"the connection to {self.url} broke: {plain(error)}", refused=False
             ) from error

@@ -38,8 +38,9 @@ class LineError(ReplBrokerError):
 class Interrupt:
     """Turns the first SIGINT into something to wait for, so that no batch is cut in two.
 
-    A second SIGINT raises KeyboardInterrupt as usual. A context manager, for the
-    main thread.
+    A second SIGINT raises KeyboardInterrupt as usual. Where SIGINT is ignored, as in a
+    job that a shell started in the background, it stays so. A context manager, for
+    the main thread.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,9 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         self._reading, self._writing = os.pipe()
-        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._on_signal)
         return self
 
     def __exit__(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["publish"]
 
 PROGRESS_SECONDS: Final = 0.1
+KEY_LENGTH_MAX: Final = 255
 
 
 @click.command()
@@ -65,20 +66,28 @@ def publish(
         tail -F app.log | repl-broker publish logs -
 
     A retry never publishes twice. A batch is kept whole or not at all. Blank lines
-    are left out, except with --as text. Without JSON or "-", standard input is read
-    if it is not a terminal.
+    are left out, except with --as text. In text, what is not UTF-8 becomes U+FFFD.
+    Without JSON or "-", standard input is read if it is not a terminal.
     """
     if message is None and sys.stdin.isatty():
         raise click.UsageError("Missing argument 'JSON' (or '-' for standard input).")
     from repl_broker.message import check_topic
 
     check_topic(topic)
+    if key is not None and not (0 < len(key) <= KEY_LENGTH_MAX and is_visible_ascii(key)):
+        raise click.UsageError(
+            f"--key takes 1 to {KEY_LENGTH_MAX} visible ASCII characters without spaces."
+        )
     if message is None or message == "-":
         if key is not None:
             raise click.UsageError("--key is for one message; the batches of lines get their own.")
         publish_lines(topic, reading or "auto", url, retry_for, as_json)
     else:
         publish_one(topic, argument(message, reading or "json"), key, url, retry_for, as_json)
+
+
+def is_visible_ascii(text: str) -> bool:
+    return all("!" <= character <= "~" for character in text)
 
 
 def argument(text: str, reading: str) -> bytes:

@@ -6,6 +6,7 @@ knows whether the first arrived.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -118,8 +119,13 @@ class BatchPublisher:
             raise error
         if bad > 0:
             self.publish(batch.part(0, bad))
-        size = len(batch.messages[bad])
-        raise LineError(f"line {batch.numbers[bad]} ({size:,} bytes): {error}") from error
+        raise LineError(in_words(error, bad + 1, batch.numbers[bad])) from error
+
+
+def in_words(error: ProblemError, line: int, number: int) -> str:
+    """The refusal of the batch's ``line``, with the ``number`` of that line in the input."""
+    detail, found = re.subn(rf"\b([Ll]ine) {line}\b", rf"\1 {number}", error.detail, count=1)
+    return f"{'' if found else f'line {number}: '}{error.title}: {detail} [{error.code}]"
 
 
 def guilty(batch: Batch, error: ProblemError) -> int | None:

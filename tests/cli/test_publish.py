@@ -193,11 +193,13 @@ def test_large_input_goes_in_several_batches_in_order(
 def test_a_line_over_the_nodes_limit_is_named_and_those_before_are_kept(
     run: Run, broker: FakeBroker
 ) -> None:
-    broker.steps = [problem("message_too_large", "The limit is 5 bytes.", limit=5)]
+    broker.steps = [
+        problem("message_too_large", "The message on line 2 has 6 bytes; the limit is 5.", limit=5)
+    ]
     result = run("publish", "t", "-", "--url", broker.url, stdin=b"1\n\n123456\n1234567\n")
     assert result.exit_code == 1
     assert result.stderr == (
-        "error: line 3 (6 bytes): The message is too large: The limit is 5 bytes. "
+        "error: The message is too large: The message on line 3 has 6 bytes; the limit is 5. "
         "[message_too_large]; 1 message published before it\n"
     )
     assert broker.kept == [1]
@@ -208,14 +210,14 @@ def test_the_longest_line_is_named_where_the_node_names_no_limit(
 ) -> None:
     broker.steps = [problem("message_too_large", "Too large.")]
     result = run("publish", "t", "-", "--url", broker.url, stdin=b"123\n1\n")
-    assert result.stderr.startswith("error: line 1 (3 bytes): ")
+    assert result.stderr.startswith("error: line 1: The message is too large: ")
     assert broker.kept == []
 
 
 def test_a_line_that_only_the_node_refuses_is_named(run: Run, broker: FakeBroker) -> None:
     broker.steps = [problem("invalid_json", "Too deep.", line=2, column=1)]
     result = run("publish", "t", "-", "--url", broker.url, stdin=b"1\n\n[[2]]\n3\n")
-    assert result.stderr.startswith("error: line 3 (5 bytes): ")
+    assert result.stderr.startswith("error: line 3: The body is not valid JSON: Too ")
     assert broker.kept == [1]
 
 
@@ -311,3 +313,31 @@ def test_progress_is_shown_on_a_terminal(broker: FakeBroker) -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_a_key_that_no_header_can_hold_is_refused(run: Run, broker: FakeBroker) -> None:
+    for key in ("", "a b", "é", "x" * 256):
+        result = run("publish", "t", "1", "--key", key, "--url", broker.url)
+        assert result.exit_code == 2
+        assert "visible ASCII" in result.stderr
+    assert broker.seen == []
+
+
+def test_an_interrupt_is_ignored_where_the_shell_says_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with lines.Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupt.requested
+            assert not interrupt.wait(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_does_not_wait_for_anything() -> None:
+    with lines.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        assert not interrupt.wait(None)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -231,3 +232,15 @@ def test_a_message_on_a_terminal_cannot_steer_it() -> None:
     assert Human(terminal=False)(b"no json \x1b[2J") == b"no json \\u001b[2J\n"
     shown = Human(terminal=True)(message_object(1, '"x"').encode())
     assert shown == b'\x1b[2m2026-11-23T04:00:00.123Z\x1b[0m \x1b[1mchat\x1b[0m "x"\n'
+
+
+def test_an_interrupt_ends_the_command_without_a_traceback(broker: FakeBroker) -> None:
+    broker.steps = [stream(START, message(1), then="hang")]
+    command = [sys.executable, "-m", "repl_broker", "subscribe", "chat", "--url", broker.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == f"subscribed: node n1, after {EPOCH}-0\n".encode()
