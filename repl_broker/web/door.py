@@ -1,0 +1,945 @@
+"""The door: accepts connections, speaks HTTP/1.1, runs the web application.
+
+Hypercorn's own accept loop lets any exception of one connection end the whole
+process, and six requests that need no password raise one (ECOSYSTEM section 1).
+A daemon that carries consensus cannot stand on that, so the loop and what
+Hypercorn calls ``TCPServer`` are written here, around its HTTP/1.1 protocol:
+
+    Door         accepts, counts, caps, stops; one nursery holds every connection
+    Connection   one client: a task that reads, and one task per request that runs the app
+    _Protocol    Hypercorn's HTTP/1.1 state machine, less HTTP/2 and WebSocket
+    _Transport   the TCP socket, on which a write without progress is a broken one
+
+Three rules keep it standing:
+
+1. Whatever escapes a connection ends that connection, is logged in one line and
+   counted. ``Cancelled`` alone passes.
+2. Every wait has a limit from DoorOptions, except the application's own.
+3. What the protocol reports of itself (idle, closed) is taken note of without a
+   checkpoint. Quart cancels a request as soon as it is told that the response
+   has ended, that is, from inside these reports: an ``await`` in them would be
+   where the keep-alive timer gets lost.
+
+HTTP/2 is refused, WebSocket too: neither Hypercorn's ``ProtocolWrapper`` nor its
+``WSStream`` is ever reached. HTTP/2 belongs to a proxy in front of the node.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, cast
+
+import h11
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+    TaskGroup,
+)
+
+from repl_broker.errors import PROBLEMS, ConfigError
+
+__all__ = ["Door", "DoorOptions", "DoorStatistics", "open_listeners"]
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 64 * 1024
+# What a client may send ahead while its earlier request is being answered.
+_READ_AHEAD_BYTES_MAX: Final = 64 * 1024
+# Body parts, of _READ_BYTES at most, that wait for the application.
+_INBOX_PARTS_MAX: Final = 4
+_ACCEPT_RETRY_SECONDS: Final = 0.1
+# Failures to accept that lie closer together than this are one burst, logged once.
+_ACCEPT_BURST_SECONDS: Final = 10.0
+_RETRY_AFTER_SECONDS: Final = 5
+# SO_LINGER on, with no time: close sends a reset and the kernel keeps nothing.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DoorOptions:
+    """The limits of a door; each ends one connection and nothing else."""
+
+    connections_max: int = 10_000
+    """Open connections; the next one is answered 429 and closed."""
+    refusals_max: int = 128
+    """Connections being answered 429 at one time; beyond it they are closed unanswered."""
+    backlog: int = 1024
+    """Connections that the kernel keeps until they are accepted."""
+    header_bytes_max: int = 16 * 1024
+    """An incomplete request line with its header; beyond it, 431."""
+    header_timeout_seconds: float = 10.0
+    """From a request's first byte (or from accept) until its header is complete; then 408."""
+    idle_timeout_seconds: float = 60.0
+    """Between a response and the first byte of the next request."""
+    write_timeout_seconds: float = 10.0
+    """For which a write may make no progress at all; then the connection is reset."""
+    tls_handshake_timeout_seconds: float = 10.0
+    """From accept until TLS is established."""
+    linger_timeout_seconds: float = 2.0
+    """For which what a client still sends is discarded, so that it can read the answer."""
+    linger_bytes_max: int = 64 * 1024 * 1024
+    """How much of it is discarded."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorStatistics:
+    """What a door has done so far. accepted = refused + connections + those that ended."""
+
+    connections: int
+    """Open now."""
+    accepted: int
+    """Accepted since the start, the refused ones included."""
+    refused: int
+    """Turned away because ``connections_max`` was reached."""
+    failed: int
+    """Ended by an exception, of the application's or of the protocol's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """An answer that the door gives by itself (RFC 9457)."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+
+    @classmethod
+    def known(cls, code: str, detail: str) -> _Problem:
+        status, title = PROBLEMS[code]
+        return cls(status, code, title, detail)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", b"%d" % len(self.body())),
+            (b"connection", b"close"),
+        ]
+
+    def body(self) -> bytes:
+        fields = {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _malformed(detail: str) -> _Problem:
+    return _Problem(400, "malformed_request", "The request is not valid HTTP/1.1", detail)
+
+
+class _ClientGoneError(OSError):
+    """What an application gets from ``send`` once nobody can read it (ASGI 2.4: an OSError)."""
+
+
+class _RefusedError(Exception):
+    """A request that the door answers by itself, and closes the connection on."""
+
+    def __init__(self, problem: _Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class Door:
+    """Accepts on ``listeners`` and runs ``app`` for each request, until stopped.
+
+    With an ``ssl_context`` every connection is TLS; the context's ALPN is set to
+    ``http/1.1``. The door owns the listeners and closes them. It sends no
+    lifespan events: starting and stopping the application is the caller's.
+    """
+
+    def __init__(
+        self,
+        app: ASGIFramework,
+        listeners: Sequence[trio.SocketListener],
+        options: DoorOptions,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        if ssl_context is not None:
+            ssl_context.set_alpn_protocols(["http/1.1"])
+        self.app = app
+        self.options = options
+        self.ssl_context = ssl_context
+        self.addresses = tuple(_address(one.socket.getsockname()) for one in listeners)
+        self.stopping = False
+        self.hypercorn_config = _hypercorn_config(options)
+        self._listeners = tuple(listeners)
+        self._life = trio.CancelScope()
+        self._open: set[Connection] = set()
+        self._refusals = 0
+        self._accepted = 0
+        self._refused = 0
+        self._failed = 0
+        self._accept_failed_at = -_ACCEPT_BURST_SECONDS
+
+    @property
+    def port(self) -> int:
+        """The TCP port of the first listener: the kernel's choice if 0 was asked for."""
+        address = self.addresses[0]
+        assert address is not None, "the listener is not a TCP one"
+        return address[1]
+
+    @property
+    def connections(self) -> int:
+        """Open connections, those being refused not counted."""
+        return len(self._open)
+
+    def statistics(self) -> DoorStatistics:
+        """Counts at this moment, for metrics."""
+        return DoorStatistics(self.connections, self._accepted, self._refused, self._failed)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve. Returns after ``stop``, when the last connection has ended or been aborted.
+
+        Call it once. Cancelling it aborts every connection at once.
+        """
+        with self._life:
+            try:
+                async with trio.open_nursery() as nursery:
+                    for listener in self._listeners:
+                        nursery.start_soon(self._accept, listener, nursery)
+                    task_status.started()
+            finally:
+                self._close_listeners()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Let nobody in any more, and let those inside finish for ``grace_seconds``.
+
+        Idle connections close at once. One with a request under way closes after
+        its response, which says ``Connection: close`` if its header is not out
+        yet. What is left when the time is over is cancelled and reset. Event
+        streams are busy until the application ends them, so it should. A second
+        call can shorten the time, not extend it.
+        """
+        self.stopping = True
+        self._close_listeners()
+        for connection in self._open:
+            connection.close_if_idle()
+        self._life.deadline = min(self._life.deadline, trio.current_time() + grace_seconds)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.socket.close()
+
+    async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except trio.ClosedResourceError:
+                if self.stopping:
+                    return
+                raise
+            except OSError as error:
+                # Out of file descriptors or memory, most likely. The connection
+                # stays in the backlog, so accept would fail again right away.
+                self._log_accept_failure(error)
+                await trio.sleep(_ACCEPT_RETRY_SECONDS)
+            else:
+                self._admit(stream, nursery)
+
+    def _log_accept_failure(self, error: OSError) -> None:
+        now = trio.current_time()
+        if now - self._accept_failed_at >= _ACCEPT_BURST_SECONDS:
+            logger.error(
+                "cannot accept connections for now error=%r connections=%d retry_seconds=%s",
+                error.strerror or str(error),
+                self.connections,
+                _ACCEPT_RETRY_SECONDS,
+            )
+        self._accept_failed_at = now
+
+    def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        self._accepted += 1
+        transport = _Transport(stream.socket, self.options.write_timeout_seconds)
+        if len(self._open) < self.options.connections_max:
+            connection = Connection(self, transport)
+            self._open.add(connection)
+            nursery.start_soon(self._serve, connection)
+            return
+        self._refused += 1
+        if self._refusals < self.options.refusals_max:
+            self._refusals += 1
+            nursery.start_soon(self._refuse, transport)
+        else:
+            transport.abort()
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
+            self.note_failure(f"connection failed peer={connection.peer}", failure)
+        finally:
+            self._open.discard(connection)
+
+    def note_failure(self, what: str, failure: BaseException) -> None:
+        """Count and log, in one line, an exception that ended a connection."""
+        self._failed += 1
+        first = next(_leaves(failure))
+        reason = " ".join(f"{type(first).__name__}: {first}".split())
+        logger.error("%s error=%r", what, reason)
+        logger.debug("%s", what, exc_info=failure)
+
+    async def _refuse(self, transport: _Transport) -> None:
+        """Answer 429 and read on for a moment, lest a reset overtakes the answer."""
+        try:
+            with trio.move_on_after(self.options.linger_timeout_seconds):
+                stream: trio.abc.Stream = transport
+                if self.ssl_context is not None:
+                    stream = _server_side(transport, self.ssl_context)
+                await stream.send_all(_too_many_connections(self.options.connections_max))
+                if stream is transport:
+                    transport.send_eof()
+                await _discard(stream, self.options.header_bytes_max)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it did not wait for the answer
+        finally:
+            transport.close()
+            self._refusals -= 1
+
+
+class Connection:
+    """One client: reads its requests, runs the application for each, and ends alone.
+
+    The task of ``run`` reads; it alone closes. An application runs in a task of
+    its own beside it, so that a client that leaves is noticed at once. A
+    half-closed connection counts as left: on a stream that only the server
+    writes to there is no other sign.
+    """
+
+    def __init__(self, door: Door, transport: _Transport) -> None:
+        self._door = door
+        self._options = door.options
+        self._transport = transport
+        self._stream: trio.abc.Stream = transport
+        self._write_lock = trio.Lock()
+        # Its deadline is the one that now applies to what the client sends.
+        self._reading = trio.CancelScope()
+        self._requests: trio.Nursery
+        # A request is under way: from its complete header to the end of its response.
+        self._busy = False
+        # Some of the next request is here: the header's time is running.
+        self._begun = True
+        # Nothing more is to be read, or to be written by an application.
+        self._over = False
+        # … since the client left, or will not take what is written.
+        self._gone = False
+        client = _peer_address(transport.socket)
+        self.peer = _host_port(client)
+        self._protocol = _Protocol(
+            self,
+            door.hypercorn_config,
+            is_tls=door.ssl_context is not None,
+            client=client,
+            server=_address(transport.socket.getsockname()),
+        )
+
+    @property
+    def stopping(self) -> bool:
+        """No further request is wanted."""
+        return self._door.stopping
+
+    async def run(self) -> None:
+        """Serve the client until either side has enough, or an exception."""
+        try:
+            async with trio.open_nursery() as self._requests:
+                with self._reading:
+                    await self._read()
+                await self._part()
+        finally:
+            self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Close now, unless a request is under way or has begun to arrive."""
+        if not self._busy and not self._protocol.input_pending:
+            self._end()
+
+    async def read_ahead(self) -> None:
+        """Watch the client while its request is being answered; runs until cancelled.
+
+        It only runs when more bytes have come behind the request. What comes is
+        kept for later, up to _READ_AHEAD_BYTES_MAX; then reading pauses.
+
+        Raises _ClientGoneError (or a stream's own error) when the client leaves.
+        """
+        ahead_bytes = 0
+        while ahead_bytes < _READ_AHEAD_BYTES_MAX:
+            data = await self._stream.receive_some(_READ_BYTES)
+            if not data:
+                raise _ClientGoneError("the client has closed the connection")
+            ahead_bytes += len(data)
+            self._protocol.keep(data)
+        await trio.sleep_forever()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Take what the protocol has for the client, or has to say of itself."""
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Closed):
+            self._end()
+        elif isinstance(event, Updated):
+            self._set_busy(not event.idle)
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,
+        config: HypercornConfig,
+        scope: Scope,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        """Start the application on a request (Hypercorn's ``TaskGroup``); return its inbox."""
+        inbox = _Inbox()
+        self._requests.start_soon(self._run_app, scope, inbox, send)
+        return inbox.put
+
+    async def _read(self) -> None:
+        """Feed the protocol. Ends with the client; cancelled when we have enough."""
+        try:
+            self._limit(self._options.tls_handshake_timeout_seconds)
+            if self._door.ssl_context is not None:
+                self._stream = _server_side(self._transport, self._door.ssl_context)
+                await self._stream.do_handshake()
+            self._limit(self._options.header_timeout_seconds)
+            while data := await self._stream.receive_some(self._read_bytes()):
+                if not self._busy and not self._begun:
+                    self._begun = True
+                    self._limit(self._options.header_timeout_seconds)
+                await self._protocol.handle(RawData(bytes(data)))
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("client left peer=%s error=%r", self.peer, error)
+        self._lose()
+
+    def _read_bytes(self) -> int:
+        return _READ_BYTES if self._busy else self._options.header_bytes_max
+
+    def _limit(self, seconds: float) -> None:
+        self._reading.deadline = trio.current_time() + seconds
+
+    def _set_busy(self, busy: bool) -> None:
+        """Note that a request begins or a response has ended. No checkpoint: see rule 3."""
+        self._busy = busy
+        if busy:
+            self._reading.deadline = float("inf")
+            return
+        self._begun = self._protocol.input_pending
+        options = self._options
+        self._limit(options.header_timeout_seconds if self._begun else options.idle_timeout_seconds)
+
+    def _end(self) -> None:
+        """Have the reading task close the connection. No checkpoint: see rule 3."""
+        self._over = True
+        self._reading.cancel()
+
+    def _lose(self) -> None:
+        """As _end, with nobody there to say good-bye to."""
+        if not self._over:
+            self._gone = True
+            self._end()
+
+    def _break_off(self) -> None:
+        """Reset: what is on its way to the client is of no use to it any more."""
+        self._lose()
+        self._transport.abort()
+
+    async def _write(self, data: bytes) -> None:
+        """Send all of ``data``.
+
+        Data that are not sent whole, be it that the caller was cancelled, leave
+        the peer with half a chunk: nothing can follow them, the connection ends.
+
+        Raises _ClientGoneError.
+        """
+        if not data:
+            return
+        try:
+            async with self._write_lock:
+                await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._break_off()
+            raise _ClientGoneError("the client does not take what is sent") from error
+        except BaseException:
+            self._break_off()
+            raise
+
+    async def _run_app(
+        self,
+        scope: Scope,
+        inbox: _Inbox,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> None:
+        async def send_unless_over(message: ASGISendEvent) -> None:
+            if self._over:
+                # A checkpoint, or an application that ignores the error spins.
+                await trio.lowlevel.checkpoint()
+                raise _ClientGoneError("the connection has ended")
+            await send(message)
+
+        try:
+            await self._door.app(scope, inbox.receive, send_unless_over)
+        except* _ClientGoneError:
+            pass
+        except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
+            self._door.note_failure(f"application failed {self._describe(scope)}", failure)
+        finally:
+            inbox.close()
+        if not inbox.disconnected and not self._over:
+            # It failed, or returned, with the response missing or half sent.
+            with suppress(_ClientGoneError):
+                await self._protocol.refuse(
+                    _Problem.known("internal_error", "The log of the node tells what failed.")
+                )
+
+    def _describe(self, scope: Scope) -> str:
+        # The path as it was sent (h11 lets visible ASCII in only), less the
+        # query, which may hold a token.
+        assert scope["type"] == "http"
+        path = scope["raw_path"].decode("ascii")
+        return f"peer={self.peer} method={scope['method']} path={path}"
+
+    async def _part(self) -> None:
+        """Close, so that the client still gets what was sent to it."""
+        try:
+            if not self._over and self._protocol.input_pending:
+                await self._protocol.refuse(
+                    _Problem.known(
+                        "request_timeout",
+                        "The header of the request was not complete within "
+                        f"{self._options.header_timeout_seconds:g} seconds.",
+                    )
+                )
+            self._over = True
+            await self._protocol.handle(Closed())
+            if self._gone:
+                self._transport.close()
+                return
+            if self._protocol.input_pending:
+                await self._linger()
+            await self._stream.aclose()
+        except (
+            OSError,
+            trio.BrokenResourceError,
+            trio.BusyResourceError,
+            trio.ClosedResourceError,
+        ) as error:
+            logger.debug("client left at the end peer=%s error=%r", self.peer, error)
+
+    async def _linger(self) -> None:
+        """Read and discard for a while (RFC 9112 section 9.6).
+
+        Closing a socket that has unread data resets the connection, and a reset
+        makes the client's kernel throw away the answer that it has not read.
+        """
+        with trio.move_on_after(self._options.linger_timeout_seconds):
+            if self._stream is self._transport:
+                self._transport.send_eof()
+            await _discard(self._stream, self._options.linger_bytes_max)
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 and nothing else, with answers for what it refuses."""
+
+    def __init__(
+        self,
+        owner: Connection,
+        config: HypercornConfig,
+        *,
+        is_tls: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+    ) -> None:
+        super().__init__(
+            ASGIWrapper(_no_app),
+            config,
+            WorkerContext(None),
+            cast(TaskGroup, owner),  # spawn_app is all that is used of it
+            ConnectionState({}),
+            is_tls,
+            client,
+            server,
+            owner.protocol_send,
+        )
+        self.can_read = _Gate(owner)
+        self._owner = owner
+        self._is_head = False
+
+    @property
+    def input_pending(self) -> bool:
+        """The client has sent, or owes us, something that has not been read."""
+        http = self._http
+        resting = http.their_state in {h11.IDLE, h11.DONE, h11.MUST_CLOSE}
+        return not resting or http.trailing_data[0] != b""
+
+    def keep(self, data: bytes | bytearray) -> None:
+        """Hold bytes of a later request until its turn comes."""
+        self._http.receive_data(bytes(data))
+
+    async def handle(self, event: Event) -> None:
+        try:
+            await super().handle(event)
+        except _RefusedError as refused:
+            await self.refuse(refused.problem)
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        # Say it when this response will be the last: at a stop, and when it
+        # comes before the end of the request (413), which is not waited for.
+        if isinstance(event, Response) and event.status_code >= 200:
+            last = self._owner.stopping or self._http.their_state is h11.SEND_BODY
+            if last:
+                headers = [*event.headers, (b"connection", b"close")]
+                event = Response(STREAM_ID, headers, event.status_code)
+        await super().stream_send(event)
+
+    async def refuse(self, problem: _Problem) -> None:
+        """Answer with ``problem`` if no answer has begun, and close."""
+        http = self._http
+        if http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            headers = [*problem.headers(), *self.config.response_headers("h11")]
+            answer = http.send(h11.Response(status_code=problem.status, headers=headers))
+            if not self._is_head:
+                answer += http.send(h11.Data(data=problem.body()))
+            answer += http.send(h11.EndOfMessage())
+            await self.send(RawData(answer))
+        await self.send(Closed())
+
+    @property
+    def _http(self) -> h11.Connection:
+        assert isinstance(self.connection, h11.Connection), "WebSocket was let in"
+        return self.connection
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Refuse what the application is not to see; called before it is started."""
+        self._is_head = event.method == b"HEAD"
+        problem = _objection(event)
+        if problem is not None:
+            raise _RefusedError(problem)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Answer what h11 could not parse."""
+        await self.refuse(self._parse_problem(status_code))
+
+    def _parse_problem(self, status_code: int) -> _Problem:
+        if status_code == 431:
+            return _Problem(
+                431,
+                "headers_too_large",
+                "The request header is too large",
+                f"At most {self.config.h11_max_incomplete_size} bytes are taken.",
+            )
+        if status_code == 501:
+            return _Problem(
+                501,
+                "transfer_coding_not_implemented",
+                "The transfer coding is not implemented",
+                "Use Transfer-Encoding: chunked, or Content-Length.",
+            )
+        return _malformed("What was sent cannot be parsed as a request (RFC 9112).")
+
+    async def _maybe_recycle(self) -> None:
+        if self._owner.stopping:
+            await self._close_stream()
+            await self.send(Closed())
+        else:
+            await super()._maybe_recycle()
+
+
+def _objection(request: h11.Request) -> _Problem | None:
+    """Why the door refuses a request, if it does."""
+    if request.http_version not in {b"1.0", b"1.1"}:  # with PRI, an HTTP/2 client
+        return _Problem(
+            505,
+            "http_version_not_supported",
+            "The HTTP version is not supported",
+            "This server speaks HTTP/1.1; put a proxy in front of it for HTTP/2.",
+        )
+    # Quart knows no other target (RFC 9112 section 3.2: origin and absolute form).
+    if not request.target.startswith((b"/", b"http://", b"https://")):
+        return _malformed("The target of the request must begin with a slash.")
+    fields = dict(request.headers)
+    if b"websocket" in fields.get(b"upgrade", b"").lower():
+        return _malformed("WebSocket is not spoken here; use Server-Sent Events.")
+    if b"content-length" in fields and b"transfer-encoding" in fields:
+        # A proxy may go by the other of the two (RFC 9112 section 11.2, smuggling).
+        return _malformed("Content-Length and Transfer-Encoding exclude each other.")
+    return None
+
+
+class _Gate:
+    """Hypercorn's event for "the next request may be read now".
+
+    Hypercorn waits on it with the rest of the client's bytes in hand, and would
+    not notice that the client leaves. This one reads ahead while it waits.
+    """
+
+    def __init__(self, owner: Connection) -> None:
+        self._owner = owner
+        self._is_open = False
+        self._waiting = trio.CancelScope()
+
+    async def clear(self) -> None:
+        self._is_open = False
+
+    async def set(self) -> None:
+        self._is_open = True
+        self._waiting.cancel()
+
+    async def wait(self) -> None:
+        if not self._is_open:
+            with trio.CancelScope() as self._waiting:
+                await self._owner.read_ahead()
+
+    def is_set(self) -> bool:
+        return self._is_open
+
+
+class _Inbox:
+    """What an application receives: a few parts of the body, then the disconnect.
+
+    Hypercorn's own is a channel that the disconnect has to queue in, so that an
+    application that does not read its body blocks the end of its response.
+    """
+
+    def __init__(self) -> None:
+        self._parts_in, self._parts_out = trio.open_memory_channel[ASGIReceiveEvent](
+            _INBOX_PARTS_MAX
+        )
+        self.disconnected = False
+
+    async def put(self, event: ASGIReceiveEvent) -> None:
+        """Add an event; waits while the inbox is full of parts that nobody takes."""
+        if event["type"] == "http.disconnect":
+            self.disconnected = True
+            self._parts_in.close()
+            return
+        # Not if the application has returned, or the response has ended.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._parts_in.send(event)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Take the next event; after the disconnect, the disconnect for ever."""
+        try:
+            return await self._parts_out.receive()
+        except trio.EndOfChannel:
+            return {"type": "http.disconnect"}
+
+    def close(self) -> None:
+        """The application reads no more."""
+        self._parts_out.close()
+
+
+class _Transport(trio.abc.Stream):
+    """A TCP socket on which a write that makes no progress for a while is a broken one.
+
+    It lies below TLS, so that everything TLS writes is held to it as well.
+    """
+
+    def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
+        self.socket = tcp_socket
+        self._write_timeout_seconds = write_timeout_seconds
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send; the time starts anew with each piece that the kernel takes.
+
+        Raises BrokenResourceError when the client is gone or stalls, in which
+        case the connection has been reset.
+        """
+        with memoryview(data) as whole:
+            sent_bytes = 0
+            while sent_bytes < len(whole):
+                with trio.move_on_after(self._write_timeout_seconds) as patience:
+                    sent_bytes += await self._send(whole[sent_bytes:])
+                if patience.cancelled_caught:
+                    self.abort()
+                    raise trio.BrokenResourceError("the client does not read")
+
+    async def _send(self, data: memoryview) -> int:
+        with data:
+            try:
+                return await self.socket.send(data)
+            except OSError as error:
+                raise trio.BrokenResourceError(f"the client is gone: {error}") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.socket.wait_writable()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        try:
+            return await self.socket.recv(max_bytes or _READ_BYTES)
+        except OSError as error:
+            raise trio.BrokenResourceError(f"the client is gone: {error}") from error
+
+    def send_eof(self) -> None:
+        """Say that nothing more will be sent. Raises OSError when the client is gone."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close; what the kernel has taken is still delivered."""
+        self.socket.close()
+
+    def abort(self) -> None:
+        """Reset the connection and drop what has not been delivered; nothing if closed."""
+        if self.socket.fileno() != -1:
+            with suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self.socket.close()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def open_listeners(host: str, port: int, backlog: int) -> list[trio.SocketListener]:
+    """Listen on every address of ``host``, on the same port; 0 takes any free one.
+
+    A name's address that this machine does not have (``::1`` in a container
+    without IPv6) is passed over if another one works.
+
+    Raises ConfigError: the address is in use, forbidden, or not of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(
+            f"cannot listen on {_host_port((host, port))}: a port is 0 to 65535; choose another"
+        )
+    listeners: list[trio.SocketListener] = []
+    absent: OSError | None = None
+    try:
+        for family, address in await _resolve(host, port):
+            try:
+                listeners.append(await _listen(family, address, port, backlog))
+            except OSError as error:
+                if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                    raise
+                absent = error
+            else:
+                port = listeners[0].socket.getsockname()[1]
+        if not listeners:
+            raise absent or OSError(errno.EADDRNOTAVAIL, "no address")
+    except (OSError, UnicodeError) as error:
+        for listener in listeners:
+            listener.socket.close()
+        reason = _reason(error)
+        raise ConfigError(f"cannot listen on {_host_port((host, port))}: {reason}") from error
+    return listeners
+
+
+async def _resolve(host: str, port: int) -> list[tuple[int, str]]:
+    """Family and numeric address of each of the host's addresses, none twice."""
+    found = await trio.socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+
+
+async def _listen(family: int, address: str, port: int, backlog: int) -> trio.SocketListener:
+    tcp_socket = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            tcp_socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await tcp_socket.bind((address, port))
+        tcp_socket.listen(backlog)
+    except BaseException:
+        tcp_socket.close()
+        raise
+    return trio.SocketListener(tcp_socket)
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Why an address cannot be listened on, and what to do."""
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "the host does not resolve; give an IP address, such as 127.0.0.1 or 0.0.0.0"
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there; stop it, or choose another port"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return "permission denied; choose a port above 1023, or grant CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have the address; choose one that it has, or 0.0.0.0"
+    return f"{error.strerror or error}; choose another address"
+
+
+def _hypercorn_config(options: DoorOptions) -> HypercornConfig:
+    """Hypercorn's settings, such that it prints and logs nothing of its own accord."""
+    config = HypercornConfig()
+    config.errorlog = logger  # with a logger given, it adds no handler
+    config.accesslog = None
+    config.include_server_header = False
+    config.h11_max_incomplete_size = options.header_bytes_max
+    config.keep_alive_max_requests = sys.maxsize
+    return config
+
+
+def _server_side(transport: _Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
+    return trio.SSLStream(transport, context, server_side=True)
+
+
+async def _discard(stream: trio.abc.Stream, bytes_max: int) -> None:
+    """Read until the end, or until ``bytes_max`` have come."""
+    while bytes_max > 0 and (data := await stream.receive_some(_READ_BYTES)):
+        bytes_max -= len(data)
+
+
+def _too_many_connections(connections_max: int) -> bytes:
+    problem = _Problem.known(
+        "too_many_connections",
+        f"The node serves {connections_max} connections at a time; try another node, or later.",
+    )
+    head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % _RETRY_AFTER_SECONDS]
+    head += [name + b": " + value for name, value in problem.headers()]
+    return b"\r\n".join([*head, b"", problem.body()])
+
+
+async def _no_app(*_: object) -> None:
+    raise AssertionError("applications are run by Connection.spawn_app alone")
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group, depth first."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def _peer_address(tcp_socket: trio.socket.SocketType) -> tuple[str, int] | None:
+    try:
+        return _address(tcp_socket.getpeername())
+    except OSError:  # it has left already; reading will say so
+        return None
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Host and port of an IPv4 or IPv6 socket name; None for another family."""
+    if isinstance(name, tuple) and len(name) >= 2:
+        return str(name[0]), int(name[1])
+    return None
+
+
+def _host_port(address: tuple[str, int] | None) -> str:
+    if address is None:
+        return "unknown"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
