@@ -68,7 +68,7 @@ class Subscription:
 
     async def __aenter__(self) -> Subscription:
         self._channel = self._hub.join(self._filters)
-        self._prelude = self._begin()
+        self._prelude = iter(list(self._begin()))  # 'latest' is now, not at the first read
         return self
 
     async def __aexit__(

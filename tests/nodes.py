@@ -1,0 +1,112 @@
+"""A node without disk, clock or network, for tests of what lies between them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from repl_broker.broker import Broker
+from repl_broker.config import Config
+from repl_broker.hub import Hub
+from repl_broker.raft.log import WriteBatch
+from repl_broker.replica import Replica
+from repl_broker.storage import Identity, MemoryStorage
+
+EPOCH = "00c0ffee"
+
+
+class Clock:
+    """Milliseconds since 1970, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+class Disk(MemoryStorage):
+    """Memory that can be slow, or fail, as a disk can."""
+
+    def __init__(self) -> None:
+        super().__init__(Identity("0" * 32, EPOCH, "n1"))
+        self.writes: list[WriteBatch] = []
+        self.error: Exception | None = None
+
+    def write(self, batch: WriteBatch) -> None:
+        if self.error is not None:
+            raise self.error
+        self.writes.append(batch)
+        super().write(batch)
+
+
+class Gate:
+    """Stands in for the worker thread; while it is shut, calls wait."""
+
+    def __init__(self) -> None:
+        self.opened = trio.Event()
+        self.opened.set()
+
+    def shut(self) -> None:
+        self.opened = trio.Event()
+
+    def open(self) -> None:
+        self.opened.set()
+
+    async def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        await self.opened.wait()
+        return call(*arguments)
+
+
+class Node:
+    """Broker, hub and replica over a Disk that outlives them."""
+
+    def __init__(self, disk: Disk, clock: Clock, config: Config) -> None:
+        self.disk = disk
+        self.clock = clock
+        self.gate = Gate()
+        self.hub = Hub(EPOCH, config.limits.tail_bytes)
+        self.replica = Replica(
+            disk,
+            Broker.settings(config),
+            now_ms=clock,
+            on_applied=lambda applied: self.hub.publish(applied.events, self.replica.state.seq),
+            snapshot_entries=config.raft.snapshot_entries,
+            in_thread=self.gate,
+        )
+        self.broker = Broker(self.replica, self.hub, config)
+
+
+@asynccontextmanager
+async def running_node(
+    disk: Disk | None = None, clock: Clock | None = None, config: Config | None = None
+) -> AsyncIterator[Node]:
+    """A node that has recovered; it is cut off without ceremony at the end."""
+    node = Node(disk or Disk(), clock or Clock(), config or Config())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.replica.run)
+        node.hub.position = node.replica.state.seq
+        try:
+            yield node
+        finally:
+            node.gate.open()  # a write that has begun cannot be cancelled
+            nursery.cancel_scope.cancel()
+
+
+def configured(config: Config | None = None, **sections: dict[str, Any]) -> Config:
+    """``Config`` with some keys changed: ``configured(limits={"tail_bytes": 1000})``."""
+    config = config or Config()
+    for section, keys in sections.items():
+        config = replace(config, **{section: replace(getattr(config, section), **keys)})
+    return config
+
+
+def events(chunks: Sequence[bytes]) -> list[dict[str, str]]:
+    """The blocks of an event stream as mappings of field to value."""
+    blocks = b"".join(chunks).decode().split("\n\n")
+    assert blocks[-1] == "", "a stream is made of whole blocks"
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks[:-1]]

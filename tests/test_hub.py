@@ -1,0 +1,169 @@
+"""Channels: tails read by offset, bounded together, joined and left without a trace."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from repl_broker.hub import FRAME_OVERHEAD_BYTES, Channel, Hub, message_frame
+from repl_broker.message import FilterSet, Message, TopicDeleted
+from tests.nodes import EPOCH, events
+
+
+def message(seq: int, topic: str = "chat", data: bytes = b"1") -> Message:
+    return Message(seq, topic, 1_800_000_000_000, data)
+
+
+def hub_with(*filters: str, tail_bytes_max: int = 1_000_000) -> tuple[Hub, Channel]:
+    hub = Hub(EPOCH, tail_bytes_max)
+    return hub, hub.join(FilterSet(filters))
+
+
+def publish(hub: Hub, *messages: Message) -> None:
+    hub.publish(messages, messages[-1].seq)
+
+
+def taken(hub: Hub, channel: Channel, offset: int = 0, bytes_max: int = 1 << 20) -> list[str]:
+    batch = hub.take(channel, offset, bytes_max)
+    assert batch is not None
+    return [event["id"] for event in events([batch.data])]
+
+
+def test_a_channel_gets_the_messages_of_its_filters_in_order() -> None:
+    hub, channel = hub_with("chat", "orders.*")
+    publish(hub, message(1), message(2, "orders.eu"), message(3, "other"), message(4, "orders.a.b"))
+    publish(hub, message(5))
+    assert taken(hub, channel) == [f"{EPOCH}-1", f"{EPOCH}-2", f"{EPOCH}-5"]
+
+
+def test_a_message_that_two_filters_match_comes_once() -> None:
+    hub, channel = hub_with("chat", "*", ">")
+    publish(hub, message(1))
+    assert taken(hub, channel) == [f"{EPOCH}-1"]
+
+
+def test_streams_with_equal_filters_share_a_channel_and_the_bytes() -> None:
+    hub, channel = hub_with("a", "b")
+    assert hub.join(FilterSet(["b", "a"])) is channel
+    publish(hub, message(1, "a"), message(2, "b"))
+    first, second = hub.take(channel, 0, 1000), hub.take(channel, 0, 1000)
+    assert first is not None
+    assert second is not None
+    assert first.data is second.data
+
+
+def test_a_message_that_nobody_follows_is_not_even_encoded() -> None:
+    hub, channel = hub_with("chat")
+    publish(hub, message(1, "other"))
+    assert len(channel) == 0
+    assert hub.position == 1
+
+
+def test_take_gives_at_most_so_many_bytes_but_at_least_a_frame() -> None:
+    hub, channel = hub_with("chat")
+    publish(hub, *(message(i) for i in range(1, 6)))
+    size = len(message_frame(EPOCH, message(1)))
+    assert taken(hub, channel, 0, 2 * size) == [f"{EPOCH}-1", f"{EPOCH}-2"]
+    assert taken(hub, channel, 2, 1) == [f"{EPOCH}-3"]
+
+
+def test_the_tails_are_bounded_together_and_the_oldest_frame_goes_first() -> None:
+    size = len(message_frame(EPOCH, message(1, "a"))) + FRAME_OVERHEAD_BYTES
+    hub, a = hub_with("a", tail_bytes_max=4 * size)
+    b = hub.join(FilterSet(["b"]))
+    publish(hub, message(1, "a"), message(2, "b"), message(3, "a"), message(4, "b"))
+    publish(hub, message(5, "b"))
+    assert hub.statistics().tail_bytes <= 4 * size
+    assert hub.take(a, 0, 1000) is None, "its first frame is gone"
+    assert taken(hub, a, 1) == [f"{EPOCH}-3"]
+    assert taken(hub, b) == [f"{EPOCH}-2", f"{EPOCH}-4", f"{EPOCH}-5"]
+
+
+def test_a_cursor_finds_its_place_only_in_a_tail_that_is_complete_after_it() -> None:
+    size = len(message_frame(EPOCH, message(11))) + FRAME_OVERHEAD_BYTES
+    hub = Hub(EPOCH, 3 * size)
+    hub.position = 10
+    channel = hub.join(FilterSet(["chat"]))
+    assert channel.offset_after(9) is None, "messages before it joined are not in the tail"
+    publish(hub, message(11), message(13), message(14))
+    assert [channel.offset_after(s) for s in (10, 11, 12, 13, 14, 99)] == [0, 1, 1, 2, 3, 3]
+    publish(hub, message(15))
+    assert [channel.offset_after(s) for s in (10, 11)] == [None, 1]
+
+
+def test_a_removed_topic_is_told_in_its_place() -> None:
+    hub, channel = hub_with("chat")
+    hub.publish([message(1), TopicDeleted("chat", 1), message(2)], 2)
+    batch = hub.take(channel, 0, 1000)
+    assert batch is not None
+    assert [(e["id"], e.get("event")) for e in events([batch.data])] == [
+        (f"{EPOCH}-1", None),
+        (f"{EPOCH}-1", "topic-deleted"),
+        (f"{EPOCH}-2", None),
+    ]
+
+
+def test_leaving_frees_everything() -> None:
+    hub, channel = hub_with("chat", ">")
+    second = hub.join(channel.filters)
+    publish(hub, *(message(i) for i in range(1, 100)))
+    hub.leave(channel)
+    assert hub.statistics().tail_bytes > 0, "someone is still there"
+    hub.leave(second)
+    assert hub.statistics()[:3] == (0, 0, 0)
+    publish(hub, message(100))
+    assert hub.statistics().tail_bytes == 0
+
+
+def test_coming_and_going_leaves_nothing_behind() -> None:
+    hub = Hub(EPOCH, 1_000_000)
+    for seq in range(1, 5000):
+        channel = hub.join(FilterSet([f"topic-{seq % 7}", "x.>"]))
+        publish(hub, message(seq, f"topic-{seq % 7}"))
+        hub.leave(channel)
+    assert len(hub._order) < 200
+    assert not hub._exact
+    assert not hub._patterns
+    assert hub.statistics().tail_bytes == 0
+
+
+def test_subscribers_of_a_topic_are_counted_through_patterns() -> None:
+    hub, _ = hub_with("chat")
+    hub.join(FilterSet(["chat"]))
+    pattern = hub.join(FilterSet(["*"]))
+    assert hub.subscribers("chat") == 3
+    assert hub.subscribers("other") == 1
+    hub.leave(pattern)
+    assert hub.subscribers("chat") == 2
+    assert hub.subscribers("other") == 0
+
+
+async def test_publishing_wakes_those_who_wait_for_it_alone() -> None:
+    hub, channel = hub_with("chat")
+    other = hub.join(FilterSet(["other"]))
+    woken = []
+
+    async def wait(name: str, channel: Channel) -> None:
+        await channel.wait()
+        woken.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "chat", channel)
+        nursery.start_soon(wait, "chat too", channel)
+        nursery.start_soon(wait, "other", other)
+        await wait_all_tasks_blocked()
+        publish(hub, message(1))
+        await wait_all_tasks_blocked()
+        assert sorted(woken) == ["chat", "chat too"]
+        hub.close()
+        await wait_all_tasks_blocked()
+        assert "other" in woken
+
+
+def test_deliveries_are_counted() -> None:
+    hub, channel = hub_with("chat")
+    publish(hub, message(1), message(2))
+    hub.take(channel, 0, 1000)
+    hub.take(channel, 0, 1000)
+    hub.delivered(5)
+    assert hub.statistics().deliveries == 9

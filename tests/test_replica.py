@@ -1,0 +1,316 @@
+"""The loop behind the log: durability before answers, recovery, compaction, drain."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from repl_broker.command import CreateTopic, DeleteTopic, Publish
+from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
+from repl_broker.message import FilterSet
+from repl_broker.replica import Replica
+from repl_broker.state import Published, Refused
+from repl_broker.wire import decode_messages
+from tests.nodes import Clock, Disk, configured, running_node
+
+
+def publish(topic: str = "chat", *data: bytes, key: str | None = None) -> Publish:
+    return Publish(topic, data or (b"1",), key, b"digest" if key else b"")
+
+
+async def history(replica: Replica, topic: str = "chat") -> list[bytes]:
+    locations = replica.state.scan(FilterSet([topic]), 0, 1_000_000)
+    return [message.data for message in await replica.fetch(locations)]
+
+
+# --- durability ---
+
+
+async def test_an_outcome_comes_only_after_the_write() -> None:
+    """Promise 2; RAFT.md scenario 24: acknowledged only after fsync, one node or many."""
+    async with running_node() as node, trio.open_nursery() as nursery:
+        node.gate.shut()
+        outcomes = []
+
+        async def propose() -> None:
+            outcomes.append(await node.replica.propose(publish()))
+
+        nursery.start_soon(propose)
+        await wait_all_tasks_blocked()
+        assert outcomes == []
+        assert node.replica.state.seq == 0, "what is not durable is not applied either"
+        node.gate.open()
+        await wait_all_tasks_blocked()
+        assert [o.first_seq for o in outcomes] == [1]
+
+
+async def test_all_that_waits_goes_into_one_write() -> None:
+    async with running_node() as node, trio.open_nursery() as nursery:
+        node.gate.shut()
+        nursery.start_soon(node.replica.propose, publish())
+        await wait_all_tasks_blocked()
+        for _ in range(20):
+            nursery.start_soon(node.replica.propose, publish())
+        await wait_all_tasks_blocked()
+        before = len(node.disk.writes)
+        node.gate.open()
+        await wait_all_tasks_blocked()
+        sizes = [len(decode_messages(w.entries[0].data)) for w in node.disk.writes[before:]]
+        assert sizes == [1, 20]
+
+
+async def test_one_entry_takes_a_bounded_part_of_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("repl_broker.replica.ENTRY_BYTES_MAX", 1000)
+    async with running_node() as node, trio.open_nursery() as nursery:
+        node.gate.shut()
+        for _ in range(9):
+            nursery.start_soon(node.replica.propose, publish("chat", b"x" * 300))
+        nursery.start_soon(node.replica.propose, publish("chat", b"y" * 5000))
+        await wait_all_tasks_blocked()
+        before = len(node.disk.writes)
+        node.gate.open()
+        await wait_all_tasks_blocked()
+        sizes = [len(w.entries[0].data) for w in node.disk.writes[before:]]
+        assert sum(size > 1010 for size in sizes) == 1, "a larger one goes alone"
+        assert node.replica.state.seq == 10
+
+
+async def test_more_than_a_bound_waits_in_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repl_broker.replica.PENDING_BYTES_MAX", 1000)
+    async with running_node() as node, trio.open_nursery() as nursery:
+        node.gate.shut()
+        for _ in range(50):
+            nursery.start_soon(node.replica.propose, publish("chat", b"x" * 300))
+        await wait_all_tasks_blocked()
+        assert node.replica.statistics().pending <= 8
+        node.gate.open()
+        await wait_all_tasks_blocked()
+        assert node.replica.state.seq == 50
+
+
+async def test_a_cancelled_caller_stops_waiting_and_the_command_happens() -> None:
+    async with running_node() as node:
+        node.gate.shut()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await node.replica.propose(publish())
+        node.gate.open()
+        await wait_all_tasks_blocked()
+        assert await history(node.replica) == [b"1"]
+
+
+async def test_a_failing_disk_stops_the_node_and_answers_unknown() -> None:
+    """RAFT.md scenario 27: no acknowledgement after a failed write; fail-stop."""
+    outcomes = []
+    with pytest.RaisesGroup(StorageError, flatten_subgroups=True):
+        async with running_node() as node:
+            node.disk.error = StorageError("the disk is gone")
+
+            async def propose() -> None:
+                try:
+                    await node.replica.propose(publish())
+                except OutcomeUnknownError as error:
+                    outcomes.append(error.code)
+
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope(shield=True):
+                    nursery.start_soon(propose)
+                    await wait_all_tasks_blocked()
+    assert outcomes == ["outcome_unknown"]
+
+
+# --- recovery ---
+
+
+async def test_a_restart_gives_the_same_state() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        await node.replica.propose(publish("chat", b"1", b"2", key="k"))
+        await node.replica.propose(CreateTopic("quiet", messages=5))
+        await node.replica.propose(publish("chat", b"3"))
+        digest = node.replica.state.digest()
+    async with running_node(disk) as node:
+        assert node.replica.state.digest() == digest
+        assert await history(node.replica) == [b"1", b"2", b"3"]
+        again = await node.replica.propose(publish("chat", b"1", b"2", key="k"))
+        assert isinstance(again, Published)
+        assert (again.first_seq, again.replayed) == (1, True)
+
+
+async def test_a_restart_is_a_new_term() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        assert node.replica.statistics().term == 1
+    async with running_node(disk) as node:
+        assert node.replica.statistics().term == 2
+        assert disk.hard_state.term == 2
+
+
+async def test_changed_settings_take_effect_by_a_command_in_the_log() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        await node.replica.propose(publish("old"))
+    config = configured(topics={"auto_create": False})
+    async with running_node(disk, config=config) as node:
+        outcome = await node.replica.propose(publish("new"))
+        assert isinstance(outcome, Refused)
+        assert outcome.code == "topic_not_found"
+        digest = node.replica.state.digest()
+    async with running_node(disk, config=config) as node:
+        assert node.replica.state.digest() == digest
+
+
+async def test_time_does_not_run_backwards_when_the_clock_does() -> None:
+    clock = Clock()
+    async with running_node(clock=clock) as node:
+        first = await node.replica.propose(publish())
+        clock.now_ms -= 60_000
+        second = await node.replica.propose(publish())
+        assert isinstance(first, Published)
+        assert isinstance(second, Published)
+        assert second.time_ms == first.time_ms
+
+
+# --- compaction ---
+
+SMALL_SNAPSHOTS = configured(raft={"snapshot_entries": 100})
+
+
+async def test_compaction_keeps_history_and_drops_the_rest() -> None:
+    disk = Disk()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        await node.replica.propose(CreateTopic("chat", messages=10))
+        for number in range(250):
+            await node.replica.propose(publish("chat", b"%d" % number))
+        await wait_all_tasks_blocked()
+        assert disk.snapshot is not None
+        assert disk.snapshot.index > 100
+        assert len(disk.entries) < 150
+        assert await history(node.replica) == [b"%d" % n for n in range(240, 250)]
+        digest = node.replica.state.digest()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        assert node.replica.state.digest() == digest
+        assert await history(node.replica) == [b"%d" % n for n in range(240, 250)]
+
+
+async def test_history_older_than_the_snapshot_is_read_from_the_log() -> None:
+    disk = Disk()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        for number in range(300):
+            await node.replica.propose(publish("chat", b"%d" % number))
+        await wait_all_tasks_blocked()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        assert await history(node.replica) == [b"%d" % n for n in range(300)]
+
+
+async def test_what_a_crash_kept_from_being_dropped_is_dropped_at_the_next_start() -> None:
+    disk = Disk()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        await node.replica.propose(CreateTopic("chat", messages=1))
+        for _ in range(150):
+            await node.replica.propose(publish())
+        await wait_all_tasks_blocked()
+        snapshot = disk.snapshot
+        assert snapshot is not None
+    disk.entries.update((e.index, e) for w in disk.writes for e in w.entries)
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        live = set(node.replica.state.live_entries())
+        assert {i for i in disk.entries if i <= snapshot.index} <= live
+        assert await history(node.replica) == [b"1"]
+
+
+async def test_an_entry_that_is_mostly_dead_is_rewritten_without_its_dead() -> None:
+    """One long-lived message must not keep a megabyte of others on disk."""
+    disk = Disk()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        await node.replica.propose(CreateTopic("busy", messages=1))
+        data = tuple(b"x" * 20_000 if topic == "busy" else b"7" for topic in ("busy", "rare") * 5)
+        await node.replica.propose(Publish(("busy", "rare") * 5, data))
+        index = node.replica.state.applied_index
+        await node.replica.propose(publish("busy", b"0"))
+        assert len(disk.entries[index].data) > 100_000
+        for _ in range(100):
+            await node.replica.propose(publish("busy", b"1"))
+        await wait_all_tasks_blocked()
+        assert len(disk.entries[index].data) < 1000
+        digest = node.replica.state.digest()
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        assert node.replica.state.digest() == digest
+        assert await history(node.replica, "rare") == [b"7"] * 5
+
+
+async def test_fetch_gives_what_comes_before_a_message_that_was_trimmed_meanwhile() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        for number in range(5):
+            await node.replica.propose(publish("chat", b"%d" % number))
+        locations = node.replica.state.scan(FilterSet(["chat"]), 0, 10)
+    async with running_node(disk) as node:  # nothing is cached now
+        disk.drop([locations[2].entry])
+        assert [m.data for m in await node.replica.fetch(locations)] == [b"0", b"1"]
+
+
+async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repl_broker.replica.CACHE_BYTES_MAX", 1000)
+    async with running_node() as node:
+        for _ in range(50):
+            await node.replica.propose(publish("chat", b"x" * 100))
+        assert node.replica._cache_bytes <= 1000
+        assert await history(node.replica) == [b"x" * 100] * 50
+
+
+# --- time ---
+
+
+async def test_messages_expire_in_topics_that_nobody_publishes_to(
+    autojump_clock: MockClock,
+) -> None:
+    clock = Clock()
+    async with running_node(clock=clock) as node:
+        await node.replica.propose(CreateTopic("chat", seconds=60))
+        await node.replica.propose(publish())
+        await trio.sleep(30)
+        assert await history(node.replica) == [b"1"]
+        entries = node.replica.statistics().last_index
+        clock.now_ms += 61_000
+        await trio.sleep(10)
+        assert await history(node.replica) == []
+        assert node.replica.statistics().last_index == entries + 1, "idle time costs no entries"
+
+
+# --- the end ---
+
+
+async def test_drain_answers_what_was_taken_and_refuses_what_comes() -> None:
+    async with running_node() as node, trio.open_nursery() as nursery:
+        node.gate.shut()
+        outcomes = []
+
+        async def propose() -> None:
+            outcomes.append(await node.replica.propose(publish()))
+
+        nursery.start_soon(propose)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(node.replica.drain)
+        await wait_all_tasks_blocked()
+        with pytest.raises(RequestError) as refused:
+            await node.replica.propose(publish())
+        assert refused.value.code == "shutting_down"
+        node.gate.open()
+        await wait_all_tasks_blocked()
+        assert len(outcomes) == 1
+
+
+async def test_statistics_count_writes_commands_and_times() -> None:
+    async with running_node() as node:
+        await node.replica.propose(publish())
+        outcome = await node.replica.propose(DeleteTopic("nothing"))
+        assert isinstance(outcome, Refused)
+        statistics = node.replica.statistics()
+        assert statistics.commands == 3, "these two, and the settings"
+        assert sum(statistics.commit_buckets) == 3
+        assert statistics.last_index == statistics.applied_index == 3
+        assert statistics.pending == 0

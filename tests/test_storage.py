@@ -1,0 +1,337 @@
+"""The stores: one conformance suite for both, then what SQLite alone can do wrong."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.storage import Identity, Loaded, MemoryStorage, SqliteStorage, Storage
+
+Reopen = Callable[[], Storage]
+
+
+def entry(index: int, data: bytes = b"data", term: int = 1) -> Entry:
+    return Entry(index, term, EntryKind.DATA, data)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
+    """Opens the same store, again and again."""
+    opened: list[Storage] = []
+    memory = MemoryStorage(Identity.draw("n1"))
+
+    def open_again() -> Storage:
+        if opened:
+            opened.pop().close()
+        opened.append(memory if request.param == "memory" else SqliteStorage(tmp_path, "n1"))
+        return opened[0]
+
+    yield open_again
+    for storage in opened:
+        storage.close()
+
+
+# --- conformance ---
+
+
+def test_a_new_store_is_empty(reopen: Reopen) -> None:
+    assert reopen().load() == Loaded(HardState(0, None), None, [])
+
+
+def test_what_was_written_is_there_after_reopening(reopen: Reopen) -> None:
+    entries = (entry(1, b"a"), entry(2, b"b\0\xff", term=3))
+    reopen().write(WriteBatch(entries, HardState(3, "n1")))
+    assert reopen().load() == Loaded(HardState(3, "n1"), None, list(entries))
+
+
+def test_a_write_without_hard_state_leaves_it(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(hard_state=HardState(7, "n1")))
+    storage.write(WriteBatch((entry(1),)))
+    assert reopen().load().hard_state == HardState(7, "n1")
+
+
+def test_truncation_removes_the_suffix_before_new_entries_are_added(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i) for i in range(1, 6))))
+    storage.write(WriteBatch((entry(3, b"new", term=2),), truncate_from=3))
+    assert reopen().load().entries == [entry(1), entry(2), entry(3, b"new", term=2)]
+
+
+def test_the_log_starts_above_the_snapshot(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i) for i in range(1, 6))))
+    storage.save_snapshot(Snapshot(3, 1, b"state"))
+    loaded = reopen().load()
+    assert loaded.snapshot == Snapshot(3, 1, b"state")
+    assert loaded.entries == [entry(4), entry(5)]
+
+
+def test_a_newer_snapshot_replaces_the_older(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch((entry(1), entry(2))))
+    storage.save_snapshot(Snapshot(1, 1, b"old"))
+    storage.save_snapshot(Snapshot(2, 1, b"new"))
+    assert reopen().load().snapshot == Snapshot(2, 1, b"new")
+
+
+def test_entries_below_the_snapshot_can_still_be_read(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i, b"%d" % i) for i in range(1, 6))))
+    storage.save_snapshot(Snapshot(5, 1, b"state"))
+    assert reopen().read([4, 2]) == {2: b"2", 4: b"4"}
+
+
+def test_dropped_entries_are_gone_and_others_stay(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i, b"%d" % i) for i in range(1, 10))))
+    storage.drop([2, 3, 7])
+    assert sorted(reopen().read(range(1, 10))) == [1, 4, 5, 6, 8, 9]
+
+
+def test_drop_others_keeps_what_is_named_and_what_is_above(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i) for i in range(1, 10))))
+    storage.drop_others(7, [2, 5, 9])
+    assert sorted(reopen().read(range(1, 10))) == [2, 5, 8, 9]
+
+
+def test_replaced_entries_have_their_new_data(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch((entry(1, b"long"), entry(2, b"other"))))
+    storage.replace({1: b"l"})
+    assert reopen().read([1, 2]) == {1: b"l", 2: b"other"}
+    assert reopen().load().entries == [entry(1, b"l"), entry(2, b"other")]
+
+
+def test_identity_lasts(reopen: Reopen) -> None:
+    identity = reopen().identity
+    assert reopen().identity == identity
+    assert len(identity.epoch) == 8
+    assert identity.node_id == "n1"
+
+
+def test_housekeeping_loses_nothing(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch((entry(1),)))
+    storage.tidy()
+    storage.write(WriteBatch((entry(2),)))
+    assert reopen().load().entries == [entry(1), entry(2)]
+    assert reopen().bytes > 0
+
+
+# --- SQLite: durability ---
+
+
+def test_a_write_is_on_disk_when_it_returns_even_if_the_process_dies(tmp_path: Path) -> None:
+    """Promise 2: what was reported durable survives kill -9."""
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from repl_broker.raft.log import Entry, EntryKind, WriteBatch
+        from repl_broker.storage import SqliteStorage
+        storage = SqliteStorage(Path(sys.argv[1]), "n1")
+        for i in range(1, 51):
+            storage.write(WriteBatch((Entry(i, 1, EntryKind.DATA, b"x" * 100),)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == -9
+    storage = SqliteStorage(tmp_path, "n1")
+    assert [e.index for e in storage.load().entries] == list(range(1, 51))
+    storage.close()
+
+
+def test_every_connection_syncs_each_commit(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path, "n1")
+    for connection in (storage._writer, storage._reader, storage._tidier):
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    storage.close()
+
+
+def test_after_a_failed_write_nothing_is_accepted_any_more(tmp_path: Path) -> None:
+    """Scenario 27: a failed fsync is never retried ("fsyncgate")."""
+    script = """
+        import resource, sys
+        from pathlib import Path
+        from repl_broker.errors import StorageError
+        from repl_broker.raft.log import Entry, EntryKind, WriteBatch
+        from repl_broker.storage import SqliteStorage
+        storage = SqliteStorage(Path(sys.argv[1]), "n1")
+        storage.write(WriteBatch((Entry(1, 1, EntryKind.DATA, b"kept"),)))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the disk is full now
+        try:
+            storage.write(WriteBatch((Entry(2, 1, EntryKind.DATA, b"x" * 500_000),)))
+            sys.exit("the write should have failed")
+        except StorageError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # there is room again
+        try:
+            storage.write(WriteBatch((Entry(2, 1, EntryKind.DATA, b"small"),)))
+            sys.exit("the second write should have been refused")
+        except StorageError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first == second
+    assert "failed to write" in first
+    assert "Check the disk" in first
+    storage = SqliteStorage(tmp_path, "n1")
+    assert storage.load().entries == [entry(1, b"kept")]
+    storage.close()
+
+
+def test_the_write_ahead_log_does_not_grow_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repl_broker.storage.WAL_BYTES_MAX", 200_000)
+    storage = SqliteStorage(tmp_path, "n1")
+    for index in range(1, 30):
+        storage.write(WriteBatch((entry(index, b"x" * 50_000),)))
+    assert (tmp_path / "broker.db-wal").stat().st_size < 300_000
+    storage.close()
+
+
+# --- SQLite: what is found there ---
+
+
+def damage(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "broker.db")
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """The folder of a node that stopped in good order."""
+    storage = SqliteStorage(tmp_path, "n1")
+    storage.write(WriteBatch(tuple(entry(i, b"data %d" % i) for i in range(1, 6))))
+    storage.save_snapshot(Snapshot(2, 1, b"state"))
+    storage.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("UPDATE log SET data = x'00' WHERE idx = 4", "entry 4"),
+        ("UPDATE log SET term = 9 WHERE idx = 4", "entry 4"),
+        ("DELETE FROM log WHERE idx = 4", "what should precede entry 5"),
+        ("UPDATE snapshot SET data = x'00'", "the snapshot at 2"),
+    ],
+)
+def test_damage_is_told_and_not_served(used: Path, statement: str, what: str) -> None:
+    """Scenario 26: damage is told from a torn tail, and refuses to start."""
+    damage(used, statement)
+    storage = SqliteStorage(used, "n1")
+    with pytest.raises(StorageError, match=f"{what} .* restore it from a backup"):
+        storage.load()
+    storage.close()
+
+
+def test_damage_in_history_is_found_when_it_is_read(used: Path) -> None:
+    damage(used, "UPDATE log SET data = x'00' WHERE idx = 1")
+    storage = SqliteStorage(used, "n1")
+    with pytest.raises(StorageError, match="entry 1"):
+        storage.read([1])
+    storage.close()
+
+
+def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broker.db").write_bytes(b"hello" * 1000)
+    with pytest.raises(StorageError, match="cannot be read: file is not a database") as caught:
+        SqliteStorage(tmp_path, "n1")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_tail_is_dropped(used: Path) -> None:
+    """What a crash left half written in the write-ahead log was never acknowledged."""
+    storage = SqliteStorage(used, "n1")
+    storage.write(WriteBatch((entry(6, b"whole"),)))
+    whole = (used / "broker.db-wal").read_bytes()
+    storage.write(WriteBatch((entry(7, b"torn" * 2000),)))
+    torn = (used / "broker.db-wal").read_bytes()
+    image = {p.name: p.read_bytes() for p in used.iterdir() if p.name != "broker.db-shm"}
+    storage.close()
+    for path in used.iterdir():
+        path.unlink()
+    for name, content in image.items():
+        (used / name).write_bytes(content)
+    (used / "broker.db-wal").write_bytes(torn[: (len(whole) + len(torn)) // 2])
+    storage = SqliteStorage(used, "n1")
+    assert [e.index for e in storage.load().entries] == [3, 4, 5, 6]
+    storage.close()
+
+
+# --- the data directory ---
+
+
+def test_a_directory_in_use_is_refused_and_the_holder_is_named(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path, "n1")
+    with pytest.raises(
+        StoreLockedError, match=rf"in use by a running node \(process {os.getpid()}\)"
+    ):
+        SqliteStorage(tmp_path, "n1")
+    storage.close()
+    SqliteStorage(tmp_path, "n1").close()
+
+
+def test_a_directory_of_another_node_is_refused(used: Path) -> None:
+    with pytest.raises(ConfigError, match=r"belongs to node 'n1', not to 'n2'.*--node-id n1"):
+        SqliteStorage(used, "n2")
+
+
+def test_a_store_of_a_newer_version_is_refused(used: Path) -> None:
+    damage(used, "UPDATE meta SET value = 99 WHERE key = 'format'")
+    with pytest.raises(ConfigError, match="written by a newer repl-broker"):
+        SqliteStorage(used, "n1")
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
+        SqliteStorage(tmp_path / "file" / "data", "n1")
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root may write anywhere: for this test we are not root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path, nobody: None) -> None:
+    folder = tmp_path / "data"
+    if os.getuid() != 0:
+        folder.mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="Permission denied; choose another with --data-dir"):
+        SqliteStorage(folder, "n1")
+
+
+def test_a_failed_opening_leaves_no_lock_behind(used: Path) -> None:
+    with pytest.raises(ConfigError):
+        SqliteStorage(used, "n2")
+    SqliteStorage(used, "n1").close()
+
+
+def test_the_data_directory_is_private(tmp_path: Path) -> None:
+    SqliteStorage(tmp_path / "data", "n1").close()
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,500 @@
+"""Streams: level, behind, resumed, lost; what every reader gets, and is told."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from repl_broker.command import CreateTopic
+from repl_broker.errors import RequestError
+from repl_broker.message import FilterSet
+from repl_broker.subscription import Subscription
+from tests.nodes import EPOCH, Clock, Disk, Node, configured, events, running_node
+
+
+def event_id(seq: int) -> str:
+    return f"{EPOCH}-{seq}"
+
+
+class Reader:
+    """Reads one stream's chunks; keeps its cursor as a browser does."""
+
+    def __init__(self, stream: Subscription) -> None:
+        self.stream = stream
+        self.events: list[dict[str, str]] = []
+        self.cursor = ""
+
+    async def read(self) -> list[dict[str, str]]:
+        """The next chunk's events."""
+        with trio.fail_after(1000):
+            new = events([await anext(self.stream)])
+        self.events += new
+        self.cursor = next((e["id"] for e in reversed(new) if "id" in e), self.cursor)
+        return new
+
+    async def read_until(self, last: str) -> None:
+        while self.cursor != last:
+            await self.read()
+
+    @property
+    def messages(self) -> list[object]:
+        return [json.loads(e["data"])["data"] for e in self.events if is_message(e)]
+
+    def named(self, name: str) -> list[dict[str, str]]:
+        return [e for e in self.events if e.get("event") == name]
+
+
+def is_message(event: dict[str, str]) -> bool:
+    return "data" in event and "event" not in event
+
+
+@asynccontextmanager
+async def reading(node: Node, *filters: str, after: str = "latest") -> AsyncIterator[Reader]:
+    async with node.broker.subscribe(filters, after) as stream:
+        yield Reader(stream)
+
+
+async def publish(node: Node, topic: str, *values: object) -> str:
+    body = b"\n".join(json.dumps(value).encode() for value in values)
+    return (await node.broker.publish_batch(topic, body)).last_id
+
+
+# --- the beginning ---
+
+
+async def test_a_stream_opens_with_retry_and_where_it_starts() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", 1, 2)
+        async with reading(node, "chat", "a.*") as reader:
+            assert await reader.read() == [
+                {"retry": "2000"},
+                {
+                    "id": event_id(2),
+                    "event": "subscribed",
+                    "data": '{"topics":["a.*","chat"],"node":"n1","position":"00c0ffee-2"}',
+                },
+            ]
+
+
+async def test_latest_gives_only_what_comes() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", "old")
+        async with reading(node, "chat") as reader:
+            await reader.read()
+            await reader.read_until(await publish(node, "chat", "new"))
+            assert reader.messages == ["new"]
+
+
+async def test_a_message_is_published_between_subscribing_and_reading() -> None:
+    async with running_node() as node, reading(node, "chat") as reader:
+        last = await publish(node, "chat", 1)
+        await reader.read_until(last)
+        assert reader.messages == [1]
+
+
+async def test_earliest_gives_everything_that_is_retained_and_no_gap() -> None:
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("chat", messages=3))
+        await publish(node, "chat", *range(10))
+        async with reading(node, "chat", after="earliest") as reader:
+            assert (await reader.read())[1]["id"] == event_id(7)
+            await reader.read_until(event_id(10))
+            assert reader.messages == [7, 8, 9]
+            assert not reader.named("gap")
+
+
+async def test_a_topic_that_does_not_exist_yet_is_waited_for() -> None:
+    async with running_node() as node, reading(node, "new.topic", after="earliest") as reader:
+        await reader.read()
+        await reader.read_until(await publish(node, "new.topic", 1))
+        assert reader.messages == [1]
+
+
+async def test_without_auto_create_an_unknown_topic_is_refused() -> None:
+    config = configured(topics={"auto_create": False})
+    async with running_node(config=config) as node:
+        with pytest.raises(RequestError, match="does not exist") as refused:
+            node.broker.subscribe(["chat"])
+        assert refused.value.code == "topic_not_found"
+        node.broker.subscribe(["chat.>"])  # a pattern is no topic
+
+
+# --- resuming ---
+
+
+async def test_a_cursor_resumes_after_its_message() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", *range(1, 11))
+        async with reading(node, "chat", after=event_id(4)) as reader:
+            assert (await reader.read())[1]["id"] == event_id(4)
+            await reader.read_until(event_id(10))
+            assert reader.messages == [5, 6, 7, 8, 9, 10]
+
+
+async def test_a_cursor_resumes_in_many_topics_in_one_order() -> None:
+    async with running_node() as node:
+        for number in range(30):
+            await publish(node, f"t.{number % 4}", number)
+        async with reading(node, "t.*", "other", after=event_id(5)) as reader:
+            await reader.read_until(event_id(30))
+            assert reader.messages == list(range(5, 30))
+
+
+async def test_a_cursor_resumes_after_a_restart() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        await publish(node, "chat", *range(1, 6))
+    async with running_node(disk) as node:
+        await publish(node, "chat", 6)
+        async with reading(node, "chat", after=event_id(3)) as reader:
+            await reader.read_until(event_id(6))
+            assert reader.messages == [4, 5, 6]
+
+
+# --- loss is told ---
+
+
+async def test_a_gap_is_told_before_what_comes_after_it() -> None:
+    """Promise 4. ``subscribed`` repeats the client's cursor: until it has heard of the gap,
+    a broken connection leaves it where it was."""
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("chat", messages=3))
+        await publish(node, "chat", *range(10))
+        async with reading(node, "chat", after=event_id(2)) as reader:
+            await reader.read_until(event_id(10))
+            subscribed, gap, *messages = reader.events[1:]
+            assert subscribed["id"] == event_id(2)
+            assert gap["event"] == "gap"
+            assert gap["id"] == event_id(7)
+            assert json.loads(gap["data"]) == {
+                "after": event_id(2),
+                "first_available": event_id(8),
+                "reason": "retention",
+            }
+            assert [m["id"] for m in messages] == [event_id(8), event_id(9), event_id(10)]
+
+
+async def test_a_client_that_resumes_from_the_gap_is_not_told_again() -> None:
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("chat", messages=3))
+        await publish(node, "chat", *range(10))
+        async with reading(node, "chat", after=event_id(7)) as reader:
+            await reader.read_until(event_id(10))
+            assert not reader.named("gap")
+            assert reader.messages == [7, 8, 9]
+
+
+async def test_a_gap_with_nothing_left_says_so() -> None:
+    clock = Clock()
+    async with running_node(clock=clock) as node:
+        await node.replica.propose(CreateTopic("chat", seconds=10))
+        await publish(node, "chat", 1, 2)
+        clock.now_ms += 60_000
+        await node.replica.propose(CreateTopic("chat", seconds=10, replace=True))
+        async with reading(node, "chat", after=event_id(1)) as reader:
+            await reader.read()
+            (gap,) = await reader.read()
+            assert json.loads(gap["data"])["first_available"] is None
+            assert gap["id"] == event_id(2)
+
+
+async def test_a_cursor_of_another_cluster_is_told_and_gets_what_there_is() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", 1, 2)
+        async with reading(node, "chat", after="deadbeef-77") as reader:
+            await reader.read_until(event_id(2))
+            subscribed, gap, *_ = reader.events[1:]
+            assert subscribed["id"] == "deadbeef-77"
+            assert json.loads(gap["data"]) == {
+                "after": "deadbeef-77",
+                "first_available": event_id(1),
+                "reason": "unknown_epoch",
+            }
+            assert reader.messages == [1, 2]
+
+
+async def test_a_cursor_from_the_future_is_told_and_goes_live() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", 1, 2)
+        async with reading(node, "chat", after=event_id(99)) as reader:
+            await reader.read()
+            (gap,) = await reader.read()
+            assert gap["id"] == event_id(2)
+            assert json.loads(gap["data"])["reason"] == "ahead"
+            await reader.read_until(await publish(node, "chat", 3))
+            assert reader.messages == [3]
+
+
+async def test_loss_in_other_topics_is_no_loss() -> None:
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("busy", messages=1))
+        await publish(node, "chat", 1)
+        await publish(node, "busy", *range(100))
+        async with reading(node, "chat", after=event_id(0)) as reader:
+            await reader.read_until(event_id(1))
+            assert not reader.named("gap")
+
+
+async def test_a_removed_topic_is_told_to_those_who_follow_it() -> None:
+    async with running_node() as node, reading(node, "chat", "other") as reader:
+        await reader.read()
+        await publish(node, "chat", 1)
+        await node.broker.delete_topic("chat")
+        await reader.read_until(await publish(node, "chat", 2))
+        assert [e.get("event", "message") for e in reader.events[2:]] == [
+            "message",
+            "topic-deleted",
+            "message",
+        ]
+        assert json.loads(reader.named("topic-deleted")[0]["data"]) == {"topic": "chat"}
+
+
+async def test_removal_while_away_is_told_with_the_loss_that_it_caused() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", 1, 2)
+        await publish(node, "other", 3)
+        await node.broker.delete_topic("chat")
+        await publish(node, "other", 4)
+        async with reading(node, "chat", "other", after=event_id(1)) as reader:
+            await reader.read_until(event_id(4))
+            assert [e.get("event", "message") for e in reader.events[2:]] == [
+                "gap",
+                "message",
+                "topic-deleted",
+                "message",
+            ]
+
+
+# --- silence ---
+
+
+async def test_silence_is_broken_by_a_heartbeat_that_moves_the_cursor(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_node() as node, reading(node, "chat") as reader:
+        await reader.read()
+        await publish(node, "elsewhere", *range(5))
+        started = trio.current_time()
+        assert await reader.read() == [{"id": event_id(5)}]
+        assert trio.current_time() - started == pytest.approx(15)
+
+
+# --- the slow ---
+
+SMALL_TAIL = configured(limits={"tail_bytes": 2000})
+
+
+async def test_a_reader_that_stalls_catches_up_from_the_log() -> None:
+    """Promise 6: its backlog lives in the log; memory stays bounded; nobody waits for it."""
+    async with running_node(config=SMALL_TAIL) as node, reading(node, "chat") as slow:
+        await slow.read()
+        async with reading(node, "chat") as quick:
+            await quick.read()
+            for number in range(1, 501):
+                last = await publish(node, "chat", number)
+                await quick.read()
+                assert node.hub.statistics().tail_bytes <= 2000
+            assert quick.messages == list(range(1, 501))
+        await slow.read_until(last)
+        assert slow.messages == list(range(1, 501))
+        await slow.read_until(await publish(node, "chat", 501))
+        assert slow.messages[-1] == 501
+
+
+async def test_a_stalled_reader_that_outlives_retention_is_told() -> None:
+    async with running_node(config=SMALL_TAIL) as node:
+        await node.replica.propose(CreateTopic("chat", messages=50))
+        async with reading(node, "chat") as slow:
+            await slow.read()
+            for number in range(1, 501):
+                last = await publish(node, "chat", number)
+            await slow.read_until(last)
+            (gap,) = slow.named("gap")
+            assert json.loads(gap["data"]) == {
+                "after": event_id(0),
+                "first_available": event_id(451),
+                "reason": "retention",
+            }
+            assert slow.messages == list(range(451, 501))
+
+
+async def test_a_page_from_the_log_is_bounded_in_bytes() -> None:
+    async with running_node() as node:
+        for _ in range(5):
+            last = await publish(node, "chat", "x" * 60_000)
+        async with reading(node, "chat", after="earliest") as reader:
+            await reader.read()
+            sizes = []
+            while reader.cursor != last:
+                sizes.append(len(await reader.read()))
+            assert sizes == [1, 1, 1, 1, 1]
+
+
+async def test_messages_that_are_trimmed_while_they_are_read_are_told_as_lost() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        await publish(node, "chat", *range(3))
+        await publish(node, "chat", *range(3, 6))
+    async with running_node(disk) as node:
+        async with reading(node, "chat", after=event_id(1)) as reader:  # nothing is cached
+            await reader.read()
+            node.gate.shut()
+            chunks: list[list[dict[str, str]]] = []
+            async with trio.open_nursery() as nursery:
+
+                async def read() -> None:
+                    chunks.append(await reader.read())
+
+                nursery.start_soon(read)
+                await wait_all_tasks_blocked()
+                # Retention moves on while the disk is slow, and compaction with it.
+                node.replica.state.apply(
+                    node.replica.state.applied_index + 1,
+                    0,
+                    [CreateTopic("chat", messages=2, replace=True)],
+                )
+                disk.drop([entry for entry in disk.entries if entry <= 2])
+                node.gate.open()
+            assert [e.get("event") for e in chunks[0]] == ["gap"]
+            await reader.read_until(event_id(6))
+            assert reader.messages == [4, 5]
+
+
+# --- the end ---
+
+
+async def test_drain_ends_a_stream_with_a_retry_of_its_own() -> None:
+    async with running_node() as node:
+        waits = set()
+        for _ in range(5):
+            async with reading(node, "chat") as reader:
+                await reader.read()
+                node.hub.close()
+                (farewell,) = await reader.read()
+                waits.add(int(farewell["retry"]))
+                with pytest.raises(StopAsyncIteration):
+                    await anext(reader.stream)
+                node.hub.closing = False
+        assert all(2000 <= wait < 7000 for wait in waits)
+        assert len(waits) > 1, "they do not all come back at once"
+
+
+async def test_a_stream_that_is_left_is_not_counted() -> None:
+    async with running_node() as node:
+        async with reading(node, "chat"):
+            assert node.broker.statistics().hub.subscribers == 1
+        assert node.broker.statistics().hub.subscribers == 0
+
+
+# --- all at once ---
+
+
+@given(seed=st.integers(0, 2**32))
+def test_every_reader_gets_every_message_once_in_order_or_is_told_of_the_loss(seed: int) -> None:
+    """Promises 1, 3, 4 and 6 together: readers that stall, vanish and come back with their
+    cursor, restarts, tails of a few frames, retention that overtakes."""
+    trio.run(_anything_goes, random.Random(seed), clock=MockClock(autojump_threshold=0))
+
+
+async def _anything_goes(chance: random.Random) -> None:
+    disk, clock = Disk(), Clock()
+    config = configured(
+        limits={"tail_bytes": chance.choice([300, 2000, 1_000_000])},
+        raft={"snapshot_entries": 100},
+    )
+    published: dict[int, str] = {}  # seq → topic
+    followers = [_Follower(chance) for _ in range(4)]
+    for _ in range(chance.randrange(1, 4)):
+        async with running_node(disk, clock, config) as node:
+            for _ in range(chance.randrange(60)):
+                match chance.randrange(12):
+                    case 0:
+                        topic = chance.choice(TOPICS)
+                        keep = chance.choice([1, 5, 1000])
+                        await node.replica.propose(CreateTopic(topic, messages=keep, replace=True))
+                    case 1:
+                        topic = chance.choice(TOPICS)
+                        if topic in node.replica.state.topics:
+                            await node.broker.delete_topic(topic)
+                    case 2 | 3 | 4 | 5:
+                        topic = chance.choice(TOPICS)
+                        first = node.replica.state.seq + 1
+                        await publish(node, topic, *range(chance.choice([1, 1, 2, 40])))
+                        published.update(
+                            (seq, topic) for seq in range(first, node.replica.state.seq + 1)
+                        )
+                    case _:
+                        await chance.choice(followers).step(node)
+            for follower in followers:
+                await follower.finish(node, published)
+
+
+TOPICS = ["a", "b", "c.d"]
+
+
+class _Follower:
+    """A client: it has a cursor, and checks what it is given against it."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.filters = chance.choice([["a"], ["a", "b"], [">"], ["*"], ["c.>", "b"]])
+        self.cursor = event_id(0)
+        self.seen: list[int] = []
+        self.lost: list[range] = []  # what may be missing, by what was told
+        self.stream: Subscription | None = None
+
+    async def step(self, node: Node) -> None:
+        if self.stream is None:
+            self.stream = await node.broker.subscribe(self.filters, self.cursor).__aenter__()
+        elif self.chance.random() < 0.2:
+            await self.leave()
+            return
+        for _ in range(self.chance.randrange(3)):
+            with trio.move_on_after(1):
+                self.take(node, await anext(self.stream))
+
+    def take(self, node: Node, chunk: bytes) -> None:
+        for event in events([chunk]):
+            name = event.get("event")
+            if name == "gap":
+                after = int(json.loads(event["data"])["after"][9:])
+                self.lost.append(range(after + 1, node.replica.state.seq + 1))
+            elif is_message(event):
+                self.seen.append(int(event["id"][9:]))
+            self.cursor = event.get("id", self.cursor)
+
+    async def leave(self) -> None:
+        if self.stream is not None:
+            await self.stream.__aexit__(None, None, None)
+            self.stream = None
+
+    async def finish(self, node: Node, published: dict[int, str]) -> None:
+        """Read out; then every message of the filters was seen once, or lies in a gap."""
+        await self.leave()
+        async with node.broker.subscribe(self.filters, self.cursor) as stream:
+            with trio.move_on_after(1):
+                while True:
+                    self.take(node, await anext(stream))
+        assert self.seen == sorted(set(self.seen)), "in order, none twice"
+        matches = FilterSet(self.filters).matches
+        for seq, topic in published.items():
+            if matches(topic) and seq not in self.seen:
+                told = any(seq in lost for lost in self.lost)
+                assert told, f"{seq} of {topic} is missing and nothing was said"
+        assert all(matches(published[seq]) for seq in self.seen)
+
+
+def test_events_are_parsed_as_blocks() -> None:
+    """The helper of these tests refuses half a block."""
+    chunks: Sequence[bytes] = [b"id: 1\ndata: 2\n\nretry: 5\n\n"]
+    assert events(chunks) == [{"id": "1", "data": "2"}, {"retry": "5"}]
+    with pytest.raises(AssertionError):
+        events([b"id: 1\n"])
