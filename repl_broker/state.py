@@ -344,7 +344,7 @@ class BrokerState:
                 offered = end
         if ordinals and len(ordinals) != offered:
             self._segments.published[index] = tuple(ordinals)
-        for name in {event.topic for event in events}:
+        for name in dict.fromkeys(event.topic for event in events):  # in an order all share
             if name in self.topics:
                 self._trim(self.topics[name])
         if not self._segments.holds(index):
@@ -567,6 +567,11 @@ class BrokerState:
         return oldest is not None and oldest[3] < now_ms - self.settings.idempotency_seconds * 1000
 
     # --- the log's garbage ---
+
+    @property
+    def entries(self) -> int:
+        """About how many log entries history is kept in."""
+        return len(self._segments.entries)
 
     def take_dead(self, upto: int) -> list[int]:
         """Entries up to ``upto`` of which nothing is retained, since the last call."""

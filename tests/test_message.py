@@ -255,7 +255,7 @@ FILTERS = st.builds(
 
 
 @given(st.lists(FILTERS, min_size=1, max_size=5), st.lists(TOPICS, max_size=10))
-@settings(max_examples=200)
+@settings(max_examples=4 * settings().max_examples)
 def test_matching_agrees_with_a_naive_matcher(filters: list[str], topics: list[str]) -> None:
     chosen = FilterSet(filters)
     for topic in topics:
@@ -263,7 +263,7 @@ def test_matching_agrees_with_a_naive_matcher(filters: list[str], topics: list[s
 
 
 @given(st.text(alphabet="ab.*>- \n", max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=4 * settings().max_examples)
 def test_a_filter_is_valid_exactly_when_its_tokens_are(text: str) -> None:
     tokens = text.split(".")
     valid = all(
@@ -554,7 +554,7 @@ def outside_strings(text: bytes) -> bytes:
 @given(VALUES, st.sampled_from([None, 0, 1, "\t"]), st.booleans())
 @example("\ud800", None, True)
 @example({"\udc00 x": [" \ud800 "]}, 1, True)
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples)
 def test_any_value_is_kept_on_one_line_and_stays_equal(
     value: Any, indent: int | str | None, ascii_only: bool
 ) -> None:
@@ -579,7 +579,7 @@ JSON_PIECES = st.lists(
 
 
 @given(st.binary(max_size=20) | JSON_PIECES)
-@settings(max_examples=500)
+@settings(max_examples=10 * settings().max_examples)
 def test_any_bytes_are_refused_with_a_place_or_are_json(text: bytes) -> None:
     compact = error = None
     try:

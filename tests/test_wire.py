@@ -69,7 +69,7 @@ def test_any_entry_comes_back_as_it_was(time_ms: int, commands: list[Command]) -
 
 
 @given(TIMES, ENTRIES)
-@settings(max_examples=20)
+@settings(max_examples=settings().max_examples // 2)
 def test_an_entry_has_one_form(time_ms: int, commands: list[Command]) -> None:
     """The log's checksums and the peers compare bytes."""
     once = encoded(commands, time_ms)
@@ -164,7 +164,7 @@ def test_what_is_not_an_entry_is_refused(value: object) -> None:
 @given(st.binary(max_size=40) | ENTRIES.map(encoded), st.integers(0, 40))
 @example(b"\x91" * 5000, 0)
 @example(b"\x92\x01\x81\x90\x01", 0)
-@settings(max_examples=200)
+@settings(max_examples=4 * settings().max_examples)
 def test_bytes_that_are_cut_off_or_chance_raise_nothing_but_value_error(
     data: bytes, cut: int
 ) -> None:
