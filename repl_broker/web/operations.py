@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from msgspec.json import encode as encode_json
@@ -26,9 +27,7 @@ class Operations:
     def __init__(self, broker: Broker, door: Callable[[], DoorStatistics] | None) -> None:
         self._broker = broker
         self._registry = metrics.with_registry(broker, door)
-        document = openapi.document()
-        self._openapi = encode_json(document)
-        self._page = page.render(document)
+        self._openapi, self._page = _described()
 
     async def health(self) -> Response:
         """The process is alive, and answers."""
@@ -61,3 +60,10 @@ class Operations:
             "Referrer-Policy": "no-referrer",
         }
         return answer(self._page, HTML, headers=headers)
+
+
+@cache
+def _described() -> tuple[bytes, bytes]:
+    """The description for programs and the one for people; all nodes have the same."""
+    document = openapi.document()
+    return encode_json(document), page.render(document)

@@ -51,7 +51,7 @@ def render(document: Object) -> bytes:
     ]
     for tag in tags:
         parts += [
-            f'<section class="group" id="{escape(tag["name"].lower())}">',
+            f'<section class="group" id="about-{escape(tag["name"].lower())}">',
             f"<h2>{escape(tag['name'])}</h2>\n<p>{escape(tag['description'])}</p>",
         ]
         for method, path, operation in operations(document):
@@ -97,7 +97,7 @@ def _code_block(text: str) -> str:
 def _navigation(document: Object) -> Iterator[str]:
     yield '<nav aria-label="Contents">'
     for tag in document["tags"]:
-        yield f'<h2><a href="#{escape(tag["name"].lower())}">{escape(tag["name"])}</a></h2>\n<ul>'
+        yield f'<h2><a href="#about-{escape(tag["name"].lower())}">{escape(tag["name"])}</a></h2>\n<ul>'
         for method, _, operation in operations(document):
             if tag["name"] in operation["tags"]:
                 name = escape(operation["operationId"])

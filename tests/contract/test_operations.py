@@ -1,0 +1,216 @@
+"""Health, readiness, metrics, the descriptions, and what every answer carries."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.contract.client import NDJSON, Node, check_problem, read_answer, request_bytes
+from tests.contract.conftest import Launch
+
+
+async def test_a_node_that_serves_is_alive_and_ready(node: Node) -> None:
+    for path in ("/healthz", "/readyz"):
+        response = await node.client.get(path)
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+async def test_while_it_shuts_down_a_node_is_alive_not_ready_and_takes_no_publish(
+    node: Node,
+) -> None:
+    """Requests that had begun to arrive are still answered."""
+    refused = {
+        "/readyz": request_bytes("GET", "/readyz"),
+        "publish": request_bytes(
+            "POST",
+            "/v1/topics/chat/messages",
+            ["Content-Type: application/json", "Content-Length: 1"],
+            b"1",
+        ),
+        "batch": request_bytes(
+            "POST",
+            "/v1/messages",
+            ["Content-Type: application/x-ndjson", "Content-Length: 24"],
+            b'{"topic":"b","data":12}\n',
+        ),
+        "events": request_bytes("GET", "/v1/events?topic=chat"),
+        "put": request_bytes("PUT", "/v1/topics/chat"),
+        "delete": request_bytes("DELETE", "/v1/topics/chat"),
+    }
+    served = {"/healthz": request_bytes("GET", "/healthz")}
+    connections = {name: await node.connect() for name in refused | served}
+    for name, request in (refused | served).items():
+        await connections[name].send_all(request[:5])
+        # A second request on the same node proves that these bytes have arrived before it.
+    for _ in range(2):
+        assert (await node.client.get("/healthz")).status_code == 200
+    node.stop()
+    for name, request in (refused | served).items():
+        await connections[name].send_all(request[5:])
+    for name in refused:
+        answer = await read_answer(connections[name])
+        check_problem(answer, 503, "shutting_down")
+        assert answer.headers["connection"] == "close"
+    assert (await read_answer(connections["/healthz"])).status == 200
+    for stream in connections.values():
+        await stream.aclose()
+
+
+async def test_metrics_count_what_happens(node: Node) -> None:
+    async def metrics() -> dict[str, float]:
+        response = await node.client.get("/metrics")
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        return {
+            sample.name + "".join(f"|{v}" for k, v in sorted(sample.labels.items()) if k == "le"):
+                sample.value
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+        }  # fmt: skip
+
+    before = await metrics()
+    async with node.events("chat") as stream:
+        await stream.subscribed()
+        await node.publish("chat", 1)
+        await node.client.post("/v1/topics/chat/messages", content=b"2\n3\n", headers=NDJSON)
+        await stream.data(3)
+        after = await metrics()
+    rise = {name: after[name] - before.get(name, 0) for name in after}
+    assert rise["repl_broker_publishes_total"] == 2
+    assert rise["repl_broker_messages_total"] == 3
+    assert rise["repl_broker_deliveries_total"] == 3
+    assert rise["repl_broker_sequence_number"] == 3
+    assert rise["repl_broker_topics"] == 1
+    assert rise["repl_broker_commands_total"] == 2
+    assert rise["repl_broker_commit_seconds_count"] == 2
+    assert rise["repl_broker_commit_seconds_bucket|+Inf"] == 2
+    assert 0 < rise["repl_broker_commit_seconds_sum"] < 10
+    assert after["repl_broker_subscribers"] == after["repl_broker_channels"] == 1
+    assert after["repl_broker_tail_bytes"] > 0
+    assert after["repl_broker_pending_proposals"] == after["repl_broker_lag_entries"] == 0
+    assert after["repl_broker_applied_index"] == after["repl_broker_last_index"]
+    assert after["repl_broker_store_bytes"] > 0
+    assert after["repl_broker_ready"] == 1
+    assert after["repl_broker_connections"] >= 2
+    assert after["repl_broker_connections_accepted_total"] >= 2
+    assert after["process_resident_memory_bytes"] > 1_000_000
+    buckets = [v for name, v in after.items() if "commit_seconds_bucket" in name]
+    assert buckets == sorted(buckets), "a histogram's buckets are cumulative"
+
+
+async def test_the_description_for_people_needs_nothing_but_itself(node: Node) -> None:
+    response = await node.client.get("/docs")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    page = response.text
+    assert "<script" not in page
+    assert not re.findall(r"""(?:src|href)=["'](?:https?:)?//""", page)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+async def test_the_type_of_a_problem_leads_to_its_explanation(node: Node) -> None:
+    problem = check_problem(await node.client.get("/v1/topics/nope"), 404, "topic_not_found")
+    path, _, anchor = problem["type"].partition("#")
+    page = (await node.client.get(path)).text
+    assert f'id="{anchor}"' in page
+
+
+async def test_every_code_has_an_anchor(node: Node) -> None:
+    document: dict[str, Any] = (await node.client.get("/openapi.json")).json()
+    page = (await node.client.get("/docs")).text
+    for code in document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]:
+        assert page.count(f'id="{code}"') == 1, code
+    for anchor in re.findall(r'href="#([^"]+)"', page):
+        assert page.count(f'id="{anchor}"') == 1, anchor
+
+
+async def test_head_answers_as_get_without_the_body(node: Node) -> None:
+    await node.publish("chat", 1)
+    for path in ("/healthz", "/v1/topics", "/v1/topics/chat/messages", "/docs", "/v1/topics/x"):
+        head, get = await node.client.head(path), await node.client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == get.headers[name]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/topics", "/nowhere", "/docs", "/metrics"])
+async def test_no_answer_is_sniffed_or_kept(node: Node, path: str) -> None:
+    response = await node.client.get(path)
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] in {"no-store", "no-cache"}
+    assert "server" not in response.headers
+    assert "set-cookie" not in response.headers
+
+
+# --- other origins ----------------------------------------------------------------------
+
+ORIGIN = "https://app.example"
+PREFLIGHT = {
+    "Origin": ORIGIN,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "content-type,idempotency-key",
+}
+
+
+def cors(response: httpx.Response) -> dict[str, str]:
+    return {k: v for k, v in response.headers.items() if k.startswith("access-control-")}
+
+
+async def test_by_default_no_other_origin_reads_answers(node: Node) -> None:
+    for response in (
+        await node.client.get("/v1/topics", headers={"Origin": ORIGIN}),
+        await node.client.options("/v1/topics", headers=PREFLIGHT),
+    ):
+        assert cors(response) == {}
+
+
+async def test_a_listed_origin_reads_answers_errors_and_streams(launch: Launch) -> None:
+    async with launch(http={"cors_origins": (ORIGIN, "https://b.example")}) as node:
+        client = node.client
+        exposed = "Idempotent-Replayed, Location, Retry-After"
+        for path in ("/v1/topics", "/v1/nowhere", "/v1/topics?x=1"):
+            response = await client.get(path, headers={"Origin": ORIGIN})
+            assert cors(response) == {
+                "access-control-allow-origin": ORIGIN,
+                "access-control-expose-headers": exposed,
+            }
+            assert response.headers["vary"] == "Origin"
+        head = await client.head("/v1/events?topic=chat", headers={"Origin": ORIGIN})
+        assert cors(head)["access-control-allow-origin"] == ORIGIN
+        for origin in ("https://app.example.evil", "http://app.example", "null", ""):
+            response = await client.get("/v1/topics", headers={"Origin": origin})
+            assert (cors(response), response.headers["vary"]) == ({}, "Origin")
+
+
+async def test_a_preflight_allows_what_the_route_does(launch: Launch) -> None:
+    async with launch(http={"cors_origins": (ORIGIN,)}) as node:
+        response = await node.client.options("/v1/topics/chat/messages", headers=PREFLIGHT)
+        assert response.status_code == 204
+        found = cors(response)
+        assert found["access-control-allow-origin"] == ORIGIN
+        assert "POST" in found["access-control-allow-methods"]
+        allowed = found["access-control-allow-headers"].lower()
+        for name in ("authorization", "content-type", "idempotency-key", "last-event-id"):
+            assert name in allowed
+        assert int(found["access-control-max-age"]) > 0
+        foreign = PREFLIGHT | {"Origin": "https://evil.example"}
+        response = await node.client.options("/v1/topics/chat/messages", headers=foreign)
+        assert cors(response) == {}
+
+
+async def test_any_origin_may_be_allowed_but_never_with_credentials(launch: Launch) -> None:
+    async with launch(http={"cors_origins": ("*",)}) as node:
+        response = await node.client.get("/v1/topics", headers={"Origin": "https://x.example"})
+        assert cors(response)["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in response.headers
+        preflight = await node.client.options("/v1/topics", headers=PREFLIGHT)
+        assert cors(preflight)["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in preflight.headers
