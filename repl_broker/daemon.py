@@ -145,7 +145,9 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 
 def _url(config: Config, door: Door) -> str:
     scheme = "http" if config.http.tls_certificate is None else "https"
-    host, port = door.addresses[0][:2]
+    address = door.addresses[0]
+    assert address is not None, "the daemon listens on TCP"
+    host, port = address
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{port}"
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import socket
 import ssl
 import struct
@@ -72,6 +73,10 @@ _ACCEPT_RETRY_SECONDS: Final = 0.1
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = 5
+# A peer that has vanished without a word is noticed after about a minute.
+_KEEPALIVE_IDLE_SECONDS: Final = 30
+_KEEPALIVE_PROBE_SECONDS: Final = 10
+_KEEPALIVE_PROBES: Final = 3
 # SO_LINGER on, with no time: close sends a reset and the kernel keeps nothing.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -93,7 +98,11 @@ class DoorOptions:
     idle_timeout_seconds: float = 60.0
     """Between a response and the first byte of the next request."""
     write_timeout_seconds: float = 10.0
-    """For which a write may make no progress at all; then the connection is reset."""
+    """For which a write may make no progress at all; then the connection is reset.
+
+    Event streams are exempt: a reader that stalls costs its cursor, not its
+    connection, and is served from the log when it reads again (DESIGN section 2).
+    """
     tls_handshake_timeout_seconds: float = 10.0
     """From accept until TLS is established."""
     linger_timeout_seconds: float = 2.0
@@ -146,6 +155,22 @@ class _Problem:
             "code": self.code,
         }
         return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _find_dead_peers(tcp_socket: trio.socket.SocketType) -> None:
+    """Have the kernel ask a silent peer whether it is still there."""
+    with suppress(OSError):  # it has left already; reading will tell
+        tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_PROBE_SECONDS)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+
+
+def _is_event_stream(response: Response) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in response.headers
+    )
 
 
 def _malformed(detail: str) -> _Problem:
@@ -275,6 +300,7 @@ class Door:
 
     def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         self._accepted += 1
+        _find_dead_peers(stream.socket)
         transport = _Transport(stream.socket, self.options.write_timeout_seconds)
         if len(self._open) < self.options.connections_max:
             connection = Connection(self, transport)
@@ -377,6 +403,11 @@ class Connection:
         """Close now, unless a request is under way or has begun to arrive."""
         if not self._busy and not self._protocol.input_pending:
             self._end()
+
+    def allow_stalls(self, allowed: bool) -> None:
+        """Whether the client may leave the response that now begins unread for a while."""
+        limit = math.inf if allowed else self._options.write_timeout_seconds
+        self._transport.write_timeout_seconds = limit
 
     async def read_ahead(self) -> None:
         """Watch the client while its request is being answered; runs until cancelled.
@@ -607,6 +638,7 @@ class _Protocol(H11Protocol):
         # Say it when this response will be the last: at a stop, and when it
         # comes before the end of the request (413), which is not waited for.
         if isinstance(event, Response) and event.status_code >= 200:
+            self._owner.allow_stalls(_is_event_stream(event))
             last = self._owner.stopping or self._http.their_state is h11.SEND_BODY
             if last:
                 headers = [*event.headers, (b"connection", b"close")]
@@ -758,7 +790,7 @@ class _Transport(trio.abc.Stream):
 
     def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
         self.socket = tcp_socket
-        self._write_timeout_seconds = write_timeout_seconds
+        self.write_timeout_seconds = write_timeout_seconds
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send; the time starts anew with each piece that the kernel takes.
@@ -769,7 +801,7 @@ class _Transport(trio.abc.Stream):
         with memoryview(data) as whole:
             sent_bytes = 0
             while sent_bytes < len(whole):
-                with trio.move_on_after(self._write_timeout_seconds) as patience:
+                with trio.move_on_after(self.write_timeout_seconds) as patience:
                     sent_bytes += await self._send(whole[sent_bytes:])
                 if patience.cancelled_caught:
                     self.abort()

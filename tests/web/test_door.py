@@ -715,6 +715,29 @@ async def test_stalled_reader_is_reset_after_the_write_timeout() -> None:
             await client.receive_end()
 
 
+async def test_event_stream_that_is_left_unread_for_longer_is_not_reset() -> None:
+    """DESIGN section 2, promise 6: a slow reader costs a cursor, not its connection."""
+    body = b"x" * 8 * MIB
+    sent = trio.Event()
+
+    async def stream(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        sent.set()
+
+    async with (
+        open_door(stream, write_timeout_seconds=0.05) as door,
+        connect(door, receive_buffer_bytes=4096) as client,
+    ):
+        await client.send(GET_HELLO)
+        with trio.move_on_after(0.3):  # the stall itself
+            await sent.wait()
+        assert not sent.is_set()
+        assert (await client.receive_answer()).body == body
+        await sent.wait()
+
+
 async def test_slow_reader_that_makes_progress_is_not_reset() -> None:
     """The write timeout is for no progress at all, not for the whole of a large response."""
     body = b"x" * 8 * MIB
