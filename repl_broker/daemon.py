@@ -12,8 +12,9 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -42,8 +43,15 @@ class Running:
     url: str
 
 
-def run(config: Config, *, apps: Mapping[str, Path] | None = None) -> None:
+def run(
+    config: Config,
+    *,
+    apps: Mapping[str, Path] | None = None,
+    on_ready: Callable[[Running], None] = lambda running: None,
+) -> None:
     """Serve until SIGTERM or SIGINT. ``apps`` maps a path such as ``/chat`` to static files.
+
+    ``on_ready`` is called once requests are answered.
 
     Raises ConfigError when the node cannot start as it is configured, and
     StorageError when the disk fails.
@@ -59,7 +67,8 @@ def run(config: Config, *, apps: Mapping[str, Path] | None = None) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_on_signal)
-            await serve(config, stop, apps=apps)
+            async with trio.open_nursery() as node:
+                on_ready(await node.start(partial(serve, config, stop, apps=apps)))
             nursery.cancel_scope.cancel()
 
     try:

@@ -2,6 +2,7 @@
 
     ReplBrokerError
     ├── ConfigError        the configuration or the command line is wrong (exit code 1)
+    │   └── InvalidConfigError   … in the places that it lists (config.py)
     ├── StorageError       the disk, or what is on it, cannot be trusted; the node stops
     │   └── StoreLockedError   another running node holds the data directory
     └── RequestError       a request cannot be carried out; it changed nothing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 import repl_broker
 from repl_broker import logs
 from repl_broker.cli.options import KeyType
-from repl_broker.config import Address, Config, load
+from repl_broker.config import Address, load
 from repl_broker.errors import ConfigError
 
 __all__ = ["demo"]
@@ -56,28 +55,15 @@ def demo(http: Address, data_dir: Path | None, log_level: str) -> None:
 
     from repl_broker import daemon
 
-    check_free(http)
-    announce(config)
-    daemon.run(config, apps=apps)
+    daemon.run(config, apps=apps, on_ready=lambda node: announce(node.url, folder))
 
 
-def check_free(bind: Address) -> None:
-    """Find out before the page is announced that another program has the port."""
-    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    try:
-        socket.create_server((bind.host, bind.port), family=family).close()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise ConfigError(
-            f"cannot listen on {bind}: {reason}; give another address with --http"
-        ) from error
-
-
-def announce(config: Config) -> None:
-    bind = config.http.bind
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104
-    click.echo(f"The chat:  http://{Address(host, bind.port)}{PREFIX}/   (Ctrl-C stops)")
-    click.echo(f"The data:  {config.node.data_dir}   (delete it to start afresh)")
+def announce(url: str, folder: Path) -> None:
+    # An address that stands for all of this machine's is none to visit.
+    for all_of_them, this_one in (("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
+        url = url.replace(all_of_them, this_one)
+    click.echo(f"The chat:  {url}{PREFIX}/   (Ctrl-C stops)")
+    click.echo(f"The data:  {folder}   (delete it to start afresh)")
 
 
 def chat_folder() -> Path:

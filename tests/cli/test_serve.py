@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ import pytest
 
 import repl_broker
 from repl_broker.config import Address, Config
-from repl_broker.errors import StorageError
+from repl_broker.errors import ConfigError, StorageError
 from tests.cli.conftest import Run
 
 demo = importlib.import_module("repl_broker.cli.demo")  # the package has the command there
@@ -26,11 +26,18 @@ class FakeDaemon:
         self.apps: Mapping[str, Path] = {}
         self.error: Exception | None = None
 
-    def run(self, config: Config, *, apps: Mapping[str, Path] | None = None) -> None:
+    def run(
+        self,
+        config: Config,
+        *,
+        apps: Mapping[str, Path] | None = None,
+        on_ready: Callable[[SimpleNamespace], None] = lambda running: None,
+    ) -> None:
         self.config = config
         self.apps = apps or {}
         if self.error is not None:
             raise self.error
+        on_ready(SimpleNamespace(url=f"http://{config.http.bind}"))
 
 
 @pytest.fixture
@@ -137,19 +144,20 @@ def test_demo_takes_a_folder_of_the_users_choice(
     assert str(tmp_path / "d") in result.stdout
 
 
-def test_demo_says_that_the_port_is_taken_and_nothing_else(
+def test_demo_that_cannot_start_says_why_and_nothing_else(
     run: Run, daemon: FakeDaemon, chat: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        result = run("demo", "--http", address)
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr == (
-        f"error: cannot listen on {address}: Address already in use; "
-        "give another address with --http\n"
-    )
-    assert daemon.config is None
+    daemon.error = ConfigError("cannot listen on 127.0.0.1:80")
+    result = run("demo", "--http", "127.0.0.1:80")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: cannot listen on 127.0.0.1:80\n"
+
+
+def test_demo_on_all_addresses_names_one_that_can_be_visited(
+    run: Run, daemon: FakeDaemon, chat: Path
+) -> None:
+    result = run("demo", "--http", "0.0.0.0:4999")
+    assert "http://127.0.0.1:4999/chat/" in result.stdout
 
 
 def test_demo_refuses_a_temporary_folder_that_someone_else_has_laid_out(
