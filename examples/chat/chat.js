@@ -17,7 +17,7 @@ import { cleanName, NAME_CHARACTERS_MAX, TEXT_CHARACTERS_MAX, toEntry } from "./
 const PREFIX = "chat.";
 const LOBBY = "lobby";
 const RETENTION = { messages: 500, seconds: 30 * 24 * 3600 };
-const ROOM_NAME = /^[A-Za-z0-9_-]{1,200}$/;
+const ROOM_NAME = /^[A-Za-z0-9_-]{1,250}$/; // a topic has at most 255 characters
 const ROOM_CHARACTERS_MAX = 40; // of a room made here
 const ROOMS_MAX = 500;
 const HISTORY_RETRY_MILLISECONDS = 2000;
@@ -313,7 +313,14 @@ function drawPending() {
     discard: (item) => outbox.discard(item),
   });
   if (items.length) $("note").textContent = "";
+  const refused = items.findLast(({ state }) => state === "refused");
+  announce(refused ? `Not sent. ${refused.detail}` : "");
   drawBanner();
+}
+
+/** Say something to a screen reader that is seen elsewhere on the page. */
+function announce(text) {
+  if ($("announcer").textContent !== text) $("announcer").textContent = text;
 }
 
 const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", lost: "Offline" };
@@ -376,6 +383,7 @@ function growText() {
   $("text").style.height = `${$("text").scrollHeight}px`;
 }
 
+/** Show an error, or with "" none; the element is an alert, so it is heard, once. */
 function showError(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text;
 }
@@ -458,7 +466,7 @@ async function copy(button) {
   const source = $(button.dataset.copies);
   try {
     await navigator.clipboard.writeText(source.textContent);
-    $("announcer").textContent = "Copied";
+    announce("Copied");
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1500);
   } catch {

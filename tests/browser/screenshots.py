@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as data_dir,
-        DemoNode(Path(data_dir), port=free_default_port()) as node,
+        DemoNode(Path(data_dir), port=default_port()) as node,
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(
@@ -66,13 +67,10 @@ def main() -> None:
         browser.close()
 
 
-def free_default_port() -> int | None:
+def default_port() -> int | None:
     """4080, so that the pictures show what a reader will see; None if it is taken."""
-    try:
-        with DemoNode(Path(tempfile.mkdtemp()), port=4080):
-            return 4080
-    except RuntimeError:
-        return None
+    with socket.socket() as probe:
+        return None if probe.connect_ex(("127.0.0.1", 4080)) == 0 else 4080
 
 
 def take_all(browser: Browser, node: DemoNode, folder: Path) -> None:

@@ -347,6 +347,7 @@ def test_a_refused_message_says_why_and_can_be_sent_again(
     )
     say(ana, "Let me in")
     expect(ana.locator("#pending .state")).to_have_text("Not sent. You may only read here.")
+    expect(ana.locator("#announcer")).to_have_text("Not sent. You may only read here.")
     ana.unroute_all()
     ana.get_by_role("button", name="Try again").click()
     expect(bubbles(ana)).to_have_text(["Let me in"])
