@@ -1,0 +1,1044 @@
+"""Raft as one pure function: ``step(now, events)`` gives ``Effects``.
+
+No I/O, no clock, no randomness but what is injected. The driver (replica.py)
+feeds what has happened and carries out what comes back:
+
+    events   RPCs received, proposals, reads, changes of membership, hand-over;
+             a write became durable; the deadline passed
+    effects  what to persist, what to send, what is committed and may be applied,
+             which proposals were taken or refused, which reads may be served,
+             who needs a snapshot, and when to call again
+
+Durability is gated here. A vote, a request for votes and an acknowledgement of
+an append rest on a write; they are *held* until the driver reports that write
+with ``Persisted``, and are dropped if the term has moved on meanwhile. A node's
+own vote and its own acknowledgement as leader are RPCs to itself and take the
+same way. So nothing can be answered early, whatever the driver does.
+
+Roles change as in figure 4 of the paper, with pre-vote (dissertation §9.6):
+
+    follower ──deadline──▶ pre-candidate ──majority──▶ candidate ──majority──▶ leader
+       ▲  ▲                      │                         │                      │
+       │  └──────────────────────┴── a leader is heard ────┘                      │
+       └───────────── a higher term is seen, or no majority answers ──────────────┘
+
+There is one handler for each role and RPC; ``_HANDLERS`` at the end is the
+table. What a table entry lacks, that role ignores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Final, Protocol
+
+from repl_broker.raft.log import (
+    Entry,
+    EntryKind,
+    HardState,
+    Log,
+    Member,
+    Membership,
+    SnapshotMark,
+    WriteBatch,
+)
+from repl_broker.raft.progress import Mode, Progress
+from repl_broker.raft.rpc import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    PreVote,
+    PreVoteReply,
+    Rpc,
+    SnapshotReceived,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+)
+
+__all__ = [
+    "AddLearner",
+    "ChangeMembership",
+    "Compact",
+    "Core",
+    "CoreOptions",
+    "Effects",
+    "Event",
+    "Persisted",
+    "Promote",
+    "Propose",
+    "Read",
+    "Receive",
+    "Refusal",
+    "Remove",
+    "Role",
+    "SnapshotFailed",
+    "SnapshotInstalled",
+    "Transfer",
+    "Unreachable",
+]
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """Times in seconds, sizes in bytes. Every queue has its bound."""
+
+    election_timeout_seconds: float = 1.0  # a wait is drawn from one to two times this
+    heartbeat_interval_seconds: float = 0.1
+    append_bytes_max: int = 1 << 20  # entries in one append, but at least one
+    window_appends_max: int = 64  # unanswered appends a peer …
+    window_bytes_max: int = 8 << 20  # … and their bytes
+    uncommitted_bytes_max: int = 64 << 20  # beyond it proposals are refused
+
+
+class Uniform(Protocol):
+    """The one thing that is asked of randomness."""
+
+    def uniform(self, a: float, b: float, /) -> float: ...
+
+
+# --- events -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """An RPC has arrived."""
+
+    rpc: Rpc
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Append ``data`` to the log; ``token`` comes back in ``taken`` or ``refused``."""
+
+    token: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AddLearner:
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeMembership:
+    """One server comes, gets its vote, or goes (dissertation §4.1)."""
+
+    token: int
+    change: AddLearner | Promote | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Which index must be applied before a read is as new as this call? (§6.4)"""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Hand leadership over to ``target`` (dissertation §3.10)."""
+
+    token: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The write numbered ``number``, and all before it, are on disk."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """A snapshot at ``index`` is on disk; entries up to ``keep_after`` may be forgotten."""
+
+    keep_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInstalled:
+    """What ``Effects.restore`` asked for is done and on disk."""
+
+    mark: SnapshotMark
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFailed:
+    """The snapshot could not be sent to ``peer``."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """What was last sent to ``peer`` was probably lost."""
+
+    peer: str
+
+
+Event = (
+    Receive
+    | Propose
+    | ChangeMembership
+    | Read
+    | Transfer
+    | Persisted
+    | Compact
+    | SnapshotInstalled
+    | SnapshotFailed
+    | Unreachable
+)
+
+
+# --- effects ------------------------------------------------------------------------------
+
+
+class Refusal(Enum):
+    """Why something was not done. Nothing was appended for it."""
+
+    NOT_LEADER = "not leader"
+    BUSY = "too much is uncommitted, or leadership is being handed over"
+    CHANGE_IN_PROGRESS = "another membership change is under way"
+    NOT_READY = "nothing of this term is committed yet"
+    NOT_A_MEMBER = "no such member"
+    ALREADY_A_MEMBER = "the member is there already"
+    LAST_VOTER = "the last voter cannot be removed"
+    NOT_A_VOTER = "only a voter can lead"
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a step asks for. Order matters within each list, not between them,
+    except: nothing in ``send`` rests on ``persist`` of this same value."""
+
+    persist: WriteBatch | None = None
+    persist_number: int = 0  # to be reported with Persisted, in order
+    send: list[Rpc] = field(default_factory=list)
+    committed: list[Entry] = field(default_factory=list)  # apply them, in order
+    taken: list[tuple[int, int, int]] = field(default_factory=list)  # token, index, term
+    refused: list[tuple[int, Refusal]] = field(default_factory=list)
+    readable: list[tuple[int, int]] = field(default_factory=list)  # token, index to be applied
+    snapshots: list[str] = field(default_factory=list)  # peers that need one sent
+    restore: SnapshotMark | None = None  # install the snapshot that was received
+    deadline: float = math.inf  # call again then, at the latest
+
+
+NEW_NODE: Final = HardState()
+NO_SNAPSHOT: Final = SnapshotMark()
+
+
+# --- the core -----------------------------------------------------------------------------
+
+
+class Core:
+    """One node's Raft. Feed it with ``step``; read its properties; change nothing.
+
+    Invariants: ``compacted <= committed_index <= log.last_index``; the term, the
+    commit index and what was handed out for applying only grow; at most one
+    vote a term, on disk before anyone hears of it.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        options: CoreOptions,
+        random: Uniform,
+        now: float,
+        *,
+        hard_state: HardState = NEW_NODE,
+        mark: SnapshotMark = NO_SNAPSHOT,
+        entries: Sequence[Entry] = (),
+    ) -> None:
+        self.node_id = node_id
+        self.options = options
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        self.role = Role.FOLLOWER
+        self.leader: str | None = None
+        self.log = Log(mark, entries)
+        self.committed_index = mark.index
+        self.transfer_target: str | None = None
+        self.progress: dict[str, Progress] = {}
+        self._random = random
+        self._now = now
+        self._handed_index = mark.index  # what was handed out for applying
+        # Memberships by the index from which they are in force; the newest counts,
+        # committed or not (dissertation §4.1). Truncation takes them back.
+        self._memberships: list[tuple[int, Membership]] = [(mark.index, mark.membership)]
+        for entry in entries:
+            if entry.kind is EntryKind.MEMBERSHIP:
+                self._memberships.append((entry.index, Membership.decode(entry.data)))
+        self._votes: dict[str, bool] = {}
+        self._leader_heard_at = -math.inf
+        self._election_at = math.inf
+        self._heartbeat_at = math.inf
+        self._quorum_check_at = math.inf
+        self._transfer_until = math.inf
+        self._installing: SnapshotMark | None = None
+        self._round = 0
+        self._round_is_new = False  # begun in this step
+        self._reads: deque[tuple[int, int, int]] = deque()  # token, round, index
+        self._early_reads: list[int] = []  # asked before this term's first commit
+        self._uncommitted_bytes = 0
+        # Durability: what is not yet handed to the driver, and what waits for it.
+        self._hard_state = hard_state
+        self._unwritten: list[Entry] = []
+        self._truncate_from: int | None = None
+        self._write_number = 0
+        self._writes: deque[tuple[int, float]] = deque()  # handed out: number, since when
+        self._held: deque[tuple[int, Rpc]] = deque()  # number of the write it rests on
+        self._fresh: list[Rpc] = []  # rest on the write of this very step
+        self._effects = Effects()
+        self._wants_append: set[str] = set()  # peers to whom entries or a commit may go
+        self._restart_election_timer()
+
+    @property
+    def membership(self) -> Membership:
+        """The newest in the log, committed or not."""
+        return self._memberships[-1][1]
+
+    @property
+    def committed_membership(self) -> Membership:
+        return next(m for index, m in reversed(self._memberships) if index <= self.committed_index)
+
+    def membership_at(self, index: int) -> Membership:
+        """The one in force at ``index``, for a snapshot there."""
+        return next(m for at, m in reversed(self._memberships) if at <= index)
+
+    def step(self, now: float, events: Sequence[Event] = ()) -> Effects:
+        """Take in what has happened until ``now`` (seconds, never running back)."""
+        self._now = max(self._now, now)
+        self._round_is_new = False
+        effects = self._effects = Effects()
+        for event in events:
+            _EVENTS[type(event)](self, event)
+        self._pass_deadlines()
+        self._send_appends()
+        self._hand_out_write()
+        if self._handed_index < self.committed_index:
+            start = self._handed_index + 1
+            effects.committed = self.log.slice(start, self.committed_index)
+            self._handed_index = self.committed_index
+        effects.deadline = self._next_deadline()
+        return effects
+
+    # --- durability ---
+
+    def _hold(self, rpc: Rpc) -> None:
+        """Send ``rpc`` once all that is written up to the end of this step is on disk."""
+        self._fresh.append(rpc)
+
+    def _hand_out_write(self) -> None:
+        hard_state = HardState(self.term, self.vote)
+        changed = hard_state != self._hard_state
+        if changed or self._unwritten or self._truncate_from is not None:
+            self._write_number += 1
+            self._writes.append((self._write_number, self._now))
+            self._effects.persist_number = self._write_number
+            self._effects.persist = WriteBatch(
+                tuple(self._unwritten), hard_state if changed else None, self._truncate_from
+            )
+            self._hard_state = hard_state
+            self._unwritten = []
+            self._truncate_from = None
+        fresh, self._fresh = self._fresh, []
+        for rpc in fresh:
+            if self._writes:
+                self._held.append((self._writes[-1][0], rpc))
+            else:
+                self._release(rpc)
+        if self._fresh:  # a vote or an acknowledgement of our own led on
+            self._send_appends()
+            self._hand_out_write()
+
+    def _persisted(self, event: Persisted) -> None:
+        while self._writes and self._writes[0][0] <= event.number:
+            self._writes.popleft()
+        while self._held and self._held[0][0] <= event.number:
+            self._release(self._held.popleft()[1])
+
+    def _release(self, rpc: Rpc) -> None:
+        # Revalidate: in another term than it was meant for it means something else.
+        if rpc.term != self.term:
+            return
+        if rpc.receiver == self.node_id:
+            self._receive(Receive(rpc))
+        else:
+            self._effects.send.append(rpc)
+
+    def _append_to_log(self, entry: Entry) -> None:
+        self.log.append(entry)
+        self._unwritten.append(entry)
+        if entry.kind is EntryKind.MEMBERSHIP:
+            self._memberships.append((entry.index, Membership.decode(entry.data)))
+
+    def _truncate_log(self, index: int) -> None:
+        assert index > self.committed_index, "what is committed is never taken back"
+        self.log.truncate_from(index)
+        self._unwritten = [entry for entry in self._unwritten if entry.index < index]
+        self._truncate_from = min(index, self._truncate_from or index)
+        while self._memberships[-1][0] >= index:
+            self._memberships.pop()
+
+    # --- time ---
+
+    def _next_deadline(self) -> float:
+        if self.role is Role.LEADER:
+            return min(self._heartbeat_at, self._quorum_check_at, self._transfer_until)
+        return self._election_at
+
+    def _pass_deadlines(self) -> None:
+        if self.role is Role.LEADER:
+            if self._now >= self._quorum_check_at:
+                self._check_quorum()
+        elif self._now >= self._election_at:
+            self._campaign()
+        if self.role is Role.LEADER:
+            if self._now >= self._transfer_until:
+                self._end_transfer()
+            if self._now >= self._heartbeat_at:
+                self._send_heartbeats()
+
+    def _restart_election_timer(self) -> None:
+        timeout = self.options.election_timeout_seconds
+        self._election_at = self._now + self._random.uniform(timeout, 2 * timeout)
+
+    # --- roles ---
+
+    def _become_follower(self, term: int, leader: str | None) -> None:
+        if term > self.term:
+            self.term, self.vote = term, None
+        self.leader = leader
+        if self.role is Role.LEADER:
+            self._leave_leadership()
+        if self.role is not Role.FOLLOWER:
+            self.role = Role.FOLLOWER
+            self._restart_election_timer()
+
+    def _leave_leadership(self) -> None:
+        for token in (*self._early_reads, *(token for token, _, _ in self._reads)):
+            self._effects.refused.append((token, Refusal.NOT_LEADER))
+        self._early_reads.clear()
+        self._reads.clear()
+        self.progress = {}
+        self._wants_append.clear()
+        self._end_transfer()
+
+    def _campaign(self) -> None:
+        """Ask whether there would be a majority; only then raise the term."""
+        self._restart_election_timer()
+        if self.node_id not in self.membership.voters or self._installing is not None:
+            return
+        self.role = Role.PRE_CANDIDATE
+        self.leader = None
+        self._votes = {self.node_id: True}
+        for peer in sorted(self.membership.voters - {self.node_id}):
+            # It binds nobody, so it rests on no write.
+            self._effects.send.append(
+                PreVote(
+                    sender=self.node_id,
+                    receiver=peer,
+                    term=self.term + 1,
+                    last_index=self.log.last_index,
+                    last_term=self.log.last_term,
+                )
+            )
+        self._count_pre_votes()
+
+    def _stand(self, *, transfer: bool = False) -> None:
+        """Become candidate of the next term, and vote for oneself."""
+        self.role = Role.CANDIDATE
+        self.leader = None
+        self.term += 1
+        self.vote = self.node_id
+        self._votes = {}
+        self._restart_election_timer()
+        me = VoteReply(sender=self.node_id, receiver=self.node_id, term=self.term, granted=True)
+        self._hold(me)
+        for peer in sorted(self.membership.voters - {self.node_id}):
+            self._hold(
+                Vote(
+                    sender=self.node_id,
+                    receiver=peer,
+                    term=self.term,
+                    last_index=self.log.last_index,
+                    last_term=self.log.last_term,
+                    transfer=transfer,
+                )
+            )
+
+    def _lead(self) -> None:
+        """Won: make what is there known, and commit it by an entry of this term (§8)."""
+        self.role = Role.LEADER
+        self.leader = self.node_id
+        self._uncommitted_bytes = sum(
+            len(e.data) for e in self.log.slice(self.committed_index + 1, self.log.last_index)
+        )
+        self.progress = {}
+        self._follow_membership()
+        self._heartbeat_at = self._now
+        self._quorum_check_at = self._now + self.options.election_timeout_seconds
+        self._append_as_leader(EntryKind.NO_OP, b"")
+
+    def _follow_membership(self) -> None:
+        """Keep a Progress for each peer of the newest membership."""
+        peers = self.membership.ids - {self.node_id}
+        for gone in self.progress.keys() - peers - {self.node_id}:
+            del self.progress[gone]
+        for peer in sorted(peers - self.progress.keys()):
+            self.progress[peer] = Progress(next=self.log.last_index + 1, heard_at=self._now)
+            self._wants_append.add(peer)
+        if self.node_id not in self.progress:
+            # Its own disk is a peer, too: it acknowledges by an RPC to itself.
+            self.progress[self.node_id] = Progress(
+                next=self.log.last_index + 1, mode=Mode.REPLICATE, heard_at=self._now
+            )
+
+    def _check_quorum(self) -> None:
+        """A leader that no majority answers steps down (dissertation §6.2)."""
+        since = self._now - self.options.election_timeout_seconds
+        self._quorum_check_at = self._now + self.options.election_timeout_seconds
+        answering = {
+            peer
+            for peer, progress in self.progress.items()
+            if peer == self.node_id or progress.heard_at >= since
+        }
+        if not self._is_majority(answering):
+            self._become_follower(self.term, None)
+
+    def _is_majority(self, ids: set[str]) -> bool:
+        voters = self.membership.voters
+        return len(ids & voters) * 2 > len(voters)
+
+    def _is_stable(self) -> bool:
+        """Whether a leader is known to live: then nobody may depose it (dissertation §4.2.3)."""
+        if self.role is Role.LEADER:
+            return True  # it checks its quorum itself
+        heard = self._now - self._leader_heard_at
+        return self.leader is not None and heard < self.options.election_timeout_seconds
+
+    # --- receiving ---
+
+    def _receive(self, event: Receive) -> None:
+        rpc = event.rpc
+        if rpc.term > self.term:
+            if isinstance(rpc, Vote) and not rpc.transfer and self._is_stable():
+                return
+            if not isinstance(rpc, PreVote) and not (isinstance(rpc, PreVoteReply) and rpc.granted):
+                self._become_follower(rpc.term, None)
+        elif rpc.term < self.term and rpc.sender != self.node_id:
+            self._answer_stale(rpc)
+            return
+        handler = _HANDLERS.get((self.role, type(rpc)))
+        if handler is not None:
+            handler(self, rpc)
+
+    def _answer_stale(self, rpc: Rpc) -> None:
+        """Let a leader or a pre-candidate of an older term know of the newer one."""
+        if isinstance(rpc, Append | Heartbeat | SnapshotReceived):
+            self._hold(
+                AppendReply(
+                    sender=self.node_id,
+                    receiver=rpc.sender,
+                    term=self.term,
+                    accepted=False,
+                    index=0,
+                )
+            )
+        elif isinstance(rpc, PreVote):
+            self._reply_pre_vote(rpc, granted=False)
+
+    # --- votes ---
+
+    def _on_pre_vote(self, rpc: PreVote) -> None:
+        granted = (
+            rpc.term > self.term
+            and not self._is_stable()
+            and self.log.is_up_to_date(rpc.last_index, rpc.last_term)
+        )
+        self._reply_pre_vote(rpc, granted=granted)
+
+    def _reply_pre_vote(self, rpc: PreVote, *, granted: bool) -> None:
+        self._effects.send.append(
+            PreVoteReply(
+                sender=self.node_id,
+                receiver=rpc.sender,
+                term=rpc.term if granted else self.term,
+                granted=granted,
+            )
+        )
+
+    def _on_pre_vote_reply(self, rpc: PreVoteReply) -> None:
+        if rpc.granted and rpc.term != self.term + 1:
+            return  # to an older question
+        self._votes[rpc.sender] = rpc.granted
+        self._count_pre_votes()
+
+    def _count_pre_votes(self) -> None:
+        if self._is_majority({peer for peer, granted in self._votes.items() if granted}):
+            self._stand()
+
+    def _on_vote(self, rpc: Vote) -> None:
+        granted = self.vote in (None, rpc.sender) and self.log.is_up_to_date(
+            rpc.last_index, rpc.last_term
+        )
+        if granted:
+            self._become_follower(self.term, None)
+            self.vote = rpc.sender
+            self._restart_election_timer()
+        self._hold(
+            VoteReply(sender=self.node_id, receiver=rpc.sender, term=self.term, granted=granted)
+        )
+
+    def _on_vote_reply(self, rpc: VoteReply) -> None:
+        self._votes[rpc.sender] = rpc.granted
+        granted = {peer for peer, vote in self._votes.items() if vote}
+        if self._is_majority(granted):
+            self._lead()
+        elif self._is_majority({peer for peer, vote in self._votes.items() if not vote}):
+            self._become_follower(self.term, None)
+
+    def _on_timeout_now(self, rpc: TimeoutNow) -> None:
+        if self.node_id in self.membership.voters and self._installing is None:
+            self._stand(transfer=True)
+
+    # --- following ---
+
+    def _hear_leader(self, rpc: Rpc) -> None:
+        assert self.role is not Role.LEADER, "two leaders in one term"
+        self._become_follower(rpc.term, rpc.sender)
+        self._leader_heard_at = self._now
+        self._restart_election_timer()
+
+    def _on_append(self, rpc: Append) -> None:
+        self._hear_leader(rpc)
+        if self._installing is not None:
+            return  # the log is being replaced
+        if rpc.prev_index < self.committed_index:
+            # Old news: what is committed is equal by itself. Answer with how far that is.
+            self._accept(rpc, self.committed_index)
+        elif self.log.term(rpc.prev_index) == rpc.prev_term:
+            self._take_entries(rpc.entries)
+            last = rpc.prev_index + len(rpc.entries)
+            self._commit_to(min(rpc.commit, last))
+            self._accept(rpc, last)
+        else:
+            hint = self.log.last_index_of_term_at_most(rpc.prev_term, rpc.prev_index)
+            self._hold(
+                AppendReply(
+                    sender=self.node_id,
+                    receiver=rpc.sender,
+                    term=self.term,
+                    accepted=False,
+                    index=rpc.prev_index,
+                    hint_index=hint,
+                    hint_term=self.log.term(hint) or 0,
+                )
+            )
+
+    def _take_entries(self, entries: Sequence[Entry]) -> None:
+        """Add what is not there; only a real conflict truncates (Raft §5.3)."""
+        for entry in entries:
+            known = self.log.term(entry.index)
+            if known == entry.term:
+                continue
+            if known is not None:
+                self._truncate_log(entry.index)
+            self._append_to_log(entry)
+
+    def _accept(self, rpc: Rpc, index: int) -> None:
+        self._hold(
+            AppendReply(
+                sender=self.node_id,
+                receiver=rpc.sender,
+                term=self.term,
+                accepted=True,
+                index=index,
+            )
+        )
+
+    def _on_heartbeat(self, rpc: Heartbeat) -> None:
+        self._hear_leader(rpc)
+        self._commit_to(min(rpc.commit, self.log.last_index))
+        # It says that this node lives, and its disk: behind the writes before it.
+        self._hold(
+            HeartbeatReply(
+                sender=self.node_id, receiver=rpc.sender, term=self.term, round=rpc.round
+            )
+        )
+
+    def _on_snapshot_received(self, rpc: SnapshotReceived) -> None:
+        self._hear_leader(rpc)
+        mark = rpc.mark
+        if mark.index <= self.committed_index:
+            self._accept(rpc, self.committed_index)
+        elif self.log.term(mark.index) == mark.term:
+            self._commit_to(mark.index)  # the suffix is kept (Raft §7)
+            self._accept(rpc, mark.index)
+        elif self._installing is None:
+            self._installing = mark
+            self._effects.restore = mark
+
+    def _snapshot_installed(self, event: SnapshotInstalled) -> None:
+        mark = event.mark
+        assert self._installing == mark, "only what was asked for is installed"
+        self._installing = None
+        self.log.reset(mark)
+        self._unwritten = []
+        self._truncate_from = None
+        self._memberships = [(mark.index, mark.membership)]
+        self.committed_index = self._handed_index = mark.index
+        if self.leader is not None:
+            self._hold(
+                AppendReply(
+                    sender=self.node_id,
+                    receiver=self.leader,
+                    term=self.term,
+                    accepted=True,
+                    index=mark.index,
+                )
+            )
+
+    def _commit_to(self, index: int) -> None:
+        if index <= self.committed_index or self._installing is not None:
+            return
+        self.committed_index = index
+
+    # --- leading ---
+
+    def _append_as_leader(self, kind: EntryKind, data: bytes) -> Entry:
+        entry = Entry(self.log.last_index + 1, self.term, kind, data)
+        self._append_to_log(entry)
+        self._uncommitted_bytes += len(data)
+        if kind is EntryKind.MEMBERSHIP:
+            self._follow_membership()
+        self._hold(
+            AppendReply(
+                sender=self.node_id,
+                receiver=self.node_id,
+                term=self.term,
+                accepted=True,
+                index=entry.index,
+            )
+        )
+        self._wants_append.update(self.progress)
+        return entry
+
+    def _propose(self, event: Propose) -> None:
+        if self.role is not Role.LEADER:
+            self._effects.refused.append((event.token, Refusal.NOT_LEADER))
+            return
+        room = self._uncommitted_bytes + len(event.data) <= self.options.uncommitted_bytes_max
+        # A single proposal that is larger than the bound goes alone.
+        if self.transfer_target is not None or not (room or self._uncommitted_bytes == 0):
+            self._effects.refused.append((event.token, Refusal.BUSY))
+            return
+        entry = self._append_as_leader(EntryKind.DATA, event.data)
+        self._effects.taken.append((event.token, entry.index, entry.term))
+
+    def _send_appends(self) -> None:
+        if self.role is not Role.LEADER:
+            return
+        for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
+            self._send_append(peer)
+        self._wants_append.clear()
+
+    def _send_append(self, peer: str) -> None:
+        """All that the window has room for; once without entries, to tell of a commit."""
+        progress, options = self.progress[peer], self.options
+        while progress.may_send(options.window_appends_max, options.window_bytes_max):
+            prev_index = progress.next - 1
+            prev_term = self.log.term(prev_index)
+            if prev_term is None:  # compacted
+                progress.snapshot(self.log.compacted_index)
+                self._effects.snapshots.append(peer)
+                return
+            entries = self.log.up_to_bytes(progress.next, options.append_bytes_max)
+            told = progress.mode is Mode.REPLICATE and progress.told_commit >= self.committed_index
+            if not entries and told:
+                return
+            self._effects.send.append(
+                Append(
+                    sender=self.node_id,
+                    receiver=peer,
+                    term=self.term,
+                    prev_index=prev_index,
+                    prev_term=prev_term,
+                    entries=tuple(entries),
+                    commit=self.committed_index,
+                )
+            )
+            progress.told_commit = self.committed_index
+            if entries or progress.mode is Mode.PROBE:
+                progress.sent(prev_index + len(entries), sum(len(e.data) for e in entries))
+
+    def _send_heartbeats(self) -> None:
+        """To everyone, unless this node's own disk has hung (hashicorp/raft#503)."""
+        self._heartbeat_at = self._now + self.options.heartbeat_interval_seconds
+        if self._disk_hangs():
+            return
+        for peer, progress in sorted(self.progress.items()):
+            if peer != self.node_id:
+                self._effects.send.append(
+                    Heartbeat(
+                        sender=self.node_id,
+                        receiver=peer,
+                        term=self.term,
+                        commit=min(progress.match, self.committed_index),
+                        round=self._round,
+                    )
+                )
+
+    def _disk_hangs(self) -> bool:
+        waiting_since = self._writes[0][1] if self._writes else self._now
+        return self._now - waiting_since > self.options.election_timeout_seconds
+
+    def _on_append_reply(self, rpc: AppendReply) -> None:
+        progress = self.progress.get(rpc.sender)
+        if progress is None:
+            return
+        progress.heard_at = self._now
+        if rpc.accepted:
+            if progress.accepted(rpc.index):
+                self._advance_commit()
+                self._watch_learner(rpc.sender, progress)
+                self._maybe_hand_over()
+            self._wants_append.add(rpc.sender)
+        else:
+            probe_at = self.log.last_index_of_term_at_most(rpc.hint_term, rpc.hint_index)
+            if progress.refused(rpc.index, probe_at):
+                self._wants_append.add(rpc.sender)
+
+    def _on_heartbeat_reply(self, rpc: HeartbeatReply) -> None:
+        progress = self.progress.get(rpc.sender)
+        if progress is None:
+            return
+        progress.heard_at = self._now
+        progress.round = max(progress.round, rpc.round)
+        progress.paused = False  # what was on its way may be lost: try again
+        self._watch_learner(rpc.sender, progress)
+        self._wants_append.add(rpc.sender)
+        self._serve_reads()
+
+    def _advance_commit(self) -> None:
+        """What a majority has on disk is committed, if it is of this term (§5.4.2)."""
+        voters = self.membership.voters
+        matches = sorted(
+            (p.match for peer, p in self.progress.items() if peer in voters), reverse=True
+        )
+        index = matches[len(voters) // 2] if len(matches) > len(voters) // 2 else 0
+        if index <= self.committed_index or self.log.term(index) != self.term:
+            return
+        for entry in self.log.slice(self.committed_index + 1, index):
+            self._uncommitted_bytes -= len(entry.data)
+        self.committed_index = index
+        self._wants_append.update(self.progress)
+        for token in self._early_reads:
+            self._begin_read(token)
+        self._early_reads.clear()
+        if self.node_id not in self.committed_membership.ids:
+            # Removed: let the others know of the commit, then go (dissertation §4.2.2).
+            self._send_appends()
+            self._become_follower(self.term, None)
+
+    def _has_committed_in_term(self) -> bool:
+        return self.log.term(self.committed_index) == self.term
+
+    # --- reads ---
+
+    def _read(self, event: Read) -> None:
+        if self.role is not Role.LEADER:
+            self._effects.refused.append((event.token, Refusal.NOT_LEADER))
+        elif not self._has_committed_in_term():
+            self._early_reads.append(event.token)  # what is committed is not known yet (§8)
+        else:
+            self._begin_read(event.token)
+
+    def _begin_read(self, token: int) -> None:
+        """A round of heartbeats, begun after the read came, proves leadership (§6.4)."""
+        if not self._round_is_new:
+            self._round_is_new = True  # one round for all reads of this step
+            self._round += 1
+            self._heartbeat_at = self._now
+        self._reads.append((token, self._round, self.committed_index))
+        self.progress[self.node_id].round = self._round
+        self._serve_reads()
+
+    def _serve_reads(self) -> None:
+        while self._reads:
+            token, number, index = self._reads[0]
+            proved = {peer for peer, p in self.progress.items() if p.round >= number}
+            if not self._is_majority(proved):
+                return
+            self._reads.popleft()
+            self._effects.readable.append((token, index))
+
+    # --- handing over ---
+
+    def _transfer(self, event: Transfer) -> None:
+        if self.role is not Role.LEADER:
+            self._effects.refused.append((event.token, Refusal.NOT_LEADER))
+        elif event.target not in self.membership.voters:
+            self._effects.refused.append((event.token, Refusal.NOT_A_VOTER))
+        elif self.transfer_target not in (None, event.target):
+            self._effects.refused.append((event.token, Refusal.BUSY))
+        else:
+            self._effects.taken.append((event.token, self.log.last_index, self.term))
+            if event.target != self.node_id and self.transfer_target is None:
+                self.transfer_target = event.target
+                self._transfer_until = self._now + self.options.election_timeout_seconds
+                self._wants_append.add(event.target)
+                self._maybe_hand_over()
+
+    def _maybe_hand_over(self) -> None:
+        target = self.transfer_target
+        if target is None or target not in self.progress or self.role is not Role.LEADER:
+            return
+        if self.progress[target].match == self.log.last_index:
+            self._effects.send.append(
+                TimeoutNow(sender=self.node_id, receiver=target, term=self.term)
+            )
+
+    def _end_transfer(self) -> None:
+        self.transfer_target = None
+        self._transfer_until = math.inf
+
+    # --- membership ---
+
+    def _change_membership(self, event: ChangeMembership) -> None:
+        refusal = self._objection(event.change)
+        if refusal is not None:
+            self._effects.refused.append((event.token, refusal))
+            return
+        entry = self._append_as_leader(EntryKind.MEMBERSHIP, self._changed(event.change).encode())
+        self._effects.taken.append((event.token, entry.index, entry.term))
+
+    def _objection(self, change: AddLearner | Promote | Remove) -> Refusal | None:
+        if self.role is not Role.LEADER:
+            return Refusal.NOT_LEADER
+        if not self._has_committed_in_term():
+            return Refusal.NOT_READY  # the single-server bug of 2015
+        if self._memberships[-1][0] > self.committed_index:
+            return Refusal.CHANGE_IN_PROGRESS
+        if self.transfer_target is not None:
+            return Refusal.BUSY
+        match change:
+            case AddLearner(member) if member.id in self.membership.ids:
+                return Refusal.ALREADY_A_MEMBER
+            case Promote(node_id) if node_id not in self.membership.ids:
+                return Refusal.NOT_A_MEMBER
+            case Promote(node_id) if node_id in self.membership.voters:
+                return Refusal.ALREADY_A_MEMBER
+            case Remove(node_id) if node_id not in self.membership.ids:
+                return Refusal.NOT_A_MEMBER
+            case Remove(node_id) if self.membership.voters == {node_id}:
+                return Refusal.LAST_VOTER
+        return None
+
+    def _changed(self, change: AddLearner | Promote | Remove) -> Membership:
+        membership = self.membership
+        match change:
+            case AddLearner(member):
+                return membership.with_member(replace(member, voter=False))
+            case Promote(node_id):
+                (member,) = (m for m in membership.members if m.id == node_id)
+                return membership.with_member(replace(member, voter=True))
+            case Remove(node_id):
+                return membership.without(node_id)
+
+    def _watch_learner(self, peer: str, progress: Progress) -> None:
+        """Promote a learner that keeps up: a round is shorter than an election (§4.2.1)."""
+        if peer not in self.membership.learners:
+            return
+        if progress.match < progress.catch_up_target:
+            return
+        took = self._now - progress.catch_up_began
+        caught_up = progress.catch_up_target and took < self.options.election_timeout_seconds
+        if caught_up and self._objection(Promote(peer)) is None:
+            self._append_as_leader(EntryKind.MEMBERSHIP, self._changed(Promote(peer)).encode())
+            return
+        progress.catch_up_target = self.log.last_index
+        progress.catch_up_began = self._now
+
+    # --- what the driver reports ---
+
+    def _compact(self, event: Compact) -> None:
+        index = min(event.keep_after, self._handed_index)
+        if index <= self.log.compacted_index:
+            return
+        in_force = self.membership_at(index)
+        later = [(at, m) for at, m in self._memberships if at > index]
+        self._memberships = [(index, in_force), *later]
+        self.log.compact(index)
+
+    def _snapshot_failed(self, event: SnapshotFailed) -> None:
+        progress = self.progress.get(event.peer)
+        if progress is not None and progress.mode is Mode.SNAPSHOT:
+            progress.probe(progress.match + 1)
+            progress.paused = True  # until it answers a heartbeat
+
+    def _unreachable(self, event: Unreachable) -> None:
+        progress = self.progress.get(event.peer)
+        if progress is not None and progress.mode is Mode.REPLICATE:
+            progress.probe(progress.match + 1)
+            progress.paused = True
+
+
+Handler = Callable[[Core, Any], None]
+
+_EVENTS: Final[dict[type, Handler]] = {
+    Receive: Core._receive,
+    Propose: Core._propose,
+    ChangeMembership: Core._change_membership,
+    Read: Core._read,
+    Transfer: Core._transfer,
+    Persisted: Core._persisted,
+    Compact: Core._compact,
+    SnapshotInstalled: Core._snapshot_installed,
+    SnapshotFailed: Core._snapshot_failed,
+    Unreachable: Core._unreachable,
+}
+
+_FOLLOWING: Final[dict[type, Handler]] = {
+    PreVote: Core._on_pre_vote,
+    Vote: Core._on_vote,
+    Append: Core._on_append,
+    Heartbeat: Core._on_heartbeat,
+    SnapshotReceived: Core._on_snapshot_received,
+    TimeoutNow: Core._on_timeout_now,
+}
+
+_HANDLERS: Final[dict[tuple[Role, type], Handler]] = {
+    **{(Role.FOLLOWER, rpc): handler for rpc, handler in _FOLLOWING.items()},
+    **{(Role.PRE_CANDIDATE, rpc): handler for rpc, handler in _FOLLOWING.items()},
+    (Role.PRE_CANDIDATE, PreVoteReply): Core._on_pre_vote_reply,
+    **{(Role.CANDIDATE, rpc): handler for rpc, handler in _FOLLOWING.items()},
+    (Role.CANDIDATE, VoteReply): Core._on_vote_reply,
+    (Role.LEADER, PreVote): Core._on_pre_vote,
+    (Role.LEADER, Vote): Core._on_vote,
+    (Role.LEADER, AppendReply): Core._on_append_reply,
+    (Role.LEADER, HeartbeatReply): Core._on_heartbeat_reply,
+}
