@@ -1,0 +1,117 @@
+"""RPCs as bytes, and back: strict, so that garbage is refused and never half read. Pure.
+
+An RPC is a msgpack array of its number and its fields, in the order in which
+its class declares them. Numbers are never reused. What does not fit is a
+``ValueError``: the connection that brought it is worth nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from repl_broker.raft.log import Entry, EntryKind, Member, Membership, SnapshotMark
+from repl_broker.raft.rpc import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    PreVote,
+    PreVoteReply,
+    Rpc,
+    SnapshotReceived,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+)
+
+__all__ = ["decode_rpc", "encode_rpc"]
+
+_RPCS: Final[dict[int, type[Rpc]]] = {
+    1: PreVote,
+    2: PreVoteReply,
+    3: Vote,
+    4: VoteReply,
+    5: Append,
+    6: AppendReply,
+    7: Heartbeat,
+    8: HeartbeatReply,
+    9: SnapshotReceived,
+    10: TimeoutNow,
+}
+_NUMBERS: Final = {kind: number for number, kind in _RPCS.items()}
+_NAMES: Final = {kind: tuple(f.name for f in fields(kind)) for kind in _NUMBERS}
+
+_EntryFields = tuple[int, int, int, bytes]
+_MarkFields = tuple[int, int, tuple[tuple[str, str, str, bool], ...]]
+
+# The shape of each field on the wire; all others are int, str or bool as declared.
+_SHAPES: Final[dict[str, Any]] = {
+    "sender": str,
+    "receiver": str,
+    "granted": bool,
+    "transfer": bool,
+    "accepted": bool,
+    "entries": tuple[_EntryFields, ...],
+    "mark": _MarkFields,
+}
+_TYPES: Final = {
+    kind: tuple.__class_getitem__(tuple(_SHAPES.get(name, int) for name in names))
+    for kind, names in _NAMES.items()
+}
+
+
+def encode_rpc(rpc: Rpc) -> bytes:
+    """The RPC's bytes."""
+    kind = type(rpc)
+    values = [_PACK.get(name, _as_it_is)(getattr(rpc, name)) for name in _NAMES[kind]]
+    packed: bytes = msgpack.packb((_NUMBERS[kind], *values))
+    return packed
+
+
+def decode_rpc(data: bytes) -> Rpc:
+    """The RPC that ``data`` is. Raises ValueError for anything else."""
+    try:
+        number, *values = msgpack.unpackb(data, use_list=False, raw=False)
+        kind = _RPCS[number]
+        checked = msgspec.convert(tuple(values), _TYPES[kind])
+        named = zip(_NAMES[kind], checked, strict=True)
+        rpc = kind(**{name: _UNPACK.get(name, _as_it_is)(value) for name, value in named})
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise ValueError(f"not an RPC: {error}") from None
+    if any(isinstance(v, int) and v < 0 for v in checked):
+        raise ValueError("not an RPC: a negative number")
+    return rpc
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _pack_entries(entries: tuple[Entry, ...]) -> list[_EntryFields]:
+    return [(e.index, e.term, int(e.kind), e.data) for e in entries]
+
+
+def _unpack_entries(rows: tuple[_EntryFields, ...]) -> tuple[Entry, ...]:
+    return tuple(Entry(index, term, EntryKind(kind), data) for index, term, kind, data in rows)
+
+
+def _pack_mark(mark: SnapshotMark) -> _MarkFields:
+    members = tuple((m.id, m.raft_address, m.http_url, m.voter) for m in mark.membership.members)
+    return (mark.index, mark.term, members)
+
+
+def _unpack_mark(row: _MarkFields) -> SnapshotMark:
+    index, term, members = row
+    return SnapshotMark(index, term, Membership(tuple(Member(*m) for m in members)))
+
+
+_PACK: Final[dict[str, Callable[[Any], Any]]] = {"entries": _pack_entries, "mark": _pack_mark}
+_UNPACK: Final[dict[str, Callable[[Any], Any]]] = {
+    "entries": _unpack_entries,
+    "mark": _unpack_mark,
+}
