@@ -1,0 +1,637 @@
+"""Between peers: msgpack frames over Trio TCP streams, after a handshake that proves both sides.
+
+    dialer                                   acceptor
+      Hello  versions, cluster, who, nonce  ──▶
+      ◀──  Welcome  version, who, nonce, proof
+      Proof  proof                           ──▶
+      ◀──  Accepted, or Refused with a reason
+      RPCs and requests                      ──▶
+      ◀──  replies to the requests
+
+Each node dials each peer: what it has to say goes over its own connection, and
+what it hears comes over the peer's. A proof is an HMAC-SHA256, under the
+cluster's secret, of both sides' words with both nonces and the prover's part:
+one that is recorded proves nothing later, and one cannot be sent back to its
+maker. Whoever fails gets a reason, is counted, and disturbs nobody.
+
+A frame is four bytes of length, most significant first, and a msgpack array.
+All that waits when the writer is free goes out in one send. A cut leaves TCP
+open in silence, so every wait has a deadline and unacknowledged data a limit
+(TCP_USER_TIMEOUT).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import random
+import secrets
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import astuple, dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgpack
+import msgspec
+import trio
+
+from repl_broker.errors import ReplBrokerError
+from repl_broker.raft.codec import decode_rpc, encode_rpc
+from repl_broker.raft.rpc import Rpc
+
+__all__ = [
+    "Me",
+    "PeerRefusedError",
+    "PeerUnreachableError",
+    "Transport",
+    "TransportOptions",
+    "TransportStatistics",
+]
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_MIN: Final = 1
+PROTOCOL_MAX: Final = 1
+HELLO_BYTES_MAX: Final = 4096  # of a frame before the handshake is done
+READ_BYTES: Final = 256 << 10
+
+
+class PeerUnreachableError(ReplBrokerError):
+    """The peer did not answer; whether it heard is not known."""
+
+
+class PeerRefusedError(ReplBrokerError):
+    """The peer will not talk to this node, and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """Who this node is. ``incarnation`` is drawn with the data directory: a node that
+    lost its data is another one, whatever its id (RethinkDB#5289)."""
+
+    cluster_id: str  # empty while the node asks to join one
+    node_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """Limits; each ends one connection and nothing else."""
+
+    frame_bytes_max: int = 32 << 20
+    queue_bytes_max: int = 64 << 20  # a peer; beyond it RPCs are dropped, as on a lossy line
+    connect_seconds: float = 2.0
+    handshake_seconds: float = 5.0
+    silence_ms: int = 3000  # sent data that is not acknowledged for so long ends the connection
+    retry_seconds_min: float = 0.05
+    retry_seconds_max: float = 2.0
+    strangers_max: int = 64  # connections whose handshake is not done
+    requests_max: int = 256  # under way at one time, a peer
+
+
+class TransportStatistics(NamedTuple):
+    """Counters since the start."""
+
+    connected: int  # links that are up now
+    refused: int  # handshakes that failed, ours as acceptor
+    garbage: int  # frames that were none
+    dropped: int  # RPCs that found no room or no connection
+    sent_bytes: int
+
+
+class _Hello(NamedTuple):
+    kind: str
+    version_min: int
+    version_max: int
+    cluster_id: str
+    node_id: str
+    incarnation: str
+    nonce: bytes
+
+
+class _Welcome(NamedTuple):
+    kind: str
+    version: int
+    cluster_id: str
+    node_id: str
+    incarnation: str
+    nonce: bytes
+
+
+class _Proof(NamedTuple):
+    kind: str
+    proof: bytes
+
+
+class _Refused(NamedTuple):
+    kind: str
+    reason: str
+
+
+_RPC: Final = 0
+_REQUEST: Final = 1
+_REPLY: Final = 2
+_REFUSAL: Final = 3
+
+N = TypeVar("N", bound=tuple[Any, ...])
+OnRpc = Callable[[Rpc], None]
+OnRequest = Callable[[str, str, Any], Awaitable[Any]]
+Admit = Callable[[str, str, str], str | None]  # node id, incarnation, cluster id → objection
+
+
+class Transport:
+    """This node's connections to its peers.
+
+    ``on_rpc`` gets each RPC, from a peer that proved itself and is the sender
+    it names. ``on_request`` answers a request of a peer; a ReplBrokerError that
+    it raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
+    against a peer that knows the secret, or None.
+    """
+
+    def __init__(
+        self,
+        me: Me,
+        secret: bytes,
+        *,
+        on_rpc: OnRpc,
+        on_request: OnRequest,
+        admit: Admit,
+        on_unreachable: Callable[[str], None] = lambda peer: None,
+        options: TransportOptions | None = None,
+    ) -> None:
+        self.me = me
+        self.options = options or TransportOptions()
+        self._secret = secret
+        self._on_rpc = on_rpc
+        self._on_request = on_request
+        self._admit = admit
+        self._on_unreachable = on_unreachable
+        self._links: dict[str, _Link] = {}
+        self._nursery: trio.Nursery | None = None
+        self._strangers = 0
+        self._refused = 0
+        self._garbage = 0
+        self._dropped = 0
+        self._sent_bytes = 0
+
+    async def run(
+        self,
+        listeners: list[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept and dial until cancelled. Closes the listeners."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for link in self._links.values():
+                    nursery.start_soon(link.run)
+                for listener in listeners:
+                    nursery.start_soon(self._accept, listener, nursery)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            for listener in listeners:
+                listener.socket.close()
+
+    def set_peers(self, addresses: Mapping[str, tuple[str, int]]) -> None:
+        """Dial exactly these, by node id; links to others are closed."""
+        for node_id in self._links.keys() - addresses.keys():
+            self._links.pop(node_id).close()
+        for node_id, address in addresses.items():
+            link = self._links.get(node_id)
+            if link is not None and link.address == address:
+                continue
+            if link is not None:
+                link.close()
+            link = self._links[node_id] = _Link(self, node_id, address)
+            if self._nursery is not None:
+                self._nursery.start_soon(link.run)
+
+    def send(self, rpc: Rpc) -> None:
+        """Send if there is a connection and room; otherwise it is lost, as on any network."""
+        link = self._links.get(rpc.receiver)
+        if link is None or not link.put((_RPC, encode_rpc(rpc))):
+            self._dropped += 1
+
+    async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
+        """Ask a known peer, and wait for its answer.
+
+        Raises PeerUnreachableError, PeerRefusedError.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            raise PeerUnreachableError(f"node {peer!r} is not a peer of this one")
+        return await link.call(name, argument, seconds)
+
+    async def call_address(
+        self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
+    ) -> Any:
+        """Ask whoever listens at ``address``, over a connection for this one question."""
+        link = _Link(self, "", address)
+        async with _one_error(), trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            try:
+                return await link.call(name, argument, seconds)
+            finally:
+                nursery.cancel_scope.cancel()
+
+    def is_connected(self, peer: str) -> bool:
+        link = self._links.get(peer)
+        return link is not None and link.connected
+
+    def statistics(self) -> TransportStatistics:
+        return TransportStatistics(
+            sum(link.connected for link in self._links.values()),
+            self._refused,
+            self._garbage,
+            self._dropped,
+            self._sent_bytes,
+        )
+
+    # --- accepting ---
+
+    async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                log.error("cannot accept peers for now error=%r", str(error))
+                await trio.sleep(0.1)
+                continue
+            if self._strangers >= self.options.strangers_max:
+                self._refused += 1
+                await trio.aclose_forcefully(stream)
+            else:
+                nursery.start_soon(self.serve, stream)
+
+    async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """One connection of a peer, from its handshake to its end. Raises nothing."""
+        _bound_silence(stream, self.options.silence_ms)
+        frames = _Frames(stream, HELLO_BYTES_MAX)
+        self._strangers += 1
+        peer = None
+        try:
+            try:
+                with trio.fail_after(self.options.handshake_seconds):
+                    peer = await self._welcome(frames)
+            finally:
+                self._strangers -= 1
+            frames.bytes_max = self.options.frame_bytes_max
+            await self._listen(peer, frames)
+        except (PeerRefusedError, trio.TooSlowError) as error:
+            self._refused += 1
+            log.warning("peer refused peer=%s reason=%r", peer or "unknown", str(error))
+        except (ValueError, msgspec.ValidationError) as error:
+            self._garbage += 1
+            log.warning("peer sent garbage peer=%s error=%r", peer or "unknown", str(error))
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            log.debug("peer left peer=%s", peer or "unknown")
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+
+    async def _welcome(self, frames: _Frames) -> str:
+        hello = _as(_Hello, "hello", await frames.receive())
+        if hello.version_max < PROTOCOL_MIN or hello.version_min > PROTOCOL_MAX:
+            await self._refuse(
+                frames,
+                f"node {self.me.node_id!r} speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the "
+                f"other {hello.version_min} to {hello.version_max}; upgrade the older one",
+            )
+        version = min(hello.version_max, PROTOCOL_MAX)
+        welcome = _Welcome("welcome", version, *_fields(self.me), secrets.token_bytes(32))
+        proof = _prove(self._secret, b"acceptor", hello, welcome)
+        await frames.send((welcome, proof))
+        answer = _as(_Proof, "proof", await frames.receive())
+        if not hmac.compare_digest(answer.proof, _prove(self._secret, b"dialer", hello, welcome)):
+            await self._refuse(frames, "the secret is not this cluster's; check secret_file")
+        objection = self._admit(hello.node_id, hello.incarnation, hello.cluster_id)
+        if objection is not None:
+            await self._refuse(frames, objection)
+        await frames.send(_Refused("accepted", ""))
+        return hello.node_id
+
+    async def _refuse(self, frames: _Frames, reason: str) -> None:
+        await frames.send(_Refused("refused", reason))
+        raise PeerRefusedError(reason)
+
+    async def _listen(self, peer: str, frames: _Frames) -> None:
+        under_way = trio.CapacityLimiter(self.options.requests_max)
+        async with _one_error(), trio.open_nursery() as nursery:
+            while True:
+                frame = await frames.receive_or_end()
+                if frame is None:
+                    break
+                match frame:
+                    case (0, bytes(data)):
+                        rpc = decode_rpc(data)
+                        if rpc.sender != peer or rpc.receiver != self.me.node_id:
+                            raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
+                        self._on_rpc(rpc)
+                    case (1, int(number), str(name), argument):
+                        await under_way.acquire_on_behalf_of(number)
+                        nursery.start_soon(
+                            self._answer, peer, frames, under_way, number, name, argument
+                        )
+                    case _:
+                        raise ValueError("a frame of no known kind")
+            nursery.cancel_scope.cancel()
+
+    async def _answer(
+        self,
+        peer: str,
+        frames: _Frames,
+        under_way: trio.CapacityLimiter,
+        number: int,
+        name: str,
+        argument: Any,
+    ) -> None:
+        try:
+            try:
+                reply = (_REPLY, number, await self._on_request(peer, name, argument))
+            except ReplBrokerError as error:
+                reply = (_REFUSAL, number, str(error))
+            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                await frames.send(reply)
+        finally:
+            under_way.release_on_behalf_of(number)
+
+
+class _Link:
+    """This node's own connection to one peer: dialled, proved, and dialled again."""
+
+    def __init__(self, transport: Transport, peer: str, address: tuple[str, int]) -> None:
+        self.address = address
+        self.connected = False
+        self.refusal: str | None = None  # why the peer would not talk, the last time
+        self._transport = transport
+        self._peer = peer  # empty: whoever listens there
+        self._life = trio.CancelScope()
+        self._queue: deque[bytes] = deque()
+        self._queue_bytes = 0
+        self._work = trio.Event()
+        self._settled = trio.Event()  # connected, or refused
+        self._calls: dict[int, _Call] = {}
+        self._number = 0
+
+    def close(self) -> None:
+        self._life.cancel()
+
+    def put(self, frame: tuple[Any, ...]) -> bool:
+        """Queue a frame; False if there is no connection, or no room."""
+        if not self.connected or self._queue_bytes > self._transport.options.queue_bytes_max:
+            return False
+        data = _frame(frame)
+        self._queue.append(data)
+        self._queue_bytes += len(data)
+        self._work.set()
+        return True
+
+    async def call(self, name: str, argument: Any, seconds: float) -> Any:
+        call = _Call()
+        with trio.move_on_after(seconds):
+            await self._settled.wait()
+            if self.refusal is not None and not self.connected:
+                raise PeerRefusedError(self.refusal)
+            self._number += 1
+            number = self._number
+            self._calls[number] = call
+            try:
+                if self.put((_REQUEST, number, name, argument)):
+                    await call.done.wait()
+            finally:
+                self._calls.pop(number, None)
+        if call.refusal is not None:
+            raise PeerRefusedError(call.refusal)
+        if not call.done.is_set() or call.lost:
+            where = f"{self.address[0]}:{self.address[1]}"
+            raise PeerUnreachableError(f"{self._peer or where} did not answer in {seconds:g} s")
+        return call.reply
+
+    async def run(self) -> None:
+        options = self._transport.options
+        wait = options.retry_seconds_min
+        with self._life:
+            while True:
+                began = trio.current_time()
+                try:
+                    await self._connect_and_talk()
+                except PeerRefusedError as error:
+                    if self.refusal != str(error):
+                        log.error("refused by peer=%s reason=%r", self._peer, str(error))
+                    self.refusal = str(error)
+                    self._settled.set()
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    log.debug("no connection peer=%s error=%r", self._peer, str(error))
+                except (trio.TooSlowError, ValueError, msgspec.ValidationError) as error:
+                    log.debug("no handshake peer=%s error=%r", self._peer, str(error))
+                finally:
+                    self._disconnect()
+                if trio.current_time() - began > options.retry_seconds_max:
+                    wait = options.retry_seconds_min
+                await trio.sleep(random.uniform(0, wait))  # noqa: S311  full jitter
+                wait = min(2 * wait, options.retry_seconds_max)
+
+    async def _connect_and_talk(self) -> None:
+        options = self._transport.options
+        with trio.fail_after(options.connect_seconds):
+            stream = await trio.open_tcp_stream(*self.address)
+        async with stream:
+            await self.talk(stream)
+
+    async def talk(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """Prove each other over ``stream``, then send what is queued, and take replies."""
+        options = self._transport.options
+        _bound_silence(stream, options.silence_ms)
+        frames = _Frames(stream, HELLO_BYTES_MAX)
+        with trio.fail_after(options.handshake_seconds):
+            await self._greet(frames)
+        frames.bytes_max = options.frame_bytes_max
+        self.refusal = None
+        self.connected = True
+        self._settled.set()
+        async with _one_error(), trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_queued, frames)
+            await self._take_replies(frames)
+            nursery.cancel_scope.cancel()
+
+    async def _greet(self, frames: _Frames) -> None:
+        transport = self._transport
+        hello = _Hello(
+            "hello", PROTOCOL_MIN, PROTOCOL_MAX, *_fields(transport.me), secrets.token_bytes(32)
+        )
+        await frames.send(hello)
+        answer = await frames.receive()
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], tuple)):
+            raise PeerRefusedError(_as(_Refused, "refused", answer).reason)
+        welcome = _as(_Welcome, "welcome", answer[0])
+        proof = answer[1]
+        secret = transport._secret
+        wanted = _prove(secret, b"acceptor", hello, welcome)
+        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, wanted):
+            raise PeerRefusedError("the other node does not know this cluster's secret")
+        if self._peer and welcome.node_id != self._peer:
+            raise PeerRefusedError(
+                f"{self.address[0]}:{self.address[1]} is node {welcome.node_id!r}, "
+                f"not {self._peer!r}"
+            )
+        await frames.send(_Proof("proof", _prove(secret, b"dialer", hello, welcome)))
+        verdict = _as(_Refused, "", await frames.receive())
+        if verdict.kind != "accepted":
+            raise PeerRefusedError(verdict.reason)
+
+    async def _send_queued(self, frames: _Frames) -> None:
+        while True:
+            if not self._queue:
+                self._work = trio.Event()
+                await self._work.wait()
+            data = b"".join(self._queue)
+            self._queue.clear()
+            self._queue_bytes = 0
+            await frames.stream.send_all(data)
+            self._transport._sent_bytes += len(data)
+
+    async def _take_replies(self, frames: _Frames) -> None:
+        while True:
+            match await frames.receive_or_end():
+                case None:
+                    return
+                case (2, int(number), reply):
+                    if number in self._calls:
+                        self._calls[number].answer(reply)
+                case (3, int(number), str(refusal)):
+                    if number in self._calls:
+                        self._calls[number].refuse(refusal)
+                case _:
+                    raise ValueError("a reply of no known kind")
+
+    def _disconnect(self) -> None:
+        was, self.connected = self.connected, False
+        if was:
+            self._settled = trio.Event()
+        self._queue.clear()
+        self._queue_bytes = 0
+        for call in self._calls.values():
+            call.lose()
+        if was:
+            self._transport._on_unreachable(self._peer)
+
+
+class _Call:
+    """A request that waits for its reply."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.reply: Any = None
+        self.refusal: str | None = None
+        self.lost = False
+
+    def answer(self, reply: Any) -> None:
+        self.reply = reply
+        self.done.set()
+
+    def refuse(self, refusal: str) -> None:
+        self.refusal = refusal
+        self.done.set()
+
+    def lose(self) -> None:
+        self.lost = True
+        self.done.set()
+
+
+class _Frames:
+    """Frames over a stream, none longer than ``bytes_max``."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, bytes_max: int) -> None:
+        self.stream = stream
+        self.bytes_max = bytes_max
+        self._received = bytearray()
+        self._sending = trio.Lock()
+
+    async def send(self, frame: tuple[Any, ...]) -> None:
+        async with self._sending:
+            await self.stream.send_all(_frame(frame))
+
+    async def receive(self) -> Any:
+        """The next frame. Raises PeerUnreachable's cause: BrokenResourceError at the end."""
+        frame = await self.receive_or_end()
+        if frame is None:
+            raise trio.BrokenResourceError("the peer has closed the connection")
+        return frame
+
+    async def receive_or_end(self) -> Any:
+        """The next frame, or None at an end between frames. Raises ValueError for garbage."""
+        while (size := self._frame_size()) is None or len(self._received) < 4 + size:
+            data = await self.stream.receive_some(READ_BYTES)
+            if not data:
+                if self._received:
+                    raise ValueError("the connection ended within a frame")
+                return None
+            self._received += data
+        with memoryview(self._received) as received:
+            body = bytes(received[4 : 4 + size])
+        del self._received[: 4 + size]
+        try:
+            return msgpack.unpackb(body, use_list=False, raw=False)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise ValueError(f"not msgpack: {error}") from None
+
+    def _frame_size(self) -> int | None:
+        if len(self._received) < 4:
+            return None
+        size = int.from_bytes(self._received[:4], "big")
+        if size > self.bytes_max:
+            raise ValueError(f"a frame of {size} bytes; the limit is {self.bytes_max}")
+        return size
+
+
+@asynccontextmanager
+async def _one_error() -> AsyncIterator[None]:
+    """What went wrong in a nursery, without the group around it; Cancelled is left alone."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if not isinstance(error, Exception) or group.subgroup(trio.Cancelled):
+            raise
+        raise error from None
+
+
+def _frame(frame: tuple[Any, ...]) -> bytes:
+    body: bytes = msgpack.packb(frame)
+    return len(body).to_bytes(4, "big") + body
+
+
+def _as(kind: type[N], name: str, frame: Any) -> N:
+    """``frame`` as the words of a handshake. Raises what the other side refused with."""
+    if name != "refused" and isinstance(frame, tuple) and frame[:1] == ("refused",):
+        raise PeerRefusedError(msgspec.convert(frame, _Refused).reason)
+    words: N = msgspec.convert(frame, kind)
+    if name and words[0] != name:
+        raise ValueError(f"{words[0]!r} where {name!r} was to come")
+    return words
+
+
+def _fields(me: Me) -> tuple[str, str, str]:
+    cluster_id, node_id, incarnation = astuple(me)
+    return cluster_id, node_id, incarnation
+
+
+def _prove(secret: bytes, part: bytes, hello: _Hello, welcome: _Welcome) -> bytes:
+    said: bytes = msgpack.packb((part, hello, welcome))
+    return hmac.new(secret, said, hashlib.sha256).digest()
+
+
+def _bound_silence(stream: trio.abc.Stream, silence_ms: int) -> None:
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

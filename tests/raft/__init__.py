@@ -1,0 +1,1 @@
+"""Tests of the Raft core: direct ones, and a simulated cluster."""
