@@ -770,30 +770,45 @@ class Core:
         """All that the window has room for; once without entries, to tell of a commit."""
         progress, options = self.progress[peer], self.options
         while progress.may_send(options.window_appends_max, options.window_bytes_max):
-            prev_index = progress.next - 1
-            prev_term = self.log.term(prev_index)
-            if prev_term is None:  # compacted
-                progress.snapshot(self.log.compacted_index)
-                self._effects.snapshots.append(peer)
+            if progress.next <= self.log.compacted_index:
+                self._send_snapshot(peer, progress)
                 return
             entries = self.log.up_to_bytes(progress.next, options.append_bytes_max)
             told = progress.mode is Mode.REPLICATE and progress.told_commit >= self.committed_index
             if not entries and told:
                 return
-            self._effects.send.append(
-                Append(
-                    sender=self.node_id,
-                    receiver=peer,
-                    term=self.term,
-                    prev_index=prev_index,
-                    prev_term=prev_term,
-                    entries=tuple(entries),
-                    commit=self.committed_index,
-                )
-            )
-            progress.told_commit = self.committed_index
+            self._append(peer, progress, entries)
             if entries or progress.mode is Mode.PROBE:
-                progress.sent(prev_index + len(entries), sum(len(e.data) for e in entries))
+                progress.sent(progress.next - 1 + len(entries), sum(len(e.data) for e in entries))
+
+    def _append(self, peer: str, progress: Progress, entries: Sequence[Entry]) -> None:
+        prev_index = progress.next - 1
+        prev_term = self.log.term(prev_index)
+        assert prev_term is not None, "entries that are gone come as a snapshot"
+        self._effects.send.append(
+            Append(
+                sender=self.node_id,
+                receiver=peer,
+                term=self.term,
+                prev_index=prev_index,
+                prev_term=prev_term,
+                entries=tuple(entries),
+                commit=self.committed_index,
+            )
+        )
+        progress.told_commit = self.committed_index
+
+    def _send_snapshot(self, peer: str, progress: Progress) -> None:
+        progress.snapshot(self.log.compacted_index)
+        self._effects.snapshots.append(peer)
+
+    def _ask(self, peer: str, progress: Progress) -> None:
+        """What was sent is unanswered and may be lost: does the peer have it? No entries
+        go along, so asking is cheap; a refusal leads back to probing."""
+        if progress.next <= self.log.compacted_index:
+            self._send_snapshot(peer, progress)
+        else:
+            self._append(peer, progress, ())
 
     def _send_heartbeats(self) -> None:
         """To everyone, unless this node's own disk has hung (hashicorp/raft#503)."""
@@ -838,9 +853,9 @@ class Core:
             return
         progress.heard_at = self._now
         progress.round = max(progress.round, rpc.round)
-        progress.paused = False  # what was on its way may be lost: try again
         self._watch_learner(rpc.sender, progress)
-        self._wants_append.add(rpc.sender)
+        if progress.is_waiting:
+            self._ask(rpc.sender, progress)
         self._serve_reads()
 
     def _advance_commit(self) -> None:

@@ -52,6 +52,17 @@ class Progress:
             case Mode.SNAPSHOT:
                 return False
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an append has gone out that is not answered yet."""
+        match self.mode:
+            case Mode.PROBE:
+                return self.paused
+            case Mode.REPLICATE:
+                return self.match < self.next - 1
+            case Mode.SNAPSHOT:
+                return False
+
     def sent(self, last_index: int, size: int) -> None:
         """An append with entries up to ``last_index`` has gone out."""
         if self.mode is Mode.PROBE:

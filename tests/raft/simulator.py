@@ -804,6 +804,7 @@ class Simulator:
                 self.wake(node, 0.0)
 
     def converge(self) -> None:
+        self.run_until(self.time + 3.5)  # what straggles from before may still disturb
         end = self.time + HEAL_SECONDS_MAX
         while not self.has_converged():
             self.require(self.time < end, "no convergence:", self.why_not())
@@ -812,7 +813,7 @@ class Simulator:
         assert leader is not None and leader.core is not None
         term = leader.core.term
         # It lasts, and whoever is out of the cluster disturbs nobody.
-        self.run_until(self.time + 2.0)  # what straggles
+        self.run_until(self.time + 1.0)
         self.rpc_counts.clear()
         self.run_until(self.time + QUIET_SECONDS)
         self.require(
