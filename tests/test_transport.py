@@ -21,6 +21,7 @@ from repl_broker.transport import (
     PeerUnreachableError,
     Transport,
     TransportOptions,
+    _Link,
 )
 
 CLUSTER = "c" * 32
@@ -40,13 +41,14 @@ class Node:
         self.heard: list[Rpc] = []
         self.unreachable: list[str] = []
         self.news = trio.Event()
+        self.lost = trio.Event()
         self.transport = Transport(
             Me(CLUSTER, node_id, f"incarnation of {node_id}"),
             secret,
             on_rpc=self.hear,
             on_request=self.answer,
             admit=lambda peer, incarnation, cluster: objection,
-            on_unreachable=self.unreachable.append,
+            on_unreachable=self.lose,
             options=TransportOptions(**{"retry_seconds_max": 0.05, **options}),
         )
         self.address = ("127.0.0.1", 0)
@@ -54,6 +56,10 @@ class Node:
     def hear(self, rpc: Rpc) -> None:
         self.heard.append(rpc)
         self.news.set()
+
+    def lose(self, peer: str) -> None:
+        self.unreachable.append(peer)
+        self.lost.set()
 
     async def answer(self, peer: str, name: str, argument: Any) -> Any:
         if name == "fail":
@@ -148,7 +154,7 @@ async def test_a_lost_connection_is_told_and_made_again() -> None:
             a.transport.set_peers({"b": b.address})
             await connected(a, "b")
             port = b.address[1]
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await a.lost.wait()
         assert a.unreachable == ["b"]
         with pytest.raises(PeerUnreachableError):
             await a.transport.call("b", "ask", 1, seconds=0.05)
@@ -282,8 +288,6 @@ async def test_a_recorded_handshake_proves_nothing() -> None:
         while data := await source.receive_some():
             await sink.send_all(data)
 
-    from repl_broker.transport import _Link
-
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.transport.serve, acceptor_end)
@@ -310,8 +314,8 @@ async def test_an_rpc_in_another_nodes_name_ends_the_connection() -> None:
     async with running(a, b):
         await connected(a, "b")
         a.transport.send(heartbeat("c", "b"))
-        while not b.transport.statistics().garbage:
-            await trio.testing.wait_all_tasks_blocked(0.01)
+        await a.lost.wait()
+        assert b.transport.statistics().garbage == 1
         assert b.heard == []
 
 
