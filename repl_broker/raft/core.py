@@ -78,6 +78,7 @@ __all__ = [
     "Role",
     "SnapshotFailed",
     "SnapshotInstalled",
+    "SnapshotSent",
     "Transfer",
     "Unreachable",
 ]
@@ -186,8 +187,15 @@ class SnapshotInstalled:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotSent:
+    """All of the snapshot that ``Effects.snapshots`` asked for has gone to ``peer``."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotFailed:
-    """The snapshot could not be sent to ``peer``."""
+    """The snapshot could not be sent to ``peer``. One of the two always follows."""
 
     peer: str
 
@@ -208,6 +216,7 @@ Event = (
     | Persisted
     | Compact
     | SnapshotInstalled
+    | SnapshotSent
     | SnapshotFailed
     | Unreachable
 )
@@ -1009,10 +1018,17 @@ class Core:
         self._memberships = [(index, in_force), *later]
         self.log.compact(index)
 
+    def _snapshot_sent(self, event: SnapshotSent) -> None:
+        # Whether it was installed, the next answers tell; the one to it may be lost.
+        self._end_snapshot(event.peer, arrived=True)
+
     def _snapshot_failed(self, event: SnapshotFailed) -> None:
-        progress = self.progress.get(event.peer)
+        self._end_snapshot(event.peer, arrived=False)
+
+    def _end_snapshot(self, peer: str, *, arrived: bool) -> None:
+        progress = self.progress.get(peer)
         if progress is not None and progress.mode is Mode.SNAPSHOT:
-            progress.probe(progress.match + 1)
+            progress.probe((progress.snapshot_index if arrived else progress.match) + 1)
             progress.paused = True  # until it answers a heartbeat
 
     def _unreachable(self, event: Unreachable) -> None:
@@ -1033,6 +1049,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     Persisted: Core._persisted,
     Compact: Core._compact,
     SnapshotInstalled: Core._snapshot_installed,
+    SnapshotSent: Core._snapshot_sent,
     SnapshotFailed: Core._snapshot_failed,
     Unreachable: Core._unreachable,
 }

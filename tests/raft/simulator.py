@@ -48,6 +48,7 @@ from repl_broker.raft.core import (
     Role,
     SnapshotFailed,
     SnapshotInstalled,
+    SnapshotSent,
     Transfer,
     Unreachable,
 )
@@ -580,6 +581,7 @@ class Simulator:
             self.deliver(receiver, rpc)
 
         self.at(seconds, arrive)
+        self.at(seconds + 0.01, self.post, node, node.life, SnapshotSent(peer))
 
     # --- clients and operators ---
 
