@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from typing import NoReturn, cast
 
 import pytest
 import trio
@@ -45,11 +46,9 @@ async def test_a_client_that_leaves_before_the_answer_has_no_status(
     async def never(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         await trio.sleep_forever()
 
-    scope: Scope = {
-        "type": "http", "method": "GET", "raw_path": b"/v1/events", "client": None,
-    }  # type: ignore[typeddict-item]  # fmt: skip
+    scope = {"type": "http", "method": "GET", "raw_path": b"/v1/events", "client": None}
     with trio.move_on_after(0):
-        await AccessLog(never)(scope, _receive, _send)
+        await AccessLog(never)(cast(Scope, scope), _receive, _send)
     (line,) = (record.getMessage() for record in log.records)
     assert "status=- " in line
     assert "peer=unknown" in line
@@ -61,12 +60,11 @@ async def test_what_is_not_http_passes() -> None:
     async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         seen.append(scope["type"])
 
-    scope: Scope = {"type": "lifespan"}  # type: ignore[typeddict-item]
-    await AccessLog(app)(scope, _receive, _send)
+    await AccessLog(app)(cast(Scope, {"type": "lifespan"}), _receive, _send)
     assert seen == ["lifespan"]
 
 
-async def _receive() -> object:
+async def _receive() -> NoReturn:
     raise AssertionError
 
 
