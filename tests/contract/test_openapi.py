@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 FUZZ_SECONDS_MAX = 60
 
 
-async def test_a_fuzzer_finds_nothing_that_is_not_described(launch: Launch) -> None:
+async def test_a_fuzzer_finds_nothing_that_is_not_described(launch: Launch, tmp_path: Path) -> None:
     """No 5xx, no undescribed status, media type, header or body; what is valid is accepted."""
     async with launch(seconds_max=FUZZ_SECONDS_MAX) as node:
         found = await trio.run_process(
@@ -31,7 +31,7 @@ async def test_a_fuzzer_finds_nothing_that_is_not_described(launch: Launch) -> N
                 "--config-file", str(ROOT / "tests" / "contract" / "schemathesis.toml"),
                 "--no-color", "run", f"{node.url}/openapi.json", "--max-examples", "5",
             ],
-            cwd=ROOT,
+            cwd=tmp_path,  # it leaves a folder behind
             env=os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"},
             capture_stdout=True,
             stderr=subprocess.STDOUT,
