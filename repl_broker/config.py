@@ -554,9 +554,10 @@ class LimitsConfig:
         "system's limit on open files must be higher.",
     )
     header_bytes: int = key(
-        16 * KiB,
+        64 * KiB,
         Whole("bytes", 1 * KiB, 1 * MiB),
-        "The largest request line and headers together.",
+        "The largest request line and headers together. The default has room for a stream of "
+        "128 filters of 255 characters.",
     )
     idempotency_keys: int = key(
         100_000,

@@ -109,6 +109,7 @@ async def serve(
             async with trio.open_nursery() as serving:
                 await serving.start(door.run)
                 url = _url(config, door)
+                broker.http_url = config.http.public_url or url
                 log.info("serving url=%s node=%s version=%s", url, broker.node_id, __version__)
                 task_status.started(Running(broker, url))
                 await stop.wait()
