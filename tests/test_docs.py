@@ -116,7 +116,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def links(page: Path) -> Iterator[str]:
-    without_code = re.sub(r"`[^`\n]*`", "``", prose(page))
+    without_code = re.sub(r"`[^`]*`", "``", prose(page))
     for match in _LINK.finditer(without_code):
         yield match["target"] or match["file"]
 
@@ -179,6 +179,24 @@ def test_configuration_keys_that_a_page_names_exist(page: Path) -> None:
         and not name.endswith((".py", ".db", ".log", ".md", ".toml", ".example"))
     }
     assert named - set(known) == set()
+
+
+@every_written_page
+def test_defaults_that_a_page_names_are_the_defaults(page: Path) -> None:
+    """A number right after a key, as in ``limits.tail_bytes`` (16 MiB), is its default."""
+    known = keys()
+    text = re.sub(r"`\[([a-z.]+)\] ([a-z_]+)`", r"`\1.\2`", prose(page).replace("\n", " "))
+    wrong = []
+    for name, value in re.findall(
+        r"`([a-z]+\.[a-z_.]+)`(?:\]\([^)]*\))?,? (?:\| )?\(?(\d[\d,]*(?: [KM]iB)?|a day)(?![\w.])",
+        text,
+    ):
+        if name in known:
+            number, _, unit = value.replace("a day", "86400").replace(",", "").partition(" ")
+            stated = int(number) * {"": 1, "KiB": 1024, "MiB": 1024**2}[unit]
+            if stated != known[name].default:
+                wrong.append(f"{name} is {known[name].default}, and not {value}")
+    assert wrong == []
 
 
 @every_written_page
