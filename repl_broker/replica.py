@@ -51,6 +51,7 @@ PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its
 CACHE_BYTES_MAX: Final = 32 << 20  # of the entries that were written or read last, for readers
 CACHE_OVERHEAD_BYTES: Final = 64  # of a message in the cache, beside its data
 EXPIRY_INTERVAL_SECONDS: Final = 5
+SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
 REWRITE_ENTRIES_MAX: Final = 16
@@ -117,6 +118,7 @@ class Replica:
         self._last_index = 0
         self._snapshot_index = 0
         self._written_bytes = 0  # since the last checkpoint
+        self._unsnapped_bytes = 0  # since the last snapshot
         self._store_bytes = 0
         self._waiting: deque[_Proposal] = deque()
         self._writing: list[_Proposal] = []
@@ -303,7 +305,9 @@ class Replica:
             with trio.CancelScope(shield=True):
                 await self._in_thread(self._storage.write, batch)
         self._writes += 1
-        self._written_bytes += sum(len(entry.data) for entry in batch.entries)
+        size = sum(len(entry.data) for entry in batch.entries)
+        self._written_bytes += size
+        self._unsnapped_bytes += size
 
     def _commit(self, entry: Entry, time_ms: int) -> None:
         proposals, self._writing = self._writing, []
@@ -324,7 +328,10 @@ class Replica:
     def _snapshot_due(self) -> bool:
         # A large state is worth writing only once much has changed.
         entries = max(self._snapshot_entries, self.state.entries // 2)
-        return self._last_index - self._snapshot_index >= entries
+        return (
+            self._last_index - self._snapshot_index >= entries
+            or self._unsnapped_bytes >= SNAPSHOT_BYTES
+        )
 
     def _remember(self, index: int, proposals: list[_Proposal]) -> None:
         messages = [data for p in proposals for data in getattr(p.command, "data", ())]
@@ -358,6 +365,7 @@ class Replica:
     async def _compact(self) -> None:
         """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
         index = self.state.applied_index
+        self._unsnapped_bytes = 0
         snapshot = Snapshot(index, self._term, self.state.snapshot())
         dead, sparse = self.state.take_dead(index), self.state.take_sparse(index)
         await self._locked(self._storage.save_snapshot, snapshot)

@@ -36,7 +36,9 @@ START = RETRY + subscribed(0)
 class Followed:
     """A follower with no waiting; what it was told and how long it would have slept."""
 
-    def __init__(self, broker: FakeBroker, after: str | None = None, silence_seconds: float = 30) -> None:
+    def __init__(
+        self, broker: FakeBroker, after: str | None = None, silence_seconds: float = 30
+    ) -> None:
         self.notes: list[str] = []
         self.slept: list[float] = []
         self.client = Client(broker.url)
