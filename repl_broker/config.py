@@ -469,7 +469,7 @@ class ClusterConfig:
     name: str | None = key(
         None,
         NAME,
-        "A name for people, shown by the cluster status.",
+        "A name for people who read this file. Nothing depends on it.",
         example='"production"',
     )
     join: tuple[Address, ...] = key(
@@ -504,8 +504,8 @@ class RetentionConfig:
     bytes: int = key(
         64 * MiB,
         Whole("bytes", 1, 1024 * GiB),
-        "How many bytes of messages a topic keeps. Topics times this is the disk space "
-        "that the store may come to.",
+        "How many bytes of messages a topic keeps. The store needs the disk space for what all "
+        "topics keep, and about 200 MiB for what is not yet cleared away.",
     )
 
 
@@ -554,9 +554,10 @@ class LimitsConfig:
         "system's limit on open files must be higher.",
     )
     header_bytes: int = key(
-        16 * KiB,
+        64 * KiB,
         Whole("bytes", 1 * KiB, 1 * MiB),
-        "The largest request line and headers together.",
+        "The largest request line and headers together. The default has room for a stream of "
+        "128 filters of 255 characters.",
     )
     idempotency_keys: int = key(
         100_000,
@@ -594,7 +595,8 @@ class LimitsConfig:
     write_timeout_seconds: int = key(
         10,
         Whole("seconds", 1, 300),
-        "How long a client may take nothing of an answer before its connection is ended.",
+        "How long a client may take nothing of an answer before its connection is ended. Event "
+        "streams are exempt: a reader that stalls is served from the log when it reads again.",
     )
     idle_timeout_seconds: int = key(
         60,

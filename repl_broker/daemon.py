@@ -3,7 +3,7 @@
 Start: store, log, hub, listeners, HTTP; only then is anything announced. Stop,
 on SIGTERM or SIGINT: take no more publishes, tell the streams to go, answer
 what was taken, end connections, close the store. A disk that fails ends the
-node at once: what it could not make durable it must not acknowledge.
+node: what it could not make durable it must not acknowledge, and says so.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -33,6 +34,8 @@ from repl_broker.web.door import Door, DoorOptions, open_listeners
 __all__ = ["Running", "run", "serve"]
 
 log = logging.getLogger(__name__)
+
+PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,12 @@ async def serve(
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         door = Door(app, listeners, _options(config), ssl_context=tls)
         async with trio.open_nursery() as nursery:
-            await nursery.start(replica.run)
+            await nursery.start(_run_replica, replica, partial(_part, broker, hub, door))
             hub.position = replica.state.seq
             async with trio.open_nursery() as serving:
                 await serving.start(door.run)
                 url = _url(config, door)
+                broker.http_url = config.http.public_url or url
                 log.info("serving url=%s node=%s version=%s", url, broker.node_id, __version__)
                 task_status.started(Running(broker, url))
                 await stop.wait()
@@ -119,6 +123,29 @@ async def serve(
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(storage.close)
     log.info("stopped node=%s", config.node.id)
+
+
+async def _run_replica(
+    replica: Replica,
+    part: Callable[[], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the log; if it fails, ``part`` before the error ends the node."""
+    try:
+        await replica.run(task_status=task_status)
+    except Exception:
+        await part()
+        raise
+
+
+async def _part(broker: Broker, hub: Hub, door: Door) -> None:
+    """After a failure of the log: who waits for a publish is told that its outcome is unknown."""
+    broker.draining = True
+    hub.close()
+    door.stop(PARTING_SECONDS)
+    while door.connections:  # noqa: ASYNC110  for a second at most; the door may not run yet
+        await trio.sleep(0.01)
 
 
 def _publish(hub: Hub, replica: Replica, applied: Applied) -> None:

@@ -269,6 +269,7 @@ def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes
     pairs = []
     for line, text in _lines(body, limits):
         value = _compact(text, limits.depth, line, wrappers=1)
+        _check_named_once(value, line)
         try:
             topic, data = _topic_line(value)
         except msgspec.DecodeError as error:
@@ -282,6 +283,21 @@ def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes
         _check_size(data, limits, line)
         pairs.append((check_topic(topic), data))
     return pairs
+
+
+def _check_named_once(value: bytes, line: int) -> None:
+    # The decoder would take the last one, and lose the others without a word.
+    for name in (b'"topic":', b'"data":'):
+        if value.count(name) > 1 and value.startswith(b"{"):
+            names = [member for member, _ in _members(value.decode())]
+            if len(set(names)) < len(names):
+                raise RequestError(
+                    "invalid_json",
+                    f"Line {line} of the batch names a member more than once; "
+                    "give 'topic' once and 'data' once.",
+                    line=line,
+                    column=1,
+                )
 
 
 def _topic_line(value: bytes) -> tuple[str, bytes]:

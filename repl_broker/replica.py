@@ -48,8 +48,10 @@ log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
-CACHE_BYTES_MAX: Final = 32 << 20  # of the newest entries, kept for readers that are not far behind
+CACHE_BYTES_MAX: Final = 32 << 20  # of the entries that were written or read last, for readers
+CACHE_OVERHEAD_BYTES: Final = 64  # of a message in the cache, beside its data
 EXPIRY_INTERVAL_SECONDS: Final = 5
+SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
 REWRITE_ENTRIES_MAX: Final = 16
@@ -116,6 +118,7 @@ class Replica:
         self._last_index = 0
         self._snapshot_index = 0
         self._written_bytes = 0  # since the last checkpoint
+        self._unsnapped_bytes = 0  # since the last snapshot
         self._store_bytes = 0
         self._waiting: deque[_Proposal] = deque()
         self._writing: list[_Proposal] = []
@@ -181,11 +184,16 @@ class Replica:
         A message goes when retention trims it, so ``state`` knows of it then.
         """
         await trio.lowlevel.checkpoint()
-        missing = sorted({at.entry for at in locations} - self._cache.keys())
-        found = {e: self._cache[e] for e in {at.entry for at in locations} & self._cache.keys()}
-        if missing:
+        wanted = {at.entry for at in locations}
+        found = {entry: self._cache[entry] for entry in wanted & self._cache.keys()}
+        for entry in found:
+            self._cache.move_to_end(entry)
+        if missing := sorted(wanted - found.keys()):
             entries = await self._in_thread(self._storage.read, missing)
-            found.update((entry, decode_messages(data)) for entry, data in entries.items())
+            for entry, data in entries.items():
+                # Kept, since a reader takes a large entry in many small pieces.
+                found[entry] = decode_messages(data)
+                self._keep(entry, found[entry])
         messages = []
         for at in locations:
             data = found[at.entry][at.ordinal] if at.entry in found else b""
@@ -297,12 +305,14 @@ class Replica:
             with trio.CancelScope(shield=True):
                 await self._in_thread(self._storage.write, batch)
         self._writes += 1
-        self._written_bytes += sum(len(entry.data) for entry in batch.entries)
+        size = sum(len(entry.data) for entry in batch.entries)
+        self._written_bytes += size
+        self._unsnapped_bytes += size
 
     def _commit(self, entry: Entry, time_ms: int) -> None:
         proposals, self._writing = self._writing, []
         applied = self.state.apply(entry.index, time_ms, [p.command for p in proposals])
-        self._remember(entry.index, applied, proposals)
+        self._remember(entry.index, proposals)
         self._on_applied(applied)
         now = trio.current_time()
         for proposal, outcome in zip(proposals, applied.outcomes, strict=True):
@@ -318,17 +328,21 @@ class Replica:
     def _snapshot_due(self) -> bool:
         # A large state is worth writing only once much has changed.
         entries = max(self._snapshot_entries, self.state.entries // 2)
-        return self._last_index - self._snapshot_index >= entries
+        return (
+            self._last_index - self._snapshot_index >= entries
+            or self._unsnapped_bytes >= SNAPSHOT_BYTES
+        )
 
-    def _remember(self, index: int, applied: Applied, proposals: list[_Proposal]) -> None:
+    def _remember(self, index: int, proposals: list[_Proposal]) -> None:
         messages = [data for p in proposals for data in getattr(p.command, "data", ())]
-        if not messages:
-            return
+        if messages:
+            self._keep(index, messages)
+
+    def _keep(self, index: int, messages: list[bytes]) -> None:
+        self._cache_bytes += _cached_bytes(messages) - _cached_bytes(self._cache.pop(index, []))
         self._cache[index] = messages
-        self._cache_bytes += sum(map(len, messages))
         while self._cache_bytes > CACHE_BYTES_MAX and len(self._cache) > 1:
-            _, oldest = self._cache.popitem(last=False)
-            self._cache_bytes -= sum(map(len, oldest))
+            self._cache_bytes -= _cached_bytes(self._cache.popitem(last=False)[1])
 
     # --- upkeep ---
 
@@ -351,6 +365,7 @@ class Replica:
     async def _compact(self) -> None:
         """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
         index = self.state.applied_index
+        self._unsnapped_bytes = 0
         snapshot = Snapshot(index, self._term, self.state.snapshot())
         dead, sparse = self.state.take_dead(index), self.state.take_sparse(index)
         await self._locked(self._storage.save_snapshot, snapshot)
@@ -372,3 +387,7 @@ class Replica:
         async with self._writer:
             with trio.CancelScope(shield=True):
                 await self._in_thread(call, argument)
+
+
+def _cached_bytes(messages: Sequence[bytes]) -> int:
+    return sum(map(len, messages)) + CACHE_OVERHEAD_BYTES * len(messages)

@@ -37,6 +37,7 @@ __all__ = ["Identity", "Loaded", "MemoryStorage", "SqliteStorage", "Storage"]
 
 FORMAT: Final = 1
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
+BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,7 @@ class SqliteStorage:
         self._folder = folder
         self._path = folder / "broker.db"
         self._failed: str | None = None
+        self._wal_bytes_max = WAL_BYTES_MAX
         self._closing = contextlib.ExitStack()
         self._read_lock = threading.Lock()
         with contextlib.ExitStack() as undo:
@@ -228,6 +230,7 @@ class SqliteStorage:
         self._closing.callback(connection.close)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         connection.execute("PRAGMA wal_autocheckpoint=0")  # tidy() does it, off the commit path
         return connection
 
@@ -382,14 +385,23 @@ class SqliteStorage:
         try:
             with self._transaction(self._writer):
                 yield self._writer
-            if _size(Path(f"{self._path}-wal")) > WAL_BYTES_MAX:
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._bound_wal()
         except (sqlite3.Error, OSError) as error:
             self._failed = (
                 f"the store {str(self._path)!r} failed to write: {error}; nothing more is "
                 "acknowledged. Check the disk and its free space, then start the node again"
             )
             raise StorageError(self._failed) from error
+
+    def _bound_wal(self) -> None:
+        """Truncate a large write-ahead log, unless a reader of the file is in the way."""
+        size = _size(Path(f"{self._path}-wal"))
+        if size <= self._wal_bytes_max:
+            return
+        self._writer.execute("PRAGMA busy_timeout=0")
+        (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._writer.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        self._wal_bytes_max = size + WAL_BYTES_MAX if busy else WAL_BYTES_MAX
 
     @contextlib.contextmanager
     def _transaction(self, connection: sqlite3.Connection) -> Iterator[None]:

@@ -761,3 +761,22 @@ def test_any_batch_is_split_into_its_values(pairs: list[tuple[str, Any]], ascii_
     assert split_ndjson(b"\n".join(map(line, (v for _, v in pairs))), LIMITS) == [
         data for _, data in alone
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"topic":"a","data":1,"data":2}',
+        b'{"topic":"a","topic":"b","data":1}',
+        b'{"data":{"data":1},"topic":"a","data":2}',
+    ],
+)
+def test_topic_line_that_names_a_member_twice_is_refused(line: bytes) -> None:
+    with pytest.raises(RequestError, match="names a member more than once"):
+        split_topic_ndjson(line, LIMITS)
+
+
+def test_topic_line_whose_data_has_members_of_the_same_names_is_taken() -> None:
+    line = b'{"topic":"a","data":{"topic":"b","data":{"data":1,"data":2}}}'
+    (pair,) = split_topic_ndjson(line, LIMITS)
+    assert pair == ("a", b'{"topic":"b","data":{"data":1,"data":2}}')

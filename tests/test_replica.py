@@ -196,6 +196,19 @@ async def test_compaction_keeps_history_and_drops_the_rest() -> None:
         assert await history(node.replica) == [b"%d" % n for n in range(240, 250)]
 
 
+async def test_large_messages_are_cleared_away_though_they_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("repl_broker.replica.SNAPSHOT_BYTES", 100_000)
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("chat", messages=2))
+        for _ in range(50):
+            await node.replica.propose(publish("chat", b"x" * 10_000))
+            await wait_all_tasks_blocked()
+            assert node.disk.bytes < 250_000
+        assert len(await history(node.replica)) == 2
+
+
 async def test_history_older_than_the_snapshot_is_read_from_the_log() -> None:
     disk = Disk()
     async with running_node(disk, config=SMALL_SNAPSHOTS) as node:

@@ -206,6 +206,27 @@ def test_the_write_ahead_log_does_not_grow_for_ever(
     storage.close()
 
 
+def test_a_program_that_reads_the_file_does_not_hold_writes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its transaction keeps the write-ahead log from being truncated, and nothing else."""
+    monkeypatch.setattr("repl_broker.storage.WAL_BYTES_MAX", 200_000)
+    storage = SqliteStorage(tmp_path, "n1")
+    other = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM log").fetchall()
+    attempts: list[str] = []
+    storage._writer.set_trace_callback(lambda sql: attempts.append(sql) if "TRUNC" in sql else None)
+    for index in range(1, 30):
+        storage.write(WriteBatch((entry(index, b"x" * 50_000),)))
+    assert 1 <= len(attempts) < 10, "it is tried again only after the log has grown as much again"
+    other.close()
+    for index in range(30, 40):
+        storage.write(WriteBatch((entry(index, b"x" * 50_000),)))
+    assert (tmp_path / "broker.db-wal").stat().st_size < 300_000
+    storage.close()
+
+
 # --- SQLite: what is found there ---
 
 

@@ -44,7 +44,7 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_noted)
         finally:
-            peer = scope["client"]
+            peer = scope.get("client")
             log.info(
                 "request method=%s path=%s status=%s seconds=%.4f peer=%s",
                 scope["method"],

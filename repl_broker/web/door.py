@@ -91,7 +91,7 @@ class DoorOptions:
     """Connections being answered 429 at one time; beyond it they are closed unanswered."""
     backlog: int = 1024
     """Connections that the kernel keeps until they are accepted."""
-    header_bytes_max: int = 16 * 1024
+    header_bytes_max: int = 64 * 1024
     """An incomplete request line with its header; beyond it, 431."""
     header_timeout_seconds: float = 10.0
     """From a request's first byte (or from accept) until its header is complete; then 408."""
@@ -148,7 +148,7 @@ class _Problem:
 
     def body(self) -> bytes:
         fields = {
-            "type": "about:blank",
+            "type": f"/docs#{self.code}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,

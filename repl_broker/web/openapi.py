@@ -11,6 +11,7 @@ An object of the document is an ``Object``: JSON, whatever its depth.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -54,6 +55,10 @@ PUBLISH_CODES: Final = (
 EVENT_ID_PATTERN: Final = "[0-9a-f]{8}-(0|[1-9][0-9]{0,17})"
 TOPIC_PATTERN: Final = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 FILTER_PATTERN: Final = r"^(([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?|>)$"
+HOST_PATTERN: Final = r"([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]{2,39}\])"
+PORT_PATTERN: Final = (
+    "([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
 MEMBER_PATTERN: Final = "^[A-Za-z0-9._-]{1,64}$"
 
 EXAMPLE_URL: Final = "http://127.0.0.1:4080"
@@ -181,7 +186,10 @@ def _publish() -> Object:
         parameters=[_topic_parameter(), _idempotency_key()],
         body={
             JSON: {"schema": {"description": "Any JSON value."}, "example": {"text": "hello"}},
-            NDJSON: {"schema": _NDJSON_SCHEMA, "example": '{"n":1}\n{"n":2}\n'},
+            NDJSON: {
+                "schema": _lines({"description": "Any JSON value."}),
+                "example": [{"n": 1}, {"n": 2}],
+            },
         },
         answers={
             201: _json(
@@ -207,8 +215,11 @@ def _publish_many() -> Object:
         parameters=[_idempotency_key()],
         body={
             NDJSON: {
-                "schema": _NDJSON_SCHEMA,
-                "example": '{"topic":"orders.eu","data":{"n":1}}\n{"topic":"audit","data":"n"}\n',
+                "schema": _lines(_ref("TopicLine")),
+                "example": [
+                    {"topic": "orders.eu", "data": {"n": 1}},
+                    {"topic": "audit", "data": "n"},
+                ],
             }
         },
         answers={
@@ -291,8 +302,9 @@ def _events() -> Object:
             {
                 "name": "Last-Event-ID",
                 "in": "header",
-                "description": "What a browser sends when it reconnects; it wins over `after`.",
-                "schema": _AFTER_SCHEMA,
+                "description": "What a browser sends when it reconnects; it wins over `after`. An "
+                "empty one counts as none.",
+                "schema": {"type": "string", "pattern": f"^(earliest|latest|{EVENT_ID_PATTERN}|)$"},
                 "example": EXAMPLE_ID,
             },
         ],
@@ -305,9 +317,11 @@ def _events() -> Object:
                 },
                 "content": {
                     EVENT_STREAM: {
-                        "schema": {"type": "string"},
-                        "example": "retry: 2000\n\nid: 9f3a1c2b-4999\nevent: subscribed\n"
-                        'data: {"topics":["chat"],"node":"n1","position":"9f3a1c2b-4999"}\n\n',
+                        "schema": _ref("Event"),
+                        "example": {
+                            "id": EXAMPLE_ID,
+                            "data": json.dumps(_EXAMPLE_MESSAGE, separators=(",", ":")),
+                        },
                     }
                 },
             }
@@ -605,6 +619,11 @@ def _json(
     return response
 
 
+def _lines(schema: Object) -> Object:
+    """NDJSON: as in OpenAPI 3.2, the schema is that of the sequence as an array."""
+    return {"type": "array", "items": schema, "minItems": 1}
+
+
 def _ref(name: str) -> Object:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -644,10 +663,6 @@ def _idempotency_key() -> Object:
     }
 
 
-_NDJSON_SCHEMA: Final[Object] = {
-    "type": "string",
-    "description": "A JSON value a line (NDJSON).",
-}
 _AFTER_SCHEMA: Final[Object] = {
     "type": "string",
     "pattern": f"^(earliest|latest|{EVENT_ID_PATTERN})$",
@@ -691,6 +706,23 @@ def _schemas() -> Object:
             },
             "A message. It is the same object in the event stream, in the history and on the "
             "command line.",
+        ),
+        "TopicLine": _object(
+            {"topic": name, "data": {"description": "Any JSON value."}},
+            "A line of a batch over several topics.",
+        ),
+        "Event": _object(
+            {
+                "id": event_id,
+                "event": {"enum": ["subscribed", "gap", "topic-deleted"]},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": JSON,
+                    "description": "For a message, which has no `event`, a Message in JSON.",
+                },
+            },
+            "An event of the stream; the stream is a sequence of them. A heartbeat has an id only.",
+            required=("id",),
         ),
         "Receipt": _object({"id": event_id, "topic": name, "time": time}, "One message is kept."),
         "BatchReceipt": _object(
@@ -774,8 +806,16 @@ def _schemas() -> Object:
         "NewMember": _object(
             {
                 "id": {"type": "string", "pattern": MEMBER_PATTERN},
-                "raft_address": {"type": "string", "description": "HOST:PORT"},
-                "http_url": {"type": "string", "description": "An http:// or https:// URL."},
+                "raft_address": {
+                    "type": "string",
+                    "pattern": f"^{HOST_PATTERN}:{PORT_PATTERN}$",
+                    "description": "`HOST:PORT`, or `[IPV6]:PORT`.",
+                },
+                "http_url": {
+                    "type": "string",
+                    "pattern": "^https?://[!-~]+$",
+                    "description": "An http:// or https:// URL.",
+                },
             },
             "A node to add.",
         ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
@@ -19,7 +18,13 @@ from typing import Final
 from repl_broker.errors import PROBLEMS
 from repl_broker.web.openapi import COMMON_CODES, Object
 from repl_broker.web.problems import REMEDIES
-from repl_broker.web.schema_text import notable_answers, operations, schema_text, used_codes
+from repl_broker.web.schema_text import (
+    example_text,
+    notable_answers,
+    operations,
+    schema_text,
+    used_codes,
+)
 
 __all__ = ["CONTENT_SECURITY_POLICY", "render", "to_html"]
 
@@ -97,12 +102,13 @@ def _code_block(text: str) -> str:
 def _navigation(document: Object) -> Iterator[str]:
     yield '<nav aria-label="Contents">'
     for tag in document["tags"]:
-        yield f'<h2><a href="#about-{escape(tag["name"].lower())}">{escape(tag["name"])}</a></h2>\n<ul>'
+        name = escape(tag["name"])
+        yield f'<h2><a href="#about-{name.lower()}">{name}</a></h2>\n<ul>'
         for method, _, operation in operations(document):
             if tag["name"] in operation["tags"]:
-                name = escape(operation["operationId"])
+                anchor = escape(operation["operationId"])
                 yield (
-                    f'<li><a href="#{name}">{_badge(method)} '
+                    f'<li><a href="#{anchor}">{_badge(method)} '
                     f"<span>{escape(operation['summary'])}</span></a></li>"
                 )
         yield "</ul>"
@@ -145,8 +151,9 @@ def _body(operation: Object) -> Iterator[str]:
     body = operation["requestBody"]
     yield f"<h4>Body{'' if body['required'] else ' (may be left out)'}</h4>"
     for media_type, media in body["content"].items():
-        yield f"<p><code>{escape(media_type)}</code>: {_type(media['schema'])}</p>"
-        yield _code_block(_example(media["example"]))
+        lines = ", an item a line" if media_type.endswith("ndjson") else ""
+        yield f"<p><code>{escape(media_type)}</code>: {_type(media['schema'])}{lines}</p>"
+        yield _code_block(example_text(media_type, media["example"]))
 
 
 def _answers(operation: Object) -> Iterator[str]:
@@ -170,12 +177,6 @@ def _content(response: Object) -> str:
         f"<code>{escape(media_type)}</code> <small>{_type(media['schema'])}</small>"
         for media_type, media in response.get("content", {}).items()
     )
-
-
-def _example(example: object) -> str:
-    if isinstance(example, str):
-        return example.rstrip("\n")
-    return json.dumps(example, indent=2, ensure_ascii=False)
 
 
 def _type(schema: Object) -> str:

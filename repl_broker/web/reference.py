@@ -21,6 +21,7 @@ from repl_broker.web.metrics import BUILD_INFO, COMMIT_SECONDS, METRICS
 from repl_broker.web.openapi import COMMON_CODES, Object, document
 from repl_broker.web.problems import REMEDIES
 from repl_broker.web.schema_text import (
+    example_text,
     notable_answers,
     operations,
     references,
@@ -101,8 +102,9 @@ def _operation(method: str, path: str, operation: Object) -> Iterator[str]:
         body = operation["requestBody"]
         yield f"Body{'' if body['required'] else ', which may be left out'}:"
         for media_type, media in body["content"].items():
-            yield f"`{media_type}`: {_type(media['schema'])}"
-            yield _fence(_example(media["example"]), "json")
+            lines = ", an item a line" if media_type.endswith("ndjson") else ""
+            yield f"`{media_type}`: {_type(media['schema'])}{lines}"
+            yield _fence(example_text(media_type, media["example"]), "json")
     rows = (
         (status, ", ".join(map(_code, found)) if found else response["description"], body)
         for status, response, found in notable_answers(operation)
@@ -116,7 +118,7 @@ def _operation(method: str, path: str, operation: Object) -> Iterator[str]:
     for response in operation["responses"].values():
         media = response["content"].get("application/json", {}) if "content" in response else {}
         if "example" in media:
-            yield _fence(_example(media["example"]), "json")
+            yield _fence(example_text("application/json", media["example"]), "json")
             break
     yield _fence(operation["x-codeSamples"][0]["source"], "sh")
 
@@ -147,20 +149,19 @@ def _schemas(described: Object) -> Iterator[str]:
 def _fuzzing() -> Iterator[str]:
     yield "## Hold a node to it"
     yield (
-        "The test suite sends what schemathesis makes up from this description to a running node, "
-        "and fails at any status or media type that is not described here. To do so for longer:"
+        "The test suite lets schemathesis make up requests from this description, sends them to a "
+        "running node, and fails at any status, media type, header or body that is not described "
+        "here. To do so for longer, from the repository:"
     )
     yield _fence(
         "repl-broker serve --data-dir /tmp/fuzzed &\n"
-        "schemathesis run http://127.0.0.1:4080/openapi.json --exclude-path /v1/events \\\n"
-        "  --checks not_a_server_error,status_code_conformance,content_type_conformance,"
-        "response_schema_conformance \\\n"
-        "  --max-examples 1000 --request-timeout 5",
+        "PYTHONPATH=. schemathesis --config-file tests/contract/schemathesis.toml \\\n"
+        "  run http://127.0.0.1:4080/openapi.json --max-examples 1000",
         "sh",
     )
     yield (
-        "`/v1/events` is left out since its answer never ends; "
-        "`tests/contract/test_openapi.py` reads the head of such answers instead."
+        "The configuration teaches it NDJSON, and to leave an event stream, which never ends, "
+        "after its first event."
     )
 
 
@@ -254,10 +255,6 @@ def _cell(text: str) -> str:
 
 def _fence(text: str, language: str) -> str:
     return f"```{language}\n{text.rstrip()}\n```"
-
-
-def _example(example: object) -> str:
-    return example if isinstance(example, str) else json.dumps(example, indent=2)
 
 
 def _type(schema: Object) -> str:

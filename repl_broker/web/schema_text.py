@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 from repl_broker.web.openapi import COMMON_CODES, Object
 
-__all__ = ["codes", "notable_answers", "operations", "references", "schema_text", "used_codes"]
+__all__ = [
+    "codes",
+    "example_text",
+    "notable_answers",
+    "operations",
+    "references",
+    "schema_text",
+    "used_codes",
+]
 
 
 def operations(document: Object) -> Iterator[tuple[str, str, Object]]:
@@ -55,6 +64,14 @@ def references(schema: object) -> Iterator[str]:
             yield from references(part)
 
 
+def example_text(media_type: str, example: object) -> str:
+    """An example as it is sent."""
+    if media_type.endswith("ndjson"):
+        assert isinstance(example, list)
+        return "\n".join(json.dumps(each, separators=(",", ":")) for each in example)
+    return json.dumps(example, indent=2, ensure_ascii=False)
+
+
 def schema_text(schema: Object, link: Callable[[str], str]) -> str:
     """A schema in a few words; ``link`` writes the name of another one."""
     if "$ref" in schema:
@@ -82,5 +99,7 @@ def _limits(schema: Object) -> Iterator[str]:
         yield f"at least {schema['minimum']:,}"
     if "maxItems" in schema:
         yield f"{schema['minItems']} to {schema['maxItems']} of them"
+    elif "minItems" in schema:
+        yield f"at least {schema['minItems']}"
     if "default" in schema:
         yield f"default {schema['default']}"

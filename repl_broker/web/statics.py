@@ -7,7 +7,7 @@ reached, whatever the path says, and nothing whose name begins with a dot.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -74,22 +74,25 @@ class StaticFiles:
 
     async def file(self, name: str) -> Response:
         """The file, or 304 if the client has it: it asks each time (``no-cache``)."""
-        path = await trio.to_thread.run_sync(self._find, name)
-        if path is None:
+        found = await trio.to_thread.run_sync(self._read, name)
+        if found is None:
             raise NotFound
-        data = await trio.Path(path).read_bytes()
-        response = Response(
-            data, content_type=CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
-        )
+        data, content_type = found
+        response = Response(data, content_type=content_type)
         response.headers["Cache-Control"] = "no-cache"
         response.set_etag(hashlib.blake2b(data, digest_size=16).hexdigest())
         return await response.make_conditional(request)
 
-    def _find(self, name: str) -> Path | None:
-        parts = PurePosixPath(name).parts
-        if "\0" in name or any(part.startswith((".", "/")) for part in parts):
+    def _read(self, name: str) -> tuple[bytes, str] | None:
+        """The file's data and type; None if there is no such file to be had."""
+        parts = name.split("/")
+        if "\0" in name or any(not part or part.startswith(".") for part in parts):
             return None
         path = self._folder.joinpath(*parts).resolve()
-        if path.is_dir():
-            path = path / "index.html"
-        return path if path.is_relative_to(self._folder) and path.is_file() else None
+        if not path.is_relative_to(self._folder):
+            return None
+        try:
+            data = path.read_bytes()
+        except OSError:  # not there, a folder, a name that is too long
+            return None
+        return data, CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")

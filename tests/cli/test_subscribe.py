@@ -36,7 +36,9 @@ START = RETRY + subscribed(0)
 class Followed:
     """A follower with no waiting; what it was told and how long it would have slept."""
 
-    def __init__(self, broker: FakeBroker, after: str | None = None) -> None:
+    def __init__(
+        self, broker: FakeBroker, after: str | None = None, silence_seconds: float = 30
+    ) -> None:
         self.notes: list[str] = []
         self.slept: list[float] = []
         self.client = Client(broker.url)
@@ -45,7 +47,7 @@ class Followed:
             ["chat"],
             after,
             self.notes.append,
-            silence_seconds=0.2,
+            silence_seconds=silence_seconds,
             sleep=self.slept.append,
             draw=lambda: 0.5,
         )
@@ -98,7 +100,7 @@ def test_the_cursor_moves_with_every_id(broker: FakeBroker, last: bytes) -> None
 
 def test_a_silent_stream_is_taken_for_dead(broker: FakeBroker) -> None:
     broker.steps = [stream(START, then="hang"), stream(subscribed(0), message(1))]
-    followed = Followed(broker)
+    followed = Followed(broker, silence_seconds=0.2)
     assert followed.take(1) == [message_object(1)]
     assert followed.notes == [
         f"subscribed: node n1, after {EPOCH}-0",

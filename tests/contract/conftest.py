@@ -30,7 +30,9 @@ TEST_SECONDS_MAX: Final = 15
 
 
 @asynccontextmanager
-async def quart(data_dir: Path, **sections: dict[str, Any]) -> AsyncIterator[Node]:
+async def quart(
+    data_dir: Path, *, seconds_max: float = TEST_SECONDS_MAX, **sections: dict[str, Any]
+) -> AsyncIterator[Node]:
     """A node in this process, over real TCP: ``quart(path, limits={"message_bytes": 100})``."""
     config = configured(Config(), **sections)
     config = replace(
@@ -39,7 +41,7 @@ async def quart(data_dir: Path, **sections: dict[str, Any]) -> AsyncIterator[Nod
         http=replace(config.http, bind=Address("127.0.0.1", 0)),
     )
     stop = trio.Event()
-    with trio.fail_after(TEST_SECONDS_MAX):
+    with trio.fail_after(seconds_max):
         async with trio.open_nursery() as nursery:
             running = await nursery.start(partial(daemon.serve, config, stop))
             async with httpx.AsyncClient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -183,7 +184,7 @@ async def test_bodies_of_exactly_the_limit_are_taken(launch: Launch) -> None:
         )
         assert response.status_code == 201
 
-        async def parts() -> object:
+        async def parts() -> AsyncIterator[bytes]:
             yield message[:50]
             yield message[50:]
 

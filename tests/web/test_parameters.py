@@ -1,0 +1,103 @@
+"""Query parameters and members of bodies are read strictly."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repl_broker.errors import RequestError
+from repl_broker.web.parameters import (
+    check_members,
+    read_integer,
+    read_limit,
+    read_object,
+    read_query,
+    read_text,
+)
+
+
+def refusal(error: pytest.ExceptionInfo[RequestError]) -> tuple[str, str]:
+    return error.value.code, error.value.detail
+
+
+def test_values_are_decoded_and_kept_in_order() -> None:
+    query = b"topic=a.%3E&topic=b+c&after=%C3%A9&empty=&bare"
+    found = read_query(query, ("topic", "after", "empty", "bare"), repeated=("topic",))
+    assert found == {"topic": ["a.>", "b c"], "after": ["é"], "empty": [""], "bare": [""]}
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(RequestError) as error:
+        read_query(b"topics=a", ("topic", "after"))
+    assert refusal(error) == (
+        "invalid_parameter",
+        "Unknown query parameter 'topics'; the nearest known one is 'topic'. Known: topic, after.",
+    )
+    with pytest.raises(RequestError) as error:
+        read_query(b"x", ())
+    assert refusal(error)[1] == "Unknown query parameter 'x'; there is none here."
+
+
+def test_a_single_parameter_given_twice_is_refused() -> None:
+    with pytest.raises(RequestError, match="more than once"):
+        read_query(b"after=a&after=a", ("after",))
+
+
+@given(st.binary(max_size=60))
+def test_any_query_is_read_or_refused(query: bytes) -> None:
+    refused = None
+    try:
+        read_query(query, ("topic", "after"), repeated=("topic",))
+    except RequestError as error:
+        refused = error
+    if refused is not None:
+        assert refused.code == "invalid_parameter"
+        assert refused.detail.encode(), "it can be sent"
+
+
+@pytest.mark.parametrize(("query", "limit"), [(b"", 100), (b"limit=1", 1), (b"limit=1000", 1000)])
+def test_limit_is_1_to_1000_and_100_by_default(query: bytes, limit: int) -> None:
+    assert read_limit(read_query(query, ("limit",))) == limit
+
+
+@given(st.binary(max_size=60) | st.text(max_size=40).map(lambda text: f'{{"{text}":1}}'.encode()))
+def test_any_body_is_an_object_or_refused(body: bytes) -> None:
+    found, refused = None, None
+    try:
+        found = read_object(body)
+    except RequestError as error:
+        refused = error
+    if refused is None:
+        assert isinstance(found, dict)
+    else:
+        assert refused.code in {"invalid_json", "invalid_parameter"}
+        assert refused.detail.encode(), "it can be sent"
+
+
+def test_members_are_checked_by_name() -> None:
+    check_members({"name": 1}, ("name", "retention"))
+    with pytest.raises(RequestError, match=r"member of 'retention' 'message'.*'messages'"):
+        check_members({"message": 1}, ("messages", "bytes"), "retention")
+
+
+def test_text_must_be_there_and_be_text() -> None:
+    assert read_text({"a": "x"}, "a") == "x"
+    with pytest.raises(RequestError, match="'a' is missing"):
+        read_text({}, "a")
+    with pytest.raises(RequestError, match="'a' is null; give a string"):
+        read_text({"a": None}, "a")
+
+
+@pytest.mark.parametrize(
+    ("value", "result"), [(1, 1), (9, 9), (5.0, 5)], ids=["least", "most", "a whole float"]
+)
+def test_whole_numbers_in_range_are_read(value: object, result: int) -> None:
+    assert read_integer({"n": value}, "n", 1, 9, "r") == result
+    assert read_integer({}, "n", 1, 9, "r") is None
+
+
+@pytest.mark.parametrize("value", [0, 10, 10**18, 1.5, float("inf"), True, "5", None, [], {}])
+def test_other_numbers_are_refused(value: object) -> None:
+    with pytest.raises(RequestError, match=r"'r\.n' is"):
+        read_integer({"n": value}, "n", 1, 9, "r")
