@@ -459,10 +459,10 @@ class Core:
     def _campaign(self) -> None:
         """Ask whether there would be a majority; only then raise the term."""
         self._restart_election_timer()
-        if self.node_id not in self.membership.voters or self._installing is not None:
+        self.leader = None
+        if not self._may_stand():
             return
         self.role = Role.PRE_CANDIDATE
-        self.leader = None
         self._votes = {self.node_id: True}
         for peer in sorted(self.membership.voters - {self.node_id}):
             # It binds nobody, so it rests on no write.
@@ -476,6 +476,12 @@ class Core:
                 )
             )
         self._count_pre_votes()
+
+    def _may_stand(self) -> bool:
+        """Whether it is a voter, or one until its removal is committed: its log may be the
+        only one to which the others can give their votes (dissertation §4.2.2)."""
+        voters = self.membership.voters | self.committed_membership.voters
+        return self.node_id in voters and self._installing is None
 
     def _stand(self, *, transfer: bool = False) -> None:
         """Become candidate of the next term, and vote for oneself."""
@@ -631,7 +637,7 @@ class Core:
             self._become_follower(self.term, None)
 
     def _on_timeout_now(self, rpc: TimeoutNow) -> None:
-        if self.node_id in self.membership.voters and self._installing is None:
+        if self._may_stand():
             self._stand(transfer=True)
 
     # --- following ---

@@ -237,6 +237,7 @@ class Node:
     proposed: dict[int, tuple[int, int]] = field(default_factory=dict)  # index: term, token
     asked_reads: dict[int, int] = field(default_factory=dict)  # token: must be at least
     snapshot_pending: bool = False
+    restoring: bool = False
 
 
 @dataclass(slots=True)
@@ -381,7 +382,7 @@ class Simulator:
         node.received.clear()
         node.proposed.clear()
         node.asked_reads.clear()
-        node.snapshot_pending = False
+        node.snapshot_pending = node.restoring = False
         node.wake_at = math.inf
         node.fail_next_write = False
         self.at(self.random.uniform(0.0, 3.0), self.restart, node)
@@ -438,7 +439,7 @@ class Simulator:
         if effects.persist is not None:
             node.waiting.append((effects.persist, effects.persist_number))
         if effects.restore is not None:
-            node.snapshot_pending = True  # none of an older state may follow
+            node.restoring = True  # no snapshot of an older state may follow
             node.waiting.append(
                 (Restore(effects.restore, node.received[effects.restore]), -1),
             )
@@ -455,7 +456,8 @@ class Simulator:
         for peer in effects.snapshots:
             self.send_snapshot(node, core, peer)
         every = self.weather.compact_every
-        if node.applied - node.disk.mark.index >= every and not node.snapshot_pending:
+        busy = node.snapshot_pending or node.restoring
+        if node.applied - node.disk.mark.index >= every and not busy:
             mark = self.mark_at(core, node.applied)
             node.snapshot_pending = True
             node.waiting.append((SaveSnapshot(mark, node.digest), -1))
@@ -519,7 +521,7 @@ class Simulator:
                     tail = self.random.choice((0, 3, 30))
                     self.post(node, life, Compact(mark.index - tail))
                 case Restore(mark):
-                    node.snapshot_pending = False
+                    node.restoring = False
                     self.post(node, life, SnapshotInstalled(mark))
         node.writing = 0
         if self.random.random() < self.weather.crash_at_write:
