@@ -47,10 +47,12 @@ class Identity:
     cluster_id: str  # 32 hexadecimal digits
     epoch: str  # 8 hexadecimal digits: the first part of every event id
     node_id: str
+    incarnation: str  # 16 hexadecimal digits: a node that lost its data has another one
 
     @classmethod
     def draw(cls, node_id: str) -> Identity:
-        return cls(secrets.token_hex(16), secrets.token_hex(4), node_id)
+        token = secrets.token_hex
+        return cls(token(16), token(4), node_id, token(8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,27 @@ class Storage(Protocol):
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; it is on disk when this returns."""
+        ...
+
+    def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
+        """Entries above ``after`` and not above ``upto``, in order, at least one if there is
+        one, of at most so much data: what goes with a snapshot to a peer."""
+        ...
+
+    def begin_install(self, snapshot: Snapshot) -> None:
+        """Stage a snapshot that a peer sends; what was staged before is forgotten."""
+        ...
+
+    def stage(self, entries: Sequence[Entry]) -> None:
+        """Stage entries that the staged snapshot covers."""
+        ...
+
+    def install(self) -> None:
+        """Put what is staged in the place of the log and the snapshot, at once or not at all."""
+        ...
+
+    def adopt(self, cluster_id: str, epoch: str) -> None:
+        """Belong to this cluster from now on; only a store without entries may."""
         ...
 
     def drop(self, indexes: Iterable[int]) -> None:
@@ -116,6 +139,7 @@ class MemoryStorage:
         self.entries: dict[int, Entry] = {}
         self.hard_state = HardState()
         self.snapshot: Snapshot | None = None
+        self.staged: tuple[Snapshot, dict[int, Entry]] | None = None
 
     def load(self) -> Loaded:
         start = self.snapshot.index if self.snapshot else 0
@@ -134,6 +158,26 @@ class MemoryStorage:
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
+
+    def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
+        rows = (self.entries[i] for i in sorted(self.entries) if after < i <= upto)
+        return _first_bytes(rows, bytes_max)
+
+    def begin_install(self, snapshot: Snapshot) -> None:
+        self.staged = (snapshot, {})
+
+    def stage(self, entries: Sequence[Entry]) -> None:
+        assert self.staged is not None
+        self.staged[1].update((entry.index, entry) for entry in entries)
+
+    def install(self) -> None:
+        assert self.staged is not None
+        self.snapshot, self.entries = self.staged
+        self.staged = None
+
+    def adopt(self, cluster_id: str, epoch: str) -> None:
+        old = self.identity
+        self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation)
 
     def drop(self, indexes: Iterable[int]) -> None:
         for index in indexes:
@@ -164,7 +208,13 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE log (idx INTEGER PRIMARY KEY, term INTEGER NOT NULL, kind INTEGER NOT NULL,
                   data BLOB NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), idx INTEGER NOT NULL,
-                       term INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL);
+                       term INTEGER NOT NULL, data BLOB NOT NULL, membership BLOB NOT NULL,
+                       checksum INTEGER NOT NULL);
+CREATE TABLE staged_log (idx INTEGER PRIMARY KEY, term INTEGER NOT NULL, kind INTEGER NOT NULL,
+                         data BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE staged_snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), idx INTEGER NOT NULL,
+                              term INTEGER NOT NULL, data BLOB NOT NULL,
+                              membership BLOB NOT NULL, checksum INTEGER NOT NULL);
 """
 
 
@@ -245,6 +295,7 @@ class SqliteStorage:
                     cluster_id=identity.cluster_id,
                     epoch=identity.epoch,
                     node_id=node_id,
+                    incarnation=identity.incarnation,
                     term=0,
                     vote=None,
                 )
@@ -266,7 +317,7 @@ class SqliteStorage:
                 f"{where} belongs to node {meta['node_id']!r}, not to {node_id!r}; "
                 f"start with --node-id {meta['node_id']}, or choose another with --data-dir"
             )
-        return Identity(meta["cluster_id"], meta["epoch"], meta["node_id"])
+        return Identity(meta["cluster_id"], meta["epoch"], meta["node_id"], meta["incarnation"])
 
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:
@@ -283,19 +334,20 @@ class SqliteStorage:
     def load(self) -> Loaded:
         with self._damage_told():
             meta = dict(self._writer.execute("SELECT key, value FROM meta"))
-            row = self._writer.execute("SELECT idx, term, data, checksum FROM snapshot").fetchone()
+            row = self._writer.execute(
+                "SELECT idx, term, data, membership, checksum FROM snapshot"
+            ).fetchone()
             snapshot = None
             if row is not None:
-                snapshot = Snapshot(*row[:3])
-                self._check(_snapshot_checksum(snapshot) == row[3], f"the snapshot at {row[0]}")
+                snapshot = Snapshot(*row[:4])
+                self._check(_snapshot_checksum(snapshot) == row[4], f"the snapshot at {row[0]}")
             start = snapshot.index if snapshot else 0
             entries: list[Entry] = []
             for index, term, kind, data, checksum in self._writer.execute(
                 "SELECT idx, term, kind, data, checksum FROM log WHERE idx > ? ORDER BY idx",
                 (start,),
             ):
-                entry = Entry(index, term, EntryKind(kind), data)
-                self._check(_checksum(entry) == checksum, f"entry {index}")
+                entry = self._sound_entry((index, term, kind, data, checksum))
                 self._check(index == start + len(entries) + 1, f"what should precede entry {index}")
                 entries.append(entry)
         return Loaded(HardState(meta["term"], meta["vote"]), snapshot, entries)
@@ -311,10 +363,7 @@ class SqliteStorage:
         with self._writing() as writer:
             if batch.truncate_from is not None:
                 writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
-            writer.executemany(
-                "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
-                [(e.index, e.term, int(e.kind), e.data, _checksum(e)) for e in batch.entries],
-            )
+            writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?)", _rows(batch.entries))
             if batch.hard_state is not None:
                 self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
 
@@ -326,17 +375,56 @@ class SqliteStorage:
                     "SELECT term, kind, data, checksum FROM log WHERE idx = ?", (index,)
                 ).fetchone()
                 if row is not None:
-                    entry = Entry(index, row[0], EntryKind(row[1]), row[2])
-                    self._check(_checksum(entry) == row[3], f"entry {index}")
-                    found[index] = entry.data
+                    found[index] = self._sound_entry((index, *row)).data
         return found
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         with self._writing() as writer:
             writer.execute(
-                "REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?)",
-                (snapshot.index, snapshot.term, snapshot.data, _snapshot_checksum(snapshot)),
+                "REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?, ?)", _snapshot_row(snapshot)
             )
+
+    def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
+        with self._read_lock, self._damage_told():
+            found = self._reader.execute(
+                "SELECT idx, term, kind, data, checksum FROM log "
+                "WHERE idx > ? AND idx <= ? ORDER BY idx",
+                (after, upto),
+            )
+            try:
+                return _first_bytes(map(self._sound_entry, found), bytes_max)
+            finally:
+                found.close()
+
+    def _sound_entry(self, row: tuple[int, int, int, bytes, int]) -> Entry:
+        entry = Entry(row[0], row[1], EntryKind(row[2]), row[3])
+        self._check(_checksum(entry) == row[4], f"entry {entry.index}")
+        return entry
+
+    def begin_install(self, snapshot: Snapshot) -> None:
+        with self._writing() as writer:
+            writer.execute("DELETE FROM staged_log")
+            writer.execute(
+                "REPLACE INTO staged_snapshot VALUES (1, ?, ?, ?, ?, ?)", _snapshot_row(snapshot)
+            )
+
+    def stage(self, entries: Sequence[Entry]) -> None:
+        with self._writing() as writer:
+            writer.executemany("REPLACE INTO staged_log VALUES (?, ?, ?, ?, ?)", _rows(entries))
+
+    def install(self) -> None:
+        with self._writing() as writer:
+            writer.execute("DELETE FROM log")
+            writer.execute("INSERT INTO log SELECT * FROM staged_log")
+            writer.execute("REPLACE INTO snapshot SELECT * FROM staged_snapshot")
+            writer.execute("DELETE FROM staged_log")
+            writer.execute("DELETE FROM staged_snapshot")
+
+    def adopt(self, cluster_id: str, epoch: str) -> None:
+        with self._writing():
+            self._put_meta(cluster_id=cluster_id, epoch=epoch)
+        old = self.identity
+        self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation)
 
     def drop(self, indexes: Iterable[int]) -> None:
         with self._writing() as writer:
@@ -424,7 +512,28 @@ def _checksum(entry: Entry) -> int:
 
 
 def _snapshot_checksum(snapshot: Snapshot) -> int:
-    return crc32(snapshot.data, crc32(b"%d %d " % (snapshot.index, snapshot.term)))
+    head = b"%d %d %b " % (snapshot.index, snapshot.term, snapshot.membership)
+    return crc32(snapshot.data, crc32(head))
+
+
+def _snapshot_row(snapshot: Snapshot) -> tuple[int, int, bytes, bytes, int]:
+    s = snapshot
+    return (s.index, s.term, s.data, s.membership, _snapshot_checksum(s))
+
+
+def _rows(entries: Iterable[Entry]) -> list[tuple[int, int, int, bytes, int]]:
+    return [(e.index, e.term, int(e.kind), e.data, _checksum(e)) for e in entries]
+
+
+def _first_bytes(entries: Iterable[Entry], bytes_max: int) -> list[Entry]:
+    taken: list[Entry] = []
+    size = 0
+    for entry in entries:
+        size += len(entry.data)
+        if taken and size > bytes_max:
+            break
+        taken.append(entry)
+    return taken
 
 
 def _ranges(indexes: Iterable[int]) -> list[tuple[int, int]]:

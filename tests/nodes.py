@@ -33,7 +33,7 @@ class Disk(MemoryStorage):
     """Memory that can be slow, or fail, as a disk can."""
 
     def __init__(self) -> None:
-        super().__init__(Identity("0" * 32, EPOCH, "n1"))
+        super().__init__(Identity("0" * 32, EPOCH, "n1", "1" * 16))
         self.writes: list[WriteBatch] = []
         self.error: Exception | None = None
 

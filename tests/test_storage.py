@@ -129,6 +129,51 @@ def test_housekeeping_loses_nothing(reopen: Reopen) -> None:
     assert reopen().bytes > 0
 
 
+# --- conformance: a snapshot that comes from a peer ---
+
+
+def test_history_gives_what_a_snapshot_covers_in_pieces(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i, b"x" * 100) for i in range(1, 8))))
+    storage.drop([2, 3])
+    assert [e.index for e in storage.history(0, 6, 250)] == [1, 4]
+    assert [e.index for e in storage.history(4, 6, 1)] == [5]
+    assert [e.index for e in storage.history(5, 6, 1000)] == [6]
+    assert storage.history(6, 6, 1000) == []
+
+
+def test_an_installed_snapshot_takes_the_place_of_the_log(reopen: Reopen) -> None:
+    """RAFT.md 32: the conflicting log is discarded, the configuration restored."""
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i, b"old") for i in range(1, 8)), HardState(3, "n2")))
+    storage.begin_install(Snapshot(20, 2, b"state", b"members"))
+    storage.stage([entry(4, b"a", term=2)])
+    storage.stage([entry(17, b"b", term=2)])
+    storage.install()
+    loaded = reopen().load()
+    assert loaded == Loaded(HardState(3, "n2"), Snapshot(20, 2, b"state", b"members"), [])
+    assert reopen().read(range(1, 30)) == {4: b"a", 17: b"b"}
+
+
+def test_a_partial_snapshot_is_never_visible(reopen: Reopen) -> None:
+    """RAFT.md 33: nothing changes before the whole is installed; what was staged is forgotten."""
+    storage = reopen()
+    storage.write(WriteBatch((entry(1), entry(2))))
+    storage.begin_install(Snapshot(20, 2, b"state"))
+    storage.stage([entry(4, b"a", term=2)])
+    assert reopen().load() == Loaded(HardState(0, None), None, [entry(1), entry(2)])
+    storage = reopen()
+    storage.begin_install(Snapshot(9, 2, b"other"))
+    storage.install()
+    assert reopen().read([1, 2, 4]) == {}
+
+
+def test_a_store_adopts_the_cluster_that_it_joins(reopen: Reopen) -> None:
+    incarnation = reopen().identity.incarnation
+    reopen().adopt("c" * 32, "0badcafe")
+    assert reopen().identity == Identity("c" * 32, "0badcafe", "n1", incarnation)
+
+
 # --- SQLite: durability ---
 
 

@@ -62,6 +62,7 @@ class Snapshot:
     index: int
     term: int
     data: bytes
+    membership: bytes = b""  # of the cluster as of then, encoded; empty in single-node mode
 
 
 @dataclass(frozen=True, slots=True)
