@@ -363,6 +363,8 @@ class Core:
     def _hand_out_write(self) -> None:
         hard_state = HardState(self.term, self.vote)
         changed = hard_state != self._hard_state
+        if self.role is Role.LEADER and self._unwritten:
+            self._accept(self.node_id, self._unwritten[-1].index)
         if changed or self._unwritten or self._truncate_from is not None:
             self._write_number += 1
             self._writes.append((self._write_number, self._now))
@@ -377,11 +379,8 @@ class Core:
         for rpc in fresh:
             if self._writes:
                 self._held.append((self._writes[-1][0], rpc))
-            else:
+            else:  # never one to this node itself: it rests on a write of this step
                 self._release(rpc)
-        if self._fresh:  # a vote or an acknowledgement of our own led on
-            self._send_appends()
-            self._hand_out_write()
 
     def _persisted(self, event: Persisted) -> None:
         while self._writes and self._writes[0][0] <= event.number:
@@ -654,12 +653,12 @@ class Core:
             return  # the log is being replaced
         if rpc.prev_index < self.committed_index:
             # Old news: what is committed is equal by itself. Answer with how far that is.
-            self._accept(rpc, self.committed_index)
+            self._accept(rpc.sender, self.committed_index)
         elif self.log.term(rpc.prev_index) == rpc.prev_term:
             self._take_entries(rpc.entries)
             last = rpc.prev_index + len(rpc.entries)
             self._commit_to(min(rpc.commit, last))
-            self._accept(rpc, last)
+            self._accept(rpc.sender, last)
         else:
             hint = self.log.last_index_of_term_at_most(rpc.prev_term, rpc.prev_index)
             self._hold(
@@ -684,11 +683,11 @@ class Core:
                 self._truncate_log(entry.index)
             self._append_to_log(entry)
 
-    def _accept(self, rpc: Rpc, index: int) -> None:
+    def _accept(self, leader: str, index: int) -> None:
         self._hold(
             AppendReply(
                 sender=self.node_id,
-                receiver=rpc.sender,
+                receiver=leader,
                 term=self.term,
                 accepted=True,
                 index=index,
@@ -709,10 +708,10 @@ class Core:
         self._hear_leader(rpc)
         mark = rpc.mark
         if mark.index <= self.committed_index:
-            self._accept(rpc, self.committed_index)
+            self._accept(rpc.sender, self.committed_index)
         elif self.log.term(mark.index) == mark.term:
             self._commit_to(mark.index)  # the suffix is kept (Raft §7)
-            self._accept(rpc, mark.index)
+            self._accept(rpc.sender, mark.index)
         elif self._installing is None:
             self._installing = mark
             self._effects.restore = mark
@@ -727,15 +726,7 @@ class Core:
         self._memberships = [(mark.index, mark.membership)]
         self.committed_index = self._handed_index = mark.index
         if self.leader is not None:
-            self._hold(
-                AppendReply(
-                    sender=self.node_id,
-                    receiver=self.leader,
-                    term=self.term,
-                    accepted=True,
-                    index=mark.index,
-                )
-            )
+            self._accept(self.leader, mark.index)
 
     def _commit_to(self, index: int) -> None:
         if index <= self.committed_index or self._installing is not None:
@@ -750,15 +741,6 @@ class Core:
         self._uncommitted_bytes += len(data)
         if kind is EntryKind.MEMBERSHIP:
             self._follow_membership()
-        self._hold(
-            AppendReply(
-                sender=self.node_id,
-                receiver=self.node_id,
-                term=self.term,
-                accepted=True,
-                index=entry.index,
-            )
-        )
         self._wants_append.update(self.progress)
         return entry
 
