@@ -60,18 +60,22 @@ def run(
     StorageError when the disk fails.
     """
     stop = trio.Event()
+    starting = trio.CancelScope()  # reading a long log may take longer than anyone waits
 
-    async def stop_on_signal() -> None:
+    async def stop_on_signal(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 log.info("stopping signal=%s", signal.Signals(number).name)
                 stop.set()
+                starting.cancel()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_on_signal)
+            await nursery.start(stop_on_signal)
             async with trio.open_nursery() as node:
-                on_ready(await node.start(partial(serve, config, stop, apps=apps)))
+                with starting:
+                    on_ready(await node.start(partial(serve, config, stop, apps=apps)))
             nursery.cancel_scope.cancel()
 
     try:

@@ -102,7 +102,7 @@ class Publisher:
                 try:
                     self._repeat(client)
                     while not end.is_set():
-                        self._next().send(client)
+                        self.publish(client)
                 except Broken:
                     continue
         for request in self.requests[-1:]:
@@ -116,9 +116,11 @@ class Publisher:
             self.repeats += request.fate == ACKNOWLEDGED
             request.send(client)
 
-    def _next(self) -> Request:
+    def publish(self, client: Client) -> Request:
+        """Make one request and send it. What it sent is known even if this raises."""
         request = self._make(self)
         self.requests.append(request)
+        request.send(client)
         return request
 
     # --- what they make ---
