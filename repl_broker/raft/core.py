@@ -518,8 +518,8 @@ class Core:
         self._append_as_leader(EntryKind.NO_OP, b"")
 
     def _follow_membership(self) -> None:
-        """Keep a Progress for each peer of the newest membership."""
-        peers = self.membership.ids - {self.node_id}
+        """Keep a Progress for each peer; for one that is being removed until it is told."""
+        peers = (self.membership.ids | self.committed_membership.ids) - {self.node_id}
         for gone in self.progress.keys() - peers - {self.node_id}:
             del self.progress[gone]
         for peer in sorted(peers - self.progress.keys()):
@@ -837,7 +837,8 @@ class Core:
             if progress.accepted(rpc.index):
                 self._advance_commit()
                 self._watch_learner(rpc.sender, progress)
-                self._maybe_hand_over()
+                if rpc.sender == self.transfer_target:
+                    self._maybe_hand_over(rpc.sender)
             self._wants_append.add(rpc.sender)
         else:
             probe_at = self.log.last_index_of_term_at_most(rpc.hint_term, rpc.hint_index)
@@ -871,9 +872,17 @@ class Core:
         for token in self._early_reads:
             self._begin_read(token)
         self._early_reads.clear()
-        if self.node_id not in self.committed_membership.ids:
-            # Removed: let the others know of the commit, then go (dissertation §4.2.2).
-            self._send_appends()
+        self._part_with_removed()
+
+    def _part_with_removed(self) -> None:
+        removed = self.progress.keys() - self.membership.ids
+        if not removed or self._memberships[-1][0] > self.committed_index:
+            return
+        self._send_appends()  # so that they, too, learn of the commit (dissertation §4.2.2)
+        self._follow_membership()
+        if self.node_id in removed:
+            best = max(sorted(self.membership.voters), key=lambda id: self.progress[id].match)
+            self._send_timeout_now(best)
             self._become_follower(self.term, None)
 
     def _has_committed_in_term(self) -> bool:
@@ -923,16 +932,14 @@ class Core:
                 self.transfer_target = event.target
                 self._transfer_until = self._now + self.options.election_timeout_seconds
                 self._wants_append.add(event.target)
-                self._maybe_hand_over()
+                self._maybe_hand_over(event.target)
 
-    def _maybe_hand_over(self) -> None:
-        target = self.transfer_target
-        if target is None or target not in self.progress or self.role is not Role.LEADER:
-            return
+    def _maybe_hand_over(self, target: str) -> None:
         if self.progress[target].match == self.log.last_index:
-            self._effects.send.append(
-                TimeoutNow(sender=self.node_id, receiver=target, term=self.term)
-            )
+            self._send_timeout_now(target)
+
+    def _send_timeout_now(self, target: str) -> None:
+        self._effects.send.append(TimeoutNow(sender=self.node_id, receiver=target, term=self.term))
 
     def _end_transfer(self) -> None:
         self.transfer_target = None
