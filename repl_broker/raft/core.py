@@ -428,7 +428,10 @@ class Core:
             if self._now >= self._transfer_until:
                 self._end_transfer()
             if self._now >= self._heartbeat_at:
-                self._send_heartbeats()
+                if self._disk_hangs():
+                    self._become_follower(self.term, None)
+                else:
+                    self._send_heartbeats()
 
     def _restart_election_timer(self) -> None:
         timeout = self.options.election_timeout_seconds
@@ -480,7 +483,8 @@ class Core:
         """Whether it is a voter, or one until its removal is committed: its log may be the
         only one to which the others can give their votes (dissertation §4.2.2)."""
         voters = self.membership.voters | self.committed_membership.voters
-        return self.node_id in voters and self._installing is None
+        able = self._installing is None and not self._disk_hangs()
+        return able and self.node_id in voters
 
     def _stand(self, *, transfer: bool = False) -> None:
         """Become candidate of the next term, and vote for oneself."""
@@ -741,6 +745,7 @@ class Core:
         self._uncommitted_bytes += len(data)
         if kind is EntryKind.MEMBERSHIP:
             self._follow_membership()
+            self._serve_reads()  # fewer may be a majority now
         self._wants_append.update(self.progress)
         return entry
 
@@ -808,10 +813,7 @@ class Core:
             self._append(peer, progress, ())
 
     def _send_heartbeats(self) -> None:
-        """To everyone, unless this node's own disk has hung (hashicorp/raft#503)."""
         self._heartbeat_at = self._now + self.options.heartbeat_interval_seconds
-        if self._disk_hangs():
-            return
         for peer, progress in sorted(self.progress.items()):
             if peer != self.node_id:
                 self._effects.send.append(
@@ -825,6 +827,9 @@ class Core:
                 )
 
     def _disk_hangs(self) -> bool:
+        """Then another shall lead, or nobody would notice (hashicorp/raft#503)."""
+        if self.membership.voters == {self.node_id}:
+            return False  # there is no other
         waiting_since = self._writes[0][1] if self._writes else self._now
         return self._now - waiting_since > self.options.election_timeout_seconds
 
