@@ -254,14 +254,20 @@ class SqliteStorage:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise ConfigError(
-                f"the data directory {str(self._folder)!r} cannot be written: "
-                f"{error.strerror or error}; choose another with --data-dir or "
-                "give this user the right to write there"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"the data directory {str(self._folder)!r} cannot be written: "
+            f"{error.strerror or error}; choose another with --data-dir or "
+            "give this user the right to write there"
+        )
 
     def _lock(self) -> None:
-        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:  # another user's, from an earlier run
+            raise self._unwritable(error) from None
         self._closing.callback(os.close, lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,6 +312,8 @@ class SqliteStorage:
                 os.close(folder)
             return identity
         meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
+        self._check(not missing, f"its identity (without {', '.join(sorted(missing))})")
         where = f"the data directory {str(self._folder)!r}"
         if meta["format"] > FORMAT:
             raise ConfigError(
@@ -451,8 +459,10 @@ class SqliteStorage:
 
     def tidy(self) -> None:
         """Move what the write-ahead log holds into the database, beside the writer."""
-        with self._damage_told():
+        try:
             self._tidier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            raise self._write_failed(error) from error
 
     @property
     def bytes(self) -> int:
@@ -475,11 +485,15 @@ class SqliteStorage:
                 yield self._writer
             self._bound_wal()
         except (sqlite3.Error, OSError) as error:
-            self._failed = (
-                f"the store {str(self._path)!r} failed to write: {error}; nothing more is "
-                "acknowledged. Check the disk and its free space, then start the node again"
-            )
-            raise StorageError(self._failed) from error
+            raise self._write_failed(error) from error
+
+    def _write_failed(self, error: Exception) -> StorageError:
+        """Refuse everything from now on. Returns the error to raise."""
+        self._failed = (
+            f"the store {str(self._path)!r} failed to write: {error}; nothing more is "
+            "acknowledged. Check the disk and its free space, then start the node again"
+        )
+        return StorageError(self._failed)
 
     def _bound_wal(self) -> None:
         """Truncate a large write-ahead log, unless a reader of the file is in the way."""

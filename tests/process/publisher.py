@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final
 
 from tests.process.node import (
@@ -153,3 +154,31 @@ class Publisher:
         many = [(self.random.choice(topics), self._data(place)) for place in range(count)]
         lines = [json.dumps({"topic": topic, "data": data}).encode() for topic, data in many]
         return Request("/v1/messages", NDJSON, b"\n".join(lines), many, self._key())
+
+
+def check_fates(
+    requests: Sequence[Request], messages: Sequence[Mapping[str, Any]], *, trimmed: str = ""
+) -> None:
+    """Hold what is kept to what was promised.
+
+    Acknowledged: kept, once, at the places that were told. Unknown: kept whole,
+    or not at all. Refused: not kept. Of the topic ``trimmed`` some may be gone.
+    """
+    by_data = {json.dumps(message["data"]): message for message in messages}
+    assert len(by_data) == len(messages), "no two messages are the same one, kept twice"
+    for request in requests:
+        found = [by_data.get(json.dumps(data)) for _, data in request.messages]
+        if request.fate == ACKNOWLEDGED:
+            first = request.first_seq
+        elif any(found):
+            assert request.fate == UNKNOWN, request
+            assert found[0] is not None, request
+            first = sequence(found[0]["id"])
+        else:
+            continue
+        for seq, (topic, _), message in zip(count(first), request.messages, found, strict=False):
+            if topic == trimmed and message is None:
+                continue
+            assert message is not None, (seq, request)
+            assert (sequence(message["id"]), message["topic"]) == (seq, topic), (message, request)
+            assert message["time"] == request.first_answer.get("time", message["time"])

@@ -9,7 +9,6 @@ are the same, what they meet is not):
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import secrets
@@ -25,7 +24,7 @@ from typing import Any, Final
 import pytest
 
 from tests.process.node import JSON, WAIT_SECONDS_MAX, Broken, Client, Node, Stream, sequence
-from tests.process.publisher import ACKNOWLEDGED, Publisher, Request
+from tests.process.publisher import ACKNOWLEDGED, Publisher, Request, check_fates
 
 pytestmark = pytest.mark.process
 
@@ -66,7 +65,7 @@ def test_nothing_acknowledged_is_lost_doubled_or_out_of_order_over_kills(tmp_pat
     run.show(len(kept))
     assert run.reader.messages == kept, "the reader that resumed over all crashes saw the history"
     assert everything == sorted((*kept, *history[CHURN]), key=place), "so does a late reader"
-    check_fates(run.requests, everything)
+    check_fates(run.requests, everything, trimmed=CHURN)
     check_order(everything)
     check_no_holes(run.requests, everything)
     churned = sorted(seq for request in run.requests for seq in churn(request))
@@ -223,25 +222,6 @@ def integrity(data_dir: Path) -> str:
 
 def place(message: Message) -> int:
     return sequence(message["id"])
-
-
-def check_fates(requests: Sequence[Request], messages: Sequence[Message]) -> None:
-    """Acknowledged: kept, at the places that were told. Unknown: kept whole, or not at all."""
-    by_data = {json.dumps(message["data"]): message for message in messages}
-    assert len(by_data) == len(messages), "no two messages are the same one, kept twice"
-    for request in requests:
-        found = [by_data.get(json.dumps(data)) for _, data in request.messages]
-        first = next((place(message) for message in found if message is not None), 0)
-        if request.fate == ACKNOWLEDGED:
-            first = request.first_seq
-        elif not any(found):
-            continue
-        for seq, (topic, _), message in zip(count(first), request.messages, found, strict=False):
-            if topic == CHURN and message is None:
-                continue  # trimmed; check_no_holes counts it
-            assert message is not None, (seq, request)
-            assert (place(message), message["topic"]) == (seq, topic), (message, request)
-            assert message["time"] == request.first_answer.get("time", message["time"])
 
 
 def check_order(messages: Sequence[Message]) -> None:
