@@ -482,9 +482,11 @@ class Core:
     def _may_stand(self) -> bool:
         """Whether it is a voter, or one until its removal is committed: its log may be the
         only one to which the others can give their votes (dissertation §4.2.2)."""
-        voters = self.membership.voters | self.committed_membership.voters
-        able = self._installing is None and not self._disk_hangs()
-        return able and self.node_id in voters
+        if self._installing is not None or self._disk_hangs():
+            return False
+        if self.node_id in self.membership.ids:
+            return self.node_id in self.membership.voters
+        return self.node_id in self.committed_membership.voters
 
     def _stand(self, *, transfer: bool = False) -> None:
         """Become candidate of the next term, and vote for oneself."""
@@ -886,7 +888,7 @@ class Core:
         self._send_appends()  # so that they, too, learn of the commit (dissertation §4.2.2)
         self._follow_membership()
         if self.node_id in removed:
-            best = max(sorted(self.membership.voters), key=lambda id: self.progress[id].match)
+            best = max(sorted(self.membership.voters), key=lambda peer: self.progress[peer].match)
             self._send_timeout_now(best)
             self._become_follower(self.term, None)
 

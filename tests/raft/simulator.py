@@ -91,7 +91,7 @@ OPTIONS = CoreOptions(
 )
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818  a finding, not an error
     """An invariant does not hold. The seed and the last steps are in the message."""
 
 
@@ -164,8 +164,8 @@ class Restore:
 class Disk:
     """What survives a crash. Each write is there whole or not at all."""
 
-    hard_state: HardState = HardState()
-    mark: SnapshotMark = SnapshotMark()
+    hard_state: HardState = field(default_factory=HardState)
+    mark: SnapshotMark = field(default_factory=SnapshotMark)
     digest: int = 0  # of the state at ``mark``
     entries: dict[int, Entry] = field(default_factory=dict)
     last_index: int = 0
@@ -293,10 +293,10 @@ class Simulator:
         self._count = 0
         self._token = 0
         ids = [f"n{i}" for i in range(1, size + SPARE_NODES + 1)]
-        self.nodes = {id: Node(id) for id in ids}
-        first = Membership(tuple(Member(id, f"{id}:1", "", voter=True) for id in ids[:size]))
-        for id in ids[:size]:
-            self.nodes[id].disk.mark = SnapshotMark(0, 0, first)
+        self.nodes = {name: Node(name) for name in ids}
+        first = Membership(tuple(Member(name, f"{name}:1", "", voter=True) for name in ids[:size]))
+        for name in ids[:size]:
+            self.nodes[name].disk.mark = SnapshotMark(0, 0, first)
         for node in self.nodes.values():
             self.start(node)
 
@@ -339,7 +339,9 @@ class Simulator:
 
     def report(self, what: str) -> str:
         lines = [f"seed {self.seed}, {self.time:.3f} s, step {self.steps}: {what}"]
-        lines += [f"  {at:8.3f} " + " ".join(str(part) for part in rest) for at, *rest in self.trace]
+        lines += [
+            f"  {at:8.3f} " + " ".join(str(part) for part in rest) for at, *rest in self.trace
+        ]
         for node in self.nodes.values():
             lines.append(f"  {describe(node)}")
         return "\n".join(lines)
@@ -628,8 +630,8 @@ class Simulator:
             outside = sorted(self.nodes.keys() - membership.ids)
             draw = self.random.random()
             if draw < 0.5 and outside:
-                id = self.random.choice(outside)
-                change = AddLearner(Member(id, f"{id}:1", "", voter=False))
+                name = self.random.choice(outside)
+                change = AddLearner(Member(name, f"{name}:1", "", voter=False))
             elif draw < 0.6 and membership.learners:
                 change = Promote(self.random.choice(sorted(membership.learners)))
             elif draw < 0.7:
@@ -675,17 +677,17 @@ class Simulator:
         node.fail_next_write = True
 
     def isolate(self, node: Node) -> None:
-        others = [id for id in self.nodes if id != node.id]
-        self.blocked |= {(node.id, id) for id in others} | {(id, node.id) for id in others}
+        others = [name for name in self.nodes if name != node.id]
+        self.blocked |= {(node.id, name) for name in others} | {(name, node.id) for name in others}
 
     def deafen(self, node: Node) -> None:
-        self.blocked |= {(id, node.id) for id in self.nodes if id != node.id}
+        self.blocked |= {(name, node.id) for name in self.nodes if name != node.id}
 
     def mute(self, node: Node) -> None:
-        self.blocked |= {(node.id, id) for id in self.nodes if id != node.id}
+        self.blocked |= {(node.id, name) for name in self.nodes if name != node.id}
 
     def split(self, node: Node) -> None:
-        side = {id: self.random.random() < 0.5 for id in self.nodes}
+        side = {name: self.random.random() < 0.5 for name in self.nodes}
         self.blocked |= {(a, b) for a in side for b in side if side[a] != side[b]}
 
     def chain(self, node: Node) -> None:
@@ -761,34 +763,36 @@ class Simulator:
         assert term is not None
         for membership in (before.membership, core.membership):
             voters = membership.voters
-            have = [id for id in voters if self.nodes[id].disk.holds(index, term)]
+            have = [name for name in voters if self.nodes[name].disk.holds(index, term)]
             if len(have) * 2 > len(voters):
                 return
         self.require(False, node.id, "commits", index, "which no majority has on disk:", have)
 
     def check_durable(self, node: Node, core: Core, rpc: Rpc) -> None:
-        disk, id = node.disk, node.id
+        disk, name = node.disk, node.id
         match rpc:
             case VoteReply(granted=True):
                 wanted: tuple[int, str] | None = (rpc.term, rpc.receiver)
             case Vote():
-                wanted = (rpc.term, id)
+                wanted = (rpc.term, name)
             case AppendReply(accepted=True):
                 wanted = None
                 mine = core.log.term(rpc.index)
                 self.require(
                     mine is None or disk.holds(rpc.index, mine),
-                    *(id, "acknowledges what is not on its disk:", rpc),
+                    *(name, "acknowledges what is not on its disk:", rpc),
                 )
             case _:
                 return
         if wanted is not None:
             self.require(
                 (disk.hard_state.term, disk.hard_state.vote) == wanted,
-                *(id, "votes before that is on its disk:", rpc, disk.hard_state),
+                *(name, "votes before that is on its disk:", rpc, disk.hard_state),
             )
-            first = self.oracle.votes.setdefault((id, rpc.term), wanted[1])
-            self.require(first == wanted[1], id, "votes twice in term", rpc.term, first, wanted[1])
+            first = self.oracle.votes.setdefault((name, rpc.term), wanted[1])
+            self.require(
+                first == wanted[1], name, "votes twice in term", rpc.term, first, wanted[1]
+            )
 
     # --- the end ---
 
@@ -814,7 +818,8 @@ class Simulator:
             self.require(self.time < end, "no convergence:", self.why_not())
             self.run_until(self.time + 0.2)
         leader = self.the_leader()
-        assert leader is not None and leader.core is not None
+        assert leader is not None
+        assert leader.core is not None
         term = leader.core.term
         # It lasts, and whoever is out of the cluster disturbs nobody.
         self.run_until(self.time + 1.0)
@@ -860,17 +865,17 @@ class Simulator:
         core = leader.core
         if core.membership.learners:
             return "learners are not promoted"
-        for id in sorted(core.membership.ids):
-            peer = self.nodes[id]
+        for name in sorted(core.membership.ids):
+            peer = self.nodes[name]
             if peer.core is None or (peer.core.leader, peer.core.term) != (leader.id, core.term):
-                return f"{id} does not follow {leader.id}"
+                return f"{name} does not follow {leader.id}"
             if not (
                 (peer.core.log.last_index, peer.core.log.last_term)
                 == (core.log.last_index, core.log.last_term)
                 and peer.applied == core.log.last_index == len(self.oracle.committed)
                 and peer.digest == self.oracle.digest(peer.applied)
             ):
-                return f"{id} is not level with {leader.id}"
+                return f"{name} is not level with {leader.id}"
         return ""
 
 
@@ -981,12 +986,12 @@ def main() -> int:
             simulator.run()
         except Violation as violation:
             failed.append(seed)
-            print(violation if not options.keep_going else str(violation).splitlines()[0])
+            print(violation if not options.keep_going else str(violation).splitlines()[0])  # noqa: T201
             if not options.keep_going:
                 break
         steps += simulator.steps
     seconds = wall_clock.perf_counter() - began
-    print(f"{len(seeds)} seeds, {steps} steps, {seconds:.1f} s; failed: {failed or 'none'}")
+    print(f"{len(seeds)} seeds, {steps} steps, {seconds:.1f} s; failed: {failed or 'none'}")  # noqa: T201
     return 1 if failed else 0
 
 
