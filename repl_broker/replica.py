@@ -1,13 +1,14 @@
 """The loop that drives the log: propose, make durable, apply, answer.
 
 Callers know three things: ``propose`` a command and get its outcome, ``read``
-what is applied, and that ``run`` is the task behind both. With a single voter
-an entry is committed once this node's disk has it. Consensus goes under this
-interface without moving a caller.
+what is applied, and that ``run`` is the task behind both. What is committed,
+and when it may be answered, is Raft's to say (raft/core.py); here it is given
+a disk, a clock and a state machine. With a single voter an entry is committed
+once this node's disk has it.
 
-    propose ── waiting proposals ── one entry ── one write, one fsync
-                                                       │
-                  outcomes, events to the hub ── apply ┘
+    propose ── waiting proposals ─┐               ┌─▶ writer: one transaction, one fsync
+                                  ├─▶ core.step ──┤
+    Persisted, deadlines ─────────┘               └─▶ apply ─▶ outcomes, events to the hub
 
 Everything that waits when the writer is free goes into the next entry, so the
 batch grows with the load, and the cost of an fsync is shared. Nothing is
@@ -20,6 +21,7 @@ entries of which nothing is retained, checkpoints of the store.
 from __future__ import annotations
 
 import logging
+import random
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,10 +30,29 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
 
-from repl_broker.command import Command, Configure, Expire, Settings
+from repl_broker.command import Command, Configure, Expire, Publish, Settings
 from repl_broker.errors import OutcomeUnknownError, RequestError
 from repl_broker.message import Message
-from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.raft.core import (
+    Compact,
+    Core,
+    CoreOptions,
+    Effects,
+    Event,
+    Persisted,
+    Propose,
+    Refusal,
+    Role,
+)
+from repl_broker.raft.log import (
+    Entry,
+    EntryKind,
+    Member,
+    Membership,
+    Snapshot,
+    SnapshotMark,
+    WriteBatch,
+)
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
 from repl_broker.wire import (
@@ -50,6 +71,7 @@ ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger comm
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
 CACHE_BYTES_MAX: Final = 32 << 20  # of the entries that were written or read last, for readers
 CACHE_OVERHEAD_BYTES: Final = 64  # of a message in the cache, beside its data
+APPLY_ENTRIES_MAX: Final = 500  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
 SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
@@ -88,6 +110,14 @@ class _Proposal:
     failure: RequestError | None = None
 
 
+@dataclass(slots=True)
+class _Batch:
+    """The proposals that went into one entry."""
+
+    proposals: list[_Proposal]
+    time_ms: int
+
+
 class Replica:
     """This node's copy of the log and the state that follows from it.
 
@@ -114,16 +144,24 @@ class Replica:
         self._snapshot_entries = snapshot_entries
         self._in_thread = in_thread
         self._writer = trio.Lock()  # one write at a time
-        self._term = 0
-        self._last_index = 0
+        self._core = Core(
+            storage.identity.node_id, CoreOptions(), random.SystemRandom(), 0.0
+        )  # until the store is read
+        self._events: list[Event] = []  # for the core's next step
+        self._awake = trio.Event()
+        self._serving = trio.Event()  # leads, and has applied all that was there before
+        self._writes_due: list[tuple[int, WriteBatch]] = []
+        self._write_due = trio.Event()
+        self._committed: deque[Entry] = deque()  # to be applied
+        self._token = 0
+        self._offered: dict[int, _Batch] = {}  # by token: given to the core in this step
+        self._taken: dict[int, _Batch] = {}  # by index: in the log, not applied yet
         self._snapshot_index = 0
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
         self._store_bytes = 0
         self._waiting: deque[_Proposal] = deque()
-        self._writing: list[_Proposal] = []
         self._pending_bytes = 0
-        self._work = trio.Event()
         self._room = trio.Event()
         self._idle = trio.Event()
         self._upkeep = trio.Event()
@@ -164,7 +202,7 @@ class Replica:
         proposal = _Proposal(command, encode_command(command), trio.current_time(), trio.Event())
         self._waiting.append(proposal)
         self._pending_bytes += len(proposal.encoded)
-        self._work.set()
+        self._awake.set()
         await proposal.done.wait()
         if proposal.failure is not None:
             raise proposal.failure
@@ -206,19 +244,19 @@ class Replica:
         """Take no more proposals, and wait until those taken are answered."""
         self._closing = True
         self._room.set()
-        while self._waiting or self._writing:
+        while self._waiting or self._offered or self._taken:
             self._idle = trio.Event()
             await self._idle.wait()
 
     def statistics(self) -> ReplicaStatistics:
         return ReplicaStatistics(
-            self._term,
-            self._last_index,
+            self._core.term,
+            self._core.log.last_index,
             self.state.applied_index,
             self._snapshot_index,
             self._writes,
             self._commands,
-            len(self._waiting) + len(self._writing),
+            len(self._waiting) + sum(len(b.proposals) for b in self._under_way()),
             self._store_bytes,
             self._commit_seconds,
             tuple(self._commit_buckets),
@@ -233,60 +271,125 @@ class Replica:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._maintain)
                 nursery.start_soon(self._expire)
-                nursery.start_soon(self._write_loop)
-                if self.state.settings != self._settings or not self._last_index:
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._drive)
+                await self._serving.wait()
+                await self._sweep()
+                if self.state.settings != self._settings or self._core.log.last_index <= 1:
                     await self.propose(Configure(self._settings))
                 task_status.started()
         finally:
             self._closing = True
             self._room.set()
-            for proposal in (*self._writing, *self._waiting):
+            under_way = [p for batch in self._under_way() for p in batch.proposals]
+            for proposal in (*under_way, *self._waiting):
                 proposal.failure = OutcomeUnknownError(
                     "The node stopped before it knew whether the write is kept; "
                     "ask again with the same Idempotency-Key."
                 )
                 proposal.done.set()
 
+    def _under_way(self) -> list[_Batch]:
+        return [*self._offered.values(), *self._taken.values()]
+
     async def _recover(self) -> None:
         loaded = await self._in_thread(self._storage.load)
+        mark = SnapshotMark(0, 0, self._alone())
         if loaded.snapshot is not None:
             self.state = BrokerState.restore(loaded.snapshot.data)
-            self._snapshot_index = self._last_index = loaded.snapshot.index
-        for entry in loaded.entries:
-            self._last_index = entry.index
-            await trio.lowlevel.checkpoint()
-            if entry.kind is EntryKind.DATA:
-                self.state.apply(entry.index, *decode_entry(entry.data))
-        await self._in_thread(
-            self._storage.drop_others, self._snapshot_index, self.state.live_entries()
+            encoded = loaded.snapshot.membership
+            membership = Membership.decode(encoded) if encoded else mark.membership
+            mark = SnapshotMark(loaded.snapshot.index, loaded.snapshot.term, membership)
+            self._snapshot_index = mark.index
+        self._core = Core(
+            self.node_id,
+            CoreOptions(),
+            random.SystemRandom(),
+            trio.current_time(),
+            hard_state=loaded.hard_state,
+            mark=mark,
+            entries=loaded.entries,
         )
-        # A restart is a new term, as the election of a single voter is.
-        self._term = loaded.hard_state.term + 1
-        hard_state = HardState(self._term, self._storage.identity.node_id)
-        await self._write(WriteBatch(hard_state=hard_state))
+
+    def _alone(self) -> Membership:
+        """Of a single node: it is the one voter."""
+        return Membership((Member(self.node_id, "", "", voter=True),))
+
+    async def _sweep(self) -> None:
+        """Drop what a crash kept from being dropped; all that was there before is applied."""
+        live = self.state.live_entries()
+        await self._locked(lambda upto: self._storage.drop_others(upto, live), self._snapshot_index)
         self._store_bytes = self._storage.bytes
         log.info(
             "recovered term=%d last_index=%d seq=%d topics=%d",
-            self._term, self._last_index, self.state.seq, len(self.state.topics),
-        )  # fmt: skip
+            self._core.term,
+            self._core.log.last_index,
+            self.state.seq,
+            len(self.state.topics),
+        )
 
-    async def _write_loop(self) -> None:
+    async def _drive(self) -> None:
+        """Own the core: give it what has happened, carry out what it asks for."""
         while True:
-            if not self._waiting:
-                self._idle.set()
-                self._work = trio.Event()
-                await self._work.wait()
-            self._writing = self._take_waiting()
-            time_ms = max(self._now_ms(), self.state.time_ms)
-            entry = Entry(
-                self._last_index + 1,
-                self._term,
-                EntryKind.DATA,
-                encode_entry(time_ms, [p.encoded for p in self._writing]),
-            )
-            await self._write(WriteBatch((entry,)))
-            self._last_index = entry.index
-            self._commit(entry, time_ms)
+            self._offer_waiting()
+            events, self._events = self._events, []
+            effects = self._core.step(trio.current_time(), events)
+            self._carry_out(effects)
+            self._apply_committed()
+            if self._events or self._committed or self._may_offer():
+                await trio.lowlevel.checkpoint()
+                continue
+            self._awake = trio.Event()
+            with trio.move_on_at(effects.deadline):
+                await self._awake.wait()
+
+    def _post(self, event: Event) -> None:
+        self._events.append(event)
+        self._awake.set()
+
+    def _offer_waiting(self) -> None:
+        """Make an entry of what waits, when the writer is free."""
+        if not self._may_offer():
+            return
+        batch = _Batch(self._take_waiting(), max(self._now_ms(), self.state.time_ms))
+        self._token += 1
+        self._offered[self._token] = batch
+        data = encode_entry(batch.time_ms, [p.encoded for p in batch.proposals])
+        self._events.append(Propose(self._token, data))
+
+    def _may_offer(self) -> bool:
+        core = self._core
+        return bool(self._waiting) and core.role is Role.LEADER and not core.is_writing
+
+    def _carry_out(self, effects: Effects) -> None:
+        if effects.persist is not None:
+            self._writes_due.append((effects.persist_number, effects.persist))
+            self._write_due.set()
+        for token, index, _ in effects.taken:
+            self._taken[index] = self._offered.pop(token)
+        for token, refusal in effects.refused:
+            assert refusal in (Refusal.NOT_LEADER, Refusal.BUSY)
+            self._put_back(self._offered.pop(token))
+        self._committed.extend(effects.committed)
+
+    def _put_back(self, batch: _Batch) -> None:
+        self._waiting.extendleft(reversed(batch.proposals))
+        self._pending_bytes += sum(len(p.encoded) for p in batch.proposals)
+
+    async def _write(self) -> None:
+        """Make durable what the core asks for; what has come meanwhile goes together."""
+        while True:
+            if not self._writes_due:
+                self._write_due = trio.Event()
+                await self._write_due.wait()
+            due, self._writes_due = self._writes_due, []
+            batches = [batch for _, batch in due]
+            await self._locked(lambda b: self._storage.write(*b), batches)
+            self._writes += 1
+            size = sum(len(entry.data) for batch in batches for entry in batch.entries)
+            self._written_bytes += size
+            self._unsnapped_bytes += size
+            self._post(Persisted(due[-1][0]))
 
     def _take_waiting(self) -> list[_Proposal]:
         taken = [self._waiting.popleft()]
@@ -299,42 +402,51 @@ class Replica:
         self._room = trio.Event()
         return taken
 
-    async def _write(self, batch: WriteBatch) -> None:
-        async with self._writer:
-            # A write that has begun is waited for: its thread cannot be called back.
-            with trio.CancelScope(shield=True):
-                await self._in_thread(self._storage.write, batch)
-        self._writes += 1
-        size = sum(len(entry.data) for entry in batch.entries)
-        self._written_bytes += size
-        self._unsnapped_bytes += size
+    def _apply_committed(self) -> None:
+        for _ in range(min(len(self._committed), APPLY_ENTRIES_MAX)):
+            self._apply(self._committed.popleft())
+        if not self._committed:
+            core = self._core
+            if core.role is Role.LEADER and core.has_committed_in_term:
+                self._serving.set()
+            if not (self._waiting or self._offered or self._taken):
+                self._idle.set()
+        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
+            self._upkeep.set()
 
-    def _commit(self, entry: Entry, time_ms: int) -> None:
-        proposals, self._writing = self._writing, []
-        applied = self.state.apply(entry.index, time_ms, [p.command for p in proposals])
-        self._remember(entry.index, proposals)
+    def _apply(self, entry: Entry) -> None:
+        batch = self._taken.pop(entry.index, None)
+        time_ms, commands = 0, []
+        if batch is not None:
+            time_ms, commands = batch.time_ms, [p.command for p in batch.proposals]
+        elif entry.kind is EntryKind.DATA:
+            time_ms, commands = decode_entry(entry.data)
+        applied = self.state.apply(entry.index, time_ms, commands)
+        self._remember(entry.index, commands)
         self._on_applied(applied)
+        if batch is not None:
+            self._answer(batch, applied.outcomes)
+
+    def _answer(self, batch: _Batch, outcomes: list[Outcome]) -> None:
         now = trio.current_time()
-        for proposal, outcome in zip(proposals, applied.outcomes, strict=True):
+        for proposal, outcome in zip(batch.proposals, outcomes, strict=True):
             proposal.outcome = outcome
             proposal.done.set()
             self._commit_seconds += now - proposal.started
             bucket = bisect_left(COMMIT_BUCKETS_SECONDS, now - proposal.started)
             self._commit_buckets[bucket] += 1
-        self._commands += len(proposals)
-        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
-            self._upkeep.set()
+        self._commands += len(batch.proposals)
 
     def _snapshot_due(self) -> bool:
         # A large state is worth writing only once much has changed.
         entries = max(self._snapshot_entries, self.state.entries // 2)
         return (
-            self._last_index - self._snapshot_index >= entries
+            self.state.applied_index - self._snapshot_index >= entries
             or self._unsnapped_bytes >= SNAPSHOT_BYTES
         )
 
-    def _remember(self, index: int, proposals: list[_Proposal]) -> None:
-        messages = [data for p in proposals for data in getattr(p.command, "data", ())]
+    def _remember(self, index: int, commands: Sequence[Command]) -> None:
+        messages = [data for c in commands if isinstance(c, Publish) for data in c.data]
         if messages:
             self._keep(index, messages)
 
@@ -366,10 +478,14 @@ class Replica:
         """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
         index = self.state.applied_index
         self._unsnapped_bytes = 0
-        snapshot = Snapshot(index, self._term, self.state.snapshot())
+        term = self._core.log.term(index)
+        assert term is not None, "what is applied and above the snapshot is in memory"
+        membership = self._core.membership_at(index).encode()
+        snapshot = Snapshot(index, term, self.state.snapshot(), membership)
         dead, sparse = self.state.take_dead(index), self.state.take_sparse(index)
         await self._locked(self._storage.save_snapshot, snapshot)
         self._snapshot_index = index
+        self._post(Compact(index))
         for start in range(0, len(dead), DROP_ENTRIES_MAX):
             await self._locked(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
         for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):

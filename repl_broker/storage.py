@@ -74,8 +74,8 @@ class Storage(Protocol):
         """What was durable when the node last stopped, however it stopped."""
         ...
 
-    def write(self, batch: WriteBatch) -> None:
-        """Make ``batch`` durable, whole; it is on disk when this returns."""
+    def write(self, *batches: WriteBatch) -> None:
+        """Make them durable, in order, all or none; they are on disk when this returns."""
         ...
 
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
@@ -146,12 +146,13 @@ class MemoryStorage:
         entries = [self.entries[i] for i in sorted(self.entries) if i > start]
         return Loaded(self.hard_state, self.snapshot, entries)
 
-    def write(self, batch: WriteBatch) -> None:
-        if batch.truncate_from is not None:
-            for index in [i for i in self.entries if i >= batch.truncate_from]:
-                del self.entries[index]
-        self.entries.update((entry.index, entry) for entry in batch.entries)
-        self.hard_state = batch.hard_state or self.hard_state
+    def write(self, *batches: WriteBatch) -> None:
+        for batch in batches:
+            if batch.truncate_from is not None:
+                for index in [i for i in self.entries if i >= batch.truncate_from]:
+                    del self.entries[index]
+            self.entries.update((entry.index, entry) for entry in batch.entries)
+            self.hard_state = batch.hard_state or self.hard_state
 
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
         return {i: self.entries[i].data for i in indexes if i in self.entries}
@@ -367,13 +368,14 @@ class SqliteStorage:
                 "restore it from a backup, or start with an empty data directory"
             )
 
-    def write(self, batch: WriteBatch) -> None:
+    def write(self, *batches: WriteBatch) -> None:
         with self._writing() as writer:
-            if batch.truncate_from is not None:
-                writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
-            writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?)", _rows(batch.entries))
-            if batch.hard_state is not None:
-                self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
+            for batch in batches:
+                if batch.truncate_from is not None:
+                    writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
+                writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?)", _rows(batch.entries))
+                if batch.hard_state is not None:
+                    self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
 
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
         found = {}

@@ -37,11 +37,11 @@ class Disk(MemoryStorage):
         self.writes: list[WriteBatch] = []
         self.error: Exception | None = None
 
-    def write(self, batch: WriteBatch) -> None:
+    def write(self, *batches: WriteBatch) -> None:
         if self.error is not None:
             raise self.error
-        self.writes.append(batch)
-        super().write(batch)
+        self.writes.extend(batches)
+        super().write(*batches)
 
 
 class Gate:

@@ -323,11 +323,18 @@ class Core:
         self._effects = Effects()
         self._wants_append: set[str] = set()  # peers to whom entries or a commit may go
         self._restart_election_timer()
+        if self.membership.voters == {node_id}:
+            self._election_at = now  # there is nobody to wait for
 
     @property
     def membership(self) -> Membership:
         """The newest in the log, committed or not."""
         return self._memberships[-1][1]
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write that was asked for is not reported durable yet."""
+        return bool(self._writes)
 
     @property
     def committed_membership(self) -> Membership:
@@ -892,7 +899,9 @@ class Core:
             self._send_timeout_now(best)
             self._become_follower(self.term, None)
 
-    def _has_committed_in_term(self) -> bool:
+    @property
+    def has_committed_in_term(self) -> bool:
+        """Whether a leader knows what is committed (§8)."""
         return self.log.term(self.committed_index) == self.term
 
     # --- reads ---
@@ -900,7 +909,7 @@ class Core:
     def _read(self, event: Read) -> None:
         if self.role is not Role.LEADER:
             self._effects.refused.append((event.token, Refusal.NOT_LEADER))
-        elif not self._has_committed_in_term():
+        elif not self.has_committed_in_term:
             self._early_reads.append(event.token)  # what is committed is not known yet (§8)
         else:
             self._begin_read(event.token)
@@ -965,7 +974,7 @@ class Core:
     def _objection(self, change: AddLearner | Promote | Remove) -> Refusal | None:
         if self.role is not Role.LEADER:
             return Refusal.NOT_LEADER
-        if not self._has_committed_in_term():
+        if not self.has_committed_in_term:
             return Refusal.NOT_READY  # the single-server bug of 2015
         if self._memberships[-1][0] > self.committed_index:
             return Refusal.CHANGE_IN_PROGRESS
