@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import trio
 
 from repl_broker.command import Command, Configure, Expire, Publish, Settings
-from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import Message
 from repl_broker.raft.core import (
     Compact,
@@ -220,6 +220,7 @@ class Replica:
         """The messages at ``locations``, in that order, up to the first that is gone by now.
 
         A message goes when retention trims it, so ``state`` knows of it then.
+        Raises StorageError for one that should be there and is not.
         """
         await trio.lowlevel.checkpoint()
         wanted = {at.entry for at in locations}
@@ -236,9 +237,19 @@ class Replica:
         for at in locations:
             data = found[at.entry][at.ordinal] if at.entry in found else b""
             if not data:
+                self._check_gone(at)
                 break
             messages.append(Message(at.seq, at.topic, at.time_ms, data))
         return messages
+
+    def _check_gone(self, at: Location) -> None:
+        # Looking again would find the same for ever.
+        topic = self.state.topics.get(at.topic)
+        if topic is not None and topic.retains(at.seq):
+            raise StorageError(
+                f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
+                f"{at.entry}, and is not; restore it from a backup"
+            )
 
     async def drain(self) -> None:
         """Take no more proposals, and wait until those taken are answered."""

@@ -271,6 +271,10 @@ async def test_fetch_gives_what_comes_before_a_message_that_was_trimmed_meanwhil
     async with running_node(disk) as node:
         node.replica._cache.clear()
         disk.drop([locations[2].entry])
+        with pytest.raises(StorageError, match="message 3 of 'chat' should be in entry"):
+            await node.replica.fetch(locations)
+        settings = CreateTopic("chat", messages=2, replace=True)
+        node.replica.state.apply(node.replica.state.applied_index + 1, 0, [settings])
         assert [m.data for m in await node.replica.fetch(locations)] == [b"0", b"1"]
 
 

@@ -5,9 +5,12 @@
     Stream    one event stream, read as blocks
 
 The tests are plain threads and blocking sockets, so that no code is shared with
-what they test. Every wait has a bound. A port lies below the ephemeral range:
-a client that connects to a dead port there can be given that very port as its
-own, talk to itself, and keep the node from coming back.
+what they test. Every wait has a bound, and threads outlive the node in the
+``with`` of a test: killing the node then ends what still waits for it.
+
+A port lies below the ephemeral range: a client that connects to a dead port
+there can be given that very port as its own, talk to itself, and keep the node
+from coming back.
 """
 
 from __future__ import annotations

@@ -33,18 +33,20 @@ def test_a_full_disk_ends_the_node_with_one_line_and_without_a_false_promise(
 ) -> None:
     publishers = [Publisher(n, lambda p: p.across("a", "b"), "full") for n in range(PUBLISHERS)]
     seen: list[dict[str, Any]] = []
-    with Node(tmp_path / "data", topics_retention_messages=1_000_000) as node:
+    with (
+        ThreadPoolExecutor(PUBLISHERS + 1) as threads,
+        Node(tmp_path / "data", topics_retention_messages=1_000_000) as node,
+    ):
         node.start()
         for _ in range(mib_before):
             node.publish("before", "x" * 1_000_000)
         limit = max(file.stat().st_size for file in node.data_dir.iterdir()) + room_bytes
         resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-        with ThreadPoolExecutor(PUBLISHERS + 1) as threads:
-            tasks = [threads.submit(publish_until_it_ends, one, node) for one in publishers]
-            tasks.append(threads.submit(read_until_it_ends, node, seen))
-            assert node.wait() == 1
-            for task in tasks:
-                task.result(WAIT_SECONDS_MAX)
+        tasks = [threads.submit(publish_until_it_ends, one, node) for one in publishers]
+        tasks.append(threads.submit(read_until_it_ends, node, seen))
+        assert node.wait() == 1
+        for task in tasks:
+            task.result(WAIT_SECONDS_MAX)
 
         log = node.log_text()
         assert "Traceback" not in log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,9 +60,10 @@ def test_topics_retention_history_and_the_epoch_stay(
         check_gap(node, f"{epoch}-1")
 
 
-def contents(node: Node) -> tuple[list[dict[str, object]], dict[str, list[object]], str]:
+def contents(node: Node) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], str]:
+    """Topics as they are listed, the history of each, and the epoch."""
     topics = node.get("/v1/topics")["topics"]
-    history = {topic["name"]: list(node.history(topic["name"])) for topic in topics}
+    history = {topic["name"]: node.history(topic["name"]) for topic in topics}
     return topics, history, node.get("/v1/cluster")["epoch"]
 
 

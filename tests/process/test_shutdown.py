@@ -52,14 +52,13 @@ def stop_in_time(node: Node, number: signal.Signals) -> None:
 def test_idle_streams_are_told_to_come_back_at_different_times(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    with ExitStack() as opened:
+    with ThreadPoolExecutor(STREAMS) as threads, ExitStack() as opened:
         node = opened.enter_context(Node(tmp_path / "data"))
         node.start()
         node.publish("chat", "before")
         streams = [
             opened.enter_context(Stream(node, "chat", after="earliest")) for _ in range(STREAMS)
         ]
-        threads = opened.enter_context(ThreadPoolExecutor(STREAMS))
         last: list[Block] = []
         reading = [threads.submit(lambda stream: last.append([*stream][-1]), s) for s in streams]
         stop_in_time(node, number)
@@ -107,16 +106,18 @@ def test_publishes_in_flight_are_answered_or_refused_and_no_201_is_lost(
         Publisher(0, lambda p: p.single("chat"), number.name),
         *(Publisher(n, lambda p: p.batch("chat"), number.name) for n in range(1, PUBLISHERS)),
     ]
-    with Node(tmp_path / "data", topics_retention_messages=1_000_000) as node:
+    with (
+        ThreadPoolExecutor(PUBLISHERS) as threads,
+        Node(tmp_path / "data", topics_retention_messages=1_000_000) as node,
+    ):
         node.start()
-        with ThreadPoolExecutor(PUBLISHERS) as threads:
-            tasks = [threads.submit(publish_until_refused, one, node) for one in publishers]
-            for _ in polls("publishing to be under way"):
-                if all(len(one.requests) > 10 for one in publishers):
-                    break
-            stop_in_time(node, number)
-            for task in tasks:
-                task.result(WAIT_SECONDS_MAX)
+        tasks = [threads.submit(publish_until_refused, one, node) for one in publishers]
+        for _ in polls("publishing to be under way"):
+            if all(len(one.requests) > 10 for one in publishers):
+                break
+        stop_in_time(node, number)
+        for task in tasks:
+            task.result(WAIT_SECONDS_MAX)
         node.start()  # at once, on the same port
         kept = [message["data"] for message in node.history("chat")]
         # What was not acknowledged was not taken: a shutdown leaves no outcome unknown.

@@ -78,7 +78,7 @@ def read_upto(stream: Stream, count: int) -> float:
 
 def test_stalled_readers_delay_no_one_cost_no_memory_and_miss_nothing(tmp_path: Path) -> None:
     count = BATCHES * BATCH_MESSAGES
-    with ExitStack() as opened, ThreadPoolExecutor(QUICK + STALLED) as threads:
+    with ThreadPoolExecutor(QUICK + STALLED) as threads, ExitStack() as opened:
         node = opened.enter_context(
             Node(
                 tmp_path / "data",
