@@ -872,13 +872,17 @@ class Core:
 
     def _advance_commit(self) -> None:
         """What a majority has on disk is committed, if it is of this term (§5.4.2)."""
+        index = self._majority_match()
+        if index > self.committed_index and self.log.term(index) == self.term:
+            self._commit_as_leader(index)
+
+    def _majority_match(self) -> int:
+        """The highest index up to which a majority has the log on disk."""
         voters = self.membership.voters
-        matches = sorted(
-            (p.match for peer, p in self.progress.items() if peer in voters), reverse=True
-        )
-        index = matches[len(voters) // 2] if len(matches) > len(voters) // 2 else 0
-        if index <= self.committed_index or self.log.term(index) != self.term:
-            return
+        matches = sorted((self.progress[peer].match for peer in voters), reverse=True)
+        return matches[len(voters) // 2]
+
+    def _commit_as_leader(self, index: int) -> None:
         for entry in self.log.slice(self.committed_index + 1, index):
             self._uncommitted_bytes -= len(entry.data)
         self.committed_index = index

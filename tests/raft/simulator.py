@@ -73,17 +73,17 @@ from repl_broker.raft.rpc import (
     VoteReply,
 )
 
-CHAOS_SECONDS = 12.0
+CHAOS_SECONDS = 10.0
 HEAL_SECONDS_MAX = 40.0  # from the heal to convergence
-QUIET_SECONDS = 3.0  # … which then must last, and be quiet
+QUIET_SECONDS = 2.0  # … which then must last, and be quiet
 TRACE_LINES = 60
 SPARE_NODES = 2  # not members at first
 SIZES = (1, 3, 3, 3, 5, 5, 7)
 
 # Small bounds, so that they are reached.
 OPTIONS = CoreOptions(
-    election_timeout_seconds=1.0,
-    heartbeat_interval_seconds=0.2,
+    election_timeout_seconds=0.5,
+    heartbeat_interval_seconds=0.1,
     append_bytes_max=120,
     window_appends_max=4,
     window_bytes_max=400,
@@ -113,19 +113,20 @@ class Weather:
 
     @classmethod
     def draw(cls, random: Random) -> Weather:
-        rough = random.random() < 0.5
+        storm = random.random() < 0.5  # leaders come and go
+        lossy = random.random() < 0.5
         return cls(
-            loss=random.choice((0.0, 0.01, 0.05, 0.2)) if rough else 0.0,
-            duplicate=random.choice((0.0, 0.02, 0.2)),
-            straggle=random.choice((0.0, 0.01, 0.05)),
+            loss=random.choice((0.01, 0.05, 0.2)) if lossy else 0.0,
+            duplicate=random.choice((0.0, 0.02, 0.3)),
+            straggle=random.choice((0.1, 0.3)) if storm else random.choice((0.0, 0.02)),
             delay=(0.001, random.choice((0.003, 0.02, 0.1))),
-            write=(0.0005, random.choice((0.002, 0.01, 0.05, 0.15))),
+            write=(0.0005, random.choice((0.002, 0.01, 0.05, 0.2))),
             crash_at_write=random.choice((0.0, 0.002, 0.01)),
             fail_write=random.choice((0.0, 0.002, 0.005)),
             unreachable=random.choice((0.0, 0.5)),
-            blow_every=random.choice((0.4, 0.8, 1.5, 3.0)),
+            blow_every=random.choice((0.15, 0.3)) if storm else random.choice((0.8, 3.0)),
             compact_every=random.choice((5, 20, 60, 1000)),
-            members_every=random.choice((0.5, 1.5, 4.0, math.inf)),
+            members_every=random.choice((0.3, 1.0, 4.0, math.inf)),
         )
 
 
@@ -613,6 +614,8 @@ class Simulator:
         if self.healed:
             return
         node = self.random.choice(list(self.nodes.values()))
+        if self.random.random() < 0.5:
+            node = self.a_leader() or node
         self.post(node, node.life, Read(self.token()))
         self.at(self.random.expovariate(10), self.read)
 
