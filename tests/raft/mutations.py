@@ -40,7 +40,7 @@ from repl_broker.raft.rpc import (
 )
 from tests.raft.simulator import Simulator, Violation
 
-SEEDS_MAX = 1500
+SEEDS_MAX = 1000
 
 
 class CountsEntriesOfAnOldTerm(Core):

@@ -110,6 +110,7 @@ class Weather:
     blow_every: float  # mean seconds between the blows of ``Simulator.blow``
     compact_every: int  # entries
     members_every: float  # mean seconds between changes of membership
+    new_leader: float  # a new leader is asked for a change, and cut off, at once
 
     @classmethod
     def draw(cls, random: Random) -> Weather:
@@ -127,6 +128,7 @@ class Weather:
             blow_every=random.choice((0.2, 0.4)) if storm else random.choice((1.0, 3.0)),
             compact_every=random.choice((5, 20, 60, 1000)),
             members_every=random.choice((0.3, 1.0, 4.0, math.inf)),
+            new_leader=random.choice((0.0, 0.3, 0.7)),
         )
 
 
@@ -142,6 +144,7 @@ CALM = Weather(
     blow_every=math.inf,
     compact_every=50,
     members_every=math.inf,
+    new_leader=0,
 )
 
 
@@ -433,6 +436,8 @@ class Simulator:
         self.require(effects.deadline > now, node.id, "deadline is not ahead:", effects.deadline)
         self.check(node, core, before, effects)
         self.carry_out(node, core, effects)
+        if core.role is Role.LEADER and before.role is not Role.LEADER:
+            self.greet(node)
         if core.log.compacted_index > node.disk.mark.index:
             self.require(False, node.id, "compacted beyond its snapshot")
         self.wake(node, max(effects.deadline - now, 0.0001))
@@ -623,11 +628,31 @@ class Simulator:
         leaders = [n for n in self.nodes.values() if n.core and n.core.role is Role.LEADER]
         return self.random.choice(leaders) if leaders else None
 
+    def greet(self, leader: Node) -> None:
+        """Try it while nothing of its term is committed."""
+        likely = self.weather.new_leader
+        if self.weather.members_every < math.inf and self.random.random() < likely:
+            self.ask_for_change(leader)
+        if self.random.random() < likely:
+            self.at(self.random.random() * 0.1, self.cut_off, leader)
+
+    def cut_off(self, node: Node) -> None:
+        """From all, or all but one."""
+        if not self.healed:
+            spared = self.random.choice(list(self.nodes))
+            cut = [name for name in self.nodes if name != spared]
+            self.block([(node.id, name) for name in cut] + [(name, node.id) for name in cut])
+
     def change_membership(self) -> None:
         if self.healed:
             return
         leader = self.a_leader()
-        if leader is not None and leader.core is not None:
+        if leader is not None:
+            self.ask_for_change(leader)
+        self.later(self.weather.members_every, self.change_membership)
+
+    def ask_for_change(self, leader: Node) -> None:
+        if leader.core is not None:
             membership = leader.core.membership
             change: AddLearner | Promote | Remove
             outside = sorted(self.nodes.keys() - membership.ids)
@@ -643,7 +668,6 @@ class Simulator:
                 change = Remove(self.random.choice(sorted(membership.ids)))
             self.note("operator asks", leader.id, change)
             self.post(leader, leader.life, ChangeMembership(-self.token(), change))
-        self.later(self.weather.members_every, self.change_membership)
 
     # --- blows ---
 
