@@ -78,7 +78,7 @@ HEAL_SECONDS_MAX = 40.0  # from the heal to convergence
 QUIET_SECONDS = 2.0  # … which then must last, and be quiet
 TRACE_LINES = 60
 SPARE_NODES = 2  # not members at first
-SIZES = (1, 3, 3, 3, 5, 5, 7)
+SIZES = (1, 3, 3, 3, 4, 4, 5, 5, 7)  # 4: changes of members go wrong in even ones
 
 # Small bounds, so that they are reached.
 OPTIONS = CoreOptions(
@@ -570,7 +570,8 @@ class Simulator:
             delay += 4 * random.random()
         self.at(delay, self.deliver, receiver, rpc)
         if random.random() < weather.duplicate:
-            self.at(delay + random.random(), self.deliver, receiver, rpc)
+            late = delay + random.choice((0.1, 4.0)) * random.random()
+            self.at(late, self.deliver, receiver, rpc)
 
     def deliver(self, receiver: Node, rpc: Rpc) -> None:
         self.post(receiver, receiver.life, Receive(rpc))
@@ -629,12 +630,13 @@ class Simulator:
         return self.random.choice(leaders) if leaders else None
 
     def greet(self, leader: Node) -> None:
-        """Try it while nothing of its term is committed."""
-        likely = self.weather.new_leader
-        if self.weather.members_every < math.inf and self.random.random() < likely:
-            self.ask_for_change(leader)
-        if self.random.random() < likely:
-            self.at(self.random.random() * 0.1, self.cut_off, leader)
+        """Ask and cut off a new leader while nothing of its term is committed."""
+        if self.random.random() >= self.weather.new_leader:
+            return
+        if self.weather.members_every < math.inf:
+            for _ in range(self.random.choice((1, 1, 2))):
+                self.ask_for_change(leader)
+        self.at(self.random.choice((0.0, 0.0, 0.02, 0.2)), self.cut_off, leader)
 
     def cut_off(self, node: Node) -> None:
         """From all, or all but one."""
