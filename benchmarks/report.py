@@ -96,7 +96,7 @@ def _cells(row: Row, figures: Sequence[Figure]) -> Iterator[str]:
     for peer in (HYPERCORN, SQLITE):
         theirs = _median(row, peer, figures)
         yield _number(theirs)
-        yield "" if ours is None or not theirs else f"{ours / theirs:.2f}"
+        yield "" if ours is None or not theirs else _ratio(ours / theirs)
     spread = max(_spread(row, peer, figures) for peer in (OURS, HYPERCORN, SQLITE))
     yield f"{spread:.0%}"
 
@@ -124,6 +124,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def as_json(figures: Sequence[Figure]) -> Iterator[str]:
