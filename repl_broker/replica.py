@@ -23,6 +23,7 @@ import logging
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -53,6 +54,8 @@ CACHE_OVERHEAD_BYTES: Final = 64  # of a message in the cache, beside its data
 EXPIRY_INTERVAL_SECONDS: Final = 5
 SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
+LOG_READERS_MAX: Final = 4
+CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
 REWRITE_ENTRIES_MAX: Final = 16
 COMMIT_BUCKETS_SECONDS: Final = (
@@ -106,6 +109,9 @@ class Replica:
         snapshot_entries: int = 10_000,
         in_thread: InThread = trio.to_thread.run_sync,
     ) -> None:
+        # Few at a time: a herd of streams that catch up must not hold up publishing.
+        self.log_readers = trio.CapacityLimiter(LOG_READERS_MAX)
+        self._writer_thread = trio.CapacityLimiter(1)  # not in one queue with readers
         self.state = BrokerState()
         self._storage = storage
         self._settings = settings
@@ -114,6 +120,7 @@ class Replica:
         self._snapshot_entries = snapshot_entries
         self._in_thread = in_thread
         self._writer = trio.Lock()  # one write at a time
+        self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
         self._term = 0
         self._last_index = 0
         self._snapshot_index = 0
@@ -128,6 +135,8 @@ class Replica:
         self._idle = trio.Event()
         self._upkeep = trio.Event()
         self._closing = False
+        self._damaged = trio.Event()
+        self._damage: StorageError | None = None
         self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
         self._cache_bytes = 0
         self._writes = 0
@@ -190,7 +199,7 @@ class Replica:
         for entry in found:
             self._cache.move_to_end(entry)
         if missing := sorted(wanted - found.keys()):
-            entries = await self._in_thread(self._storage.read, missing)
+            entries = await self._read(missing)
             for entry, data in entries.items():
                 # Kept, since a reader takes a large entry in many small pieces.
                 found[entry] = decode_messages(data)
@@ -204,14 +213,34 @@ class Replica:
             messages.append(Message(at.seq, at.topic, at.time_ms, data))
         return messages
 
+    async def _read(self, indexes: list[int]) -> dict[int, bytes]:
+        try:
+            found: dict[int, bytes] = await self._in_thread(self._storage.read, indexes)
+        except StorageError as error:
+            self._damage_found(error)
+            raise
+        return found
+
+    def _damage_found(self, error: StorageError) -> None:
+        """A disk that gives back something else than was written is not trusted any more."""
+        self._damage = error
+        self._damaged.set()
+
+    async def _end_if_damaged(self) -> None:
+        await self._damaged.wait()
+        assert self._damage is not None
+        raise self._damage
+
     def _check_gone(self, at: Location) -> None:
         # Looking again would find the same for ever.
         topic = self.state.topics.get(at.topic)
         if topic is not None and topic.retains(at.seq):
-            raise StorageError(
+            error = StorageError(
                 f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
                 f"{at.entry}, and is not; restore it from a backup"
             )
+            self._damage_found(error)
+            raise error
 
     async def drain(self) -> None:
         """Take no more proposals, and wait until those taken are answered."""
@@ -245,6 +274,7 @@ class Replica:
                 nursery.start_soon(self._maintain)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._write_loop)
+                nursery.start_soon(self._end_if_damaged)
                 if self.state.settings != self._settings or not self._last_index:
                     await self.propose(Configure(self._settings))
                 task_status.started()
@@ -265,12 +295,14 @@ class Replica:
             self._snapshot_index = self._last_index = loaded.snapshot.index
         for entry in loaded.entries:
             self._last_index = entry.index
+            self._unsnapped_bytes += len(entry.data)
             await trio.lowlevel.checkpoint()
             if entry.kind is EntryKind.DATA:
                 self.state.apply(entry.index, *decode_entry(entry.data))
         await self._in_thread(
             self._storage.drop_others, self._snapshot_index, self.state.live_entries()
         )
+        self._stamped_at = trio.current_time()
         # A restart is a new term, as the election of a single voter is.
         self._term = loaded.hard_state.term + 1
         hard_state = HardState(self._term, self._storage.identity.node_id)
@@ -288,7 +320,7 @@ class Replica:
                 self._work = trio.Event()
                 await self._work.wait()
             self._writing = self._take_waiting()
-            time_ms = max(self._now_ms(), self.state.time_ms)
+            time_ms = self._time_ms()
             entry = Entry(
                 self._last_index + 1,
                 self._term,
@@ -298,6 +330,21 @@ class Replica:
             await self._write(WriteBatch((entry,)))
             self._last_index = entry.index
             self._commit(entry, time_ms)
+
+    def _time_ms(self) -> int:
+        """The time for a new entry: the clock's, but never running back.
+
+        If the clock was ahead and was put right, time goes on at a steady pace
+        from where it stood, so that history and keys keep ageing.
+        """
+        steady = trio.current_time()
+        passed_ms = int((steady - self._stamped_at) * 1000)
+        expected_ms = self.state.time_ms + passed_ms
+        now_ms = self._now_ms()
+        if self._writes > 1 and now_ms > expected_ms + CLOCK_JUMP_MS:
+            log.warning("the clock has jumped ahead seconds=%d", (now_ms - expected_ms) // 1000)
+        self._stamped_at = steady
+        return max(now_ms, expected_ms)
 
     def _take_waiting(self) -> list[_Proposal]:
         taken = [self._waiting.popleft()]
@@ -314,7 +361,7 @@ class Replica:
         async with self._writer:
             # A write that has begun is waited for: its thread cannot be called back.
             with trio.CancelScope(shield=True):
-                await self._in_thread(self._storage.write, batch)
+                await self._in_thread(self._storage.write, batch, limiter=self._writer_thread)
         self._writes += 1
         size = sum(len(entry.data) for entry in batch.entries)
         self._written_bytes += size
@@ -361,7 +408,8 @@ class Replica:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
             if self.state.expiry_due(self._now_ms()) and not self._closing:
-                await self.propose(Expire())
+                with suppress(RequestError):  # it may have waited into the shutdown
+                    await self.propose(Expire())
 
     async def _maintain(self) -> None:
         while True:
@@ -397,7 +445,7 @@ class Replica:
     async def _locked(self, call: Callable[[T], None], argument: T) -> None:
         async with self._writer:
             with trio.CancelScope(shield=True):
-                await self._in_thread(call, argument)
+                await self._in_thread(call, argument, limiter=self._writer_thread)
 
 
 def _cached_bytes(messages: Sequence[bytes]) -> int:
