@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.load import BenchmarkError
-from benchmarks.report import as_json, as_table, conditions, load_average
+from benchmarks.report import OtherWork, as_json, as_table, conditions
 from benchmarks.suite import Scale, measure
 
 
@@ -24,11 +24,12 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=options.dir, prefix="benchmarks-") as name:
             folder = Path(name)
             about = conditions(scale, rounds, folder)
-            about["load average before"] = load_average()
+            others = OtherWork()
             began = time.monotonic()
             figures = measure(scale, rounds, folder, _progress)
             _progress("")
             about["took"] = f"{time.monotonic() - began:.0f} s"
+            about["other work"] = str(others)
     except BenchmarkError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +16,7 @@ from statistics import median
 from benchmarks.peers import HYPERCORN, OURS, SQLITE
 from benchmarks.suite import Figure, Row, Scale, rows_in_order
 
-__all__ = ["as_json", "as_table", "conditions", "load_average"]
+__all__ = ["OtherWork", "as_json", "as_table", "conditions"]
 
 GENERATOR_SHARE_MAX = 0.9  # of a core; above it the generator may have been the limit
 
@@ -35,8 +37,30 @@ def conditions(scale: Scale, rounds: int, folder: Path) -> dict[str, str]:
     }
 
 
-def load_average() -> str:
-    return f"{os.getloadavg()[0]:.2f}"
+class OtherWork:
+    """How busy the machine was with anything else: what disturbs the figures.
+
+    The servers count as ours once they have ended, so ask when all of them have.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._busy, self._own = _busy_seconds(), _own_seconds()
+
+    def __str__(self) -> str:
+        elapsed = time.monotonic() - self._since
+        other = _busy_seconds() - self._busy - (_own_seconds() - self._own)
+        return f"took {max(other, 0.0) / elapsed:.2f} of {os.cpu_count()} cores, on average"
+
+
+def _busy_seconds() -> float:
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # less idle, iowait
+
+
+def _own_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def as_table(figures: Sequence[Figure]) -> str:
@@ -72,7 +96,7 @@ def _cells(row: Row, figures: Sequence[Figure]) -> Iterator[str]:
     for peer in (HYPERCORN, SQLITE):
         theirs = _median(row, peer, figures)
         yield _number(theirs)
-        yield "" if ours is None or not theirs else f"{ours / theirs:.2f}"
+        yield "" if ours is None or not theirs else _ratio(ours / theirs)
     spread = max(_spread(row, peer, figures) for peer in (OURS, HYPERCORN, SQLITE))
     yield f"{spread:.0%}"
 
@@ -100,6 +124,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def as_json(figures: Sequence[Figure]) -> Iterator[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import trio
 
 from repl_broker.command import CreateTopic, DeleteTopic, Publish, Retention, Settings
 from repl_broker.config import Config
@@ -36,7 +38,10 @@ from repl_broker.subscription import Subscription
 
 __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "TopicView"]
 
-HISTORY_BYTES_MAX: Final = 8 << 20  # of data in one page of history
+T = TypeVar("T")
+
+HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
+INLINE_BYTES_MAX: Final = 64 << 10  # a larger body is checked in a thread
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -134,18 +139,24 @@ class Broker:
         ``message_too_large``, ``invalid_parameter``, ``topic_not_found``,
         ``idempotency_key_reused``, ``shutting_down``, ``outcome_unknown``.
         """
-        data = (compact_json(body, self._limits),)
+        data = (await self._checked(compact_json, body),)
         return await self._publish("message", check_topic(topic), data, key)
 
     async def publish_batch(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
         """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
-        data = tuple(split_ndjson(body, self._limits))
+        data = tuple(await self._checked(split_ndjson, body))
         return await self._publish("batch", check_topic(topic), data, key)
 
     async def publish_many(self, body: bytes, key: str | None = None) -> Receipt:
         """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order."""
-        topics, data = zip(*split_topic_ndjson(body, self._limits), strict=True)
+        pairs = await self._checked(split_topic_ndjson, body)
+        topics, data = zip(*pairs, strict=True)
         return await self._publish("topics", topics, data, key)
+
+    async def _checked(self, check: Callable[[bytes, JsonLimits], T], body: bytes) -> T:
+        if len(body) <= INLINE_BYTES_MAX:
+            return check(body, self._limits)
+        return await trio.to_thread.run_sync(check, body, self._limits)
 
     async def _publish(
         self, form: str, topics: str | tuple[str, ...], data: tuple[bytes, ...], key: str | None
@@ -193,7 +204,16 @@ class Broker:
         command = CreateTopic(check_topic(name), messages, seconds, bytes, replace)
         outcome = _accepted(await self._propose(command))
         assert isinstance(outcome, TopicChanged)
-        return self.topic(name), outcome.created
+        topic = self._replica.state.topics.get(name)
+        if topic is None:  # it is, and was deleted again since
+            topic = Topic(
+                name,
+                (messages, seconds, bytes),
+                self._replica.state.settings.retention,
+                self._replica.state.time_ms,
+                0,
+            )
+        return self._view(topic), outcome.created
 
     async def delete_topic(self, name: str) -> None:
         """Remove a topic and its history. Raises ``topic_not_found``."""
@@ -240,7 +260,7 @@ class Broker:
     # --- reading ---
 
     async def history(self, name: str, *, after: str = "earliest", limit: int) -> HistoryPage:
-        """Retained messages above ``after``, oldest first; a page may end early, at 8 MiB.
+        """Retained messages above ``after``, oldest first; a page may end early, at 1 MiB.
 
         Raises ``invalid_topic``, ``topic_not_found``, ``invalid_event_id``.
         """

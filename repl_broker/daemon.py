@@ -8,6 +8,7 @@ node: what it could not make durable it must not acknowledge, and says so.
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import ssl
@@ -36,6 +37,7 @@ __all__ = ["Running", "run", "serve"]
 log = logging.getLogger(__name__)
 
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
+GC_THRESHOLDS: Final = (50_000, 20, 100)  # of Python's default: (700, 10, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def run(
                     on_ready(await node.start(partial(serve, config, stop, apps=apps)))
             nursery.cancel_scope.cancel()
 
+    _calm_the_collector()
     try:
         trio.run(main, strict_exception_groups=True)
     except BaseExceptionGroup as group:
@@ -150,6 +153,16 @@ async def _part(broker: Broker, hub: Hub, door: Door) -> None:
     door.stop(PARTING_SECONDS)
     while door.connections:  # noqa: ASYNC110  for a second at most; the door may not run yet
         await trio.sleep(0.01)
+
+
+def _calm_the_collector() -> None:
+    """Look for cyclic garbage less often: with 1,000 streams it took half of all CPU.
+
+    What was loaded until now stays for good, and is not looked through again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _publish(hub: Hub, replica: Replica, applied: Applied) -> None:

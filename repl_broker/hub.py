@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import trio
@@ -29,6 +29,8 @@ from repl_broker.message import FilterSet, Message, TopicDeleted, event_id
 
 __all__ = ["Batch", "Channel", "Hub", "HubStatistics"]
 
+APPENDS_MAX: Final = 50_000  # to tails, for one entry; beyond it streams read it from the log
+ROUTES_MAX: Final = 1_000_000  # channels in all remembered routes of topics
 FRAME_OVERHEAD_BYTES: Final = 128  # of a frame in a tail, beside its own bytes
 
 
@@ -51,14 +53,14 @@ class HubStatistics(NamedTuple):
 class Channel:
     """The newest frames of one filter set, in order."""
 
-    __slots__ = ("_base", "_frames", "_lot", "_seqs", "complete_after", "filters", "subscribers")
+    __slots__ = ("_base", "_complete_after", "_frames", "_lot", "_marks", "filters", "subscribers")
 
     def __init__(self, filters: FilterSet, position: int) -> None:
         self.filters = filters
         self.subscribers = 0
-        self.complete_after = position  # every later message of the filters is in the tail
+        self._complete_after = _mark(position)  # everything later is in the tail
         self._frames: deque[bytes] = deque()
-        self._seqs: deque[int] = deque()
+        self._marks: deque[int] = deque()  # where each stands in the order
         self._base = 0  # the offset of the first frame
         self._lot = trio.lowlevel.ParkingLot()
 
@@ -69,9 +71,9 @@ class Channel:
 
     def offset_after(self, seq: int) -> int | None:
         """Where a stream that has seen everything up to ``seq`` goes on, if the tail reaches."""
-        if seq < self.complete_after:
+        if _mark(seq) < self._complete_after:
             return None
-        return self._base + bisect_right(self._seqs, seq)
+        return self._base + bisect_right(self._marks, _mark(seq))
 
     def take(self, offset: int, bytes_max: int) -> Batch | None:
         """Frames from ``offset`` on, at least one; None if the tail begins after it."""
@@ -87,7 +89,7 @@ class Channel:
             if taken and size > bytes_max:
                 break
             taken.append(frame)
-        seq = self._seqs[start + len(taken) - 1]
+        seq = self._marks[start + len(taken) - 1] // 2
         return Batch(b"".join(taken), len(taken), offset + len(taken), seq)
 
     async def wait(self) -> None:
@@ -97,18 +99,24 @@ class Channel:
     def wake(self) -> None:
         self._lot.unpark_all()
 
-    def append(self, seq: int, frame: bytes) -> None:
+    def append(self, mark: int, frame: bytes) -> None:
         self._frames.append(frame)
-        self._seqs.append(seq)
+        self._marks.append(mark)
 
     def drop_oldest(self) -> int:
         """Returns the bytes that it freed."""
         self._base += 1
-        self.complete_after = self._seqs.popleft()
+        self._complete_after = self._marks.popleft()
         return len(self._frames.popleft())
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def skip(self, position: int) -> None:
+        """Leave out what was just published, up to ``position``: its streams read the log."""
+        assert not self._frames
+        self._base += 1  # so that a stream that was level notices
+        self._complete_after = _mark(position, removal=True)
 
 
 class Hub:
@@ -126,6 +134,7 @@ class Hub:
         self._exact: dict[str, set[Channel]] = {}
         self._patterns: set[Channel] = set()
         self._pattern_routes: dict[str, list[Channel]] = {}  # a topic's, as far as known
+        self._routes = 0  # channels in them, and one for each
         self._subscribers = 0
         self._deliveries = 0
         self._taken: tuple[Channel, int, int, int, Batch | None] | None = None
@@ -141,7 +150,7 @@ class Hub:
                 self._exact.setdefault(topic, set()).add(channel)
             if filters.patterns:
                 self._patterns.add(channel)
-                self._pattern_routes.clear()
+                self._forget_routes()
         channel.subscribers += 1
         self._subscribers += 1
         return channel
@@ -158,7 +167,7 @@ class Hub:
                 del self._exact[topic]
         if channel.filters.patterns:
             self._patterns.discard(channel)
-            self._pattern_routes.clear()
+            self._forget_routes()
         while len(channel):
             self._drop_oldest(channel)
         if len(self._order) > 64 + 2 * self._frames:
@@ -188,12 +197,17 @@ class Hub:
     def publish(self, events: Sequence[Message | TopicDeleted], position: int) -> None:
         """Tell the streams what an entry did. ``position`` is the last sequence number given."""
         woken: set[Channel] = set()
+        room = APPENDS_MAX
         for event in events:
             route = self._route(event.topic)
-            if route:
-                seq, frame = self._encode(event)
+            room -= len(route)
+            if room < 0:
+                woken.update(route)
+                self._skip(woken, position)
+            elif route:
+                mark, frame = self._encode(event)
                 for channel in route:
-                    channel.append(seq, frame)
+                    channel.append(mark, frame)
                     self._order.append(channel)
                     self._tail_bytes += len(frame) + FRAME_OVERHEAD_BYTES
                     self._frames += 1
@@ -202,6 +216,12 @@ class Hub:
         self._trim()
         for channel in woken:
             channel.wake()
+
+    def _skip(self, channels: Iterable[Channel], position: int) -> None:
+        for channel in channels:
+            while len(channel):
+                self._drop_oldest(channel)
+            channel.skip(position)
 
     def close(self) -> None:
         """Wake every stream, to say good-bye; none will wait again."""
@@ -214,25 +234,31 @@ class Hub:
             self._subscribers, len(self._channels), self._tail_bytes, self._deliveries
         )
 
-    def _route(self, topic: str) -> Iterable[Channel]:
+    def _route(self, topic: str) -> Collection[Channel]:
         exact = self._exact.get(topic, ())
         if not self._patterns:
             return exact
         if topic not in self._pattern_routes:
-            if len(self._pattern_routes) >= 100_000:
-                self._pattern_routes.clear()
+            if self._routes > ROUTES_MAX:
+                self._forget_routes()
             # A set of filters with both kinds is found by its exact ones above.
-            self._pattern_routes[topic] = [
+            route = [
                 c
                 for c in self._patterns
                 if topic not in c.filters.exact and c.filters.matches(topic)
             ]
+            self._pattern_routes[topic] = route
+            self._routes += 1 + len(route)
         return [*exact, *self._pattern_routes[topic]]
+
+    def _forget_routes(self) -> None:
+        self._pattern_routes.clear()
+        self._routes = 0
 
     def _encode(self, event: Message | TopicDeleted) -> tuple[int, bytes]:
         if isinstance(event, Message):
-            return event.seq, message_frame(self.epoch, event)
-        return event.position, deleted_frame(self.epoch, event)
+            return _mark(event.seq), message_frame(self.epoch, event)
+        return _mark(event.position, removal=True), deleted_frame(self.epoch, event)
 
     def _trim(self) -> None:
         while self._tail_bytes > self._tail_bytes_max:
@@ -243,6 +269,11 @@ class Hub:
     def _drop_oldest(self, channel: Channel) -> None:
         self._tail_bytes -= channel.drop_oldest() + FRAME_OVERHEAD_BYTES
         self._frames -= 1
+
+
+def _mark(seq: int, *, removal: bool = False) -> int:
+    """The order within a tail: a topic's removal comes behind the message at its position."""
+    return 2 * seq + removal
 
 
 def message_frame(epoch: str, message: Message) -> bytes:

@@ -25,6 +25,7 @@ import random
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -75,6 +76,8 @@ APPLY_ENTRIES_MAX: Final = 500  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
 SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
+LOG_READERS_MAX: Final = 4
+CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
 REWRITE_ENTRIES_MAX: Final = 16
 COMMIT_BUCKETS_SECONDS: Final = (
@@ -136,6 +139,9 @@ class Replica:
         snapshot_entries: int = 10_000,
         in_thread: InThread = trio.to_thread.run_sync,
     ) -> None:
+        # Few at a time: a herd of streams that catch up must not hold up publishing.
+        self.log_readers = trio.CapacityLimiter(LOG_READERS_MAX)
+        self._writer_thread = trio.CapacityLimiter(1)  # not in one queue with readers
         self.state = BrokerState()
         self._storage = storage
         self._settings = settings
@@ -156,6 +162,7 @@ class Replica:
         self._token = 0
         self._offered: dict[int, _Batch] = {}  # by token: given to the core in this step
         self._taken: dict[int, _Batch] = {}  # by index: in the log, not applied yet
+        self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
         self._snapshot_index = 0
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
@@ -166,6 +173,8 @@ class Replica:
         self._idle = trio.Event()
         self._upkeep = trio.Event()
         self._closing = False
+        self._damaged = trio.Event()
+        self._damage: StorageError | None = None
         self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
         self._cache_bytes = 0
         self._writes = 0
@@ -228,7 +237,7 @@ class Replica:
         for entry in found:
             self._cache.move_to_end(entry)
         if missing := sorted(wanted - found.keys()):
-            entries = await self._in_thread(self._storage.read, missing)
+            entries = await self._read(missing)
             for entry, data in entries.items():
                 # Kept, since a reader takes a large entry in many small pieces.
                 found[entry] = decode_messages(data)
@@ -242,14 +251,34 @@ class Replica:
             messages.append(Message(at.seq, at.topic, at.time_ms, data))
         return messages
 
+    async def _read(self, indexes: list[int]) -> dict[int, bytes]:
+        try:
+            found: dict[int, bytes] = await self._in_thread(self._storage.read, indexes)
+        except StorageError as error:
+            self._damage_found(error)
+            raise
+        return found
+
+    def _damage_found(self, error: StorageError) -> None:
+        """A disk that gives back something else than was written is not trusted any more."""
+        self._damage = error
+        self._damaged.set()
+
+    async def _end_if_damaged(self) -> None:
+        await self._damaged.wait()
+        assert self._damage is not None
+        raise self._damage
+
     def _check_gone(self, at: Location) -> None:
         # Looking again would find the same for ever.
         topic = self.state.topics.get(at.topic)
         if topic is not None and topic.retains(at.seq):
-            raise StorageError(
+            error = StorageError(
                 f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
                 f"{at.entry}, and is not; restore it from a backup"
             )
+            self._damage_found(error)
+            raise error
 
     async def drain(self) -> None:
         """Take no more proposals, and wait until those taken are answered."""
@@ -284,6 +313,7 @@ class Replica:
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._drive)
+                nursery.start_soon(self._end_if_damaged)
                 await self._serving.wait()
                 await self._sweep()
                 if self.state.settings != self._settings or self._core.log.last_index <= 1:
@@ -312,6 +342,8 @@ class Replica:
             membership = Membership.decode(encoded) if encoded else mark.membership
             mark = SnapshotMark(loaded.snapshot.index, loaded.snapshot.term, membership)
             self._snapshot_index = mark.index
+        self._unsnapped_bytes = sum(len(entry.data) for entry in loaded.entries)
+        self._stamped_at = trio.current_time()
         self._core = Core(
             self.node_id,
             CoreOptions(),
@@ -362,7 +394,7 @@ class Replica:
         """Make an entry of what waits, when the writer is free."""
         if not self._may_offer():
             return
-        batch = _Batch(self._take_waiting(), max(self._now_ms(), self.state.time_ms))
+        batch = _Batch(self._take_waiting(), self._time_ms())
         self._token += 1
         self._offered[self._token] = batch
         data = encode_entry(batch.time_ms, [p.encoded for p in batch.proposals])
@@ -401,6 +433,21 @@ class Replica:
             self._written_bytes += size
             self._unsnapped_bytes += size
             self._post(Persisted(due[-1][0]))
+
+    def _time_ms(self) -> int:
+        """The time for a new entry: the clock's, but never running back.
+
+        If the clock was ahead and was put right, time goes on at a steady pace
+        from where it stood, so that history and keys keep ageing.
+        """
+        steady = trio.current_time()
+        passed_ms = int((steady - self._stamped_at) * 1000)
+        expected_ms = self.state.time_ms + passed_ms
+        now_ms = self._now_ms()
+        if self._writes > 1 and now_ms > expected_ms + CLOCK_JUMP_MS:
+            log.warning("the clock has jumped ahead seconds=%d", (now_ms - expected_ms) // 1000)
+        self._stamped_at = steady
+        return max(now_ms, expected_ms)
 
     def _take_waiting(self) -> list[_Proposal]:
         taken = [self._waiting.popleft()]
@@ -473,7 +520,8 @@ class Replica:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
             if self.state.expiry_due(self._now_ms()) and not self._closing:
-                await self.propose(Expire())
+                with suppress(RequestError):  # it may have waited into the shutdown
+                    await self.propose(Expire())
 
     async def _maintain(self) -> None:
         while True:
@@ -513,7 +561,7 @@ class Replica:
     async def _locked(self, call: Callable[[T], None], argument: T) -> None:
         async with self._writer:
             with trio.CancelScope(shield=True):
-                await self._in_thread(call, argument)
+                await self._in_thread(call, argument, limiter=self._writer_thread)
 
 
 def _cached_bytes(messages: Sequence[bytes]) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from array import array
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ from repl_broker.command import (
     Retention,
     Settings,
 )
-from repl_broker.message import FilterSet, Message, TopicDeleted
+from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 
 __all__ = [
     "Applied",
@@ -49,6 +49,7 @@ __all__ = [
     "Outcome",
     "Published",
     "Refused",
+    "Scan",
     "Topic",
     "TopicChanged",
 ]
@@ -56,7 +57,8 @@ __all__ = [
 SNAPSHOT_FORMAT: Final = 1
 SPARSE_RATIO: Final = 4  # an entry is rewritten when so much of it is dead …
 SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
-TOMBSTONES_MAX: Final = 10_000  # deleted topics remembered by name
+TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
+MATCHING_TOPICS_MAX: Final = 200_000  # in all remembered results of matching
 
 
 # --- what applying gives --------------------------------------------------------------
@@ -106,6 +108,10 @@ class Location(NamedTuple):
     ordinal: int  # which of the entry's messages, from 0
 
 
+OwnRetention = tuple[int | None, int | None, int | None]  # messages, seconds, bytes
+ALL_DEFAULT: Final[OwnRetention] = (None, None, None)
+
+
 # --- a topic ----------------------------------------------------------------------------
 
 
@@ -121,13 +127,18 @@ class Topic:
         "created_ms",
         "name",
         "oldest_ms",
+        "own",
         "retention",
         "trimmed_seq",
     )
 
-    def __init__(self, name: str, retention: Retention, created_ms: int, born_seq: int) -> None:
+    def __init__(
+        self, name: str, own: OwnRetention, default: Retention, created_ms: int, born_seq: int
+    ) -> None:
         self.name = name
-        self.retention = retention
+        self.own = own  # what the topic says itself; None stands for the default
+        self.retention = default
+        self.follow(default)
         self.created_ms = created_ms
         self.born_seq = born_seq  # the last sequence number given before it was created
         self.trimmed_seq = 0  # the highest sequence number that is no longer retained
@@ -140,6 +151,15 @@ class Topic:
     def __len__(self) -> int:
         return len(self._sequences) - self._head
 
+    def follow(self, default: Retention) -> None:
+        """Take ``default`` for what the topic does not say itself."""
+        messages, seconds, size = self.own
+        self.retention = Retention(
+            default.messages if messages is None else messages,
+            default.seconds if seconds is None else seconds,
+            default.bytes if size is None else size,
+        )
+
     @property
     def first_seq(self) -> int | None:
         """The oldest retained sequence number."""
@@ -150,11 +170,10 @@ class Topic:
         """The newest retained sequence number."""
         return self._sequences[-1] if len(self) else None
 
-    def after(self, seq: int) -> Iterator[tuple[int, str, int]]:
-        """Sequence number, this topic's name and size of what it has above ``seq``, in order."""
-        start = bisect_right(self._sequences, seq, self._head)
-        for row in range(start, len(self._sequences)):
-            yield self._sequences[row], self.name, self._sizes[row]
+    def after(self, seq: int) -> tuple[int, int] | None:
+        """Sequence number and size of the first message that it retains above ``seq``."""
+        row = bisect_right(self._sequences, seq, self._head)
+        return (self._sequences[row], self._sizes[row]) if row < len(self._sequences) else None
 
     def retains(self, seq: int) -> bool:
         """Whether the message ``seq`` is in this topic's history."""
@@ -166,23 +185,35 @@ class Topic:
         self._sizes.append(size)
         self.bytes += size
 
-    def pop_oldest(self) -> tuple[int, int]:
-        head = self._head
-        seq, size = self._sequences[head], self._sizes[head]
-        self.bytes -= size
-        self.trimmed_seq = seq
-        self._head = head = head + 1
-        if head > 1024 and head * 2 > len(self._sequences):
-            del self._sequences[:head]
-            del self._sizes[:head]
+    def count_below(self, seq: int) -> int:
+        """How many of its messages come before ``seq``."""
+        return bisect_left(self._sequences, seq, self._head) - self._head
+
+    def count_of_bytes(self, size: int) -> int:
+        """How many of its oldest messages make up ``size`` bytes; never all of them."""
+        for count, row in enumerate(range(self._head, len(self._sequences) - 1)):
+            if size <= 0:
+                return count
+            size -= self._sizes[row]
+        return len(self) - 1
+
+    def drop_oldest(self, count: int) -> tuple[array[int], array[int]]:
+        """Sequence numbers and sizes of the ``count`` oldest, which are trimmed now."""
+        start, end = self._head, self._head + count
+        sequences, sizes = self._sequences[start:end], self._sizes[start:end]
+        self.bytes -= sum(sizes)
+        self.trimmed_seq = sequences[-1]
+        self._head = end
+        if end > 1024 and end * 2 > len(self._sequences):
+            del self._sequences[:end]
+            del self._sizes[:end]
             self._head = 0
-        return seq, size
+        return sequences, sizes
 
     def to_wire(self) -> tuple[Any, ...]:
-        r = self.retention
         return (
             self.name,
-            (r.messages, r.seconds, r.bytes),
+            self.own,
             self.created_ms,
             self.born_seq,
             self.trimmed_seq,
@@ -192,9 +223,9 @@ class Topic:
         )
 
     @classmethod
-    def from_wire(cls, fields: tuple[Any, ...]) -> Topic:
-        name, retention, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields
-        topic = cls(name, Retention(*retention), created_ms, born_seq)
+    def from_wire(cls, fields: tuple[Any, ...], default: Retention) -> Topic:
+        name, own, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields
+        topic = cls(name, own, default, created_ms, born_seq)
         topic.trimmed_seq, topic.oldest_ms = trimmed_seq, oldest_ms
         topic._sequences, topic._sizes = _unpack("Q", sequences), _unpack("I", sizes)
         topic.bytes = sum(topic._sizes)
@@ -259,18 +290,28 @@ class _Segments:
         """Whether the newest entry, ``entry``, has a message that is retained."""
         return bool(self.entries) and self.entries[-1] == entry and self.live[-1] > 0
 
-    def release(self, seq: int, size: int) -> int | None:
-        """One message is trimmed. Returns the entry when it was the last of it."""
-        row = self.row(seq)
-        self.live_bytes[row] -= size
-        self.live[row] -= 1
-        if self.live[row]:
-            if self.live_bytes[row] * SPARSE_RATIO + SPARSE_BYTES_MIN < self.stored_bytes[row]:
+    def first_seq_since(self, time_ms: int) -> int:
+        """The first sequence number that was given at ``time_ms`` or later."""
+        row = bisect_left(self.times, time_ms)
+        return self.first_seqs[row] if row < len(self.first_seqs) else SEQUENCE_MAX
+
+    def release(self, sequences: array[int], sizes: array[int]) -> Iterator[int]:
+        """Messages, in order, are trimmed. Gives the entries of which they were the last."""
+        start = 0
+        while start < len(sequences):
+            row = self.row(sequences[start])
+            end = len(sequences)
+            if row + 1 < len(self.first_seqs):
+                end = bisect_left(sequences, self.first_seqs[row + 1], start)
+            self.live[row] -= end - start
+            self.live_bytes[row] -= sum(sizes[start:end])
+            start = end
+            if not self.live[row]:
+                self._dead_rows += 1
+                yield self.entries[row]
+            elif self.live_bytes[row] * SPARSE_RATIO + SPARSE_BYTES_MIN < self.stored_bytes[row]:
                 self.stored_bytes[row] = self.live_bytes[row]
                 self.sparse.add(self.entries[row])
-            return None
-        self._dead_rows += 1
-        return self.entries[row]
 
     def tidy(self) -> None:
         """Forget dead rows once they are as many as the others."""
@@ -310,7 +351,8 @@ class BrokerState:
         self.settings = Settings(True, Retention(10_000, 86_400, 64 << 20), 100_000, 86_400)
         self.topics: dict[str, Topic] = {}
         self.topics_version = 0  # moves when a topic comes or goes; local, not part of the state
-        self._names: list[str] = []  # of topics, sorted
+        self.losses_version = 0  # moves when history is trimmed or a topic goes; local
+        self._names: list[str] | None = None  # of topics, sorted; None when that is to be done
         self._segments = _Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._keys: OrderedDict[str, tuple[bytes, int, int, int]] = OrderedDict()
@@ -319,6 +361,7 @@ class BrokerState:
         self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._tombstone_floor = 0
         self._matching: dict[FilterSet, tuple[int, list[Topic]]] = {}
+        self._matching_topics = 0
 
     # --- applying ---
 
@@ -386,7 +429,7 @@ class BrokerState:
     ) -> None:
         topic = self.topics.get(name)
         if topic is None:
-            topic = self._add_topic(name, self.settings.retention)
+            topic = self._add_topic(name, ALL_DEFAULT)
         seq, time_ms = self.seq, self.time_ms
         if not len(topic):
             topic.oldest_ms = time_ms
@@ -406,15 +449,10 @@ class BrokerState:
             del self._keys[key]
 
     def _create_topic(self, command: CreateTopic, events: list[Message | TopicDeleted]) -> Outcome:
-        default = self.settings.retention
-        retention = Retention(
-            default.messages if command.messages is None else command.messages,
-            default.seconds if command.seconds is None else command.seconds,
-            default.bytes if command.bytes is None else command.bytes,
-        )
+        own = (command.messages, command.seconds, command.bytes)
         topic = self.topics.get(command.name)
         if topic is None:
-            self._add_topic(command.name, retention)
+            self._add_topic(command.name, own)
             return TopicChanged(created=True)
         if not command.replace:
             return Refused(
@@ -422,7 +460,8 @@ class BrokerState:
                 f"The topic {command.name!r} exists already; "
                 "PUT /v1/topics/{topic} changes its settings.",
             )
-        topic.retention = retention
+        topic.own = own
+        topic.follow(self.settings.retention)
         self._trim(topic)
         return TopicChanged(created=False)
 
@@ -431,11 +470,10 @@ class BrokerState:
         if topic is None:
             return _topic_not_found(command.name)
         self.topics_version += 1
-        del self._names[bisect_left(self._names, command.name)]
-        while len(topic):
-            self._pop_oldest(topic)
+        self.losses_version += 1
+        self._names = None
+        self._drop_oldest(topic, len(topic))
         self._tombstones[command.name] = (self.seq, topic.trimmed_seq)
-        self._tombstones.move_to_end(command.name)
         if len(self._tombstones) > TOMBSTONES_MAX:
             _, (_, lost_seq) = self._tombstones.popitem(last=False)
             self._tombstone_floor = max(self._tombstone_floor, lost_seq)
@@ -445,6 +483,9 @@ class BrokerState:
 
     def _configure(self, command: Configure, events: list[Message | TopicDeleted]) -> Outcome:
         self.settings = command.settings
+        for topic in self.topics.values():
+            topic.follow(self.settings.retention)
+            self._trim(topic)
         self._forget_keys()
         return TopicChanged(created=False)
 
@@ -454,28 +495,34 @@ class BrokerState:
         self._forget_keys()
         return TopicChanged(created=False)
 
-    def _add_topic(self, name: str, retention: Retention) -> Topic:
-        topic = self.topics[name] = Topic(name, retention, self.time_ms, self.seq)
+    def _add_topic(self, name: str, own: OwnRetention) -> Topic:
+        topic = Topic(name, own, self.settings.retention, self.time_ms, self.seq)
+        self.topics[name] = topic
         tombstone = self._tombstones.pop(name, None)
         if tombstone is not None:
             topic.trimmed_seq = tombstone[1]
-        insort(self._names, name)
+        self._names = None
         self.topics_version += 1
         return topic
 
     def _trim(self, topic: Topic) -> None:
-        limits = topic.retention
-        while len(topic) > limits.messages or (topic.bytes > limits.bytes and len(topic) > 1):
-            self._pop_oldest(topic)
+        limits, segments = topic.retention, self._segments
+        count = max(0, len(topic) - limits.messages)
+        if topic.bytes > limits.bytes:
+            count = max(count, topic.count_of_bytes(topic.bytes - limits.bytes))
         oldest_ms = self.time_ms - limits.seconds * 1000
-        while len(topic) and topic.oldest_ms < oldest_ms:
-            self._pop_oldest(topic)
+        if topic.oldest_ms < oldest_ms:
+            count = max(count, topic.count_below(segments.first_seq_since(oldest_ms)))
+        self._drop_oldest(topic, count)
 
-    def _pop_oldest(self, topic: Topic) -> None:
+    def _drop_oldest(self, topic: Topic, count: int) -> None:
+        if not count:
+            return
         segments = self._segments
-        entry = segments.release(*topic.pop_oldest())
-        if entry is not None and entry != self.applied_index:  # apply() sees to its own
-            self._dead.append(entry)
+        self.losses_version += 1
+        for entry in segments.release(*topic.drop_oldest(count)):
+            if entry != self.applied_index:  # apply() sees to its own
+                self._dead.append(entry)
         first_seq = topic.first_seq
         if first_seq is not None:
             topic.oldest_ms = segments.times[segments.row(first_seq)]
@@ -484,8 +531,14 @@ class BrokerState:
 
     def topic_names(self, after: str = "", match: FilterSet | None = None) -> Iterator[str]:
         """Names of topics above ``after`` in code-point order, those that ``match``."""
-        names = islice(self._names, bisect_right(self._names, after), None)
-        return names if match is None else filter(match.matches, names)
+        names = self._sorted_names()
+        following = islice(names, bisect_right(names, after), None)
+        return following if match is None else filter(match.matches, following)
+
+    def _sorted_names(self) -> list[str]:
+        if self._names is None:
+            self._names = sorted(self.topics)
+        return self._names
 
     def matching(self, filters: FilterSet) -> list[Topic]:
         """The topics that exist now and belong to ``filters``."""
@@ -495,53 +548,58 @@ class BrokerState:
         if known is not None and known[0] == self.topics_version:
             return known[1]
         topics = [topic for name, topic in self.topics.items() if filters.matches(name)]
-        if len(self._matching) >= 1024:
+        self._matching_topics += len(topics) - (len(known[1]) if known is not None else -1)
+        if self._matching_topics > MATCHING_TOPICS_MAX:
             self._matching.clear()
+            self._matching_topics = len(topics) + 1
         self._matching[filters] = (self.topics_version, topics)
         return topics
 
-    def lost_seq(self, filters: FilterSet, after: int) -> int:
-        """The highest sequence number above ``after`` that ``filters`` can no longer get, or 0.
+    def losses(self, filters: FilterSet, after: int) -> dict[str, int]:
+        """By topic, the highest sequence number above ``after`` that can no longer be had.
 
-        Exact, except that a cursor older than the oldest remembered deletion is
-        told of a loss where there may have been none.
+        The name ``""`` stands for topics that were deleted so long ago that they
+        are not known by name any more. It may stand there without a loss; all
+        else is exact.
         """
         topics = self.matching(filters)
-        lost = max((t.trimmed_seq for t in topics), default=0)
-        for name, _, lost_seq in self._deleted_after(after):
-            if lost_seq > lost and filters.matches(name):
-                lost = lost_seq
-        if self._tombstone_floor > max(lost, after) and (
+        lost = {t.name: t.trimmed_seq for t in topics if t.trimmed_seq > after}
+        for name, _, lost_seq in self._deleted_since(after):
+            if lost_seq > after and filters.matches(name):
+                lost[name] = lost_seq
+        if self._tombstone_floor > after and (
             filters.patterns
             or len(topics) < len(filters.exact)
             or any(t.born_seq > after for t in topics)
         ):
-            lost = self._tombstone_floor
-        return lost if lost > after else 0
+            lost[""] = self._tombstone_floor
+        return lost
+
+    def lost_seq(self, filters: FilterSet, after: int) -> int:
+        """The highest of ``losses``, or 0."""
+        return max(self.losses(filters, after).values(), default=0)
 
     def scan(self, filters: FilterSet, after: int, limit: int) -> list[Location]:
         """Where the first ``limit`` retained messages above ``after`` are, in order."""
-        runs = [t.after(after) for t in self.matching(filters) if (t.last_seq or 0) > after]
-        rows = runs[0] if len(runs) == 1 else heapq.merge(*runs)
-        return [self._locate(*row) for row in islice(rows, limit)]
+        return Scan(self, filters, after).take(limit)
 
     def deletions(self, filters: FilterSet, after: int) -> list[TopicDeleted]:
-        """Topics of ``filters`` that were deleted above position ``after``, in order."""
+        """Topics of ``filters`` that were deleted at position ``after`` or later, in order."""
         found = [
             TopicDeleted(name, position)
-            for name, position, _ in self._deleted_after(after)
+            for name, position, _ in self._deleted_since(after)
             if filters.matches(name)
         ]
         return found[::-1]
 
-    def _deleted_after(self, after: int) -> Iterator[tuple[str, int, int]]:
-        # Newest first: a topic lost nothing above the position at which it was deleted.
+    def _deleted_since(self, position_min: int) -> Iterator[tuple[str, int, int]]:
+        # Newest first. A topic lost nothing above the position at which it was deleted.
         for name, (position, lost_seq) in reversed(self._tombstones.items()):
-            if position <= after:
+            if position < position_min:
                 return
             yield name, position, lost_seq
 
-    def _locate(self, seq: int, topic: str, size: int) -> Location:
+    def locate(self, seq: int, topic: str, size: int) -> Location:
         segments = self._segments
         row = segments.row(seq)
         entry = segments.entries[row]
@@ -634,7 +692,7 @@ class BrokerState:
                     s.idempotency_keys,
                     s.idempotency_seconds,
                 ),
-                [self.topics[name].to_wire() for name in self._names],
+                [self.topics[name].to_wire() for name in self._sorted_names()],
                 segments.columns(),
                 sorted((e, o) for e, o in segments.published.items() if e in live),
                 [(key, *known) for key, known in self._keys.items()],
@@ -668,8 +726,8 @@ class BrokerState:
         state = cls()
         state.applied_index, state.seq, state.time_ms = state_index, seq, time_ms
         state.settings = Settings(auto_create, Retention(*retention), keys_max, keys_seconds)
-        state.topics = {f[0]: Topic.from_wire(f) for f in topics}
-        state._names = list(state.topics)
+        default = state.settings.retention
+        state.topics = {f[0]: Topic.from_wire(f, default) for f in topics}
         state._segments = _Segments(columns)
         state._segments.published = dict(published)
         state._keys = OrderedDict((key, tuple(known)) for key, *known in keys)
@@ -680,6 +738,48 @@ class BrokerState:
     def digest(self) -> str:
         """A fingerprint: nodes that applied the same log have the same one."""
         return hashlib.blake2b(self.snapshot(), digest_size=16).hexdigest()
+
+
+class Scan:
+    """Where retained messages are, one after the other, up to the last at its beginning.
+
+    It stays right while the state goes on: what is trimmed meanwhile is left
+    out, what is published meanwhile is not yet in it. So a stream that catches
+    up over many topics looks through all of them once, not once a page.
+    """
+
+    def __init__(self, state: BrokerState, filters: FilterSet, after: int) -> None:
+        self.upto = state.seq  # everything up to here is given, then it ends
+        self._state = state
+        self._heap: list[tuple[int, int, int, Topic]] = []  # seq, tie-break, size, topic
+        for number, topic in enumerate(state.matching(filters)):
+            if (topic.last_seq or 0) > after:
+                found = topic.after(after)
+                assert found is not None
+                self._heap.append((found[0], number, found[1], topic))
+        heapq.heapify(self._heap)
+
+    @property
+    def is_over(self) -> bool:
+        return not self._heap
+
+    def take(self, limit: int, bytes_max: int = SEQUENCE_MAX) -> list[Location]:
+        """The next ``limit`` at most, of at most ``bytes_max`` of data, but at least one."""
+        taken: list[Location] = []
+        heap, room = self._heap, bytes_max
+        while heap and len(taken) < limit:
+            seq, number, size, topic = heap[0]
+            room -= size
+            if taken and room < 0:
+                break
+            following = topic.after(seq)
+            if following is not None and following[0] <= self.upto:
+                heapq.heapreplace(heap, (following[0], number, following[1], topic))
+            else:
+                heapq.heappop(heap)
+            if topic.retains(seq):
+                taken.append(self._state.locate(seq, topic.name, size))
+        return taken
 
 
 _HANDLERS: Final[

@@ -29,7 +29,7 @@ from repl_broker import sse
 from repl_broker.hub import Channel, Hub, deleted_frame, message_frame
 from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_id
 from repl_broker.replica import Replica
-from repl_broker.state import BrokerState, Location
+from repl_broker.state import BrokerState, Location, Scan
 
 __all__ = ["Subscription"]
 
@@ -61,8 +61,12 @@ class Subscription:
         self._heartbeat_seconds = heartbeat_seconds
         self._channel: Channel | None = None
         self._seq = 0  # everything up to here was sent, or told to be lost
-        self._told_lost = 0  # losses up to here were told
+        self._told_losses: dict[str, int] = {}  # by topic, up to where
+        self._told_deletions: set[TopicDeleted] = set()
+        self._losses_version = -1  # of the state, when it was last asked for losses
+        self._scan: Scan | None = None  # of the log, while it is read
         self._offset: int | None = None  # into the channel's tail, when level
+        self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
         self._ended = False
         self._prelude: Iterator[bytes] = iter(())
 
@@ -96,10 +100,13 @@ class Subscription:
             if self._hub.closing:
                 self._ended = True
                 return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311
-            if self._offset is None:
+            if self._offset is None and not self._resuming:
                 self._offset = self._channel.offset_after(self._seq)
+                if self._offset is not None:
+                    self._scan = None  # what it has left comes from the tail now
             if self._offset is None:
-                page = await self._read_log()
+                async with self._replica.log_readers:
+                    page = await self._read_log()
                 if page:
                     return page
             elif self._offset < self._channel.end:
@@ -114,7 +121,8 @@ class Subscription:
                 self._seq = self._hub.position
                 with trio.move_on_after(self._heartbeat_seconds) as silence:
                     await self._channel.wait()
-                if silence.cancelled_caught:
+                # A message may have come in the same moment: its id must not go before it.
+                if silence.cancelled_caught and self._offset == self._channel.end:
                     return sse.heartbeat(self._id(self._hub.position))
 
     # --- beginning ---
@@ -125,7 +133,7 @@ class Subscription:
         if isinstance(after, Cursor):
             yield self._subscribed(after)
             if after.epoch != epoch:
-                self._told_lost = state.lost_seq(self._filters, 0)
+                self._told_losses = state.losses(self._filters, 0)
                 self._seq = self._before_first(0)
                 yield self._gap("unknown_epoch")
             elif after.seq > state.seq:
@@ -135,7 +143,7 @@ class Subscription:
                 self._seq = after.seq
         else:
             if after == "earliest":
-                self._told_lost = state.lost_seq(self._filters, 0)
+                self._told_losses = state.losses(self._filters, 0)
                 self._seq = self._before_first(0)
             else:
                 self._seq = state.seq
@@ -169,30 +177,60 @@ class Subscription:
     async def _read_log(self) -> bytes | None:
         """The next bytes from the log; None when it may be read out."""
         state = self._state
-        lost = state.lost_seq(self._filters, self._seq)
-        if lost > self._told_lost:
-            self._told_lost = lost
-            self._after = Cursor(self._hub.epoch, self._seq)
-            self._seq = self._before_first(self._seq)
-            return self._gap("retention")
-        page = state.scan(self._filters, self._seq, PAGE_MESSAGES_MAX)
-        whole = len(page) < PAGE_MESSAGES_MAX
-        short = _first_bytes(page, CHUNK_BYTES_MAX)
-        upto = state.seq if whole and len(short) == len(page) else short[-1].seq
-        deletions = state.deletions(self._filters, self._seq)
-        if not page and not deletions:
+        self._resuming = False
+        if state.losses_version != self._losses_version:
+            self._losses_version = state.losses_version
+            told = self._tell_losses()
+            if told:
+                return told
+        page, upto = self._next_page()
+        deletions = self._deletions(upto)
+        if not page and not deletions and upto == state.seq:
             # Read out, and nothing can be appended in between: level.
-            self._seq = state.seq
+            self._seq = upto
             self._offset = self._require_channel().end
+            self._scan = None
+            self._told_losses.clear()
             return None
-        messages = await self._replica.fetch(short)
-        if len(messages) < len(short):  # trimmed while it was read; look again
+        messages = await self._replica.fetch(page)
+        if len(messages) < len(page):  # trimmed while it was read: look again from there
+            self._scan = None
             if not messages:
                 return None
             upto = messages[-1].seq
+            deletions = [d for d in deletions if d.position <= upto]
         self._hub.delivered(len(messages))
         self._seq = upto
-        return b"".join(self._in_order(messages, [d for d in deletions if d.position <= upto]))
+        self._told_deletions.update(deletions)
+        return b"".join(self._in_order(messages, deletions))
+
+    def _tell_losses(self) -> bytes | None:
+        """A gap, if some topic has lost more than was told, and what was deleted with it."""
+        losses = self._state.losses(self._filters, self._seq)
+        told, self._told_losses = self._told_losses, losses
+        if all(lost <= told.get(name, 0) for name, lost in losses.items()):
+            return None
+        self._scan = None
+        self._after = Cursor(self._hub.epoch, self._seq)
+        position = self._before_first(self._seq)
+        deletions = self._deletions(position)
+        self._seq = position
+        self._told_deletions.update(deletions)
+        # The cursor has moved on past where these happened, and must not go back.
+        frames = (deleted_frame(self._hub.epoch, d._replace(position=position)) for d in deletions)
+        return b"".join((self._gap("retention"), *frames))
+
+    def _next_page(self) -> tuple[list[Location], int]:
+        """Where the next messages are, and the position behind them."""
+        scan = self._scan or Scan(self._state, self._filters, self._seq)
+        page = scan.take(PAGE_MESSAGES_MAX, CHUNK_BYTES_MAX)
+        self._scan = None if scan.is_over else scan
+        return page, scan.upto if scan.is_over else page[-1].seq if page else self._seq
+
+    def _deletions(self, upto: int) -> list[TopicDeleted]:
+        """Removals up to position ``upto`` that were not told yet, in order."""
+        deletions = self._state.deletions(self._filters, self._seq)
+        return [d for d in deletions if d.position <= upto and d not in self._told_deletions]
 
     def _in_order(
         self, messages: Sequence[Message], deletions: Sequence[TopicDeleted]
@@ -216,13 +254,3 @@ class Subscription:
 
     def _id(self, seq: int) -> str:
         return event_id(self._hub.epoch, seq)
-
-
-def _first_bytes(page: Sequence[Location], bytes_max: int) -> Sequence[Location]:
-    """The first of ``page`` whose data has at most ``bytes_max``, but at least one."""
-    size = 0
-    for number, at in enumerate(page):
-        size += at.size
-        if size > bytes_max and number:
-            return page[:number]
-    return page

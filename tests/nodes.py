@@ -57,7 +57,9 @@ class Gate:
     def open(self) -> None:
         self.opened.set()
 
-    async def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    async def __call__(
+        self, call: Callable[..., Any], *arguments: Any, limiter: trio.CapacityLimiter | None = None
+    ) -> Any:
         await self.opened.wait()
         return call(*arguments)
 

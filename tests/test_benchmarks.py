@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.load import BenchmarkError, Generator, Load
 from benchmarks.peers import HYPERCORN, OURS, SQLITE
-from benchmarks.report import as_json, as_table, conditions
+from benchmarks.report import OtherWork, as_json, as_table, conditions
 from benchmarks.suite import Figure, Row, Scale, measure
 
 TINY = Scale(
@@ -119,6 +120,10 @@ def test_the_conditions_name_the_file_system_and_the_versions(tmp_path: Path) ->
     found = conditions(Scale(), 3, tmp_path)
     assert "unknown" not in found["system"]
     assert "trio" in found["Python"]
+
+
+def test_the_work_of_others_is_a_share_of_the_cores() -> None:
+    assert re.fullmatch(r"took \d+\.\d\d of \d+ cores, on average", str(OtherWork()))
 
 
 def test_the_command_explains_itself() -> None:

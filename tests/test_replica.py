@@ -181,6 +181,26 @@ async def test_time_does_not_run_backwards_when_the_clock_does() -> None:
         assert second.time_ms == first.time_ms
 
 
+async def test_time_goes_on_after_a_clock_that_was_ahead_is_put_right(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or nothing would age until the real time has caught up."""
+    clock = Clock()
+    async with running_node(clock=clock) as node:
+        await node.replica.propose(CreateTopic("chat", seconds=60))
+        clock.now_ms += 3_600_000
+        await node.replica.propose(publish("other"))
+        assert "the clock has jumped ahead seconds=3600" in caplog.text
+        clock.now_ms -= 3_600_000
+        first = await node.replica.propose(publish("chat", b"1"))
+        await trio.sleep(100)
+        second = await node.replica.propose(publish("chat", b"2"))
+        assert isinstance(first, Published)
+        assert isinstance(second, Published)
+        assert 100_000 <= second.time_ms - first.time_ms < 101_000
+        assert await history(node.replica) == [b"2"]
+
+
 # --- compaction ---
 
 SMALL_SNAPSHOTS = configured(raft={"snapshot_entries": 100})
@@ -267,15 +287,44 @@ async def test_fetch_gives_what_comes_before_a_message_that_was_trimmed_meanwhil
     async with running_node(disk) as node:
         for number in range(5):
             await node.replica.propose(publish("chat", b"%d" % number))
-        locations = node.replica.state.scan(FilterSet(["chat"]), 0, 10)
     async with running_node(disk) as node:
         node.replica._cache.clear()
-        disk.drop([locations[2].entry])
-        with pytest.raises(StorageError, match="message 3 of 'chat' should be in entry"):
-            await node.replica.fetch(locations)
+        locations = node.replica.state.scan(FilterSet(["chat"]), 0, 10)
         settings = CreateTopic("chat", messages=2, replace=True)
-        node.replica.state.apply(node.replica.state.applied_index + 1, 0, [settings])
+        await node.replica.propose(settings)
+        disk.drop([locations[2].entry])
         assert [m.data for m in await node.replica.fetch(locations)] == [b"0", b"1"]
+
+
+async def test_a_retained_message_that_is_not_there_ends_the_node() -> None:
+    """Promise 2: a failing disk stops the node. Looking again would find the same for ever."""
+    disk = Disk()
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(StorageError, match="message 3 of 'chat' should be in entry"),
+        flatten_subgroups=True,
+    ):
+        async with running_node(disk) as node:
+            await node.replica.propose(publish("chat", b"1", b"2", b"3"))
+            locations = node.replica.state.scan(FilterSet(["chat"]), 2, 10)
+            disk.drop([locations[0].entry])
+            node.replica._cache.clear()
+            with pytest.raises(StorageError):
+                await node.replica.fetch(locations)
+            await trio.sleep_forever()
+
+
+async def test_damage_that_a_reader_finds_ends_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(indexes: object) -> dict[int, bytes]:
+        raise StorageError("entry 2 is not what was written")
+
+    with pytest.RaisesGroup(StorageError, flatten_subgroups=True):
+        async with running_node() as node:
+            await node.replica.propose(publish())
+            node.replica._cache.clear()
+            monkeypatch.setattr(node.disk, "read", read)
+            with pytest.raises(StorageError):
+                await history(node.replica)
+            await trio.sleep_forever()
 
 
 async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

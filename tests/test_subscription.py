@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repl_broker.command import CreateTopic
+from repl_broker.command import CreateTopic, Publish
 from repl_broker.errors import RequestError
 from repl_broker.message import FilterSet
 from repl_broker.subscription import Subscription
@@ -273,6 +273,69 @@ async def test_removal_while_away_is_told_with_the_loss_that_it_caused() -> None
             ]
 
 
+async def test_a_removal_at_the_very_position_of_a_cursor_is_told() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", 1, 2)
+        await node.broker.delete_topic("chat")
+        async with reading(node, "chat", after=event_id(2)) as reader:
+            await reader.read()
+            (deleted,) = await reader.read()
+            assert (deleted["event"], deleted["id"]) == ("topic-deleted", event_id(2))
+            await reader.read_until(await publish(node, "chat", 3))
+            assert len(reader.named("topic-deleted")) == 1
+
+
+async def test_a_removal_that_leaves_nothing_is_told_with_its_gap() -> None:
+    async with running_node() as node:
+        await publish(node, "chat", 1, 2, 3)
+        await node.broker.delete_topic("chat")
+        async with reading(node, "chat", after=event_id(1)) as reader:
+            await reader.read()
+            gap, deleted = await reader.read()
+            assert gap["event"] == "gap"
+            assert deleted["event"] == "topic-deleted"
+            assert gap["id"] == deleted["id"] == event_id(3)
+
+
+async def test_a_removal_while_the_log_is_read_is_told() -> None:
+    disk = Disk()
+    async with running_node(disk) as node:
+        await publish(node, "chat", 1, 2)
+    async with running_node(disk) as node, reading(node, "chat", after="earliest") as reader:
+        await reader.read()
+        node.replica._cache.clear()
+        node.gate.shut()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader.read)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(node.broker.delete_topic, "chat")
+            await wait_all_tasks_blocked()
+            node.gate.open()
+        while not reader.named("topic-deleted"):
+            await reader.read()
+        assert reader.messages == [1, 2]
+
+
+async def test_a_loss_that_was_told_does_not_hide_a_later_one_of_another_topic() -> None:
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("a", messages=1))
+        await publish(node, "b", *range(1, 901))
+        await publish(node, "a", *range(901, 2001))
+        async with reading(node, "a", "b", after=event_id(0)) as reader:
+            await reader.read()
+            assert [e["event"] for e in await reader.read()] == ["gap"]
+            await reader.read()
+            position = int(reader.cursor[9:])
+            assert 0 < position < 800
+            await node.replica.propose(CreateTopic("b", messages=50, replace=True))
+            (gap,) = await reader.read()
+            assert json.loads(gap["data"])["after"] == event_id(position)
+            assert json.loads(gap["data"])["first_available"] == event_id(851)
+            await reader.read_until(event_id(2000))
+            assert reader.messages == [*range(1, position + 1), *range(851, 901), 2000]
+            assert len(reader.named("gap")) == 2
+
+
 # --- silence ---
 
 
@@ -285,6 +348,27 @@ async def test_silence_is_broken_by_a_heartbeat_that_moves_the_cursor(
         started = trio.current_time()
         assert await reader.read() == [{"id": event_id(5)}]
         assert trio.current_time() - started == pytest.approx(15)
+
+
+async def test_a_message_that_comes_with_the_heartbeat_is_not_overtaken_by_its_id(
+    autojump_clock: MockClock,
+) -> None:
+    """A client that breaks off behind such a heartbeat would never see the message."""
+    async with running_node() as node:
+        for number in range(1, 41):
+            async with reading(node, "chat") as reader, trio.open_nursery() as nursery:
+                await reader.read()
+
+                async def publish_then() -> None:
+                    await trio.sleep(15)
+                    state = node.replica.state
+                    command = Publish("chat", (b"1",))
+                    applied = state.apply(state.applied_index + 1, 0, [command])
+                    node.hub.publish(applied.events, state.seq)
+
+                nursery.start_soon(publish_then)
+                (first,) = await reader.read()
+                assert is_message(first) or first["id"] == event_id(number - 1)
 
 
 # --- the slow ---
@@ -309,6 +393,20 @@ async def test_a_reader_that_stalls_catches_up_from_the_log() -> None:
         assert slow.messages[-1] == 501
 
 
+async def test_a_reader_that_falls_behind_twice_is_given_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It joined the tail before the log was read out, then fell off the tail again."""
+    monkeypatch.setattr("repl_broker.subscription.PAGE_MESSAGES_MAX", 3)
+    async with running_node(config=SMALL_TAIL) as node, reading(node, "chat") as reader:
+        await reader.read()
+        for round_number in range(5):
+            for number in range(round_number * 50 + 1, round_number * 50 + 51):
+                last = await publish(node, "chat", number)
+            await reader.read_until(last)
+        assert reader.messages == list(range(1, 251))
+
+
 async def test_a_stalled_reader_that_outlives_retention_is_told() -> None:
     async with running_node(config=SMALL_TAIL) as node:
         await node.replica.propose(CreateTopic("chat", messages=50))
@@ -324,6 +422,24 @@ async def test_a_stalled_reader_that_outlives_retention_is_told() -> None:
                 "reason": "retention",
             }
             assert slow.messages == list(range(451, 501))
+
+
+async def test_streams_of_a_huge_entry_read_it_from_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch of 100,000 lines times 200 filter sets must not stop the node for seconds."""
+    monkeypatch.setattr("repl_broker.hub.APPENDS_MAX", 100)
+    async with running_node() as node, reading(node, "chat") as a, reading(node, "chat", "x") as b:
+        await a.read()
+        await b.read()
+        await publish(node, "chat", 1, 2, 3)
+        await a.read()
+        last = await publish(node, "chat", *range(4, 200))
+        assert node.hub.statistics().tail_bytes == 0
+        last = await publish(node, "chat", 200)
+        for reader in (a, b):
+            await reader.read_until(last)
+            assert reader.messages == list(range(1, 201))
 
 
 async def test_a_page_from_the_log_is_bounded_in_bytes() -> None:
@@ -402,7 +518,10 @@ async def test_a_stream_that_is_left_is_not_counted() -> None:
 def test_every_reader_gets_every_message_once_in_order_or_is_told_of_the_loss(seed: int) -> None:
     """Promises 1, 3, 4 and 6 together: readers that stall, vanish and come back with their
     cursor, restarts, tails of a few frames, retention that overtakes."""
-    trio.run(_anything_goes, random.Random(seed), clock=MockClock(autojump_threshold=0))
+    chance = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repl_broker.subscription.PAGE_MESSAGES_MAX", chance.choice([2, 5, 256]))
+        trio.run(_anything_goes, chance, clock=MockClock(autojump_threshold=0))
 
 
 async def _anything_goes(chance: random.Random) -> None:
@@ -449,7 +568,7 @@ class _Follower:
         self.filters = chance.choice([["a"], ["a", "b"], [">"], ["*"], ["c.>", "b"]])
         self.cursor = event_id(0)
         self.seen: list[int] = []
-        self.lost: list[range] = []  # what may be missing, by what was told
+        self.lost: list[tuple[str, range]] = []  # by topic: what may be missing, as was told
         self.stream: Subscription | None = None
 
     async def step(self, node: Node) -> None:
@@ -467,7 +586,8 @@ class _Follower:
             name = event.get("event")
             if name == "gap":
                 after = int(json.loads(event["data"])["after"][9:])
-                self.lost.append(range(after + 1, node.replica.state.seq + 1))
+                losses = node.replica.state.losses(FilterSet(self.filters), after)
+                self.lost += [(name, range(after + 1, upto + 1)) for name, upto in losses.items()]
             elif is_message(event):
                 self.seen.append(int(event["id"][9:]))
             self.cursor = event.get("id", self.cursor)
@@ -488,7 +608,7 @@ class _Follower:
         matches = FilterSet(self.filters).matches
         for seq, topic in published.items():
             if matches(topic) and seq not in self.seen:
-                told = any(seq in lost for lost in self.lost)
+                told = any(seq in lost for name, lost in self.lost if name in (topic, ""))
                 assert told, f"{seq} of {topic} is missing and nothing was said"
         assert all(matches(published[seq]) for seq in self.seen)
 

@@ -71,7 +71,10 @@ def check_media_type(*allowed: str) -> str:
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if coding != "identity":
         _unsupported(f"The body has the content coding {coding[:64]!r}; send it without one.")
-    given = request.headers.get("Content-Type", "")
+    several = request.headers.getlist("Content-Type")
+    if len(several) > 1:
+        _unsupported("The Content-Type is given more than once; give it once.")
+    given = several[0] if several else ""
     media_type, options = parse_options_header(given)
     if media_type.lower() not in allowed:
         found = f"is {given[:64]!r}" if given else "is missing"

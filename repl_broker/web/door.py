@@ -38,6 +38,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, cast
+from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -710,6 +711,8 @@ def _objection(request: h11.Request) -> _Problem | None:
     # Quart knows no other target (RFC 9112 section 3.2: origin and absolute form).
     if not request.target.startswith((b"/", b"http://", b"https://")):
         return _malformed("The target of the request must begin with a slash.")
+    if not _is_target(request.target):
+        return _malformed("The target of the request is no path and no URL.")
     fields = dict(request.headers)
     if b"websocket" in fields.get(b"upgrade", b"").lower():
         return _malformed("WebSocket is not spoken here; use Server-Sent Events.")
@@ -717,6 +720,16 @@ def _objection(request: h11.Request) -> _Problem | None:
         # A proxy may go by the other of the two (RFC 9112 section 11.2, smuggling).
         return _malformed("Content-Length and Transfer-Encoding exclude each other.")
     return None
+
+
+def _is_target(target: bytes) -> bool:
+    if target.startswith(b"//"):  # a path to some, a host to others
+        return False
+    try:
+        urlsplit(target)
+    except ValueError:
+        return False
+    return True
 
 
 class _Gate:

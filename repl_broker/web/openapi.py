@@ -242,7 +242,7 @@ def _history() -> Object:
         "history",
         "Read the retained messages of a topic",
         "Oldest first. Go on with `after` set to `next` until `next` is null. A page ends early at "
-        "8 MiB.\n\n`gap` is true if messages between `after` and the first of these are no longer "
+        "1 MiB.\n\n`gap` is true if messages between `after` and the first of these are no longer "
         "there, or if `after` is of another cluster or of the future.",
         parameters=[
             _topic_parameter(),

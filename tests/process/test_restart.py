@@ -93,14 +93,17 @@ def test_a_repeat_after_a_restart_has_the_answer_of_the_first(
         assert [message["data"] for message in node.history("chat")] == ["once"]
 
 
-def test_settings_that_were_changed_hold_from_the_restart_on(tmp_path: Path) -> None:
+def test_defaults_that_were_changed_hold_from_the_restart_on(tmp_path: Path) -> None:
     with Node(tmp_path / "data") as node:
         node.start()
-        node.publish("old", 1)
+        with Client(node) as client:
+            assert client.request("POST", "/v1/topics", SMALL, Content_Type=JSON).status == 201
         assert node.stop() == 0
         node.keys = {"topics_retention_messages": 2}
         node.start()
         for number in range(4):
             node.publish("new", number)
+            node.publish("small", number)
         assert [message["data"] for message in node.history("new")] == [2, 3]
-        assert node.get("/v1/topics/old")["retention"]["messages"] == 10_000, "as it was made"
+        assert [message["data"] for message in node.history("small")] == [1, 2, 3]
+        assert node.get("/v1/topics/small")["retention"] == RETENTION, "which it says itself"

@@ -715,6 +715,14 @@ async def test_stalled_reader_is_reset_after_the_write_timeout() -> None:
             await client.receive_end()
 
 
+@pytest.mark.parametrize("target", [b"//hello", b"///hello", b"http://[", b"http://[::1/hello"])
+async def test_target_that_is_ambiguous_or_no_url_is_a_400(target: bytes) -> None:
+    async with open_door(App()) as door, connect(door) as client:
+        await client.send(b"GET " + target + b" HTTP/1.1\r\nhost: door\r\n\r\n")
+        assert (await client.receive_answer()).status == 400
+        assert door.statistics().failed == 0
+
+
 async def test_event_stream_that_is_left_unread_for_longer_is_not_reset() -> None:
     """DESIGN section 2, promise 6: a slow reader costs a cursor, not its connection."""
     body = b"x" * 8 * MIB
