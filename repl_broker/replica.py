@@ -76,6 +76,7 @@ APPLY_ENTRIES_MAX: Final = 500  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
 SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
+MEMORY_LOG_BYTES: Final = 4 << 20  # of applied entries, which a single node needs no more
 LOG_READERS_MAX: Final = 4
 CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
@@ -166,6 +167,7 @@ class Replica:
         self._snapshot_index = 0
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
+        self._log_bytes = 0  # of applied entries that the core still holds
         self._store_bytes = 0
         self._waiting: deque[_Proposal] = deque()
         self._pending_bytes = 0
@@ -444,7 +446,7 @@ class Replica:
         passed_ms = int((steady - self._stamped_at) * 1000)
         expected_ms = self.state.time_ms + passed_ms
         now_ms = self._now_ms()
-        if self._writes > 1 and now_ms > expected_ms + CLOCK_JUMP_MS:
+        if self._commands and now_ms > expected_ms + CLOCK_JUMP_MS:
             log.warning("the clock has jumped ahead seconds=%d", (now_ms - expected_ms) // 1000)
         self._stamped_at = steady
         return max(now_ms, expected_ms)
@@ -469,10 +471,14 @@ class Replica:
                 self._serving.set()
             if not (self._waiting or self._offered or self._taken):
                 self._idle.set()
+        if self._log_bytes > MEMORY_LOG_BYTES:
+            self._log_bytes = 0
+            self._post(Compact(self.state.applied_index))
         if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
             self._upkeep.set()
 
     def _apply(self, entry: Entry) -> None:
+        self._log_bytes += len(entry.data)
         batch = self._taken.pop(entry.index, None)
         time_ms, commands = 0, []
         if batch is not None:
@@ -544,7 +550,6 @@ class Replica:
         dead, sparse = self.state.take_dead(index), self.state.take_sparse(index)
         await self._locked(self._storage.save_snapshot, snapshot)
         self._snapshot_index = index
-        self._post(Compact(index))
         for start in range(0, len(dead), DROP_ENTRIES_MAX):
             await self._locked(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
         for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
