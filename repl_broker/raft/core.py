@@ -241,7 +241,9 @@ class Refusal(Enum):
 @dataclass(slots=True)
 class Effects:
     """What a step asks for. Order matters within each list, not between them,
-    except: nothing in ``send`` rests on ``persist`` of this same value."""
+    except: nothing in ``send`` rests on ``persist`` of this same value; and
+    ``restore`` comes after every ``persist`` so far, and after it no snapshot
+    of an older state may be saved."""
 
     persist: WriteBatch | None = None
     persist_number: int = 0  # to be reported with Persisted, in order

@@ -27,7 +27,7 @@ import sys
 import time as wall_clock
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -75,6 +75,7 @@ from repl_broker.raft.rpc import (
 
 CHAOS_SECONDS = 10.0
 HEAL_SECONDS_MAX = 40.0  # from the heal to convergence
+STRAGGLE_SECONDS = 4.0  # after the heal old RPCs may still come
 QUIET_SECONDS = 2.0  # … which then must last, and be quiet
 TRACE_LINES = 60
 SPARE_NODES = 2  # not members at first
@@ -145,6 +146,17 @@ CALM = Weather(
     compact_every=50,
     members_every=math.inf,
     new_leader=0,
+)
+
+
+# Nothing but new leaders who are asked for changes of members, and cut off.
+CHANGING = replace(
+    CALM,
+    delay=(0.001, 0.02),
+    blow_every=2.0,
+    compact_every=1000,
+    members_every=1.0,
+    new_leader=0.8,
 )
 
 
@@ -435,9 +447,9 @@ class Simulator:
             self.trace.append((self.time, Step(node.id, events, effects, core.role, core.term)))
         self.require(effects.deadline > now, node.id, "deadline is not ahead:", effects.deadline)
         self.check(node, core, before, effects)
-        self.carry_out(node, core, effects)
         if core.role is Role.LEADER and before.role is not Role.LEADER:
             self.greet(node)
+        self.carry_out(node, core, effects)
         if core.log.compacted_index > node.disk.mark.index:
             self.require(False, node.id, "compacted beyond its snapshot")
         self.wake(node, max(effects.deadline - now, 0.0001))
@@ -568,13 +580,15 @@ class Simulator:
         delay = random.uniform(*weather.delay)
         if random.random() < weather.straggle:
             delay += 4 * random.random()
-        self.at(delay, self.deliver, receiver, rpc)
+        self.at(delay, self.deliver, receiver, rpc, self.healed)
         if random.random() < weather.duplicate:
             late = delay + random.choice((0.1, 4.0)) * random.random()
-            self.at(late, self.deliver, receiver, rpc)
+            self.at(late, self.deliver, receiver, rpc, self.healed)
 
-    def deliver(self, receiver: Node, rpc: Rpc) -> None:
-        self.post(receiver, receiver.life, Receive(rpc))
+    def deliver(self, receiver: Node, rpc: Rpc, calm: bool = True) -> None:
+        """What was sent in bad weather (not ``calm``) is lost some time after the heal."""
+        if calm or not self.healed or self.time < CHAOS_SECONDS + STRAGGLE_SECONDS:
+            self.post(receiver, receiver.life, Receive(rpc))
 
     def send_snapshot(self, node: Node, core: Core, peer: str) -> None:
         """As a stream of its own, which may break; the last chunk is one RPC."""
@@ -634,9 +648,13 @@ class Simulator:
         if self.random.random() >= self.weather.new_leader:
             return
         if self.weather.members_every < math.inf:
-            for _ in range(self.random.choice((1, 1, 2))):
-                self.ask_for_change(leader)
-        self.at(self.random.choice((0.0, 0.0, 0.02, 0.2)), self.cut_off, leader)
+            # Mostly a removal: it changes the majority at once.
+            self.ask_for_change(leader, self.random.choice((0.0, 0.7, 0.8, 0.8)))
+        delay = self.random.choice((0.0, 0.0, 0.02, 0.2))
+        if delay:
+            self.at(delay, self.cut_off, leader)
+        else:
+            self.cut_off(leader)  # not even its no-op goes to all
 
     def cut_off(self, node: Node) -> None:
         """From all, or all but one."""
@@ -653,12 +671,12 @@ class Simulator:
             self.ask_for_change(leader)
         self.later(self.weather.members_every, self.change_membership)
 
-    def ask_for_change(self, leader: Node) -> None:
+    def ask_for_change(self, leader: Node, at_least: float = 0.0) -> None:
         if leader.core is not None:
             membership = leader.core.membership
             change: AddLearner | Promote | Remove
             outside = sorted(self.nodes.keys() - membership.ids)
-            draw = self.random.random()
+            draw = self.random.uniform(at_least, 1.0)
             if draw < 0.5 and outside:
                 name = self.random.choice(outside)
                 change = AddLearner(Member(name, f"{name}:1", "", voter=False))
@@ -757,6 +775,8 @@ class Simulator:
         # Log matching: an index and a term name one entry and one predecessor.
         if effects.persist is not None:
             self.check_entries(node, core, effects.persist)
+            if effects.persist.truncate_from is not None:
+                self.check_membership(node, core)
         # Election safety, and leader completeness.
         if core.role is Role.LEADER:
             first = oracle.leaders.setdefault(core.term, node.id)
@@ -782,6 +802,15 @@ class Simulator:
                 known == (entry, prev_term),
                 *(node.id, "logs do not match:", (entry, prev_term), known),
             )
+
+    def check_membership(self, node: Node, core: Core) -> None:
+        """The newest in the log is in force; one that was truncated is not."""
+        log = core.log
+        newest = core.membership_at(log.compacted_index)
+        for entry in log.slice(log.first_index, log.last_index):
+            if entry.kind is EntryKind.MEMBERSHIP:
+                newest = Membership.decode(entry.data)
+        self.require(core.membership == newest, node.id, "keeps a truncated membership")
 
     def check_completeness(self, node: Node, core: Core) -> None:
         committed = self.oracle.committed
@@ -846,7 +875,7 @@ class Simulator:
                 self.wake(node, 0.0)
 
     def converge(self) -> None:
-        self.run_until(self.time + 5.0)  # what straggles from before may still disturb
+        self.run_until(self.time + STRAGGLE_SECONDS + 0.5)
         end = self.time + HEAL_SECONDS_MAX
         while not self.has_converged():
             self.require(self.time < end, "no convergence:", self.why_not())
