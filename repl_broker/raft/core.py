@@ -342,6 +342,13 @@ class Core:
     def committed_membership(self) -> Membership:
         return next(m for index, m in reversed(self._memberships) if index <= self.committed_index)
 
+    @property
+    def _certain_membership(self) -> Membership:
+        """The newest that is committed, known or not: a leader appends a change only when the
+        one before is committed. After a restart ``committed_membership`` may be far behind."""
+        newest_at, newest = self._memberships[-1]
+        return newest if newest_at <= self.committed_index else self._memberships[-2][1]
+
     def membership_at(self, index: int) -> Membership:
         """The one in force at ``index``, for a snapshot there."""
         return next(m for at, m in reversed(self._memberships) if at <= index)
@@ -495,7 +502,7 @@ class Core:
             return False
         if self.node_id in self.membership.ids:
             return self.node_id in self.membership.voters
-        return self.node_id in self.committed_membership.voters
+        return self.node_id in self._certain_membership.voters
 
     def _stand(self, *, transfer: bool = False) -> None:
         """Become candidate of the next term, and vote for oneself."""
@@ -534,7 +541,7 @@ class Core:
 
     def _follow_membership(self) -> None:
         """Keep a Progress for each peer; for one that is being removed until it is told."""
-        peers = (self.membership.ids | self.committed_membership.ids) - {self.node_id}
+        peers = (self.membership.ids | self._certain_membership.ids) - {self.node_id}
         for gone in self.progress.keys() - peers - {self.node_id}:
             del self.progress[gone]
         for peer in sorted(peers - self.progress.keys()):

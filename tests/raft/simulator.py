@@ -15,7 +15,7 @@ and the network, and all of them misbehave:
 After each step the invariants at the end of RAFT.md section 1 are checked
 (``Oracle``); at the end everything heals and the cluster must converge.
 
-    python -m tests.raft.simulator --seeds 0-999 [--nodes 5] [--trace]
+    python -m tests.raft.simulator --seeds 0-999 [--nodes 5] [--keep-going]
 """
 
 from __future__ import annotations

@@ -211,6 +211,20 @@ def test_a_leader_stands_again_until_its_removal_is_committed() -> None:
     assert cluster["n1"].committed_membership == members(["n2"])
 
 
+def test_after_a_restart_it_still_stands_until_its_removal_is_committed() -> None:
+    """RAFT.md 39. Seed 318 of the simulator (CHANGING, 3 nodes): the members that a restarted
+    node knows to be committed were those from before it had joined."""
+    cluster = Cluster(1, outside=1)
+    cluster.receive(membership_append(1, (0, 1), ["n1", "n2"]))
+    cluster.receive(membership_append(2, (1, 1), ["n1"]))
+    cluster.start("n2")
+    cluster.flying.clear()
+    cluster.now = 5.0
+    cluster.step("n2")
+    assert cluster["n2"].committed_membership == members([])
+    assert [rpc.receiver for rpc in cluster.fly(PreVote)] == ["n1"]
+
+
 def test_a_removed_follower_learns_of_its_removal() -> None:
     """RAFT.md 9, 39: so that it can say so and stop."""
     cluster = Cluster()

@@ -12,9 +12,9 @@ import pytest
 
 from repl_broker.raft.core import Core, Propose, Role
 from tests.raft.mutations import MUTATIONS, Mutation, put_back, seeds_needed
-from tests.raft.simulator import CALM, OPTIONS, Simulator, Violation
+from tests.raft.simulator import CALM, CHANGING, OPTIONS, Simulator, Violation
 
-SEEDS = 300  # drawn sizes, all that can go wrong at once
+SEEDS = 200  # drawn sizes, all that can go wrong at once
 SEEDS_OF_A_SIZE = 10
 CHUNK = 20
 SEEDS_OF_A_MUTATION = 60  # beyond the one that is known to show it
@@ -33,6 +33,13 @@ def test_a_cluster_stands_whatever_happens_and_converges(first: int) -> None:
 def test_clusters_of_each_size_stand(nodes: int) -> None:
     for seed in range(100_000, 100_000 + SEEDS_OF_A_SIZE):
         Simulator(seed, nodes).run()
+
+
+@pytest.mark.parametrize("nodes", [3, 4])
+def test_clusters_stand_changes_of_members_under_new_leaders(nodes: int) -> None:
+    """RAFT.md 37, 39: each new leader is asked for a change, and cut off."""
+    for seed in (*range(SEEDS_OF_A_SIZE), 318):
+        Simulator(seed, nodes, weather=CHANGING).run()
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
