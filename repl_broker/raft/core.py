@@ -430,6 +430,8 @@ class Core:
     # --- time ---
 
     def _next_deadline(self) -> float:
+        if self.role is Role.LEADER and len(self.progress) == 1:
+            return math.inf  # alone: nobody waits for heartbeats, nobody can be lost
         if self.role is Role.LEADER:
             return min(self._heartbeat_at, self._quorum_check_at, self._transfer_until)
         return self._election_at

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 
-from repl_broker.raft.core import Propose, Read, Refusal, Role
+from repl_broker.raft.core import Core, CoreOptions, Persisted, Propose, Read, Refusal, Role
+from repl_broker.raft.log import Member, Membership, SnapshotMark
 from repl_broker.raft.rpc import (
     Append,
     AppendReply,
@@ -282,3 +286,18 @@ def test_a_follower_whose_disk_hangs_does_not_answer_heartbeats() -> None:
     cluster.persist("n2")
     cluster.deliver()
     assert cluster["n1"].progress["n2"].heard_at == cluster.now
+
+
+def test_a_leader_that_is_alone_sleeps_until_it_is_called() -> None:
+    """A single node that nobody uses costs nothing."""
+    alone = Membership((Member("n1", "", "", voter=True),))
+    core = Core("n1", CoreOptions(), random.Random(1), 0.0, mark=SnapshotMark(membership=alone))
+    effects = core.step(0.0)
+    effects = core.step(0.1, [Persisted(effects.persist_number)])
+    if effects.persist is not None:
+        effects = core.step(0.2, [Persisted(effects.persist_number)])
+    assert core.role is Role.LEADER
+    assert effects.deadline == math.inf
+    effects = core.step(100.0, [Propose(1, b"still here")])
+    assert effects.taken
+    assert core.role is Role.LEADER
