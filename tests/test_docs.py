@@ -467,7 +467,7 @@ def served(folder: Path) -> Iterator[str]:
 def web_page() -> Iterator[Any]:
     path = find_browser()
     if path is None:
-        if os.environ.get("REPL_BROKER_REQUIRE_BROWSER") == "1":
+        if os.environ.get("REPL_BROKER_TEST_REQUIRE_BROWSER") == "1":
             pytest.fail("no Chromium on the PATH")
         pytest.skip("no Chromium on the PATH; the variable CHROMIUM may name one")
     playwright = pytest.importorskip("playwright.sync_api")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
 
-REQUIRED = os.environ.get("REPL_BROKER_REQUIRE_BROWSER") == "1"
+REQUIRED = os.environ.get("REPL_BROKER_TEST_REQUIRE_BROWSER") == "1"
 
 if REQUIRED:
     from playwright import sync_api as playwright
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 
 WAIT_MILLISECONDS_MAX = 20_000
 MESSAGES_EACH = 50  # in the test of the crash
-CRASHES = int(os.environ.get("REPL_BROKER_CRASHES", "1"))
+CRASHES = int(os.environ.get("REPL_BROKER_TEST_CRASHES", "1"))
 
 # What a page acknowledges: the uuid and the answer of each publish that it saw answered.
 RECORD_ACKNOWLEDGEMENTS = """
