@@ -198,12 +198,15 @@ class Hub:
         """Tell the streams what an entry did. ``position`` is the last sequence number given."""
         woken: set[Channel] = set()
         room = APPENDS_MAX
+        left_out: set[str] = set()  # topics of what finds no room
         for event in events:
+            if event.topic in left_out:
+                continue
             route = self._route(event.topic)
             room -= len(route)
             if room < 0:
+                left_out.add(event.topic)
                 woken.update(route)
-                self._skip(woken, position)
             elif route:
                 mark, frame = self._encode(event)
                 for channel in route:
@@ -212,6 +215,8 @@ class Hub:
                     self._tail_bytes += len(frame) + FRAME_OVERHEAD_BYTES
                     self._frames += 1
                 woken.update(route)
+        if left_out:
+            self._skip(woken, position)
         self.position = position
         self._trim()
         for channel in woken:

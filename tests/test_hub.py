@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -158,6 +159,19 @@ async def test_publishing_wakes_those_who_wait_for_it_alone() -> None:
         hub.close()
         await wait_all_tasks_blocked()
         assert "other" in woken
+
+
+def test_what_finds_no_room_is_left_out_once_for_all_of_an_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The work for a huge entry is bounded, not only the memory."""
+    monkeypatch.setattr("repl_broker.hub.APPENDS_MAX", 10)
+    skipped: list[int] = []
+    monkeypatch.setattr(Channel, "skip", lambda channel, position: skipped.append(position))
+    hub, _ = hub_with("chat")
+    hub.join(FilterSet(["chat", "other"]))
+    publish(hub, *(message(i) for i in range(1, 1001)))
+    assert skipped == [1000, 1000], "each channel once, at the end"
 
 
 def test_deliveries_are_counted() -> None:
