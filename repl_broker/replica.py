@@ -396,7 +396,7 @@ class Replica:
         """Make an entry of what waits, when the writer is free."""
         if not self._may_offer():
             return
-        batch = _Batch(self._take_waiting(), self._time_ms())
+        batch = _Batch(self._take_waiting(), self._stamp_ms())
         self._token += 1
         self._offered[self._token] = batch
         data = encode_entry(batch.time_ms, [p.encoded for p in batch.proposals])
@@ -437,19 +437,25 @@ class Replica:
             self._post(Persisted(due[-1][0]))
 
     def _time_ms(self) -> int:
-        """The time for a new entry: the clock's, but never running back.
+        """The time for an entry now: the clock's, but never running back.
 
         If the clock was ahead and was put right, time goes on at a steady pace
         from where it stood, so that history and keys keep ageing.
         """
-        steady = trio.current_time()
-        passed_ms = int((steady - self._stamped_at) * 1000)
-        expected_ms = self.state.time_ms + passed_ms
-        now_ms = self._now_ms()
-        if self._commands and now_ms > expected_ms + CLOCK_JUMP_MS:
-            log.warning("the clock has jumped ahead seconds=%d", (now_ms - expected_ms) // 1000)
-        self._stamped_at = steady
-        return max(now_ms, expected_ms)
+        return max(self._now_ms(), self._steady_ms())
+
+    def _steady_ms(self) -> int:
+        """What the time should be, by what has passed since the newest entry."""
+        return self.state.time_ms + int((trio.current_time() - self._stamped_at) * 1000)
+
+    def _stamp_ms(self) -> int:
+        """The time for the entry that is made now."""
+        time_ms = self._time_ms()
+        jump_ms = time_ms - self._steady_ms()
+        if self._commands and jump_ms > CLOCK_JUMP_MS:
+            log.warning("the clock has jumped ahead seconds=%d", jump_ms // 1000)
+        self._stamped_at = trio.current_time()
+        return time_ms
 
     def _take_waiting(self) -> list[_Proposal]:
         taken = [self._waiting.popleft()]
@@ -525,7 +531,7 @@ class Replica:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
-            if self.state.expiry_due(self._now_ms()) and not self._closing:
+            if self.state.expiry_due(self._time_ms()) and not self._closing:
                 with suppress(RequestError):  # it may have waited into the shutdown
                     await self.propose(Expire())
 

@@ -201,6 +201,21 @@ async def test_time_goes_on_after_a_clock_that_was_ahead_is_put_right(
         assert await history(node.replica) == [b"2"]
 
 
+async def test_idle_topics_age_after_a_clock_that_was_ahead_is_put_right(
+    autojump_clock: MockClock,
+) -> None:
+    clock = Clock()
+    async with running_node(clock=clock) as node:
+        await node.replica.propose(CreateTopic("chat", seconds=60))
+        clock.now_ms += 3_600_000
+        await node.replica.propose(publish("chat", b"1"))
+        clock.now_ms -= 3_600_000
+        await trio.sleep(30)
+        assert await history(node.replica) == [b"1"]
+        await trio.sleep(60)
+        assert await history(node.replica) == []
+
+
 # --- compaction ---
 
 SMALL_SNAPSHOTS = configured(raft={"snapshot_entries": 100})
