@@ -134,17 +134,16 @@ class Subscription:
             yield self._subscribed(after)
             if after.epoch != epoch:
                 self._told_losses = state.losses(self._filters, 0)
-                self._seq = self._before_first(0)
-                yield self._gap("unknown_epoch")
+                yield self._gap("unknown_epoch", self._go_to_first(0))
             elif after.seq > state.seq:
                 self._seq = state.seq
-                yield self._gap("ahead")
+                yield self._gap("ahead", None)
             else:
                 self._seq = after.seq
         else:
             if after == "earliest":
                 self._told_losses = state.losses(self._filters, 0)
-                self._seq = self._before_first(0)
+                self._go_to_first(0)
             else:
                 self._seq = state.seq
             yield self._subscribed(Cursor(epoch, self._seq))
@@ -157,20 +156,20 @@ class Subscription:
         }
         return sse.retry(RETRY_MS) + sse.event("subscribed", str(position), encode_json(data))
 
-    def _gap(self, reason: str) -> bytes:
+    def _gap(self, reason: str, first: Location | None) -> bytes:
         """Tell of a loss between the client's cursor and ``_seq``, where the stream goes on."""
-        first = self._state.scan(self._filters, self._seq, 1)
         data = {
             "after": str(self._after),
-            "first_available": self._id(first[0].seq) if first else None,
+            "first_available": None if first is None else self._id(first.seq),
             "reason": reason,
         }
         return sse.event("gap", self._id(self._seq), encode_json(data))
 
-    def _before_first(self, seq: int) -> int:
-        """The position just before the first message above ``seq`` that is still there."""
-        first = self._state.scan(self._filters, seq, 1)
-        return first[0].seq - 1 if first else self._state.seq
+    def _go_to_first(self, seq: int) -> Location | None:
+        """Go on just before the first message above ``seq`` that is still there, and give it."""
+        found = self._state.scan(self._filters, seq, 1)
+        self._seq = found[0].seq - 1 if found else self._state.seq
+        return found[0] if found else None
 
     # --- the log ---
 
@@ -184,7 +183,7 @@ class Subscription:
             if told:
                 return told
         page, upto = self._next_page()
-        deletions = self._deletions(upto)
+        deletions = self._deletions(self._seq, upto)
         if not page and not deletions and upto == state.seq:
             # Read out, and nothing can be appended in between: level.
             self._seq = upto
@@ -201,7 +200,7 @@ class Subscription:
             deletions = [d for d in deletions if d.position <= upto]
         self._hub.delivered(len(messages))
         self._seq = upto
-        self._told_deletions.update(deletions)
+        self._note_told(deletions)
         return b"".join(self._in_order(messages, deletions))
 
     def _tell_losses(self) -> bytes | None:
@@ -211,14 +210,14 @@ class Subscription:
         if all(lost <= told.get(name, 0) for name, lost in losses.items()):
             return None
         self._scan = None
-        self._after = Cursor(self._hub.epoch, self._seq)
-        position = self._before_first(self._seq)
-        deletions = self._deletions(position)
-        self._seq = position
-        self._told_deletions.update(deletions)
+        epoch, after = self._hub.epoch, self._seq
+        self._after = Cursor(epoch, after)
+        first = self._go_to_first(after)
+        deletions = self._deletions(after, self._seq)
+        self._note_told(deletions)
         # The cursor has moved on past where these happened, and must not go back.
-        frames = (deleted_frame(self._hub.epoch, d._replace(position=position)) for d in deletions)
-        return b"".join((self._gap("retention"), *frames))
+        frames = (deleted_frame(epoch, d._replace(position=self._seq)) for d in deletions)
+        return b"".join((self._gap("retention", first), *frames))
 
     def _next_page(self) -> tuple[list[Location], int]:
         """Where the next messages are, and the position behind them."""
@@ -227,10 +226,15 @@ class Subscription:
         self._scan = None if scan.is_over else scan
         return page, scan.upto if scan.is_over else page[-1].seq if page else self._seq
 
-    def _deletions(self, upto: int) -> list[TopicDeleted]:
-        """Removals up to position ``upto`` that were not told yet, in order."""
-        deletions = self._state.deletions(self._filters, self._seq)
+    def _deletions(self, after: int, upto: int) -> list[TopicDeleted]:
+        """Removals from position ``after`` to ``upto`` that were not told yet, in order."""
+        deletions = self._state.deletions(self._filters, after)
         return [d for d in deletions if d.position <= upto and d not in self._told_deletions]
+
+    def _note_told(self, deletions: Sequence[TopicDeleted]) -> None:
+        # Those before the cursor are not asked for again.
+        told = self._told_deletions.union(deletions)
+        self._told_deletions = {d for d in told if d.position >= self._seq}
 
     def _in_order(
         self, messages: Sequence[Message], deletions: Sequence[TopicDeleted]
