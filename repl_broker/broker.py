@@ -165,7 +165,7 @@ class Broker:
             command = Publish(topics, data)
         else:
             command = Publish(topics, data, _check_key(key), _digest(form, topics, data))
-        outcome = _accepted(await self._propose(command))
+        outcome = _accepted(await self._replica.propose(command))
         assert isinstance(outcome, Published)
         if not outcome.replayed:
             self._publishes += 1
@@ -177,13 +177,6 @@ class Broker:
             time_text(outcome.time_ms),
             outcome.replayed,
         )
-
-    async def _propose(self, command: Publish | CreateTopic | DeleteTopic) -> Outcome:
-        if self.draining:
-            raise RequestError(
-                "shutting_down", "The node is shutting down; use another, or try again later."
-            )
-        return await self._replica.propose(command)
 
     # --- topics ---
 
@@ -202,7 +195,7 @@ class Broker:
         ``topic_exists``.
         """
         command = CreateTopic(check_topic(name), messages, seconds, bytes, replace)
-        outcome = _accepted(await self._propose(command))
+        outcome = _accepted(await self._replica.propose(command))
         assert isinstance(outcome, TopicChanged)
         topic = self._replica.state.topics.get(name)
         if topic is None:  # it is, and was deleted again since
@@ -217,7 +210,7 @@ class Broker:
 
     async def delete_topic(self, name: str) -> None:
         """Remove a topic and its history. Raises ``topic_not_found``."""
-        _accepted(await self._propose(DeleteTopic(check_topic(name))))
+        _accepted(await self._replica.propose(DeleteTopic(check_topic(name))))
 
     def topic(self, name: str) -> TopicView:
         """Raises ``invalid_topic``, ``topic_not_found``."""
