@@ -48,6 +48,7 @@ class Identity:
     epoch: str  # 8 hexadecimal digits: the first part of every event id
     node_id: str
     incarnation: str  # 16 hexadecimal digits: a node that lost its data has another one
+    adopted: bool = False  # by a cluster that was there before the node
 
     @classmethod
     def draw(cls, node_id: str) -> Identity:
@@ -178,7 +179,7 @@ class MemoryStorage:
 
     def adopt(self, cluster_id: str, epoch: str) -> None:
         old = self.identity
-        self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation)
+        self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation, adopted=True)
 
     def drop(self, indexes: Iterable[int]) -> None:
         for index in indexes:
@@ -326,7 +327,13 @@ class SqliteStorage:
                 f"{where} belongs to node {meta['node_id']!r}, not to {node_id!r}; "
                 f"start with --node-id {meta['node_id']}, or choose another with --data-dir"
             )
-        return Identity(meta["cluster_id"], meta["epoch"], meta["node_id"], meta["incarnation"])
+        return Identity(
+            meta["cluster_id"],
+            meta["epoch"],
+            meta["node_id"],
+            meta["incarnation"],
+            bool(meta.get("adopted")),
+        )
 
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:
@@ -432,9 +439,9 @@ class SqliteStorage:
 
     def adopt(self, cluster_id: str, epoch: str) -> None:
         with self._writing():
-            self._put_meta(cluster_id=cluster_id, epoch=epoch)
+            self._put_meta(cluster_id=cluster_id, epoch=epoch, adopted=1)
         old = self.identity
-        self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation)
+        self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation, adopted=True)
 
     def drop(self, indexes: Iterable[int]) -> None:
         with self._writing() as writer:

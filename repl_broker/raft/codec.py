@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from repl_broker.raft.log import Entry, EntryKind, Member, Membership, SnapshotMark
+from repl_broker.raft.log import Entry, EntryKind, Membership, SnapshotMark
 from repl_broker.raft.rpc import (
     Append,
     AppendReply,
@@ -47,7 +47,7 @@ _NUMBERS: Final = {kind: number for number, kind in _RPCS.items()}
 _NAMES: Final = {kind: tuple(f.name for f in fields(kind)) for kind in _NUMBERS}
 
 _EntryFields = tuple[int, int, int, bytes]
-_MarkFields = tuple[int, int, tuple[tuple[str, str, str, bool], ...]]
+_MarkFields = tuple[int, int, bytes]
 
 # The shape of each field on the wire; all others are int, str or bool as declared.
 _SHAPES: Final[dict[str, Any]] = {
@@ -101,13 +101,12 @@ def _unpack_entries(rows: tuple[_EntryFields, ...]) -> tuple[Entry, ...]:
 
 
 def _pack_mark(mark: SnapshotMark) -> _MarkFields:
-    members = tuple((m.id, m.raft_address, m.http_url, m.voter) for m in mark.membership.members)
-    return (mark.index, mark.term, members)
+    return (mark.index, mark.term, mark.membership.encode())
 
 
 def _unpack_mark(row: _MarkFields) -> SnapshotMark:
-    index, term, members = row
-    return SnapshotMark(index, term, Membership(tuple(Member(*m) for m in members)))
+    index, term, membership = row
+    return SnapshotMark(index, term, Membership.decode(membership))
 
 
 _PACK: Final[dict[str, Callable[[Any], Any]]] = {"entries": _pack_entries, "mark": _pack_mark}

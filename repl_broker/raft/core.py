@@ -68,6 +68,7 @@ __all__ = [
     "CoreOptions",
     "Effects",
     "Event",
+    "MembershipChange",
     "Persisted",
     "Promote",
     "Propose",
@@ -81,6 +82,7 @@ __all__ = [
     "SnapshotSent",
     "Transfer",
     "Unreachable",
+    "UpdateMember",
 ]
 
 
@@ -143,11 +145,21 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateMember:
+    """The member of this id has other addresses; its vote stays what it is."""
+
+    member: Member
+
+
+MembershipChange = AddLearner | Promote | Remove | UpdateMember
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeMembership:
-    """One server comes, gets its vote, or goes (dissertation §4.1)."""
+    """One server comes, gets its vote, moves, or goes (dissertation §4.1)."""
 
     token: int
-    change: AddLearner | Promote | Remove
+    change: MembershipChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +214,8 @@ class SnapshotFailed:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """What was last sent to ``peer`` was probably lost."""
+    """The connection to ``peer`` broke: what was last sent was probably lost, and if it leads,
+    it may be gone."""
 
     peer: str
 
@@ -304,6 +317,7 @@ class Core:
                 self._memberships.append((entry.index, Membership.decode(entry.data)))
         self._votes: dict[str, bool] = {}
         self._leader_heard_at = -math.inf
+        self._leader_suspected = False  # the connection to it broke, and it was not heard since
         self._election_at = math.inf
         self._heartbeat_at = math.inf
         self._quorum_check_at = math.inf
@@ -337,6 +351,15 @@ class Core:
     def is_writing(self) -> bool:
         """Whether a write that was asked for is not reported durable yet."""
         return bool(self._writes)
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether a proposal would be taken now, if it is of a usual size."""
+        return (
+            self.role is Role.LEADER
+            and self.transfer_target is None
+            and self._uncommitted_bytes < self.options.uncommitted_bytes_max
+        )
 
     @property
     def committed_membership(self) -> Membership:
@@ -576,7 +599,8 @@ class Core:
         if self.role is Role.LEADER:
             return True  # it checks its quorum itself
         heard = self._now - self._leader_heard_at
-        return self.leader is not None and heard < self.options.election_timeout_seconds
+        lives = self.leader is not None and not self._leader_suspected
+        return lives and heard < self.options.election_timeout_seconds
 
     # --- receiving ---
 
@@ -669,6 +693,7 @@ class Core:
         assert self.role is not Role.LEADER, "two leaders in one term"
         self._become_follower(rpc.term, rpc.sender)
         self._leader_heard_at = self._now
+        self._leader_suspected = False
         self._restart_election_timer()
 
     def _on_append(self, rpc: Append) -> None:
@@ -986,7 +1011,7 @@ class Core:
         entry = self._append_as_leader(EntryKind.MEMBERSHIP, self._changed(event.change).encode())
         self._effects.taken.append((event.token, entry.index, entry.term))
 
-    def _objection(self, change: AddLearner | Promote | Remove) -> Refusal | None:
+    def _objection(self, change: MembershipChange) -> Refusal | None:
         if self.role is not Role.LEADER:
             return Refusal.NOT_LEADER
         if not self.has_committed_in_term:
@@ -998,6 +1023,8 @@ class Core:
         match change:
             case AddLearner(member) if member.id in self.membership.ids:
                 return Refusal.ALREADY_A_MEMBER
+            case UpdateMember(member) if member.id not in self.membership.ids:
+                return Refusal.NOT_A_MEMBER
             case Promote(node_id) if node_id not in self.membership.ids:
                 return Refusal.NOT_A_MEMBER
             case Promote(node_id) if node_id in self.membership.voters:
@@ -1008,11 +1035,14 @@ class Core:
                 return Refusal.LAST_VOTER
         return None
 
-    def _changed(self, change: AddLearner | Promote | Remove) -> Membership:
+    def _changed(self, change: MembershipChange) -> Membership:
         membership = self.membership
         match change:
             case AddLearner(member):
                 return membership.with_member(replace(member, voter=False))
+            case UpdateMember(member):
+                voter = member.id in membership.voters
+                return membership.with_member(replace(member, voter=voter))
             case Promote(node_id):
                 (member,) = (m for m in membership.members if m.id == node_id)
                 return membership.with_member(replace(member, voter=True))
@@ -1062,6 +1092,20 @@ class Core:
         if progress is not None and progress.mode is Mode.REPLICATE:
             progress.probe(progress.match + 1)
             progress.paused = True
+        if self.role is Role.FOLLOWER and event.peer == self.leader:
+            self._suspect_leader()
+
+    def _suspect_leader(self) -> None:
+        """A process that ends closes its connections: do not wait a whole election timeout.
+
+        Only the wait is shorter. One that lives sends a heartbeat before it ends, and
+        those who still hear it refuse the pre-vote.
+        """
+        self._leader_suspected = True
+        options = self.options
+        wait = self._random.uniform(1, 3) * options.heartbeat_interval_seconds
+        wait = min(wait, options.election_timeout_seconds)
+        self._election_at = min(self._election_at, self._now + wait)
 
 
 Handler = Callable[[Core, Any], None]

@@ -11,12 +11,15 @@ known. The log may hold entries that are not committed, or not on disk, yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Final
 
 import msgpack
+import msgspec
 
 __all__ = [
+    "REMOVED_MAX",
     "Entry",
     "EntryKind",
     "HardState",
@@ -27,6 +30,9 @@ __all__ = [
     "SnapshotMark",
     "WriteBatch",
 ]
+
+
+REMOVED_MAX: Final = 100  # incarnations that were removed and are remembered
 
 
 class EntryKind(IntEnum):
@@ -85,6 +91,7 @@ class Member:
     raft_address: str
     http_url: str
     voter: bool
+    incarnation: str = ""  # of its data: one that lost it is another node, whatever its id
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class Membership:
     """Who belongs to the cluster, by id; equal memberships are equal bytes."""
 
     members: tuple[Member, ...] = ()
+    removed: tuple[str, ...] = ()  # incarnations, the newest last: they may not come back
 
     @property
     def voters(self) -> frozenset[str]:
@@ -105,22 +113,38 @@ class Membership:
     def ids(self) -> frozenset[str]:
         return frozenset(m.id for m in self.members)
 
+    def find(self, node_id: str) -> Member | None:
+        return next((m for m in self.members if m.id == node_id), None)
+
     def with_member(self, member: Member) -> Membership:
         """This membership, with ``member`` in the place of the one of its id."""
         others = (m for m in self.members if m.id != member.id)
-        return Membership(tuple(sorted((*others, member))))
+        return replace(self, members=tuple(sorted((*others, member))))
 
     def without(self, node_id: str) -> Membership:
-        return Membership(tuple(m for m in self.members if m.id != node_id))
+        gone = self.find(node_id)
+        if gone is None:
+            return self
+        removed = (*self.removed, gone.incarnation) if gone.incarnation else self.removed
+        return Membership(tuple(m for m in self.members if m is not gone), removed[-REMOVED_MAX:])
 
     def encode(self) -> bytes:
-        fields = [(m.id, m.raft_address, m.http_url, m.voter) for m in self.members]
-        packed: bytes = msgpack.packb(fields)
+        fields = [(m.id, m.raft_address, m.http_url, m.voter, m.incarnation) for m in self.members]
+        packed: bytes = msgpack.packb((fields, self.removed))
         return packed
 
     @classmethod
     def decode(cls, data: bytes) -> Membership:
-        return cls(tuple(Member(*fields) for fields in msgpack.unpackb(data)))
+        """Raises ValueError for what is not a membership."""
+        try:
+            found = msgpack.unpackb(data, use_list=False, raw=False)
+            members, removed = msgspec.convert(found, _MembershipFields)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise ValueError(f"not a membership: {error}") from None
+        return cls(tuple(Member(*fields) for fields in members), removed)
+
+
+_MembershipFields = tuple[tuple[tuple[str, str, str, bool, str], ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,20 +13,18 @@ from dataclasses import replace
 from typing import TypeVar
 
 from repl_broker.raft.core import (
-    AddLearner,
     ChangeMembership,
     Compact,
     Core,
     CoreOptions,
     Effects,
     Event,
+    MembershipChange,
     Persisted,
-    Promote,
     Propose,
     Read,
     Receive,
     Refusal,
-    Remove,
     Role,
     SnapshotInstalled,
     SnapshotSent,
@@ -253,7 +251,7 @@ class Cluster:
         self.step(name, Transfer(self._token, target))
         return self._token
 
-    def change(self, name: str, change: AddLearner | Promote | Remove) -> int:
+    def change(self, name: str, change: MembershipChange) -> int:
         self._token += 1
         self.step(name, ChangeMembership(self._token, change))
         return self._token

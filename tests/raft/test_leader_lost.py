@@ -1,0 +1,53 @@
+"""A connection that breaks is a hint that the leader is gone: it shortens a wait, no more."""
+
+from __future__ import annotations
+
+from repl_broker.raft.core import Role, Unreachable
+from repl_broker.raft.rpc import PreVoteReply
+from tests.raft.cluster import OPTIONS, Cluster, is_heartbeat
+
+
+def led() -> Cluster:
+    cluster = Cluster()
+    cluster.elect("n1")
+    cluster.heartbeat("n1")
+    return cluster
+
+
+def test_a_leader_whose_connections_all_broke_is_replaced_within_a_few_heartbeats() -> None:
+    cluster = led()
+    for name in ("n2", "n3"):
+        cluster.step(name, Unreachable("n1"))
+    cluster.advance(3 * OPTIONS.heartbeat_interval_seconds, "n2", "n3")
+    assert len(cluster.leaders()) == 2, "the old one, which is cut off, and a new one"
+
+
+def test_one_broken_connection_deposes_nobody() -> None:
+    """RAFT.md scenario 9: the others still hear the leader, and refuse."""
+    cluster = led()
+    term = cluster["n1"].term
+    cluster.step("n2", Unreachable("n1"))
+    cluster.now += 3 * OPTIONS.heartbeat_interval_seconds
+    cluster.step("n2")
+    assert cluster["n2"].role is Role.PRE_CANDIDATE
+    cluster.deliver(drop=lambda rpc: is_heartbeat(rpc) and rpc.receiver == "n2")
+    assert cluster.leaders() == ["n1"]
+    assert {core.term for core in cluster.cores.values()} == {term}
+
+
+def test_a_heartbeat_clears_the_suspicion() -> None:
+    cluster = led()
+    cluster.step("n2", Unreachable("n1"))
+    cluster.heartbeat("n1")
+    cluster.now += 3 * OPTIONS.heartbeat_interval_seconds
+    cluster.step("n2")
+    assert cluster["n2"].role is Role.FOLLOWER
+    cluster.now += 2 * OPTIONS.election_timeout_seconds
+    cluster.step("n3")
+    assert not any(reply.granted for reply in cluster.fly(PreVoteReply))
+
+
+def test_a_broken_connection_to_another_follower_means_nothing() -> None:
+    cluster = led()
+    deadline = cluster.step("n2").deadline
+    assert cluster.step("n2", Unreachable("n3")).deadline == deadline
