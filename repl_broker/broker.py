@@ -19,6 +19,7 @@ from repl_broker.command import CreateTopic, DeleteTopic, Publish, Retention, Se
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.hub import Hub, HubStatistics
+from repl_broker.members import Members, MemberView
 from repl_broker.message import (
     Cursor,
     FilterSet,
@@ -98,8 +99,11 @@ class Statistics:
 class Broker:
     """The node's services. Methods that wait may be cancelled; what was proposed still happens."""
 
-    def __init__(self, replica: Replica, hub: Hub, config: Config) -> None:
+    def __init__(
+        self, replica: Replica, hub: Hub, config: Config, members: Members | None = None
+    ) -> None:
         self._replica = replica
+        self._members = members  # None in single-node mode
         self._hub = hub
         self._config = config
         self._limits = JsonLimits(
@@ -212,14 +216,17 @@ class Broker:
         """Remove a topic and its history. Raises ``topic_not_found``."""
         _accepted(await self._replica.propose(DeleteTopic(check_topic(name))))
 
-    def topic(self, name: str) -> TopicView:
-        """Raises ``invalid_topic``, ``topic_not_found``."""
-        return self._view(self._topic(check_topic(name)))
+    async def topic(self, name: str) -> TopicView:
+        """Raises ``invalid_topic``, ``topic_not_found``, ``no_leader``."""
+        check_topic(name)
+        await self._replica.read_barrier()
+        return self._view(self._topic(name))
 
-    def topics(self, *, limit: int, after: str = "", match: str | None = None) -> TopicPage:
+    async def topics(self, *, limit: int, after: str = "", match: str | None = None) -> TopicPage:
         """Topics in the order of their names, those above ``after`` that the filter matches."""
-        state = self._replica.state
         filters = None if match is None else FilterSet([match])
+        await self._replica.read_barrier()
+        state = self._replica.state
         names = state.topic_names(after, filters)
         page = [
             self._view(state.topics[name]) for _, name in zip(range(limit), names, strict=False)
@@ -255,12 +262,11 @@ class Broker:
     async def history(self, name: str, *, after: str = "earliest", limit: int) -> HistoryPage:
         """Retained messages above ``after``, oldest first; a page may end early, at 1 MiB.
 
-        Raises ``invalid_topic``, ``topic_not_found``, ``invalid_event_id``.
+        Raises ``invalid_topic``, ``topic_not_found``, ``invalid_event_id``, ``no_leader``.
         """
         filters = FilterSet([check_topic(name)])
-        self._topic(name)
-        await self._replica.read_barrier()
         cursor = self._cursor(after)
+        await self._replica.read_barrier()
         while True:
             state = self._replica.state
             self._topic(name)
@@ -291,6 +297,8 @@ class Broker:
         """
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
+        if self._members is not None and not self._replica.adopted and not self._members.has_joined:
+            raise RequestError("no_leader", "The node has not joined its cluster yet.")
         wanted = FilterSet(filters)
         if not self._replica.state.settings.auto_create:
             for name in sorted(wanted.exact):
@@ -308,35 +316,74 @@ class Broker:
 
     # --- the node ---
 
-    def cluster(self) -> dict[str, object]:
+    async def cluster(self) -> dict[str, object]:
         """The cluster as this node sees it, in the shape of DESIGN section 4."""
         replica = self._replica.statistics()
+        members = [self._single()] if self._members is None else await self._members.view()
         return {
             "cluster_id": self._replica.cluster_id,
             "epoch": self.epoch,
             "node": self.node_id,
-            "mode": "single",
+            "mode": "single" if self._members is None else "cluster",
             "term": replica.term,
-            "leader": self.node_id,
-            "commit_index": replica.applied_index,
+            "leader": self._replica.leader,
+            "commit_index": replica.commit_index,
             "applied_index": replica.applied_index,
-            "members": [
-                {
-                    "id": self.node_id,
-                    "role": "leader",
-                    "raft_address": str(self._config.raft.advertise or self._config.raft.bind),
-                    "http_url": self.http_url,
-                    "match_index": replica.last_index,
-                    "lag": 0,
-                    "reachable": True,
-                }
-            ],
+            "members": [member._asdict() for member in members],
         }
+
+    def _single(self) -> MemberView:
+        raft_address = str(self._config.raft.advertise or self._config.raft.bind)
+        last_index = self._replica.statistics().last_index
+        return MemberView(
+            self.node_id, "leader", raft_address, self.http_url, last_index, 0, reachable=True
+        )
+
+    async def add_member(self, node_id: str, raft_address: str, http_url: str) -> None:
+        """Add a node as a learner; it gets its vote when it has caught up.
+
+        Raises ``single_node``, ``member_exists``, ``member_unreachable``,
+        ``membership_change_in_progress``, ``invalid_parameter``, ``no_leader``.
+        """
+        await self._require_members().add(node_id, raft_address, http_url)
+
+    async def remove_member(self, node_id: str) -> None:
+        """Remove a member; a leader hands over first.
+
+        Raises ``single_node``, ``member_not_found``, ``last_voter``,
+        ``membership_change_in_progress``, ``no_leader``.
+        """
+        await self._require_members().remove(node_id)
+
+    async def move_leader(self, node_id: str) -> None:
+        """Have ``node_id`` lead. Raises ``single_node``, ``member_not_found``,
+        ``not_a_voter``, ``membership_change_in_progress``, ``no_leader``."""
+        await self._require_members().transfer(node_id)
+
+    def _require_members(self) -> Members:
+        if self._members is None:
+            raise RequestError(
+                "single_node", "This node runs by itself; a cluster is what has members to change."
+            )
+        return self._members
+
+    def check_ready(self) -> None:
+        """Raises ``shutting_down``, or ``no_leader`` while none is known or the node is behind."""
+        if self.draining:
+            raise RequestError("shutting_down", "The node is shutting down; use another.")
+        if not self._replica.ready:
+            known = self._replica.leader is not None
+            raise RequestError(
+                "no_leader",
+                "The node has not caught up with its cluster yet."
+                if known
+                else "The node knows no leader.",
+            )
 
     @property
     def ready(self) -> bool:
-        """Whether requests are served: the log is recovered and the node is not draining."""
-        return not self.draining
+        """Whether requests are served: a leader is known, the log applied, no end in sight."""
+        return not self.draining and self._replica.ready
 
     def statistics(self) -> Statistics:
         state = self._replica.state

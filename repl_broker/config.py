@@ -476,13 +476,14 @@ class ClusterConfig:
         (),
         ListOf(HostPort()),
         "The Raft addresses of nodes to ask for membership, if the data directory is "
-        "empty. Clusters are not in this version: a value here is refused.",
+        "empty. A node that belongs to a cluster does not ask again.",
         option="--join",
     )
     secret_file: Path | None = key(
         None,
         FilePath(),
-        "A file with the secret that the nodes of a cluster share.",
+        "A file with the secret that the nodes of a cluster share, at least 16 bytes. Needed as "
+        "soon as raft.bind can be reached from other machines.",
         example='"cluster.secret"',
     )
 

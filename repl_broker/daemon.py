@@ -1,9 +1,10 @@
 """The node as a process: one nursery, the order of start and of stop.
 
-Start: store, log, hub, listeners, HTTP; only then is anything announced. Stop,
-on SIGTERM or SIGINT: take no more publishes, tell the streams to go, answer
-what was taken, end connections, close the store. A disk that fails ends the
-node: what it could not make durable it must not acknowledge, and says so.
+Start: store, log, hub, listeners, peers, HTTP; only then is anything announced.
+Stop, on SIGTERM or SIGINT or when the node is removed from its cluster: hand
+leadership over, take no more publishes, answer what was taken, tell the streams
+to go, end connections, close the store. A disk that fails ends the node: what it
+could not make durable it must not acknowledge, and says so.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Final
 
 import trio
 
-from repl_broker import __version__
+from repl_broker import __version__, cluster
 from repl_broker.broker import Broker
-from repl_broker.config import Config
+from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.hub import Hub
+from repl_broker.members import Members
 from repl_broker.replica import Replica
 from repl_broker.state import Applied
 from repl_broker.storage import SqliteStorage
@@ -36,6 +38,7 @@ __all__ = ["Running", "run", "serve"]
 
 log = logging.getLogger(__name__)
 
+BACKLOG: Final = 1024
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # of Python's default: (700, 10, 10)
 
@@ -51,12 +54,15 @@ class Running:
 def run(
     config: Config,
     *,
+    bootstrap: bool = False,
     apps: Mapping[str, Path] | None = None,
     on_ready: Callable[[Running], None] = lambda running: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. ``apps`` maps a path such as ``/chat`` to static files.
+    """Serve until SIGTERM or SIGINT, or until the node is removed from its cluster.
 
-    ``on_ready`` is called once requests are answered.
+    ``bootstrap`` starts a cluster, of which this node is the first member; if it
+    belongs to one, that changes nothing. ``apps`` maps a path such as ``/chat`` to
+    static files. ``on_ready`` is called once requests are answered.
 
     Raises ConfigError when the node cannot start as it is configured, and
     StorageError when the disk fails.
@@ -77,7 +83,8 @@ def run(
             await nursery.start(stop_on_signal)
             async with trio.open_nursery() as node:
                 with starting:
-                    on_ready(await node.start(partial(serve, config, stop, apps=apps)))
+                    start = partial(serve, config, stop, bootstrap=bootstrap, apps=apps)
+                    on_ready(await node.start(start))
             nursery.cancel_scope.cancel()
 
     _calm_the_collector()
@@ -91,10 +98,12 @@ async def serve(
     config: Config,
     stop: trio.Event,
     *,
+    bootstrap: bool = False,
     apps: Mapping[str, Path] | None = None,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``."""
+    """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
+    or once it was removed from its cluster."""
     tls = _tls(config)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     try:
@@ -104,22 +113,40 @@ async def serve(
             Broker.settings(config),
             now_ms=lambda: time.time_ns() // 1_000_000,
             on_applied=lambda applied: _publish(hub, replica, applied),
+            on_restored=lambda: hub.jump(replica.state.seq),
+            on_members=lambda changed: members.follow(changed) if members else None,
             snapshot_entries=config.raft.snapshot_entries,
+            core_options=cluster.core_options(config),
         )
-        broker = Broker(replica, hub, config)
-        listeners = await open_listeners(config.http.bind.host, config.http.bind.port, 1024)
+        await replica.load(joins=bool(config.cluster.join))
+        hub.position = replica.state.seq
+        clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
+        secret = cluster.read_secret(config) if clustered else b""
+        listeners = await _listen(config.http.bind)
+        raft_listeners = await _listen(config.raft.bind) if clustered else []
+        members = None
+        if clustered:
+            me = cluster.own_record(config, replica, raft_listeners, listeners)
+            join = config.cluster.join
+            members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
+            transport = cluster.connect(replica, members, secret)
+        broker = Broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         door = Door(app, listeners, _options(config), ssl_context=tls)
         async with trio.open_nursery() as nursery:
+            if members is not None:
+                await nursery.start(cluster.run, transport, members, raft_listeners)
             await nursery.start(_run_replica, replica, partial(_part, broker, hub, door))
-            hub.position = replica.state.seq
             async with trio.open_nursery() as serving:
                 await serving.start(door.run)
                 url = _url(config, door)
                 broker.http_url = config.http.public_url or url
                 log.info("serving url=%s node=%s version=%s", url, broker.node_id, __version__)
                 task_status.started(Running(broker, url))
-                await stop.wait()
+                await _either(stop, replica.removed)
+                if replica.removed.is_set():
+                    log.warning("this node was removed from its cluster; it stops")
+                await replica.hand_over()
                 broker.draining = True
                 door.stop(config.limits.shutdown_seconds)
                 with trio.move_on_after(config.limits.shutdown_seconds):
@@ -129,7 +156,33 @@ async def serve(
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(storage.close)
-    log.info("stopped node=%s", config.node.id)
+    log.info(
+        "stopped node=%s applied_index=%d digest=%s",
+        config.node.id,
+        replica.state.applied_index,
+        replica.state.digest(),
+    )
+
+
+async def _listen(address: Address) -> list[trio.SocketListener]:
+    return await open_listeners(address.host, address.port, BACKLOG)
+
+
+def _adopted(hub: Hub, replica: Replica) -> None:
+    """A cluster has taken this node in: ids are of its epoch now."""
+    hub.epoch = replica.epoch
+
+
+async def _either(*events: trio.Event) -> None:
+    """Wait until one of them is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
 
 
 async def _run_replica(

@@ -228,6 +228,13 @@ class Hub:
                 self._drop_oldest(channel)
             channel.skip(position)
 
+    def jump(self, position: int) -> None:
+        """The log was replaced up to ``position``: every stream reads on from there itself."""
+        self._skip(self._channels.values(), position)
+        self.position = position
+        for channel in self._channels.values():
+            channel.wake()
+
     def close(self) -> None:
         """Wake every stream, to say good-bye; none will wait again."""
         self.closing = True

@@ -1,20 +1,24 @@
-"""The loop that drives the log: propose, make durable, apply, answer.
+"""The loop that drives the log: propose, replicate, make durable, apply, answer.
 
 Callers know three things: ``propose`` a command and get its outcome, ``read``
 what is applied, and that ``run`` is the task behind both. What is committed,
 and when it may be answered, is Raft's to say (raft/core.py); here it is given
-a disk, a clock and a state machine. With a single voter an entry is committed
-once this node's disk has it.
+a disk, a clock, peers and a state machine.
 
-    propose ── waiting proposals ─┐               ┌─▶ writer: one transaction, one fsync
-                                  ├─▶ core.step ──┤
-    Persisted, deadlines ─────────┘               └─▶ apply ─▶ outcomes, events to the hub
+    propose ─▶ proposals ─┬─ leads ──▶ core.step ──┬─▶ peers: RPCs
+                ▲         └─ follows ─▶ the leader ├─▶ writer: one transaction, one fsync
+                │                                  └─▶ apply ─▶ outcomes, events to the hub
+                └──────────────────────────────────────────────┘
 
-Everything that waits when the writer is free goes into the next entry, so the
-batch grows with the load, and the cost of an fsync is shared. Nothing is
-answered before the write that it rests on is reported durable.
+One task owns the core: RPCs, writes that are done, proposals and deadlines
+come to it as events, and all that waits goes into one step. Everything that
+waits when the writer is free goes into the next entry, so the batch grows with
+the load, and the cost of an fsync is shared. Nothing is answered before the
+writes that it rests on are reported durable.
 
-What costs time on the disk happens beside that, in pieces: snapshots, removing
+A node that follows sends what its clients propose to the leader, which never
+sends it on; the outcome is what this node itself applies (proposals.py). What
+costs time on the disk happens beside all that, in pieces: snapshots, removing
 entries of which nothing is retained, checkpoints of the store.
 """
 
@@ -22,28 +26,39 @@ from __future__ import annotations
 
 import logging
 import random
-from bisect import bisect_left
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+import msgspec
 import trio
 
-from repl_broker.command import Command, Configure, Expire, Publish, Settings
-from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
+from repl_broker.command import Command, Configure, Expire, Settings
+from repl_broker.errors import ReplBrokerError, RequestError, StorageError
+from repl_broker.history import History, InThread
 from repl_broker.message import Message
+from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, outcome_unknown
 from repl_broker.raft.core import (
+    ChangeMembership,
     Compact,
     Core,
     CoreOptions,
     Effects,
     Event,
+    MembershipChange,
     Persisted,
     Propose,
+    Read,
+    Receive,
     Refusal,
     Role,
+    SnapshotFailed,
+    SnapshotInstalled,
+    SnapshotSent,
+    Transfer,
+    Unreachable,
 )
 from repl_broker.raft.log import (
     Entry,
@@ -54,72 +69,143 @@ from repl_broker.raft.log import (
     SnapshotMark,
     WriteBatch,
 )
+from repl_broker.raft.rpc import Rpc, SnapshotReceived
+from repl_broker.snapshots import SnapshotReceiver, send_snapshot
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
+from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from repl_broker.wire import (
+    decode_command,
     decode_entry,
-    decode_messages,
-    encode_command,
     encode_entry,
     without_messages,
 )
 
-__all__ = ["Replica", "ReplicaStatistics"]
+__all__ = ["MemberProgress", "NotLeaderError", "Peers", "Replica", "ReplicaStatistics"]
 
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
-CACHE_BYTES_MAX: Final = 32 << 20  # of the entries that were written or read last, for readers
-CACHE_OVERHEAD_BYTES: Final = 64  # of a message in the cache, beside its data
-APPLY_ENTRIES_MAX: Final = 500  # without letting others run
+APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
 SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
-MEMORY_LOG_BYTES: Final = 4 << 20  # of applied entries, which a single node needs no more
-LOG_READERS_MAX: Final = 4
+RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from memory
+LOG_BYTES_KEPT: Final = 32 << 20  # of entries in memory, for followers that lag
+LOG_BYTES_MAX: Final = 256 << 20  # … while one is being sent a snapshot
 CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
 REWRITE_ENTRIES_MAX: Final = 16
-COMMIT_BUCKETS_SECONDS: Final = (
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-)  # fmt: skip
+FORWARDS_MAX: Final = 8  # on their way to the leader at a time; each takes all that waits
+PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
+WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
+PIECE_SECONDS_MAX: Final = 30  # for one piece of a snapshot to be taken in
 
 T = TypeVar("T")
-InThread = Callable[..., Awaitable[Any]]
+
+
+class NotLeaderError(ReplBrokerError):
+    """This node does not lead (any more); nothing was appended."""
+
+    def __init__(self) -> None:
+        super().__init__("this node does not lead")
+
+
+class Peers(Protocol):
+    """What the replica asks of the network (transport.py)."""
+
+    def send(self, rpc: Rpc) -> None: ...
+
+    async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
+        """Raises PeerUnreachableError, PeerRefusedError."""
+        ...
+
+    def is_connected(self, peer: str) -> bool: ...
+
+
+class Alone:
+    """The network of a single node."""
+
+    def send(self, rpc: Rpc) -> None:
+        pass
+
+    async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
+        raise PeerUnreachableError("a single node has no peers", sent=False)
+
+    def is_connected(self, peer: str) -> bool:
+        return False
 
 
 class ReplicaStatistics(NamedTuple):
     """Counters since the start, and where the log stands."""
 
     term: int
+    leads: bool
     last_index: int
+    commit_index: int
     applied_index: int
     snapshot_index: int
     writes: int  # transactions, each with one fsync
     commands: int
     pending: int  # proposals that are not answered yet
     store_bytes: int
+    elections: int  # changes of leader that this node saw
+    snapshots_sent: int
+    snapshots_received: int
     commit_seconds: float  # sum, from propose to applied
     commit_buckets: tuple[int, ...]  # one a bucket of COMMIT_BUCKETS_SECONDS, and one above
 
 
-@dataclass(slots=True)
-class _Proposal:
-    command: Command
-    encoded: bytes
-    started: float
-    done: trio.Event
-    outcome: Outcome | None = None
-    failure: RequestError | None = None
+class MemberProgress(NamedTuple):
+    """What the leader knows of a member's log."""
+
+    match_index: int
+    reachable: bool
 
 
 @dataclass(slots=True)
 class _Batch:
-    """The proposals that went into one entry."""
+    """What goes into one entry."""
 
-    proposals: list[_Proposal]
+    offers: list[Offer]
+    commands: list[Command]
     time_ms: int
+    term: int = 0  # once it is appended
+
+
+class _Question:
+    """Something that the core was asked, until it says."""
+
+    __slots__ = ("answered", "index", "refusal")
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.index = 0
+        self.refusal: Refusal | None = None
+
+    def answer(self, index: int) -> None:
+        self.index = index
+        self.answered.set()
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        self.answered.set()
+
+
+class _Install(NamedTuple):
+    """In the writer's queue: a received snapshot takes the place of the log."""
+
+    mark: SnapshotMark
+
+
+class _Seen(NamedTuple):
+    """What a change of is news."""
+
+    role: Role
+    term: int
+    leader: str | None
+    has_committed: bool
 
 
 class Replica:
@@ -127,7 +213,10 @@ class Replica:
 
     ``now_ms`` gives milliseconds since 1970 for new entries. ``on_applied`` is
     called for each entry, in order and synchronously with the change of
-    ``state``. ``in_thread`` runs a blocking call; tests may run it in place.
+    ``state``; ``on_restored`` after a snapshot from the leader took its place;
+    ``on_members`` with the members that there are from now on, and with those
+    that are about to go. ``in_thread`` runs a blocking call; tests may run it
+    in place.
     """
 
     def __init__(
@@ -137,52 +226,77 @@ class Replica:
         *,
         now_ms: Callable[[], int],
         on_applied: Callable[[Applied], None] = lambda applied: None,
+        on_restored: Callable[[], None] = lambda: None,
+        on_members: Callable[[Membership], None] = lambda members: None,
         snapshot_entries: int = 10_000,
+        core_options: CoreOptions | None = None,
         in_thread: InThread = trio.to_thread.run_sync,
+        randomness: random.Random | None = None,
     ) -> None:
-        # Few at a time: a herd of streams that catch up must not hold up publishing.
-        self.log_readers = trio.CapacityLimiter(LOG_READERS_MAX)
-        self._writer_thread = trio.CapacityLimiter(1)  # not in one queue with readers
         self.state = BrokerState()
+        self.peers: Peers = Alone()
+        self.handlers: dict[str, Callable[[str, Any], Awaitable[Any]]] = {
+            "propose": self._on_propose,
+            "read": self._on_read,
+            "progress": self._on_progress,
+            "snapshot-begin": self._on_snapshot_begin,
+            "snapshot-state": self._on_snapshot_state,
+            "snapshot-entries": self._on_snapshot_entries,
+            "snapshot-end": self._on_snapshot_end,
+        }
+        self.removed = trio.Event()  # this node is no member any more
+        self.options = core_options or CoreOptions()
+        self._random = randomness or random.SystemRandom()
         self._storage = storage
         self._settings = settings
         self._now_ms = now_ms
         self._on_applied = on_applied
+        self._on_restored = on_restored
+        self._on_members = on_members
         self._snapshot_entries = snapshot_entries
         self._in_thread = in_thread
+        self._history = History(storage, lambda: self.state, in_thread)
+        self._writer_thread = trio.CapacityLimiter(1)  # not in one queue with readers
         self._writer = trio.Lock()  # one write at a time
         self._core = Core(
-            storage.identity.node_id, CoreOptions(), random.SystemRandom(), 0.0
+            storage.identity.node_id, self.options, self._random, 0.0
         )  # until the store is read
+        self._loaded = False
+        self._nursery: trio.Nursery | None = None
         self._events: list[Event] = []  # for the core's next step
         self._awake = trio.Event()
-        self._serving = trio.Event()  # leads, and has applied all that was there before
-        self._writes_due: list[tuple[int, WriteBatch]] = []
+        self._seen = _Seen(Role.FOLLOWER, 0, None, has_committed=False)
+        self._news = trio.lowlevel.ParkingLot()  # woken when that changes
+        self._members: Membership | None = None  # as ``on_members`` was told
+        self._configured = trio.Event()  # has led, with the settings that it was given, once
+        self._caught_up = False
+        self._writes_due: list[tuple[int, WriteBatch] | _Install] = []
         self._write_due = trio.Event()
         self._committed: deque[Entry] = deque()  # to be applied
+        self._progressed = trio.lowlevel.ParkingLot()  # woken when something was applied
         self._token = 0
-        self._offered: dict[int, _Batch] = {}  # by token: given to the core in this step
-        self._taken: dict[int, _Batch] = {}  # by index: in the log, not applied yet
+        self._asked: dict[int, _Batch | _Question] = {}  # by token: given to the core
+        self._own: dict[int, _Batch] = {}  # by index: appended here, not applied yet
+        self._proposals = Proposals()
+        self._forwards = 0
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
+        self._receiver = SnapshotReceiver(storage, self._locked)
+        self._sending: dict[str, int] = {}  # snapshots on their way: peer and index
+        self._sent_one = trio.lowlevel.ParkingLot()
+        self._snapshots_sent = 0
+        self._snapshots_received = 0
+        self._restores = 0
         self._snapshot_index = 0
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
-        self._log_bytes = 0  # of applied entries that the core still holds
+        self._log_bytes = 0  # applied since entries were last let go from memory
         self._store_bytes = 0
-        self._waiting: deque[_Proposal] = deque()
-        self._pending_bytes = 0
-        self._room = trio.Event()
-        self._idle = trio.Event()
         self._upkeep = trio.Event()
         self._closing = False
-        self._damaged = trio.Event()
-        self._damage: StorageError | None = None
-        self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._cache_bytes = 0
         self._writes = 0
-        self._commands = 0
-        self._commit_seconds = 0.0
-        self._commit_buckets = [0] * (len(COMMIT_BUCKETS_SECONDS) + 1)
+        self._elections = 0
+
+    # --- who and what ---
 
     @property
     def node_id(self) -> str:
@@ -196,192 +310,387 @@ class Replica:
     def epoch(self) -> str:
         return self._storage.identity.epoch
 
+    @property
+    def incarnation(self) -> str:
+        return self._storage.identity.incarnation
+
+    @property
+    def adopted(self) -> bool:
+        """Whether a cluster took this node in."""
+        return self._storage.identity.adopted
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the log is, and was never more."""
+        core = self._core
+        return core.log.last_index == 0 and core.term == 0
+
+    @property
+    def role(self) -> Role:
+        return self._core.role
+
+    @property
+    def term(self) -> int:
+        return self._core.term
+
+    @property
+    def leader(self) -> str | None:
+        """The node that leads, as far as this one knows."""
+        return self._core.leader
+
+    @property
+    def leads(self) -> bool:
+        return self._core.role is Role.LEADER
+
+    @property
+    def membership(self) -> Membership:
+        """The newest in the log; a change of it may not be committed yet."""
+        return self._core.membership
+
+    @property
+    def committed_membership(self) -> Membership:
+        return self._core.committed_membership
+
+    @property
+    def log_readers(self) -> trio.CapacityLimiter:
+        return self._history.readers
+
+    @property
+    def ready(self) -> bool:
+        """Whether a leader is known, and all that was committed when it was found is applied."""
+        return self._caught_up and self._core.leader is not None
+
+    def statistics(self) -> ReplicaStatistics:
+        core, proposals = self._core, self._proposals
+        return ReplicaStatistics(
+            core.term,
+            self.leads,
+            core.log.last_index,
+            core.committed_index,
+            self.state.applied_index,
+            self._snapshot_index,
+            self._writes,
+            proposals.commands,
+            len(proposals.unsettled),
+            self._store_bytes,
+            self._elections,
+            self._snapshots_sent,
+            self._snapshots_received,
+            proposals.commit_seconds,
+            tuple(proposals.commit_buckets),
+        )
+
     # --- what callers use ---
 
     async def propose(self, command: Command) -> Outcome:
-        """Put ``command`` into the log; its outcome once it is durable and applied.
+        """Put ``command`` into the log; its outcome once it is durable and applied here.
 
-        Raises ``shutting_down`` when it was not taken, OutcomeUnknownError when
-        it was and the disk failed. Cancelling stops the wait, not the command.
+        Durable means: on the disks of a majority. Raises ``shutting_down`` or
+        ``no_leader`` when it was not taken, OutcomeUnknownError when that is
+        not known. Cancelling stops the wait, not the command.
         """
-        while self._pending_bytes > PENDING_BYTES_MAX and not self._closing:
-            await self._room.wait()
+        proposals = self._proposals
+        while proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
+            await proposals.room.wait()
         if self._closing:
             raise RequestError(
                 "shutting_down", "The node is shutting down; use another, or try again later."
             )
-        proposal = _Proposal(command, encode_command(command), trio.current_time(), trio.Event())
-        self._waiting.append(proposal)
-        self._pending_bytes += len(proposal.encoded)
+        proposal = Proposal(command)
+        proposals.add(proposal)
         self._awake.set()
-        await proposal.done.wait()
+        await self._settle(proposal)
         if proposal.failure is not None:
             raise proposal.failure
         assert proposal.outcome is not None
         return proposal.outcome
 
-    async def read_barrier(self) -> None:
-        """After it, ``state`` holds all that was acknowledged anywhere before the call.
+    async def _settle(self, proposal: Proposal) -> None:
+        """Wait for the outcome, while there is hope: a leader, or soon one."""
+        patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        end = trio.current_time() + max(WAIT_SECONDS_MAX, patience)
+        while True:
+            with trio.move_on_after(patience):
+                await proposal.settled.wait()
+                return
+            if self._core.leader is None or trio.current_time() >= end:
+                self._proposals.give_up(proposal, self._no_leader())
+                return
 
-        With a single voter it always does.
+    def _no_leader(self) -> RequestError:
+        if self._core.leader is None:
+            return RequestError(
+                "no_leader",
+                "The node knows no leader: a majority of the cluster's voters must run and "
+                "reach each other. Nothing was changed.",
+            )
+        return RequestError(
+            "no_leader", "The leader takes no writes at the moment. Nothing was changed."
+        )
+
+    async def read_barrier(self) -> None:
+        """After it, ``state`` holds all that was acknowledged anywhere before the call (§6.4).
+
+        Raises ``no_leader``.
         """
-        await trio.lowlevel.checkpoint()
+        if self._is_alone and self._caught_up:
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.move_on_after(PATIENCE_ELECTIONS * self.options.election_timeout_seconds):
+            while True:
+                try:
+                    await self.wait_applied(await self._safe_index())
+                except (NotLeaderError, PeerRefusedError, PeerUnreachableError):
+                    await self._pause()
+                else:
+                    return
+        raise self._no_leader()
+
+    async def _safe_index(self) -> int:
+        """Up to where a read that begins now must have applied."""
+        if self.leads:
+            return await self._ask(Read)
+        leader = self._core.leader
+        if leader is None:
+            raise NotLeaderError
+        patience = self.options.election_timeout_seconds
+        found: int = await self.peers.call(leader, "read", self._core.term, seconds=patience)
+        return found
+
+    async def _pause(self) -> None:
+        """Until the leader changes, or for about a heartbeat."""
+        with trio.move_on_after(self.options.heartbeat_interval_seconds):
+            await self._news.park()
+
+    async def wait_applied(self, index: int) -> None:
+        while self.state.applied_index < index:
+            await self._progressed.park()
+
+    async def wait_news(self) -> None:
+        """Until role, term or leader change."""
+        await self._news.park()
 
     async def fetch(self, locations: Sequence[Location]) -> list[Message]:
         """The messages at ``locations``, in that order, up to the first that is gone by now.
 
-        A message goes when retention trims it, so ``state`` knows of it then.
         Raises StorageError for one that should be there and is not.
         """
-        await trio.lowlevel.checkpoint()
-        wanted = {at.entry for at in locations}
-        found = {entry: self._cache[entry] for entry in wanted & self._cache.keys()}
-        for entry in found:
-            self._cache.move_to_end(entry)
-        if missing := sorted(wanted - found.keys()):
-            entries = await self._read(missing)
-            for entry, data in entries.items():
-                # Kept, since a reader takes a large entry in many small pieces.
-                found[entry] = decode_messages(data)
-                self._keep(entry, found[entry])
-        messages = []
-        for at in locations:
-            data = found[at.entry][at.ordinal] if at.entry in found else b""
-            if not data:
-                self._check_gone(at)
-                break
-            messages.append(Message(at.seq, at.topic, at.time_ms, data))
-        return messages
-
-    async def _read(self, indexes: list[int]) -> dict[int, bytes]:
-        try:
-            found: dict[int, bytes] = await self._in_thread(self._storage.read, indexes)
-        except StorageError as error:
-            self._damage_found(error)
-            raise
-        return found
-
-    def _damage_found(self, error: StorageError) -> None:
-        """A disk that gives back something else than was written is not trusted any more."""
-        self._damage = error
-        self._damaged.set()
-
-    async def _end_if_damaged(self) -> None:
-        await self._damaged.wait()
-        assert self._damage is not None
-        raise self._damage
-
-    def _check_gone(self, at: Location) -> None:
-        # Looking again would find the same for ever.
-        topic = self.state.topics.get(at.topic)
-        if topic is not None and topic.retains(at.seq):
-            error = StorageError(
-                f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
-                f"{at.entry}, and is not; restore it from a backup"
-            )
-            self._damage_found(error)
-            raise error
+        return await self._history.fetch(locations)
 
     async def drain(self) -> None:
         """Take no more proposals, and wait until those taken are answered."""
         self._closing = True
-        self._room.set()
-        while self._waiting or self._offered or self._taken:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        self._proposals.room.set()
+        while self._proposals.unsettled:
+            await self._proposals.idle.wait()
 
-    def statistics(self) -> ReplicaStatistics:
-        return ReplicaStatistics(
-            self._core.term,
-            self._core.log.last_index,
-            self.state.applied_index,
-            self._snapshot_index,
-            self._writes,
-            self._commands,
-            len(self._waiting) + sum(len(b.proposals) for b in self._under_way()),
-            self._store_bytes,
-            self._commit_seconds,
-            tuple(self._commit_buckets),
+    # --- what the cluster's managers use (members.py) ---
+
+    async def change_membership(self, change: MembershipChange) -> int:
+        """Append a change as leader; the index at which it is. Raises RequestError, and
+        NotLeaderError."""
+        with trio.move_on_after(self.options.election_timeout_seconds):
+            while True:
+                question = await self._question(ChangeMembership, change)
+                match question.refusal:
+                    case None:
+                        return question.index
+                    case Refusal.NOT_READY:  # its first entry is about to be committed
+                        await self._pause()
+                    case refusal:
+                        raise _refused(refusal)
+        raise _refused(Refusal.NOT_READY)
+
+    async def transfer(self, target: str) -> None:
+        """Begin to hand leadership over to ``target``. Raises RequestError, NotLeaderError."""
+        question = await self._question(Transfer, target)
+        if question.refusal is not None:
+            raise _refused(question.refusal)
+
+    async def hand_over(self) -> None:
+        """If this node leads and another can, let it, within an election timeout."""
+        if not self.leads or len(self.membership.voters) < 2:
+            return
+        target = self._best_successor()
+        if target is None:
+            return
+        with trio.move_on_after(self.options.election_timeout_seconds):
+            with suppress(RequestError, NotLeaderError):
+                await self.transfer(target)
+            while self.leader in (None, self.node_id):
+                await self._news.park()
+            log.info("handed over leader=%s term=%d", self.leader, self.term)
+
+    def _best_successor(self) -> str | None:
+        """The voter that answers and has most of the log."""
+        progress = self.progress()
+        candidates = [
+            (progress[peer].match_index, peer)
+            for peer in self.membership.voters - {self.node_id}
+            if peer in progress and progress[peer].reachable
+        ]
+        return max(candidates)[1] if candidates else None
+
+    def progress(self) -> dict[str, MemberProgress]:
+        """By member, what this node knows as leader; nothing if it does not lead."""
+        since = trio.current_time() - self.options.election_timeout_seconds
+        return {
+            peer: MemberProgress(p.match, peer == self.node_id or p.heard_at >= since)
+            for peer, p in self._core.progress.items()
+        }
+
+    async def adopt(self, cluster_id: str, epoch: str) -> None:
+        """Belong to that cluster from now on; only while the log is empty."""
+        async with self._writer:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(
+                    self._storage.adopt, cluster_id, epoch, limiter=self._writer_thread
+                )
+
+    # --- what comes from peers ---
+
+    def receive(self, rpc: Rpc) -> None:
+        """Take an RPC of a peer."""
+        if self._loaded:
+            self._post(Receive(rpc))
+
+    def lost(self, peer: str) -> None:
+        """The connection to ``peer`` broke."""
+        self._post(Unreachable(peer))
+
+    async def answer(self, peer: str, name: str, argument: Any) -> Any:
+        """A peer asks. Raises ReplBrokerError to refuse, ValueError for nonsense."""
+        handler = self.handlers.get(name)
+        if handler is None:
+            raise NoSuchRequestError(f"this version has no request {name[:64]!r}")
+        return await handler(peer, argument)
+
+    async def _on_propose(self, peer: str, argument: Any) -> tuple[int, int, int]:
+        """Append a peer's commands; where they are. Never sent on (RAFT.md scenario 47)."""
+        term, encoded = msgspec.convert(argument, tuple[int, tuple[bytes, ...]])
+        self._require_leader(term)
+        commands = [decode_command(each) for each in encoded]
+        offer = Forwarded(commands, encoded)
+        self._proposals.add(offer)
+        self._awake.set()
+        await offer.decided.wait()
+        if offer.place is None:
+            raise NotLeaderError
+        return offer.place
+
+    async def _on_read(self, peer: str, argument: Any) -> int:
+        self._require_leader(msgspec.convert(argument, int))
+        return await self._ask(Read)
+
+    async def _on_progress(self, peer: str, argument: Any) -> dict[str, MemberProgress]:
+        self._require_leader(self._core.term)
+        return self.progress()
+
+    def _require_leader(self, term: int) -> None:
+        # Of another term it may have been meant for another leader.
+        if not self.leads or self._core.term != term or self._closing:
+            raise NotLeaderError
+
+    async def _on_snapshot_begin(self, peer: str, argument: Any) -> None:
+        await self._receiver.begin(peer, argument)
+
+    async def _on_snapshot_state(self, peer: str, argument: Any) -> None:
+        await self._receiver.state(peer, argument)
+
+    async def _on_snapshot_entries(self, peer: str, argument: Any) -> None:
+        await self._receiver.entries(peer, argument)
+
+    async def _on_snapshot_end(self, peer: str, argument: Any) -> None:
+        term, mark = await self._receiver.end(peer, argument)
+        self._post(
+            Receive(SnapshotReceived(sender=peer, receiver=self.node_id, term=term, mark=mark))
         )
 
     # --- the task ---
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Recover, then write and apply until cancelled. Raises StorageError if the disk fails."""
-        await self._recover()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._maintain)
-                nursery.start_soon(self._expire)
-                nursery.start_soon(self._write)
-                nursery.start_soon(self._drive)
-                nursery.start_soon(self._end_if_damaged)
-                await self._serving.wait()
-                await self._sweep()
-                if self.state.settings != self._settings or self._core.log.last_index <= 1:
-                    await self.propose(Configure(self._settings))
-                task_status.started()
-        finally:
-            self._closing = True
-            self._room.set()
-            under_way = [p for batch in self._under_way() for p in batch.proposals]
-            for proposal in (*under_way, *self._waiting):
-                proposal.failure = OutcomeUnknownError(
-                    "The node stopped before it knew whether the write is kept; "
-                    "ask again with the same Idempotency-Key."
-                )
-                proposal.done.set()
+    async def load(self, *, joins: bool = False) -> None:
+        """Read the store; ``run`` does it if nobody has. Raises StorageError.
 
-    def _under_way(self) -> list[_Batch]:
-        return [*self._offered.values(), *self._taken.values()]
-
-    async def _recover(self) -> None:
+        A node that ``joins`` a cluster is not its own first member.
+        """
         loaded = await self._in_thread(self._storage.load)
-        mark = SnapshotMark(0, 0, self._alone())
+        mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
-            self.state = BrokerState.restore(loaded.snapshot.data)
-            encoded = loaded.snapshot.membership
-            membership = Membership.decode(encoded) if encoded else mark.membership
-            mark = SnapshotMark(loaded.snapshot.index, loaded.snapshot.term, membership)
+            snapshot = loaded.snapshot
+            self.state = BrokerState.restore(snapshot.data)
+            mark = SnapshotMark(snapshot.index, snapshot.term, _membership(snapshot.membership))
             self._snapshot_index = mark.index
         self._unsnapped_bytes = sum(len(entry.data) for entry in loaded.entries)
         self._stamped_at = trio.current_time()
         self._core = Core(
             self.node_id,
-            CoreOptions(),
-            random.SystemRandom(),
+            self.options,
+            self._random,
             trio.current_time(),
             hard_state=loaded.hard_state,
             mark=mark,
             entries=loaded.entries,
         )
+        self._loaded = True
+        self._notice_removal(mark.membership)
 
     def _alone(self) -> Membership:
         """Of a single node: it is the one voter."""
         return Membership((Member(self.node_id, "", "", voter=True),))
 
+    @property
+    def _is_alone(self) -> bool:
+        return self._core.membership.ids == {self.node_id} and self.leads
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover, then write and apply until cancelled. Raises StorageError if the disk fails.
+
+        Started once requests may come: a node that is its cluster's only voter
+        has then applied all that was there before.
+        """
+        if not self._loaded:
+            await self.load()
+        await self._sweep()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._maintain)
+                nursery.start_soon(self._expire)
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._history.end_if_damaged)
+                nursery.start_soon(self._configure)
+                nursery.start_soon(self._catch_up)
+                nursery.start_soon(self._drive)
+                if self.membership.voters == {self.node_id}:
+                    await self._configured.wait()
+                task_status.started()
+        finally:
+            self._closing = True
+            self._proposals.room.set()
+            self._proposals.fail_all(outcome_unknown())
+
     async def _sweep(self) -> None:
-        """Drop what a crash kept from being dropped; all that was there before is applied."""
+        """Drop what a crash kept from being dropped, of what the snapshot covers."""
         live = self.state.live_entries()
-        await self._locked(lambda upto: self._storage.drop_others(upto, live), self._snapshot_index)
+        await self._locked(self._storage.drop_others, self._snapshot_index, live)
         self._store_bytes = self._storage.bytes
         log.info(
-            "recovered term=%d last_index=%d seq=%d topics=%d",
+            "recovered term=%d snapshot_index=%d last_index=%d",
             self._core.term,
+            self._snapshot_index,
             self._core.log.last_index,
-            self.state.seq,
-            len(self.state.topics),
         )
 
     async def _drive(self) -> None:
         """Own the core: give it what has happened, carry out what it asks for."""
         while True:
-            self._offer_waiting()
+            self._send_off()
             events, self._events = self._events, []
             effects = self._core.step(trio.current_time(), events)
             self._carry_out(effects)
             self._apply_committed()
-            if self._events or self._committed or self._may_offer():
+            self._notice_changes()
+            if self._events or self._committed or self._may_send_off():
                 await trio.lowlevel.checkpoint()
                 continue
             self._awake = trio.Event()
@@ -392,34 +701,146 @@ class Replica:
         self._events.append(event)
         self._awake.set()
 
-    def _offer_waiting(self) -> None:
-        """Make an entry of what waits, when the writer is free."""
-        if not self._may_offer():
-            return
-        batch = _Batch(self._take_waiting(), self._stamp_ms())
-        self._token += 1
-        self._offered[self._token] = batch
-        data = encode_entry(batch.time_ms, [p.encoded for p in batch.proposals])
-        self._events.append(Propose(self._token, data))
-
-    def _may_offer(self) -> bool:
-        core = self._core
-        return bool(self._waiting) and core.role is Role.LEADER and not core.is_writing
-
     def _carry_out(self, effects: Effects) -> None:
+        for rpc in effects.send:
+            self.peers.send(rpc)
         if effects.persist is not None:
-            self._writes_due.append((effects.persist_number, effects.persist))
-            self._write_due.set()
-        for token, index, _ in effects.taken:
-            self._taken[index] = self._offered.pop(token)
+            self._due((effects.persist_number, effects.persist))
+        if effects.restore is not None:
+            self._receiver.installing = True
+            self._due(_Install(effects.restore))
+        elif not self._receiver.installing:
+            self._receiver.complete = None  # the core has no use for it
+        for token, index, term in effects.taken:
+            self._taken(self._asked.pop(token), index, term)
         for token, refusal in effects.refused:
-            assert refusal in (Refusal.NOT_LEADER, Refusal.BUSY)
-            self._put_back(self._offered.pop(token))
+            asked = self._asked.pop(token)
+            if isinstance(asked, _Question):
+                asked.refuse(refusal)
+            else:
+                self._proposals.put_back(asked.offers)
+        for token, index in effects.readable:
+            question = self._asked.pop(token)
+            assert isinstance(question, _Question)
+            question.answer(index)
+        for peer in effects.snapshots:
+            self._start(self._send_snapshot, peer)
         self._committed.extend(effects.committed)
 
-    def _put_back(self, batch: _Batch) -> None:
-        self._waiting.extendleft(reversed(batch.proposals))
-        self._pending_bytes += sum(len(p.encoded) for p in batch.proposals)
+    def _start(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *arguments)
+
+    def _due(self, item: tuple[int, WriteBatch] | _Install) -> None:
+        self._writes_due.append(item)
+        self._write_due.set()
+
+    def _taken(self, asked: _Batch | _Question, index: int, term: int) -> None:
+        if isinstance(asked, _Question):
+            asked.answer(index)
+        else:
+            asked.term = term
+            self._own[index] = asked
+            self._proposals.place(asked.offers, index, term)
+
+    def _notice_changes(self) -> None:
+        core = self._core
+        if core.membership is not self._members:
+            self._members = core.membership
+            self._on_members(core.membership)
+        seen = _Seen(core.role, core.term, core.leader, core.has_committed_in_term)
+        if seen == self._seen:
+            return
+        before, self._seen = self._seen, seen
+        self._news.unpark_all()
+        if core.role is not Role.LEADER:
+            self._proposals.refuse_forwarded()
+        if seen.leader != before.leader or seen.term != before.term:
+            self._caught_up = False
+            if seen.leader is not None:
+                self._elections += 1
+                log.info("follows leader=%s term=%d", seen.leader, seen.term)
+            elif before.leader is not None:
+                log.warning("lost its leader=%s term=%d", before.leader, seen.term)
+
+    # --- asking the core ---
+
+    async def _ask(self, event: Callable[[int], Event]) -> int:
+        """What the core says to a Read. Raises NotLeaderError."""
+        token, question = self._new_question()
+        self._post(event(token))
+        await question.answered.wait()
+        if question.refusal is not None:
+            raise NotLeaderError
+        return question.index
+
+    async def _question(self, event: Callable[[int, Any], Event], argument: Any) -> _Question:
+        token, question = self._new_question()
+        self._post(event(token, argument))
+        await question.answered.wait()
+        if question.refusal is Refusal.NOT_LEADER:
+            raise NotLeaderError
+        return question
+
+    def _new_question(self) -> tuple[int, _Question]:
+        self._token += 1
+        question = self._asked[self._token] = _Question()
+        return self._token, question
+
+    # --- proposals on their way ---
+
+    def _may_send_off(self) -> bool:
+        if not self._proposals.is_waiting:
+            return False
+        if self.leads:
+            return self._core.takes_proposals and not self._core.is_writing
+        return self._core.leader is not None and self._forwards < FORWARDS_MAX
+
+    def _send_off(self) -> None:
+        """Make an entry of what waits, when the writer is free; or let the leader do it."""
+        if not self._may_send_off():
+            return
+        offers = self._proposals.take(ENTRY_BYTES_MAX)
+        if not offers:
+            return
+        if self.leads:
+            self._offer(offers)
+        else:
+            assert self._core.leader is not None
+            self._forwards += 1
+            self._start(self._forward, offers, self._core.leader, self._core.term)
+
+    def _offer(self, offers: list[Offer]) -> None:
+        commands = [command for offer in offers for command in offer.commands]
+        encoded = [data for offer in offers for data in offer.encoded]
+        batch = _Batch(offers, commands, self._stamp_ms())
+        self._token += 1
+        self._asked[self._token] = batch
+        self._events.append(Propose(self._token, encode_entry(batch.time_ms, encoded)))
+
+    async def _forward(self, offers: list[Offer], leader: str, term: int) -> None:
+        """Have the leader of ``term`` append them; only a refusal means that it has not."""
+        encoded = [data for offer in offers for data in offer.encoded]
+        patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        try:
+            found = await self.peers.call(leader, "propose", (term, encoded), seconds=patience)
+            place = msgspec.convert(found, tuple[int, int, int])
+        except PeerRefusedError:
+            await self._pause()  # the next leader is not known yet
+            self._proposals.put_back(offers)
+        except PeerUnreachableError as error:
+            if error.sent:
+                self._proposals.lose(offers)
+            else:
+                await self._pause()
+                self._proposals.put_back(offers)
+        else:
+            self._proposals.place_late(offers, place, self.state.applied_index)
+        finally:
+            self._forwards -= 1
+            self._awake.set()
+
+    # --- the writer ---
 
     async def _write(self) -> None:
         """Make durable what the core asks for; what has come meanwhile goes together."""
@@ -427,14 +848,56 @@ class Replica:
             if not self._writes_due:
                 self._write_due = trio.Event()
                 await self._write_due.wait()
-            due, self._writes_due = self._writes_due, []
-            batches = [batch for _, batch in due]
-            await self._locked(lambda b: self._storage.write(*b), batches)
-            self._writes += 1
-            size = sum(len(entry.data) for batch in batches for entry in batch.entries)
-            self._written_bytes += size
-            self._unsnapped_bytes += size
-            self._post(Persisted(due[-1][0]))
+            if isinstance(self._writes_due[0], _Install):
+                install = self._writes_due.pop(0)
+                assert isinstance(install, _Install)
+                await self._install(install.mark)
+            else:
+                await self._write_batches(self._take_batches())
+
+    def _take_batches(self) -> list[tuple[int, WriteBatch]]:
+        due: list[tuple[int, WriteBatch]] = []
+        while self._writes_due and not isinstance(self._writes_due[0], _Install):
+            item = self._writes_due.pop(0)
+            assert not isinstance(item, _Install)
+            due.append(item)
+        return due
+
+    async def _write_batches(self, due: list[tuple[int, WriteBatch]]) -> None:
+        batches = [batch for _, batch in due]
+        await self._locked(self._storage.write, *batches)
+        self._writes += 1
+        size = sum(len(entry.data) for batch in batches for entry in batch.entries)
+        self._written_bytes += size
+        self._unsnapped_bytes += size
+        self._post(Persisted(due[-1][0]))
+
+    async def _install(self, mark: SnapshotMark) -> None:
+        """Put the received snapshot in the place of log and state."""
+        assert self._receiver.complete is not None
+        found, data = self._receiver.complete
+        assert found == mark, "only what the core asked for is installed"
+        state = await self._in_thread(BrokerState.restore, data)
+        await self._locked(self._storage.install)
+        state.losses_version = self.state.losses_version + 1
+        state.topics_version = self.state.topics_version + 1
+        self.state = state
+        self._committed.clear()
+        self._own.clear()
+        self._snapshot_index = mark.index
+        self._unsnapped_bytes = self._log_bytes = 0
+        self._restores += 1
+        self._snapshots_received += 1
+        self._receiver.complete = None
+        self._receiver.installing = False
+        self._proposals.skipped(mark.index)
+        self._post(SnapshotInstalled(mark))
+        self._on_restored()
+        self._progressed.unpark_all()
+        self._notice_removal(mark.membership)
+        log.info("installed a snapshot index=%d term=%d", mark.index, mark.term)
+
+    # --- time ---
 
     def _time_ms(self) -> int:
         """The time for an entry now: the clock's, but never running back.
@@ -452,60 +915,119 @@ class Replica:
         """The time for the entry that is made now."""
         time_ms = self._time_ms()
         jump_ms = time_ms - self._steady_ms()
-        if self._commands and jump_ms > CLOCK_JUMP_MS:
+        if self._proposals.commands and jump_ms > CLOCK_JUMP_MS:
             log.warning("the clock has jumped ahead seconds=%d", jump_ms // 1000)
         self._stamped_at = trio.current_time()
         return time_ms
 
-    def _take_waiting(self) -> list[_Proposal]:
-        taken = [self._waiting.popleft()]
-        size = len(taken[0].encoded)
-        while self._waiting and size + len(self._waiting[0].encoded) <= ENTRY_BYTES_MAX:
-            taken.append(self._waiting.popleft())
-            size += len(taken[-1].encoded)
-        self._pending_bytes -= size
-        self._room.set()
-        self._room = trio.Event()
-        return taken
+    # --- applying ---
 
     def _apply_committed(self) -> None:
-        for _ in range(min(len(self._committed), APPLY_ENTRIES_MAX)):
-            self._apply(self._committed.popleft())
-        if not self._committed:
-            core = self._core
-            if core.role is Role.LEADER and core.has_committed_in_term:
-                self._serving.set()
-            if not (self._waiting or self._offered or self._taken):
-                self._idle.set()
-        if self._log_bytes > MEMORY_LOG_BYTES:
-            self._log_bytes = 0
-            self._post(Compact(self.state.applied_index))
+        if self._committed:
+            end = trio.current_time() + APPLY_SECONDS_MAX
+            while self._committed:
+                self._apply(self._committed.popleft())
+                if trio.current_time() > end:
+                    break
+            self._progressed.unpark_all()
+        core = self._core
+        if not self._committed and core.role is Role.LEADER and core.has_committed_in_term:
+            self._caught_up = True
+        if self._log_bytes > RELEASE_BYTES:
+            self._release_log()
         if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
             self._upkeep.set()
 
     def _apply(self, entry: Entry) -> None:
         self._log_bytes += len(entry.data)
-        batch = self._taken.pop(entry.index, None)
-        time_ms, commands = 0, []
-        if batch is not None:
-            time_ms, commands = batch.time_ms, [p.command for p in batch.proposals]
+        batch = self._own.pop(entry.index, None)
+        time_ms: int = 0
+        commands: Sequence[Command] = ()
+        if batch is not None and batch.term == entry.term:
+            time_ms, commands = batch.time_ms, batch.commands
         elif entry.kind is EntryKind.DATA:
             time_ms, commands = decode_entry(entry.data)
+            self._stamped_at = trio.current_time()
+        elif entry.kind is EntryKind.MEMBERSHIP:
+            self._notice_removal(Membership.decode(entry.data))
         applied = self.state.apply(entry.index, time_ms, commands)
-        self._remember(entry.index, commands)
+        self._history.remember(entry.index, commands)
         self._on_applied(applied)
-        if batch is not None:
-            self._answer(batch, applied.outcomes)
+        self._proposals.applied(entry.index, entry.term, applied.outcomes, keep=not self.leads)
 
-    def _answer(self, batch: _Batch, outcomes: list[Outcome]) -> None:
-        now = trio.current_time()
-        for proposal, outcome in zip(batch.proposals, outcomes, strict=True):
-            proposal.outcome = outcome
-            proposal.done.set()
-            self._commit_seconds += now - proposal.started
-            bucket = bisect_left(COMMIT_BUCKETS_SECONDS, now - proposal.started)
-            self._commit_buckets[bucket] += 1
-        self._commands += len(batch.proposals)
+    def _notice_removal(self, committed: Membership) -> None:
+        if self.incarnation in committed.removed:
+            self.removed.set()
+
+    def _release_log(self) -> None:
+        """Let go from memory what followers will hardly ask for; the disk has it."""
+        self._log_bytes = 0
+        keep_after = self.state.applied_index
+        if not self._is_alone:
+            limit = LOG_BYTES_MAX if self._sending else LOG_BYTES_KEPT
+            keep_after = min(keep_after, self._core.log.index_before(limit))
+        self._post(Compact(keep_after))
+
+    async def _configure(self) -> None:
+        """As leader, have all nodes use what this node's file says."""
+        while True:
+            if self._seen.role is Role.LEADER and self._seen.has_committed:
+                await self.wait_applied(self._core.committed_index)
+                is_new = self._core.log.last_index <= 1
+                if (is_new or self.state.settings != self._settings) and not self._closing:
+                    with suppress(RequestError):  # another leader's business, then
+                        await self.propose(Configure(self._settings))
+                self._configured.set()
+            await self._news.park()
+
+    async def _catch_up(self) -> None:
+        """Find out whether all that was committed when the leader was found is here."""
+        while True:
+            if self._core.leader not in (None, self.node_id) and not self._caught_up:
+                seen = self._seen
+                with suppress(RequestError):
+                    await self.read_barrier()
+                    if seen == self._seen:
+                        self._caught_up = True
+                if seen != self._seen or not self._caught_up:
+                    continue
+            await self._news.park()
+
+    # --- snapshots ---
+
+    async def _send_snapshot(self, peer: str) -> None:
+        """Send the state as it is now to ``peer``, and tell the core how that went."""
+        term = self._core.term
+        snapshot = self._snapshot()
+        self._sending[peer] = snapshot.index
+        log.info("sends a snapshot peer=%s index=%d", peer, snapshot.index)
+
+        async def call(name: str, argument: Any) -> Any:
+            if not self.leads or self._core.term != term:
+                raise NotLeaderError
+            return await self.peers.call(peer, name, argument, seconds=PIECE_SECONDS_MAX)
+
+        try:
+            live = self.state.live_entries()
+            await send_snapshot(call, self._storage, snapshot, live, term, self._in_thread)
+        except (NotLeaderError, PeerRefusedError, PeerUnreachableError) as error:
+            log.warning("could not send a snapshot peer=%s reason=%r", peer, str(error))
+            await self._pause()
+            self._post(SnapshotFailed(peer))
+        else:
+            self._snapshots_sent += 1
+            self._post(SnapshotSent(peer))
+        finally:
+            self._sending.pop(peer, None)
+            self._sent_one.unpark_all()
+            self._upkeep.set()
+
+    def _snapshot(self) -> Snapshot:
+        index = self.state.applied_index
+        term = self._core.log.term(index)
+        assert term is not None, "the term of what was applied last is in memory"
+        membership = self._core.membership_at(index).encode()
+        return Snapshot(index, term, self.state.snapshot(), membership)
 
     def _snapshot_due(self) -> bool:
         # A large state is worth writing only once much has changed.
@@ -515,23 +1037,12 @@ class Replica:
             or self._unsnapped_bytes >= SNAPSHOT_BYTES
         )
 
-    def _remember(self, index: int, commands: Sequence[Command]) -> None:
-        messages = [data for c in commands if isinstance(c, Publish) for data in c.data]
-        if messages:
-            self._keep(index, messages)
-
-    def _keep(self, index: int, messages: list[bytes]) -> None:
-        self._cache_bytes += _cached_bytes(messages) - _cached_bytes(self._cache.pop(index, []))
-        self._cache[index] = messages
-        while self._cache_bytes > CACHE_BYTES_MAX and len(self._cache) > 1:
-            self._cache_bytes -= _cached_bytes(self._cache.popitem(last=False)[1])
-
     # --- upkeep ---
 
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
-            if self.state.expiry_due(self._time_ms()) and not self._closing:
+            if self.leads and self.state.expiry_due(self._time_ms()) and not self._closing:
                 with suppress(RequestError):  # it may have waited into the shutdown
                     await self.propose(Expire())
 
@@ -539,7 +1050,8 @@ class Replica:
         while True:
             await self._upkeep.wait()
             self._upkeep = trio.Event()
-            if self._snapshot_due():
+            # What a snapshot on its way covers must not go before it has gone.
+            if self._snapshot_due() and not self._sending and not self._receiver.installing:
                 await self._compact()
             self._written_bytes = 0
             await self._in_thread(self._storage.tidy)
@@ -547,33 +1059,88 @@ class Replica:
 
     async def _compact(self) -> None:
         """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
-        index = self.state.applied_index
+        state, restores = self.state, self._restores
         self._unsnapped_bytes = 0
-        term = self._core.log.term(index)
-        assert term is not None, "what is applied and above the snapshot is in memory"
-        membership = self._core.membership_at(index).encode()
-        snapshot = Snapshot(index, term, self.state.snapshot(), membership)
-        dead, sparse = self.state.take_dead(index), self.state.take_sparse(index)
-        await self._locked(self._storage.save_snapshot, snapshot)
-        self._snapshot_index = index
+        snapshot = self._snapshot()
+        index = snapshot.index
+        dead, sparse = state.take_dead(index), state.take_sparse(index)
+
+        async def step(call: Callable[..., T], *arguments: Any) -> None:
+            # After a restore from the leader all this is of an older state.
+            await self._locked(call, *arguments, unless=lambda: self._restores != restores)
+
+        await step(self._storage.save_snapshot, snapshot)
+        if self._restores == restores:
+            self._snapshot_index = index
         for start in range(0, len(dead), DROP_ENTRIES_MAX):
-            await self._locked(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
+            await self._all_sent()
+            await step(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
         for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
-            await self._rewrite(sparse[start : start + REWRITE_ENTRIES_MAX])
+            await self._all_sent()
+            rewritten = await self._thinned(state, sparse[start : start + REWRITE_ENTRIES_MAX])
+            await step(self._storage.replace, rewritten)
         log.debug("compacted index=%d dropped=%d rewritten=%d", index, len(dead), len(sparse))
 
-    async def _rewrite(self, indexes: list[int]) -> None:
-        rewritten = {}
+    async def _all_sent(self) -> None:
+        """Wait until no snapshot is on its way whose history could go."""
+        while self._sending:
+            await self._sent_one.park()
+
+    async def _thinned(self, state: BrokerState, indexes: list[int]) -> dict[int, bytes]:
+        thinned = {}
         for index, data in (await self._in_thread(self._storage.read, indexes)).items():
-            dead = self.state.dead_ordinals(index, decode_entry(data)[1])
-            rewritten[index] = without_messages(data, dead)
-        await self._locked(self._storage.replace, rewritten)
+            dead = state.dead_ordinals(index, decode_entry(data)[1])
+            thinned[index] = without_messages(data, dead)
+        return thinned
 
-    async def _locked(self, call: Callable[[T], None], argument: T) -> None:
+    async def _locked(
+        self,
+        call: Callable[..., T],
+        *arguments: Any,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> None:
         async with self._writer:
+            if unless():
+                return
             with trio.CancelScope(shield=True):
-                await self._in_thread(call, argument, limiter=self._writer_thread)
+                await self._in_thread(call, *arguments, limiter=self._writer_thread)
 
 
-def _cached_bytes(messages: Sequence[bytes]) -> int:
-    return sum(map(len, messages)) + CACHE_OVERHEAD_BYTES * len(messages)
+class NoSuchRequestError(ReplBrokerError):
+    """A peer asks for what this version does not know."""
+
+
+_REFUSALS: Final[dict[Refusal, tuple[str, str]]] = {
+    Refusal.BUSY: (
+        "membership_change_in_progress",
+        "Leadership is being handed over; ask again when that is done.",
+    ),
+    Refusal.CHANGE_IN_PROGRESS: (
+        "membership_change_in_progress",
+        "Another change of the members is not committed yet; ask again when it is.",
+    ),
+    Refusal.NOT_READY: ("no_leader", "The leader was just elected and takes no changes yet."),
+    Refusal.NOT_A_MEMBER: ("member_not_found", "The cluster has no such member."),
+    Refusal.ALREADY_A_MEMBER: ("member_exists", "The cluster has a member of this id already."),
+    Refusal.LAST_VOTER: (
+        "last_voter",
+        "The last voter cannot be removed: nobody would have the data. Add another node first.",
+    ),
+    Refusal.NOT_A_VOTER: (
+        "not_a_voter",
+        "Only a voter of the cluster can lead; see its members with GET /v1/cluster.",
+    ),
+}
+
+
+def _refused(refusal: Refusal) -> RequestError:
+    return RequestError(*_REFUSALS[refusal])
+
+
+def _membership(data: bytes) -> Membership:
+    try:
+        return Membership.decode(data)
+    except ValueError as error:
+        raise StorageError(
+            f"the snapshot's members cannot be read ({error}); restore the store from a backup"
+        ) from None

@@ -26,6 +26,7 @@ import trio
 from msgspec.json import encode as encode_json
 
 from repl_broker import sse
+from repl_broker.errors import RequestError
 from repl_broker.hub import Channel, Hub, deleted_frame, message_frame
 from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_id
 from repl_broker.replica import Replica
@@ -34,6 +35,7 @@ from repl_broker.state import BrokerState, Location, Scan
 __all__ = ["Subscription"]
 
 RETRY_MS: Final = 2000
+AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited for
 DRAIN_RETRY_MS_MAX: Final = 5000  # of the jitter that spreads reconnects
 CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
 PAGE_MESSAGES_MAX: Final = 256
@@ -67,6 +69,7 @@ class Subscription:
         self._scan: Scan | None = None  # of the log, while it is read
         self._offset: int | None = None  # into the channel's tail, when level
         self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
+        self._ahead: Cursor | None = None  # where the client is, and this node is not yet
         self._ended = False
         self._prelude: Iterator[bytes] = iter(())
 
@@ -96,6 +99,10 @@ class Subscription:
             return chunk
         if self._ended:
             raise StopAsyncIteration
+        if self._ahead is not None:
+            told = await self._reach(self._ahead)
+            if told:
+                return told
         while True:
             if self._hub.closing:
                 self._ended = True
@@ -136,8 +143,7 @@ class Subscription:
                 self._told_losses = state.losses(self._filters, 0)
                 yield self._gap("unknown_epoch", self._go_to_first(0))
             elif after.seq > state.seq:
-                self._seq = state.seq
-                yield self._gap("ahead", None)
+                self._ahead = after
             else:
                 self._seq = after.seq
         else:
@@ -147,6 +153,19 @@ class Subscription:
             else:
                 self._seq = state.seq
             yield self._subscribed(Cursor(epoch, self._seq))
+
+    async def _reach(self, cursor: Cursor) -> bytes | None:
+        """Wait until this node is where the client is; a gap if no node is."""
+        with trio.move_on_after(AHEAD_SECONDS):
+            while self._state.seq < cursor.seq and not self._hub.closing:
+                try:
+                    await self._replica.read_barrier()
+                except RequestError:
+                    continue  # no leader tells, for now
+                break  # all that was ever acknowledged is here
+        self._ahead = None
+        self._seq = min(cursor.seq, self._state.seq)
+        return self._gap("ahead", None) if self._seq < cursor.seq else None
 
     def _subscribed(self, position: Cursor) -> bytes:
         data = {

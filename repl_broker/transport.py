@@ -46,6 +46,7 @@ __all__ = [
     "Me",
     "PeerRefusedError",
     "PeerUnreachableError",
+    "Removal",
     "Transport",
     "TransportOptions",
     "TransportStatistics",
@@ -60,11 +61,21 @@ READ_BYTES: Final = 256 << 10
 
 
 class PeerUnreachableError(ReplBrokerError):
-    """The peer did not answer; whether it heard is not known."""
+    """The peer did not answer; whether it heard is not known, if ``sent``."""
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class PeerRefusedError(ReplBrokerError):
-    """The peer will not talk to this node, and says why."""
+    """The peer will not talk to this node, or not do what was asked, and says why."""
+
+
+class Removal(str):
+    """An objection for good: the node was removed from the cluster."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +92,13 @@ class Me:
 class TransportOptions:
     """Limits; each ends one connection and nothing else."""
 
-    frame_bytes_max: int = 32 << 20
+    frame_bytes_max: int = 320 << 20  # the largest batch that can be configured, and room
     queue_bytes_max: int = 64 << 20  # a peer; beyond it RPCs are dropped, as on a lossy line
-    connect_seconds: float = 2.0
+    connect_seconds: float = 1.0
     handshake_seconds: float = 5.0
     silence_ms: int = 3000  # sent data that is not acknowledged for so long ends the connection
     retry_seconds_min: float = 0.05
-    retry_seconds_max: float = 2.0
+    retry_seconds_max: float = 0.5
     strangers_max: int = 64  # connections whose handshake is not done
     requests_max: int = 256  # under way at one time, a peer
 
@@ -146,9 +157,11 @@ class Transport:
     """This node's connections to its peers.
 
     ``on_rpc`` gets each RPC, from a peer that proved itself and is the sender
-    it names. ``on_request`` answers a request of a peer; a ReplBrokerError that
-    it raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
-    against a peer that knows the secret, or None.
+    it names. ``on_request`` answers a request of a peer, or of a *guest*, who
+    belongs to no cluster yet and whose name is empty; a ReplBrokerError that it
+    raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
+    against a peer that knows the secret, or None. ``on_removed`` is told when a
+    peer says that this node was removed.
     """
 
     def __init__(
@@ -160,6 +173,7 @@ class Transport:
         on_request: OnRequest,
         admit: Admit,
         on_unreachable: Callable[[str], None] = lambda peer: None,
+        on_removed: Callable[[str], None] = lambda reason: None,
         options: TransportOptions | None = None,
     ) -> None:
         self.me = me
@@ -169,7 +183,10 @@ class Transport:
         self._on_request = on_request
         self._admit = admit
         self._on_unreachable = on_unreachable
+        self._on_removed = on_removed
         self._links: dict[str, _Link] = {}
+        self._incarnations: dict[str, str] = {}
+        self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
         self._nursery: trio.Nursery | None = None
         self._strangers = 0
         self._refused = 0
@@ -198,8 +215,14 @@ class Transport:
             for listener in listeners:
                 listener.socket.close()
 
-    def set_peers(self, addresses: Mapping[str, tuple[str, int]]) -> None:
-        """Dial exactly these, by node id; links to others are closed."""
+    def set_peers(
+        self,
+        addresses: Mapping[str, tuple[str, int]],
+        incarnations: Mapping[str, str] | None = None,
+    ) -> None:
+        """Dial exactly these, by node id; links to others are closed. Who has another
+        incarnation than is known of it is refused."""
+        self._incarnations = dict(incarnations or {})
         for node_id in self._links.keys() - addresses.keys():
             self._links.pop(node_id).close()
         for node_id, address in addresses.items():
@@ -215,7 +238,10 @@ class Transport:
     def send(self, rpc: Rpc) -> None:
         """Send if there is a connection and room; otherwise it is lost, as on any network."""
         link = self._links.get(rpc.receiver)
-        if link is None or not link.put((_RPC, encode_rpc(rpc))):
+        outbox = link.outbox if link is not None and link.connected else None
+        # Who dialled this node hears it, too: a newcomer knows nobody's address yet.
+        outbox = outbox or self._inbound.get(rpc.receiver)
+        if outbox is None or not outbox.put((_RPC, encode_rpc(rpc))):
             self._dropped += 1
 
     async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
@@ -225,7 +251,7 @@ class Transport:
         """
         link = self._links.get(peer)
         if link is None:
-            raise PeerUnreachableError(f"node {peer!r} is not a peer of this one")
+            raise PeerUnreachableError(f"node {peer!r} is not a peer of this one", sent=False)
         return await link.call(name, argument, seconds)
 
     async def call_address(
@@ -274,7 +300,7 @@ class Transport:
         _bound_silence(stream, self.options.silence_ms)
         frames = _Frames(stream, HELLO_BYTES_MAX)
         self._strangers += 1
-        peer = None
+        peer: str | None = None
         try:
             try:
                 with trio.fail_after(self.options.handshake_seconds):
@@ -291,6 +317,10 @@ class Transport:
             log.warning("peer sent garbage peer=%s error=%r", peer or "unknown", str(error))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("peer left peer=%s", peer or "unknown")
+        except Exception:
+            # An error of ours ends this connection, and nothing else.
+            self._garbage += 1
+            log.exception("failed to serve peer=%s", peer or "unknown")
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
@@ -314,52 +344,94 @@ class Transport:
         if objection is not None:
             await self._refuse(frames, objection)
         await frames.send(_Refused("accepted", ""))
-        return hello.node_id
+        return hello.node_id if hello.cluster_id else ""
 
     async def _refuse(self, frames: _Frames, reason: str) -> None:
-        await frames.send(_Refused("refused", reason))
+        kind = "removed" if isinstance(reason, Removal) else "refused"
+        await frames.send(_Refused(kind, reason))
         raise PeerRefusedError(reason)
 
     async def _listen(self, peer: str, frames: _Frames) -> None:
         under_way = trio.CapacityLimiter(self.options.requests_max)
+        outbox = _Outbox(self)
         async with _one_error(), trio.open_nursery() as nursery:
-            while True:
-                frame = await frames.receive_or_end()
-                if frame is None:
-                    break
-                match frame:
-                    case (0, bytes(data)):
-                        rpc = decode_rpc(data)
-                        if rpc.sender != peer or rpc.receiver != self.me.node_id:
-                            raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
-                        self._on_rpc(rpc)
-                    case (1, int(number), str(name), argument):
-                        await under_way.acquire_on_behalf_of(number)
-                        nursery.start_soon(
-                            self._answer, peer, frames, under_way, number, name, argument
-                        )
-                    case _:
-                        raise ValueError("a frame of no known kind")
+            nursery.start_soon(outbox.send_to, frames.stream)
+            if peer:
+                self._inbound[peer] = outbox
+            try:
+                while (frame := await frames.receive_or_end()) is not None:
+                    match frame:
+                        case (0, bytes(data)):
+                            self._take_rpc(peer, data)
+                        case (1, int(number), str(name), argument):
+                            turn = object()
+                            await under_way.acquire_on_behalf_of(turn)
+                            ask = (number, name, argument)
+                            nursery.start_soon(self._answer, peer, outbox, (under_way, turn), ask)
+                        case _:
+                            raise ValueError("a frame of no known kind")
+            finally:
+                if self._inbound.get(peer) is outbox:
+                    del self._inbound[peer]
             nursery.cancel_scope.cancel()
+
+    def _take_rpc(self, peer: str, data: bytes) -> None:
+        rpc = decode_rpc(data)
+        if not peer or rpc.sender != peer or rpc.receiver != self.me.node_id:
+            raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
+        self._on_rpc(rpc)
 
     async def _answer(
         self,
         peer: str,
-        frames: _Frames,
-        under_way: trio.CapacityLimiter,
-        number: int,
-        name: str,
-        argument: Any,
+        outbox: _Outbox,
+        held: tuple[trio.CapacityLimiter, object],
+        ask: tuple[int, str, Any],
     ) -> None:
+        number, name, argument = ask
         try:
             try:
                 reply = (_REPLY, number, await self._on_request(peer, name, argument))
             except ReplBrokerError as error:
                 reply = (_REFUSAL, number, str(error))
-            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                await frames.send(reply)
+            outbox.put(reply)
         finally:
-            under_way.release_on_behalf_of(number)
+            under_way, turn = held
+            under_way.release_on_behalf_of(turn)
+
+
+class _Outbox:
+    """Frames that wait to be sent over one connection; all that waits goes at once."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._queue: deque[bytes] = deque()
+        self._queue_bytes = 0
+        self._work = trio.Event()
+
+    def put(self, frame: tuple[Any, ...]) -> bool:
+        """Queue a frame; False if there is no room."""
+        if self._queue_bytes > self._transport.options.queue_bytes_max:
+            return False
+        data = _frame(frame)
+        self._queue.append(data)
+        self._queue_bytes += len(data)
+        self._work.set()
+        return True
+
+    def clear(self) -> None:
+        self._queue.clear()
+        self._queue_bytes = 0
+
+    async def send_to(self, stream: trio.abc.SendStream) -> None:
+        while True:
+            if not self._queue:
+                self._work = trio.Event()
+                await self._work.wait()
+            data = b"".join(self._queue)
+            self.clear()
+            await stream.send_all(data)
+            self._transport._sent_bytes += len(data)
 
 
 class _Link:
@@ -372,9 +444,7 @@ class _Link:
         self._transport = transport
         self._peer = peer  # empty: whoever listens there
         self._life = trio.CancelScope()
-        self._queue: deque[bytes] = deque()
-        self._queue_bytes = 0
-        self._work = trio.Event()
+        self.outbox = _Outbox(transport)
         self._settled = trio.Event()  # connected, or refused
         self._calls: dict[int, _Call] = {}
         self._number = 0
@@ -382,18 +452,9 @@ class _Link:
     def close(self) -> None:
         self._life.cancel()
 
-    def put(self, frame: tuple[Any, ...]) -> bool:
-        """Queue a frame; False if there is no connection, or no room."""
-        if not self.connected or self._queue_bytes > self._transport.options.queue_bytes_max:
-            return False
-        data = _frame(frame)
-        self._queue.append(data)
-        self._queue_bytes += len(data)
-        self._work.set()
-        return True
-
     async def call(self, name: str, argument: Any, seconds: float) -> Any:
         call = _Call()
+        sent = False
         with trio.move_on_after(seconds):
             await self._settled.wait()
             if self.refusal is not None and not self.connected:
@@ -402,7 +463,8 @@ class _Link:
             number = self._number
             self._calls[number] = call
             try:
-                if self.put((_REQUEST, number, name, argument)):
+                sent = self.connected and self.outbox.put((_REQUEST, number, name, argument))
+                if sent:
                     await call.done.wait()
             finally:
                 self._calls.pop(number, None)
@@ -410,7 +472,9 @@ class _Link:
             raise PeerRefusedError(call.refusal)
         if not call.done.is_set() or call.lost:
             where = f"{self.address[0]}:{self.address[1]}"
-            raise PeerUnreachableError(f"{self._peer or where} did not answer in {seconds:g} s")
+            raise PeerUnreachableError(
+                f"{self._peer or where} did not answer in {seconds:g} s", sent=sent
+            )
         return call.reply
 
     async def run(self) -> None:
@@ -456,7 +520,7 @@ class _Link:
         self.connected = True
         self._settled.set()
         async with _one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_queued, frames)
+            nursery.start_soon(self.outbox.send_to, frames.stream)
             await self._take_replies(frames)
             nursery.cancel_scope.cancel()
 
@@ -480,27 +544,26 @@ class _Link:
                 f"{self.address[0]}:{self.address[1]} is node {welcome.node_id!r}, "
                 f"not {self._peer!r}"
             )
+        known = transport._incarnations.get(self._peer)
+        if known and welcome.incarnation != known:
+            raise PeerRefusedError(
+                f"node {self._peer!r} has lost its data (it has another incarnation); remove it "
+                "from the cluster, and let it join again"
+            )
         await frames.send(_Proof("proof", _prove(secret, b"dialer", hello, welcome)))
         verdict = _as(_Refused, "", await frames.receive())
+        if verdict.kind == "removed":
+            transport._on_removed(verdict.reason)
         if verdict.kind != "accepted":
             raise PeerRefusedError(verdict.reason)
-
-    async def _send_queued(self, frames: _Frames) -> None:
-        while True:
-            if not self._queue:
-                self._work = trio.Event()
-                await self._work.wait()
-            data = b"".join(self._queue)
-            self._queue.clear()
-            self._queue_bytes = 0
-            await frames.stream.send_all(data)
-            self._transport._sent_bytes += len(data)
 
     async def _take_replies(self, frames: _Frames) -> None:
         while True:
             match await frames.receive_or_end():
                 case None:
                     return
+                case (0, bytes(data)):
+                    self._transport._take_rpc(self._peer, data)
                 case (2, int(number), reply):
                     if number in self._calls:
                         self._calls[number].answer(reply)
@@ -514,8 +577,7 @@ class _Link:
         was, self.connected = self.connected, False
         if was:
             self._settled = trio.Event()
-        self._queue.clear()
-        self._queue_bytes = 0
+        self.outbox.clear()
         for call in self._calls.values():
             call.lose()
         if was:

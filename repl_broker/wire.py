@@ -23,7 +23,14 @@ from repl_broker.command import (
     Settings,
 )
 
-__all__ = ["decode_entry", "decode_messages", "encode_command", "encode_entry", "without_messages"]
+__all__ = [
+    "decode_command",
+    "decode_entry",
+    "decode_messages",
+    "encode_command",
+    "encode_entry",
+    "without_messages",
+]
 
 PUBLISH: Final = 1
 CREATE_TOPIC: Final = 2
@@ -62,6 +69,14 @@ def encode_entry(time_ms: int, commands: Sequence[bytes]) -> bytes:
     packer = msgpack.Packer()
     head = packer.pack_array_header(len(commands) + 1) + packer.pack(time_ms)
     return b"".join((head, *commands))
+
+
+def decode_command(data: bytes) -> Command:
+    """The command that ``encode_command`` gave. Raises ValueError for what is not one."""
+    match msgpack.unpackb(data, use_list=False, raw=False):
+        case tuple(fields) if fields:
+            return _command(fields)
+    raise ValueError("not a command")
 
 
 def decode_entry(data: bytes) -> tuple[int, list[Command]]:

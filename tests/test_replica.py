@@ -170,7 +170,7 @@ async def test_changed_settings_take_effect_by_a_command_in_the_log() -> None:
         assert content(node.replica.state) == digest
 
 
-async def test_time_does_not_run_backwards_when_the_clock_does() -> None:
+async def test_time_does_not_run_backwards_when_the_clock_does(autojump_clock: MockClock) -> None:
     clock = Clock()
     async with running_node(clock=clock) as node:
         first = await node.replica.propose(publish())
@@ -272,7 +272,7 @@ async def test_what_a_crash_kept_from_being_dropped_is_dropped_at_the_next_start
         assert snapshot is not None
     disk.entries.update((e.index, e) for w in disk.writes for e in w.entries)
     async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
-        live = set(node.replica.state.live_entries())
+        live = set(BrokerState.restore(snapshot.data).live_entries())
         assert {i for i in disk.entries if i <= snapshot.index} <= live
         assert await history(node.replica) == [b"1"]
 
@@ -303,7 +303,7 @@ async def test_fetch_gives_what_comes_before_a_message_that_was_trimmed_meanwhil
         for number in range(5):
             await node.replica.propose(publish("chat", b"%d" % number))
     async with running_node(disk) as node:
-        node.replica._cache.clear()
+        node.replica._history._cache.clear()
         locations = node.replica.state.scan(FilterSet(["chat"]), 0, 10)
         settings = CreateTopic("chat", messages=2, replace=True)
         await node.replica.propose(settings)
@@ -322,7 +322,7 @@ async def test_a_retained_message_that_is_not_there_ends_the_node() -> None:
             await node.replica.propose(publish("chat", b"1", b"2", b"3"))
             locations = node.replica.state.scan(FilterSet(["chat"]), 2, 10)
             disk.drop([locations[0].entry])
-            node.replica._cache.clear()
+            node.replica._history._cache.clear()
             with pytest.raises(StorageError):
                 await node.replica.fetch(locations)
             await trio.sleep_forever()
@@ -335,7 +335,7 @@ async def test_damage_that_a_reader_finds_ends_the_node(monkeypatch: pytest.Monk
     with pytest.RaisesGroup(StorageError, flatten_subgroups=True):
         async with running_node() as node:
             await node.replica.propose(publish())
-            node.replica._cache.clear()
+            node.replica._history._cache.clear()
             monkeypatch.setattr(node.disk, "read", read)
             with pytest.raises(StorageError):
                 await history(node.replica)
@@ -343,11 +343,11 @@ async def test_damage_that_a_reader_finds_ends_the_node(monkeypatch: pytest.Monk
 
 
 async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repl_broker.replica.CACHE_BYTES_MAX", 1000)
+    monkeypatch.setattr("repl_broker.history.CACHE_BYTES_MAX", 1000)
     async with running_node() as node:
         for _ in range(50):
             await node.replica.propose(publish("chat", b"x" * 100))
-        assert node.replica._cache_bytes <= 1000
+        assert node.replica._history._cache_bytes <= 1000
         assert await history(node.replica) == [b"x" * 100] * 50
 
 

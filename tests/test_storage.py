@@ -171,7 +171,7 @@ def test_a_partial_snapshot_is_never_visible(reopen: Reopen) -> None:
 def test_a_store_adopts_the_cluster_that_it_joins(reopen: Reopen) -> None:
     incarnation = reopen().identity.incarnation
     reopen().adopt("c" * 32, "0badcafe")
-    assert reopen().identity == Identity("c" * 32, "0badcafe", "n1", incarnation)
+    assert reopen().identity == Identity("c" * 32, "0badcafe", "n1", incarnation, adopted=True)
 
 
 # --- SQLite: durability ---

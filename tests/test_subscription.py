@@ -303,7 +303,7 @@ async def test_a_removal_while_the_log_is_read_is_told() -> None:
         await publish(node, "chat", 1, 2)
     async with running_node(disk) as node, reading(node, "chat", after="earliest") as reader:
         await reader.read()
-        node.replica._cache.clear()
+        node.replica._history._cache.clear()
         node.gate.shut()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.read)
@@ -462,7 +462,7 @@ async def test_messages_that_are_trimmed_while_they_are_read_are_told_as_lost() 
     async with running_node(disk) as node:
         async with reading(node, "chat", after=event_id(1)) as reader:
             await reader.read()
-            node.replica._cache.clear()
+            node.replica._history._cache.clear()
             node.gate.shut()
             chunks: list[list[dict[str, str]]] = []
             async with trio.open_nursery() as nursery:

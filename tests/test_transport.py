@@ -295,7 +295,7 @@ async def test_a_recorded_handshake_proves_nothing() -> None:
             link = _Link(a.transport, "b", ("", 0))
             nursery.start_soon(link.talk, dialer_end)
             await link.call("ask", 1, 5)
-            link.put((0, b""))
+            link.outbox.put((0, b""))
             nursery.cancel_scope.cancel()
         ours, theirs = memory_stream_pair()
         async with trio.open_nursery() as nursery:

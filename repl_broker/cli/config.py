@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from repl_broker.cli.options import json_option
-from repl_broker.cli.serve import refuse_cluster_mode
 from repl_broker.config import InvalidConfigError, load
 from repl_broker.errors import ConfigError
 
@@ -43,7 +42,7 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
 
 def problems_of(file: Path) -> list[str]:
     try:
-        refuse_cluster_mode(load(file))
+        load(file)
     except InvalidConfigError as error:
         return [*error.problems]
     except ConfigError as error:

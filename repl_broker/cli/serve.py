@@ -9,10 +9,9 @@ import click
 
 from repl_broker import logs
 from repl_broker.cli.options import KeyType
-from repl_broker.config import Address, Config, load
-from repl_broker.errors import ConfigError
+from repl_broker.config import Address, load
 
-__all__ = ["refuse_cluster_mode", "serve"]
+__all__ = ["serve"]
 
 
 @click.command()
@@ -34,13 +33,17 @@ __all__ = ["refuse_cluster_mode", "serve"]
     "--raft", type=KeyType("raft.bind", "host:port"), help="Where to listen for other nodes."
 )
 @click.option(
-    "--bootstrap", is_flag=True, help="Start a new cluster. Not in this version: refused."
+    "--bootstrap",
+    is_flag=True,
+    help="Start a cluster, with this node as its first member. It changes nothing on a node "
+    "that belongs to one, so a service unit can keep it.",
 )
 @click.option(
     "--join",
     multiple=True,
     type=KeyType("raft.bind", "host:port"),
-    help="A node of the cluster to join; may be repeated. Not in this version: refused.",
+    help="The Raft address of a member of the cluster to join; may be repeated. It changes "
+    "nothing on a node that belongs to one.",
 )
 @click.option(
     "--log-level",
@@ -73,19 +76,8 @@ def serve(
     }
     options = {name: value for name, value in given.items() if value is not None}
     config = load(file, environ=os.environ, options=options)
-    refuse_cluster_mode(config, bootstrap=bootstrap)
     logs.configure(config.log)
 
     from repl_broker import daemon
 
-    daemon.run(config)
-
-
-def refuse_cluster_mode(config: Config, *, bootstrap: bool = False) -> None:
-    """Clusters come with a later version; until then nobody may think they have one."""
-    asked = "--bootstrap" if bootstrap else "--join" if config.cluster.join else None
-    if asked:
-        raise ConfigError(
-            f"{asked}{' ([cluster] join)' if asked == '--join' else ''}: this version runs "
-            "single nodes only; clusters come with a later one"
-        )
+    daemon.run(config, bootstrap=bootstrap)

@@ -205,6 +205,15 @@ class Log:
             taken.append(entry)
         return taken
 
+    def index_before(self, bytes_max: int) -> int:
+        """The index after which the entries make up at most ``bytes_max`` of data."""
+        size = 0
+        for row in range(len(self._entries) - 1, -1, -1):
+            size += len(self._entries[row].data)
+            if size > bytes_max:
+                return self.first_index + row
+        return self.compacted_index
+
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a log that ends so is at least as up to date as this one (Raft §5.4.1)."""
         return (last_term, last_index) >= (self.last_term, self.last_index)

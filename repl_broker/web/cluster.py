@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import Final
 
 from quart import Response, request
 
@@ -28,31 +28,36 @@ class Cluster:
     async def show(self) -> Response:
         """Who is there, who leads, how far each one is."""
         read_query(request.query_string, ())
-        return json_answer(self._broker.cluster())
+        return json_answer(await self._broker.cluster())
 
     async def add_member(self) -> Response:
         """Add a node, as a learner that is promoted when it has caught up."""
         found = await self._body(_MEMBER)
-        _check_id(read_text(found, "id"))
+        node_id = _check_id(read_text(found, "id"))
         try:
             address = HostPort().read(read_text(found, "raft_address"))
             assert isinstance(address, Address)
-            URL.read(read_text(found, "http_url"))
+            http_url = URL.read(read_text(found, "http_url"))
         except RefusedError as error:
             raise RequestError("invalid_parameter", f"The member is not valid: {error}.") from None
-        _single_node()
+        await self._broker.add_member(node_id, str(address), http_url)
+        return await self._accepted()
 
     async def remove_member(self, member: str) -> Response:
         """Remove a node from the cluster."""
         read_query(request.query_string, ())
-        _check_id(member)
-        _single_node()
+        await self._broker.remove_member(_check_id(member))
+        return await self._accepted()
 
     async def move_leader(self) -> Response:
         """Hand leadership over to another voter."""
         found = await self._body(("id",))
-        _check_id(read_text(found, "id"))
-        _single_node()
+        await self._broker.move_leader(_check_id(read_text(found, "id")))
+        return await self._accepted()
+
+    async def _accepted(self) -> Response:
+        """It is under way; the same object under ``/v1/cluster`` tells when it is done."""
+        return json_answer(await self._broker.cluster(), 202, {"Location": "/v1/cluster"})
 
     async def _body(self, known: tuple[str, ...]) -> dict[str, object]:
         read_query(request.query_string, ())
@@ -62,12 +67,7 @@ class Cluster:
         return found
 
 
-def _check_id(text: str) -> None:
+def _check_id(text: str) -> str:
     if not NAME.accepts(text):
         raise RequestError("invalid_parameter", f"A member's id is {NAME.wanted}.")
-
-
-def _single_node() -> NoReturn:
-    raise RequestError(
-        "single_node", "This node runs by itself; a cluster is what has members to change."
-    )
+    return text

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from repl_broker import __version__
 from repl_broker.broker import Broker, Statistics
-from repl_broker.replica import COMMIT_BUCKETS_SECONDS
+from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.door import DoorStatistics
 
 __all__ = ["CONTENT_TYPE", "METRICS", "NodeMetric", "render", "with_registry"]

@@ -10,7 +10,6 @@ from msgspec.json import encode as encode_json
 from quart import Response, request
 
 from repl_broker.broker import Broker
-from repl_broker.errors import RequestError
 from repl_broker.web import metrics, openapi, page
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.door import DoorStatistics
@@ -37,8 +36,7 @@ class Operations:
     async def ready(self) -> Response:
         """Requests are served: send them here."""
         read_query(request.query_string, ())
-        if not self._broker.ready:
-            raise RequestError("shutting_down", "The node is shutting down; use another.")
+        self._broker.check_ready()
         return json_answer({"status": "ok"})
 
     async def metrics(self) -> Response:

@@ -48,6 +48,12 @@ REMEDIES: Final[dict[str, str]] = {
     "request_timeout": "Send the request faster, or in smaller parts. `[limits] "
     "body_timeout_seconds` and `header_timeout_seconds` say how long one may take.",
     "topic_exists": "Use it as it is, or change its settings with `PUT /v1/topics/{topic}`.",
+    "member_exists": "Give each node an id of its own. A member that lost its data is removed "
+    "first, and joins again with an empty data directory.",
+    "member_unreachable": "Start the node with `--join`, see that the leader reaches its "
+    "`[raft] advertise`, and ask again.",
+    "last_voter": "Add another node first, or stop this one if the cluster is to end.",
+    "not_a_voter": "Choose a voter; a learner becomes one when it has caught up.",
     "single_node": "Nothing to do: the node has no peers. Membership is for clusters.",
     "membership_change_in_progress": "Wait until `GET /v1/cluster` shows the change done, then "
     "ask again.",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from repl_broker.errors import PROBLEMS
-from repl_broker.replica import COMMIT_BUCKETS_SECONDS
+from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.metrics import BUILD_INFO, COMMIT_SECONDS, METRICS
 from repl_broker.web.openapi import COMMON_CODES, Object, document
 from repl_broker.web.problems import REMEDIES

@@ -46,7 +46,9 @@ class Topics:
         query = read_query(request.query_string, ("limit", "after", "match"))
         after = check_topic(query["after"][0]) if "after" in query else ""
         match = query["match"][0] if "match" in query else None
-        return json_answer(self._broker.topics(limit=read_limit(query), after=after, match=match))
+        return json_answer(
+            await self._broker.topics(limit=read_limit(query), after=after, match=match)
+        )
 
     async def create(self) -> Response:
         """Create a topic that is not there yet."""
@@ -76,7 +78,7 @@ class Topics:
     async def show(self, topic: str) -> Response:
         """Settings, counts, first and last id, subscribers on this node."""
         read_query(request.query_string, ())
-        return json_answer(self._broker.topic(topic))
+        return json_answer(await self._broker.topic(topic))
 
     async def delete(self, topic: str) -> Response:
         """Remove a topic and its history."""

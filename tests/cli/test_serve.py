@@ -24,16 +24,19 @@ class FakeDaemon:
     def __init__(self) -> None:
         self.config: Config | None = None
         self.apps: Mapping[str, Path] = {}
+        self.bootstrap = False
         self.error: Exception | None = None
 
     def run(
         self,
         config: Config,
         *,
+        bootstrap: bool = False,
         apps: Mapping[str, Path] | None = None,
         on_ready: Callable[[SimpleNamespace], None] = lambda running: None,
     ) -> None:
         self.config = config
+        self.bootstrap = bootstrap
         self.apps = apps or {}
         if self.error is not None:
             raise self.error
@@ -86,18 +89,13 @@ def test_serve_prints_the_first_problem_and_how_many_there_are(
     assert daemon.config is None
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--bootstrap"], ["--join", "10.0.0.1:4081", "--join", "10.0.0.2:4081"]]
-)
-def test_cluster_mode_is_refused_in_one_line(
-    run: Run, daemon: FakeDaemon, arguments: list[str]
-) -> None:
-    result = run("serve", *arguments)
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {arguments[0]}")
-    assert "this version runs single nodes only" in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert daemon.config is None
+def test_bootstrap_and_join_reach_the_daemon(run: Run, daemon: FakeDaemon) -> None:
+    assert run("serve", "--bootstrap").exit_code == 0
+    assert daemon.bootstrap
+    assert run("serve", "--join", "10.0.0.1:4081", "--join", "10.0.0.2:4081").exit_code == 0
+    assert not daemon.bootstrap
+    assert daemon.config is not None
+    assert daemon.config.cluster.join == (Address("10.0.0.1", 4081), Address("10.0.0.2", 4081))
 
 
 def test_what_the_daemon_raises_is_one_line(run: Run, daemon: FakeDaemon) -> None:

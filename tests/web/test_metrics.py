@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from repl_broker.replica import COMMIT_BUCKETS_SECONDS
+from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.metrics import render, with_registry
 from tests.nodes import Node

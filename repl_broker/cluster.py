@@ -1,0 +1,174 @@
+"""A node as part of a cluster: whether it is one, how others reach it, what it keeps secret.
+
+Decided once, when the node starts, from its configuration and its store.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from repl_broker.config import Address, Config
+from repl_broker.errors import ConfigError
+from repl_broker.members import Members
+from repl_broker.raft.core import CoreOptions
+from repl_broker.raft.log import Member
+from repl_broker.replica import Replica
+from repl_broker.transport import Me, Transport
+
+__all__ = ["connect", "core_options", "is_clustered", "own_record", "read_secret", "run"]
+
+log = logging.getLogger(__name__)
+
+SECRET_BYTES_MIN: Final = 16
+SECRET_BYTES_MAX: Final = 4096
+
+
+def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
+    """Whether the node belongs to a cluster, or is to from now on.
+
+    Raises ConfigError when that cannot be as it is asked for.
+    """
+    own = replica.membership.find(replica.node_id)
+    belongs = replica.adopted or (own is not None and own.raft_address != "")
+    join = config.cluster.join
+    if bootstrap and join:
+        raise ConfigError(
+            "--bootstrap starts a cluster and --join ([cluster] join) enters one; choose one"
+        )
+    if join and not belongs and not replica.is_empty:
+        raise ConfigError(
+            f"the data directory {str(config.node.data_dir)!r} holds the data of a single node, "
+            "which joining a cluster would lose; join with an empty one, or make a cluster of "
+            "this node with --bootstrap"
+        )
+    return belongs or bootstrap or bool(join)
+
+
+def read_secret(config: Config) -> bytes:
+    """The secret that the cluster's nodes prove to each other; empty if none is needed.
+
+    Raises ConfigError when Raft listens beyond this machine without one.
+    """
+    path = config.cluster.secret_file
+    if path is None:
+        if _is_loopback(config.raft.bind.host):
+            return b""
+        raise ConfigError(
+            f"Raft listens at {config.raft.bind}, which other machines may reach: [cluster] "
+            "secret_file is needed, with the same secret on every node (for instance from "
+            "openssl rand -hex 32)"
+        )
+    secret = _read(path)
+    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+        raise ConfigError(
+            f"the secret in {str(path)!r} has {len(secret)} bytes; wanted {SECRET_BYTES_MIN} to "
+            f"{SECRET_BYTES_MAX:,}, for instance from openssl rand -hex 32"
+        )
+    if path.stat().st_mode & 0o077:
+        log.warning("others may read the secret file=%s remedy='chmod 600'", path)
+    return secret
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(SECRET_BYTES_MAX + 2).strip()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read [cluster] secret_file {str(path)!r}: {error.strerror}"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may mean any address
+
+
+def core_options(config: Config) -> CoreOptions:
+    return CoreOptions(
+        election_timeout_seconds=config.raft.election_timeout_ms / 1000,
+        heartbeat_interval_seconds=config.raft.heartbeat_interval_ms / 1000,
+    )
+
+
+def own_record(
+    config: Config,
+    replica: Replica,
+    raft_listeners: list[trio.SocketListener],
+    http_listeners: list[trio.SocketListener],
+) -> Member:
+    """How the other members reach this node. Raises ConfigError if nobody could."""
+    raft = config.raft.advertise or replace(config.raft.bind, port=_port(raft_listeners))
+    if _is_wildcard(raft.host):
+        raise ConfigError(
+            f"Raft listens at {config.raft.bind}, on every address: [raft] advertise is needed, "
+            "the HOST:PORT by which the other nodes reach this one"
+        )
+    http = replace(config.http.bind, port=_port(http_listeners))
+    if _is_wildcard(http.host):
+        http = replace(http, host=raft.host)
+    scheme = "http" if config.http.tls_certificate is None else "https"
+    http_url = config.http.public_url or f"{scheme}://{http}"
+    return Member(replica.node_id, str(raft), http_url, True, replica.incarnation)
+
+
+def _port(listeners: list[trio.SocketListener]) -> int:
+    port: int = listeners[0].socket.getsockname()[1]
+    return port
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def connect(replica: Replica, members: Members, secret: bytes) -> Transport:
+    """Have replica and members talk to their peers."""
+
+    def removed(reason: str) -> None:
+        log.error("refused for good reason=%r", reason)
+        replica.removed.set()
+
+    transport = Transport(
+        Me("", replica.node_id, replica.incarnation),
+        secret,
+        on_rpc=replica.receive,
+        on_request=members.answer,
+        admit=members.admit,
+        on_unreachable=replica.lost,
+        on_removed=removed,
+    )
+    replica.peers = transport
+    members.connect(transport)
+    return transport
+
+
+async def run(
+    transport: Transport,
+    members: Members,
+    listeners: list[trio.SocketListener],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Talk to peers, and see to this node's membership, until cancelled.
+
+    Raises ConfigError if the cluster will not have this node.
+    """
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.run, listeners)
+        host, port = listeners[0].socket.getsockname()[:2]
+        log.info("listens for peers address=%s", Address(host, port))
+        nursery.start_soon(members.run)
+        task_status.started()

@@ -1,0 +1,502 @@
+"""Who belongs to the cluster: starting one, joining one, changing one.
+
+    --bootstrap   a node that is alone writes its own address into the log: from
+                  then on others can be added
+    --join        an empty node asks a member to add it. The leader looks whether
+                  the node answers at the address that it gave, invites it (the
+                  node then belongs to the cluster, on its disk), and appends it
+                  as a learner; it is promoted by itself when it has caught up
+
+A node is known by its id and the *incarnation* of its data: one that lost its
+data, or was removed, is not taken for the one that it was. Any node takes a
+change and has the leader carry it out; nobody sends on what was sent to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import trio
+
+from repl_broker.config import Address, RefusedError
+from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
+from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
+from repl_broker.raft.log import Member, Membership
+from repl_broker.replica import MemberProgress, NotLeaderError, Replica
+from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError, Removal, Transport
+
+__all__ = ["MemberView", "Members"]
+
+log = logging.getLogger(__name__)
+
+CALL_SECONDS: Final = 5
+JOIN_RETRY_SECONDS: Final = 1
+# What may be otherwise soon; any other refusal of a join ends the node.
+PASSING: Final = frozenset(
+    {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
+)
+
+Answer = tuple[str, str] | None  # code and detail of a refusal
+
+
+class MemberView(NamedTuple):
+    """A member as the API shows it; None where this node cannot know."""
+
+    id: str
+    role: str  # "leader", "voter" or "learner"
+    raft_address: str
+    http_url: str
+    match_index: int | None  # its log is known to be the leader's up to here
+    lag: int | None  # entries that it lacks
+    reachable: bool
+
+
+class _Joiner(NamedTuple):
+    """Who a node says that it is."""
+
+    id: str
+    incarnation: str
+    cluster_id: str  # empty: of none yet
+
+
+class Members:
+    """The cluster's members, as seen and changed from this node.
+
+    ``me`` is how others reach this node. ``join`` holds the addresses of members
+    to ask, for a node that is to join. ``on_adopted`` is called once a cluster
+    has taken the node in.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        me: Member,
+        *,
+        join: Sequence[Address] = (),
+        on_adopted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._replica = replica
+        self._me = me
+        self._join = tuple(join) if replica.is_empty else ()
+        self._on_adopted = on_adopted
+        self._transport: Transport | None = None
+        self._changed = trio.Event()  # set when the members change
+        replica.handlers |= {
+            "change": self._on_change,
+            "join": self._on_join,
+            "who": self._on_who,
+            "invite": self._on_invite,
+        }
+        self._actions: dict[str, Callable[[Any], Awaitable[None]]] = {
+            "add": self._add,
+            "update": self._update,
+            "remove": self._remove,
+            "transfer": self._transfer,
+        }
+
+    def connect(self, transport: Transport) -> None:
+        """Use ``transport`` from now on; before ``run``."""
+        self._transport = transport
+        transport.me = self._identity()
+
+    def _identity(self) -> Me:
+        replica = self._replica
+        cluster_id = replica.cluster_id if self._belongs else ""
+        return Me(cluster_id, replica.node_id, replica.incarnation)
+
+    @property
+    def _belongs(self) -> bool:
+        """Whether the node belongs to a cluster, if only to one of itself."""
+        return self._replica.adopted or not self._join
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether this node is among the members that it knows."""
+        return self._replica.node_id in self._replica.membership.ids
+
+    # --- tasks ---
+
+    async def run(self) -> None:
+        """Join, if that is to be done; then keep this node's own record true.
+
+        Raises ConfigError if the cluster will not have it.
+        """
+        if self._join and not self.has_joined:
+            await self._ask_to_join()
+        await self._keep_record()
+        while True:
+            await self._changed.wait()
+            await trio.sleep(2 * self._replica.options.election_timeout_seconds)
+            self._connect()  # who has gone has heard of it by now
+
+    async def _ask_to_join(self) -> None:
+        while not self.has_joined:
+            refusals: list[str] = []
+            for address in self._join:
+                answer = await self._ask_one_to_join(address, refusals)
+                if answer:
+                    return
+            if refusals:
+                raise ConfigError(refusals[0])
+            with trio.move_on_after(JOIN_RETRY_SECONDS):
+                await self._changed.wait()
+
+    async def _ask_one_to_join(self, address: Address, refusals: list[str]) -> bool:
+        me = self._me
+        argument = (me.id, me.raft_address, me.http_url)
+        try:
+            found = await self._require_transport().call_address(
+                (address.host, address.port), "join", argument, seconds=4 * CALL_SECONDS
+            )
+        except PeerUnreachableError:
+            log.warning("cannot join yet address=%s reason='no answer'", address)
+            return False
+        except PeerRefusedError as error:
+            refusals.append(f"cannot join the cluster through {address}: {error}")
+            return False
+        refusal = msgspec.convert(found, Answer)
+        if refusal is None:
+            log.info("joined address=%s cluster_id=%s", address, self._replica.cluster_id)
+            return True
+        code, detail = refusal
+        if code in PASSING:
+            log.warning("cannot join yet address=%s reason=%r", address, detail)
+        else:
+            refusals.append(f"cannot join the cluster through {address}: {detail}")
+        return False
+
+    async def _keep_record(self) -> None:
+        """Have the members know this node's addresses as they are now."""
+        me = self._me
+        fields = (me.id, me.raft_address, me.http_url, me.incarnation)
+        while True:
+            known = self._replica.membership.find(me.id)
+            if known is not None:
+                if fields == (known.id, known.raft_address, known.http_url, known.incarnation):
+                    return
+                try:
+                    await self._by_leader("update", fields, relay=True)
+                    continue
+                except RequestError as error:
+                    log.warning("cannot tell the members of this node reason=%r", str(error))
+            with trio.move_on_after(JOIN_RETRY_SECONDS):
+                await self._changed.wait()
+
+    # --- peers ---
+
+    def follow(self, members: Membership) -> None:
+        """These are the members from now on."""
+        self._connect()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _connect(self) -> None:
+        """Connect to all members, and to who is about to go: it is to hear of it."""
+        if self._transport is None:
+            return
+        known = {m.id: m for m in self._replica.committed_membership.members}
+        known |= {m.id: m for m in self._replica.membership.members}
+        peers = [m for m in known.values() if m.id != self._me.id and m.raft_address]
+        addresses = {}
+        for member in peers:
+            try:
+                address = Address.parse(member.raft_address)
+            except RefusedError:
+                log.error("a member's address cannot be used id=%s", member.id)
+                continue
+            addresses[member.id] = (address.host, address.port)
+        self._transport.set_peers(addresses, {m.id: m.incarnation for m in peers})
+
+    def admit(self, node_id: str, incarnation: str, cluster_id: str) -> str | None:
+        """What speaks against talking to that node, which knows the secret."""
+        replica = self._replica
+        if node_id == replica.node_id:
+            return f"this node has the id {node_id!r} itself; each node needs its own"
+        if not cluster_id or not self._belongs:
+            return None  # it asks to join, or this node does
+        if cluster_id != replica.cluster_id:
+            return (
+                f"node {replica.node_id!r} belongs to the cluster {replica.cluster_id}, "
+                f"and node {node_id!r} to {cluster_id}"
+            )
+        if incarnation in replica.committed_membership.removed:
+            return Removal(
+                f"node {node_id!r} was removed from the cluster; to join again it needs an "
+                "empty data directory"
+            )
+        known = replica.membership.find(node_id)
+        lost = known is not None and known.incarnation not in ("", incarnation)
+        # Who hears no leader may be behind, and must listen to whom it does not know.
+        if lost and replica.leader not in (None, node_id):
+            return (
+                f"node {node_id!r} has lost its data (it has another incarnation); remove it "
+                "from the cluster, and let it join again with an empty data directory"
+            )
+        return None
+
+    async def answer(self, peer: str, name: str, argument: Any) -> Any:
+        """A peer, or with an empty name a guest, asks. Raises ReplBrokerError to refuse."""
+        if not peer and name not in ("who", "join"):
+            raise NotAMemberError("a node that belongs to no cluster may only ask to join one")
+        if not self._belongs and name not in ("who", "invite", "join"):
+            raise NotAMemberError(f"node {self._me.id!r} has not joined the cluster yet")
+        return await self._replica.answer(peer, name, argument)
+
+    # --- what is asked of this node ---
+
+    async def add(self, node_id: str, raft_address: str, http_url: str) -> None:
+        """Add a node as a learner. Raises RequestError."""
+        await self._by_leader("add", (node_id, raft_address, http_url))
+
+    async def remove(self, node_id: str) -> None:
+        """Remove a member. Raises RequestError."""
+        await self._by_leader("remove", node_id)
+
+    async def transfer(self, node_id: str) -> None:
+        """Hand leadership over to a voter. Raises RequestError."""
+        await self._by_leader("transfer", node_id)
+
+    async def view(self) -> list[MemberView]:
+        """The members, by id, with what the leader knows of them if it can be asked."""
+        replica = self._replica
+        progress = await self._progress()
+        newest = max((p.match_index for p in progress.values()), default=0)
+        transport = self._require_transport()
+        views = []
+        for m in replica.membership.members:
+            role = "leader" if m.id == replica.leader else "voter" if m.voter else "learner"
+            found = progress.get(m.id)
+            reachable = found.reachable if found else transport.is_connected(m.id)
+            views.append(
+                MemberView(
+                    m.id,
+                    role,
+                    m.raft_address,
+                    m.http_url,
+                    found.match_index if found else None,
+                    max(0, newest - found.match_index) if found else None,
+                    reachable or m.id == self._me.id,
+                )
+            )
+        return views
+
+    async def _progress(self) -> dict[str, MemberProgress]:
+        replica = self._replica
+        if replica.leads or replica.leader is None:
+            return replica.progress()
+        seconds = replica.options.election_timeout_seconds
+        try:
+            found = await self._require_transport().call(
+                replica.leader, "progress", None, seconds=seconds
+            )
+        except (PeerRefusedError, PeerUnreachableError):
+            return {}
+        return msgspec.convert(found, dict[str, MemberProgress])
+
+    # --- through the leader ---
+
+    async def _by_leader(self, kind: str, argument: Any, *, relay: bool = False) -> None:
+        """Have the leader do it, wherever it is. Raises RequestError.
+
+        With ``relay``, any peer is asked to find it: one whose address has changed
+        hears no leader.
+        """
+        replica = self._replica
+        with trio.move_on_after(5 * replica.options.election_timeout_seconds):
+            while True:
+                try:
+                    if replica.leads:
+                        return await self._actions[kind](argument)
+                    if replica.leader is not None:
+                        return await self._ask(replica.leader, kind, argument, relay=False)
+                    for peer in self._connected() if relay else ():
+                        return await self._ask(peer, kind, argument, relay=True)
+                except (NotLeaderError, PeerRefusedError):
+                    pass
+                except PeerUnreachableError as error:
+                    if error.sent:
+                        raise OutcomeUnknownError(
+                            "The leader was lost while it carried this out; see GET /v1/cluster."
+                        ) from None
+                await self._pause()
+        raise RequestError(
+            "no_leader",
+            "The node knows no leader: a majority of the cluster's voters must run and reach "
+            "each other. Nothing was changed.",
+        )
+
+    async def _pause(self) -> None:
+        with trio.move_on_after(self._replica.options.heartbeat_interval_seconds):
+            await self._replica.wait_news()
+
+    def _connected(self) -> list[str]:
+        transport = self._require_transport()
+        ids = sorted(self._replica.membership.ids - {self._me.id})
+        return [peer for peer in ids if transport.is_connected(peer)]
+
+    async def _ask(self, peer: str, kind: str, argument: Any, *, relay: bool) -> None:
+        found = await self._require_transport().call(
+            peer, "change", (kind, argument, relay), seconds=4 * CALL_SECONDS
+        )
+        refusal = msgspec.convert(found, Answer)
+        if refusal is not None:
+            raise RequestError(*refusal)
+
+    async def _on_change(self, peer: str, argument: Any) -> Answer:
+        kind, inner, relay = msgspec.convert(argument, tuple[str, Any, bool])
+        if kind not in self._actions:
+            raise ValueError(f"no change is called {kind[:64]!r}")
+        try:
+            if relay:
+                await self._by_leader(kind, inner)
+            elif self._replica.leads:
+                await self._actions[kind](inner)
+            else:
+                raise NotLeaderError
+        except RequestError as error:
+            return error.code, error.detail
+        return None
+
+    # --- as leader ---
+
+    async def _add(self, argument: Any) -> None:
+        node_id, raft_address, http_url = msgspec.convert(argument, tuple[str, str, str])
+        joiner = await self._who(node_id, raft_address)
+        replica = self._replica
+        member = Member(node_id, raft_address, http_url, False, joiner.incarnation)
+        known = replica.membership.find(node_id)
+        if known is not None:
+            if known.incarnation != joiner.incarnation:
+                raise RequestError(
+                    "member_exists",
+                    f"The cluster has a member {node_id!r} with other data. If it lost its data, "
+                    f"remove it first (repl-broker cluster remove {node_id}); if it is another "
+                    "node, give it an id of its own.",
+                )
+            if (known.raft_address, known.http_url) != (raft_address, http_url):
+                await self._commit(UpdateMember(member))
+            return
+        if joiner.incarnation in replica.membership.removed:
+            raise RequestError(
+                "member_exists",
+                f"The node {node_id!r} was removed from the cluster and still has its old data; "
+                "empty its data directory, and let it join again.",
+            )
+        await self._invite(raft_address)
+        await self._commit(AddLearner(member))
+
+    async def _who(self, node_id: str, raft_address: str) -> _Joiner:
+        found = await self._ask_address(raft_address, "who", None)
+        joiner = msgspec.convert(found, _Joiner)
+        if joiner.id != node_id:
+            raise RequestError(
+                "invalid_parameter",
+                f"The node at {raft_address} is {joiner.id!r}, not {node_id!r}.",
+            )
+        if joiner.cluster_id not in ("", self._replica.cluster_id):
+            raise RequestError(
+                "member_exists",
+                f"The node {node_id!r} at {raft_address} belongs to another cluster, "
+                f"{joiner.cluster_id}; start it with an empty data directory and --join.",
+            )
+        return joiner
+
+    async def _invite(self, raft_address: str) -> None:
+        replica = self._replica
+        await self._ask_address(raft_address, "invite", (replica.cluster_id, replica.epoch))
+
+    async def _ask_address(self, raft_address: str, name: str, argument: Any) -> Any:
+        try:
+            address = Address.parse(raft_address)
+        except RefusedError as error:
+            raise RequestError("invalid_parameter", f"The raft_address: {error}.") from None
+        try:
+            return await self._require_transport().call_address(
+                (address.host, address.port), name, argument, seconds=CALL_SECONDS
+            )
+        except PeerUnreachableError:
+            raise RequestError(
+                "member_unreachable",
+                f"The leader {self._me.id!r} gets no answer at {raft_address}. Start the node "
+                "there with --join, and see that its [raft] advertise can be reached.",
+            ) from None
+        except PeerRefusedError as error:
+            raise RequestError(
+                "member_unreachable", f"The node at {raft_address} refused: {error}."
+            ) from None
+
+    async def _update(self, argument: Any) -> None:
+        node_id, raft_address, http_url, incarnation = msgspec.convert(
+            argument, tuple[str, str, str, str]
+        )
+        known = self._replica.membership.find(node_id)
+        if known is None:
+            raise RequestError("member_not_found", f"The cluster has no member {node_id!r}.")
+        if known.incarnation not in ("", incarnation):
+            raise RequestError("member_exists", f"The member {node_id!r} is another node.")
+        await self._commit(
+            UpdateMember(Member(node_id, raft_address, http_url, False, incarnation))
+        )
+
+    async def _remove(self, argument: Any) -> None:
+        node_id = msgspec.convert(argument, str)
+        self._check_member(node_id)
+        await self._commit(Remove(node_id))
+
+    async def _transfer(self, argument: Any) -> None:
+        node_id = msgspec.convert(argument, str)
+        self._check_member(node_id)
+        await self._replica.transfer(node_id)
+
+    def _check_member(self, node_id: str) -> None:
+        if node_id not in self._replica.membership.ids:
+            ids = ", ".join(sorted(self._replica.membership.ids))
+            raise RequestError(
+                "member_not_found", f"The cluster has no member {node_id!r}; it has {ids}."
+            )
+
+    async def _commit(self, change: MembershipChange) -> None:
+        """Append a change; wait for its commit, as long as that may be expected to take."""
+        index = await self._replica.change_membership(change)
+        with trio.move_on_after(self._replica.options.election_timeout_seconds):
+            await self._replica.wait_applied(index)
+
+    # --- as one that is asked to join, or asked by one ---
+
+    async def _on_join(self, peer: str, argument: Any) -> Answer:
+        node_id, raft_address, http_url = msgspec.convert(argument, tuple[str, str, str])
+        if not self._belongs:
+            return "no_leader", f"node {self._me.id!r} has not joined a cluster itself yet"
+        try:
+            await self.add(node_id, raft_address, http_url)
+        except RequestError as error:
+            log.warning("did not add node=%s reason=%r", node_id, error.detail)
+            return error.code, error.detail
+        return None
+
+    async def _on_who(self, peer: str, argument: Any) -> _Joiner:
+        me = self._identity()
+        return _Joiner(me.node_id, me.incarnation, me.cluster_id)
+
+    async def _on_invite(self, peer: str, argument: Any) -> None:
+        cluster_id, epoch = msgspec.convert(argument, tuple[str, str])
+        replica = self._replica
+        if self._belongs:
+            if cluster_id != replica.cluster_id:
+                raise NotAMemberError(f"it belongs to the cluster {replica.cluster_id}")
+            return
+        await replica.adopt(cluster_id, epoch)
+        self._require_transport().me = self._identity()
+        log.info("taken in cluster_id=%s epoch=%s", cluster_id, epoch)
+        self._on_adopted()
+
+    def _require_transport(self) -> Transport:
+        assert self._transport is not None, "connect() comes first"
+        return self._transport
+
+
+class NotAMemberError(ReplBrokerError):
+    """A request that is for members only."""

@@ -1,0 +1,249 @@
+"""Commands on their way into the log, and their outcomes on the way back.
+
+                      ┌──── refused: not appended ────┐
+                      ▼                               │
+    propose ──▶    waiting ──▶ away: offered to this node's core, or sent to the leader
+                      ▲                               │ appended
+                      │ another entry                 ▼
+                      └── is applied there ──── placed at (index, term)
+                                                      │ that entry is applied
+                                                      ▼
+                                                   settled
+
+Whichever node appended it, a command that is *placed* is settled by what this
+node itself applies at that index: the entry of that term has its outcome; an
+entry of another term proves that it is in no committed log, and may be offered
+again (Raft §5.3, log matching). So a change of leaders costs no answer, unless
+the node cannot learn whether its command was appended at all. Then a command
+that may be repeated is, and any other ends as ``outcome_unknown``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import trio
+
+from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish
+from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.state import Outcome
+from repl_broker.wire import encode_command
+
+__all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposals"]
+
+RECENT_ENTRIES_MAX: Final = 1024  # applied ones whose outcomes are kept for who comes late
+COMMIT_BUCKETS_SECONDS: Final = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+
+
+class Offer:
+    """Commands that go into one entry together, in this order."""
+
+    __slots__ = ("commands", "encoded", "size")
+
+    def __init__(self, commands: Sequence[Command], encoded: Sequence[bytes]) -> None:
+        self.commands = commands
+        self.encoded = encoded
+        self.size = sum(map(len, encoded))
+
+
+class Proposal(Offer):
+    """One command of a client of this node."""
+
+    __slots__ = ("away", "failure", "outcome", "settled", "started")
+
+    def __init__(self, command: Command) -> None:
+        super().__init__((command,), (encode_command(command),))
+        self.started = trio.current_time()
+        self.settled = trio.Event()
+        self.away = False  # it may be in a log
+        self.outcome: Outcome | None = None
+        self.failure: RequestError | None = None
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether a second one changes nothing, and is answered as the first."""
+        match self.commands[0]:
+            case Publish(key=key):
+                return key is not None
+            case CreateTopic(replace=replace):
+                return replace
+            case Configure() | Expire():
+                return True
+        return False
+
+
+class Forwarded(Offer):
+    """Commands that a peer sent on to this node, since it leads."""
+
+    __slots__ = ("decided", "place")
+
+    def __init__(self, commands: Sequence[Command], encoded: Sequence[bytes]) -> None:
+        super().__init__(commands, encoded)
+        self.decided = trio.Event()
+        self.place: tuple[int, int, int] | None = None  # index, term, ordinal; None: refused
+
+
+class Proposals:
+    """All commands of this node that are not settled. Synchronous: no method waits."""
+
+    def __init__(self) -> None:
+        self.commands = 0  # settled with an outcome, since the start
+        self.commit_seconds = 0.0  # sum, from propose to settled
+        self.commit_buckets = [0] * (len(COMMIT_BUCKETS_SECONDS) + 1)
+        self.waiting_bytes = 0
+        self.room = trio.Event()  # set when something was taken
+        self.idle = trio.Event()  # set when nothing is unsettled any more
+        self.unsettled: set[Proposal] = set()
+        self._waiting: deque[Offer] = deque()
+        self._placed: dict[int, list[tuple[int, int, Proposal]]] = {}  # term, ordinal
+        self._recent: OrderedDict[int, tuple[int, Sequence[Outcome]]] = OrderedDict()
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, offer: Offer) -> None:
+        if isinstance(offer, Proposal):
+            self.unsettled.add(offer)
+        self._waiting.append(offer)
+        self.waiting_bytes += offer.size
+
+    def take(self, bytes_max: int) -> list[Offer]:
+        """What goes next: at least one if there is one, and of at most so many bytes."""
+        taken: list[Offer] = []
+        size = 0
+        while self._waiting:
+            offer = self._waiting[0]
+            size += offer.size
+            if taken and size > bytes_max:
+                break
+            self._waiting.popleft()
+            self.waiting_bytes -= offer.size
+            if isinstance(offer, Proposal):
+                if offer.settled.is_set():  # it was given up
+                    continue
+                offer.away = True
+            taken.append(offer)
+        self.room.set()
+        self.room = trio.Event()
+        return taken
+
+    def put_back(self, offers: Iterable[Offer]) -> None:
+        """They were not appended: they wait again, before all others."""
+        for offer in reversed([*offers]):
+            if isinstance(offer, Proposal):
+                offer.away = False
+                if offer.settled.is_set():
+                    continue
+            self._waiting.appendleft(offer)
+            self.waiting_bytes += offer.size
+
+    def refuse_forwarded(self) -> None:
+        """This node leads no more: what peers sent goes back to them, never on."""
+        kept: deque[Offer] = deque()
+        for offer in self._waiting:
+            if isinstance(offer, Forwarded):
+                self.waiting_bytes -= offer.size
+                offer.decided.set()
+            else:
+                kept.append(offer)
+        self._waiting = kept
+
+    def place(self, offers: Iterable[Offer], index: int, term: int, ordinal: int = 0) -> None:
+        """They are in the entry at ``index`` of ``term``, from its command ``ordinal`` on."""
+        for offer in offers:
+            if isinstance(offer, Forwarded):
+                offer.place = (index, term, ordinal)
+                offer.decided.set()
+            elif isinstance(offer, Proposal):
+                self._placed.setdefault(index, []).append((term, ordinal, offer))
+            ordinal += len(offer.commands)
+
+    def place_late(
+        self, offers: Iterable[Offer], place: tuple[int, int, int], applied_index: int
+    ) -> None:
+        """``place`` for what another node appended: it may be applied here already."""
+        index, term, ordinal = place
+        self.place(offers, index, term, ordinal)
+        if index > applied_index:
+            return
+        recent = self._recent.get(index)
+        if recent is None:
+            self.lose([proposal for _, _, proposal in self._placed.pop(index)])
+        else:
+            self._settle(index, *recent)
+
+    def applied(self, index: int, term: int, outcomes: Sequence[Outcome], *, keep: bool) -> None:
+        """The entry at ``index`` of ``term`` is applied. ``keep`` its outcomes for late ones."""
+        if keep:
+            self._recent[index] = (term, outcomes)
+            if len(self._recent) > RECENT_ENTRIES_MAX:
+                self._recent.popitem(last=False)
+        if index in self._placed:
+            self._settle(index, term, outcomes)
+
+    def skipped(self, upto: int) -> None:
+        """A snapshot took the place of the entries up to ``upto``: what they did is not known."""
+        for index in sorted(i for i in self._placed if i <= upto):
+            self.lose([proposal for _, _, proposal in self._placed.pop(index)])
+
+    def lose(self, offers: Iterable[Offer]) -> None:
+        """Whether they were appended is not known: repeat what may be, fail the rest."""
+        again: list[Offer] = []
+        for offer in offers:
+            if not isinstance(offer, Proposal):
+                continue
+            if offer.may_be_repeated:
+                again.append(offer)
+            else:
+                self.fail(offer, outcome_unknown())
+        self.put_back(again)
+
+    def fail(self, proposal: Proposal, failure: RequestError) -> None:
+        if not proposal.settled.is_set():
+            proposal.failure = failure
+            self._settled(proposal)
+
+    def give_up(self, proposal: Proposal, refusal: RequestError) -> None:
+        """It has waited too long: ``refusal`` if it is in no log, and else unknown."""
+        self.fail(proposal, outcome_unknown() if proposal.away else refusal)
+
+    def fail_all(self, failure: RequestError) -> None:
+        for proposal in [*self.unsettled]:
+            self.fail(proposal, failure)
+
+    def _settle(self, index: int, term: int, outcomes: Sequence[Outcome]) -> None:
+        again: list[Offer] = []
+        now = trio.current_time()
+        for placed_term, ordinal, proposal in self._placed.pop(index):
+            if placed_term != term:
+                again.append(proposal)
+            elif not proposal.settled.is_set():
+                proposal.outcome = outcomes[ordinal]
+                self._count(now - proposal.started)
+                self._settled(proposal)
+        self.put_back(again)
+
+    def _settled(self, proposal: Proposal) -> None:
+        proposal.settled.set()
+        self.unsettled.discard(proposal)
+        if not self.unsettled:
+            self.idle.set()
+            self.idle = trio.Event()
+
+    def _count(self, seconds: float) -> None:
+        self.commands += 1
+        self.commit_seconds += seconds
+        self.commit_buckets[bisect_left(COMMIT_BUCKETS_SECONDS, seconds)] += 1
+
+
+def outcome_unknown() -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        "The node could not learn whether the write is kept, since the leader was lost or the "
+        "node stopped; ask again with the same Idempotency-Key."
+    )

@@ -1,0 +1,185 @@
+"""A snapshot on its way from the leader to a peer: the state, then the retained history.
+
+    sender                                        receiver
+      begin    mark, size and checksum      ──▶   stages it
+      state    a piece, its checksum        ──▶   …
+      entries  history that it covers       ──▶   …
+      end      how many there were          ──▶   all there and sound? then the core decides
+
+Each step is a request that is answered before the next is sent, so a slow
+receiver slows its sender, and heartbeats pass between the pieces. Nothing is
+seen of a snapshot before its end: it is staged in the store, and takes the
+place of log and state at once or not at all (storage.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+
+from repl_broker.errors import ReplBrokerError
+from repl_broker.history import InThread
+from repl_broker.raft.log import Entry, EntryKind, Membership, Snapshot, SnapshotMark
+from repl_broker.storage import Storage
+
+__all__ = ["SnapshotReceiver", "SnapshotRefusedError", "send_snapshot"]
+
+PIECE_BYTES: Final = 256 << 10  # a heartbeat waits for no more than this, and one large entry
+
+Call = Callable[[str, Any], Awaitable[Any]]
+Locked = Callable[..., Awaitable[None]]
+
+
+class SnapshotRefusedError(ReplBrokerError):
+    """A piece that does not fit: the sender has to begin again."""
+
+
+async def send_snapshot(
+    call: Call,
+    storage: Storage,
+    snapshot: Snapshot,
+    live: Sequence[int],
+    term: int,
+    in_thread: InThread,
+) -> None:
+    """Send ``snapshot`` and the entries in ``live`` (ascending), which it covers.
+
+    ``call`` asks the peer, ``term`` is the leader's. Raises what ``call`` raises.
+    """
+    transfer = secrets.token_hex(8)
+    data = snapshot.data
+    await call(
+        "snapshot-begin",
+        (
+            transfer,
+            term,
+            snapshot.index,
+            snapshot.term,
+            snapshot.membership,
+            len(data),
+            crc32(data),
+        ),
+    )
+    for offset in range(0, len(data), PIECE_BYTES):
+        piece = data[offset : offset + PIECE_BYTES]
+        await call("snapshot-state", (transfer, offset, piece, crc32(piece)))
+    wanted = set(live)
+    after = sent = 0
+    while entries := await in_thread(storage.history, after, snapshot.index, PIECE_BYTES):
+        after = entries[-1].index
+        rows = [_row(entry) for entry in entries if entry.index in wanted]
+        if rows:
+            sent += len(rows)
+            await call("snapshot-entries", (transfer, rows))
+    await call("snapshot-end", (transfer, sent))
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """What of one snapshot has arrived."""
+
+    transfer: str
+    sender: str
+    term: int
+    mark: SnapshotMark
+    size: int
+    checksum: int
+    state: bytearray = field(default_factory=bytearray)
+    entries: int = 0
+    staged: bool = False
+
+
+class SnapshotReceiver:
+    """Takes the pieces; ``complete`` then holds the mark and the state's bytes.
+
+    One snapshot at a time: a new beginning puts an end to the one before, but
+    not while that is being installed.
+    """
+
+    def __init__(self, storage: Storage, locked: Locked) -> None:
+        self.complete: tuple[SnapshotMark, bytes] | None = None
+        self.installing = False
+        self._storage = storage
+        self._locked = locked  # runs a call in the writer's turn
+        self._incoming: _Incoming | None = None
+
+    async def begin(self, sender: str, argument: Any) -> None:
+        transfer, term, index, snapshot_term, membership, size, checksum = msgspec.convert(
+            argument, tuple[str, int, int, int, bytes, int, int]
+        )
+        if self.installing or self.complete:
+            raise SnapshotRefusedError("another snapshot is being installed")
+        mark = SnapshotMark(index, snapshot_term, Membership.decode(membership))
+        self._incoming = _Incoming(transfer, sender, term, mark, size, checksum)
+
+    async def state(self, sender: str, argument: Any) -> None:
+        transfer, offset, piece, checksum = msgspec.convert(argument, tuple[str, int, bytes, int])
+        incoming = self._expect(sender, transfer)
+        room = incoming.size - len(incoming.state)
+        if offset != len(incoming.state) or len(piece) > room or crc32(piece) != checksum:
+            self._refuse(f"the piece at {offset} is damaged or out of place")
+        incoming.state += piece
+
+    async def entries(self, sender: str, argument: Any) -> None:
+        transfer, rows = msgspec.convert(
+            argument, tuple[str, tuple[tuple[int, int, int, bytes, int], ...]]
+        )
+        incoming = self._expect(sender, transfer)
+        entries = [_entry(row) for row in rows]
+        if None in entries or any(row[0] > incoming.mark.index for row in rows):
+            self._refuse("an entry is damaged or not covered by the snapshot")
+        await self._stage(incoming)
+        self._expect(sender, transfer)  # staging has waited; another may have begun
+        incoming.entries += len(entries)
+        await self._locked(self._storage.stage, entries)
+
+    async def end(self, sender: str, argument: Any) -> tuple[int, SnapshotMark]:
+        """The leader's term and the mark of what is complete now."""
+        transfer, count = msgspec.convert(argument, tuple[str, int])
+        incoming = self._expect(sender, transfer)
+        state = bytes(incoming.state)
+        if len(state) != incoming.size or crc32(state) != incoming.checksum:
+            self._refuse("its state is cut short or damaged")
+        if count != incoming.entries:
+            self._refuse(f"{incoming.entries} of its {count} entries have arrived")
+        await self._stage(incoming)
+        self._expect(sender, transfer)
+        self._incoming = None
+        self.complete = incoming.mark, state
+        return incoming.term, incoming.mark
+
+    async def _stage(self, incoming: _Incoming) -> None:
+        if incoming.staged:
+            return
+        incoming.staged = True
+        mark = incoming.mark
+        snapshot = Snapshot(mark.index, mark.term, bytes(incoming.state), mark.membership.encode())
+        await self._locked(self._storage.begin_install, snapshot)
+
+    def _expect(self, sender: str, transfer: str) -> _Incoming:
+        incoming = self._incoming
+        if incoming is None or (incoming.sender, incoming.transfer) != (sender, transfer):
+            raise SnapshotRefusedError("it is of no snapshot that was begun")
+        return incoming
+
+    def _refuse(self, why: str) -> None:
+        self._incoming = None
+        raise SnapshotRefusedError(f"the snapshot is not sound: {why}")
+
+
+def _row(entry: Entry) -> tuple[int, int, int, bytes, int]:
+    return entry.index, entry.term, int(entry.kind), entry.data, _checksum(entry.index, entry.data)
+
+
+def _entry(row: tuple[int, int, int, bytes, int]) -> Entry | None:
+    index, term, kind, data, checksum = row
+    return Entry(index, term, EntryKind(kind), data) if _checksum(index, data) == checksum else None
+
+
+def _checksum(index: int, data: bytes) -> int:
+    return crc32(data, index & 0xFFFFFFFF)
