@@ -143,7 +143,7 @@ def test_history_gives_what_a_snapshot_covers_in_pieces(reopen: Reopen) -> None:
 
 
 def test_an_installed_snapshot_takes_the_place_of_the_log(reopen: Reopen) -> None:
-    """RAFT.md 32: the conflicting log is discarded, the configuration restored."""
+    """RAFT.md scenario 32: the conflicting log is discarded, the configuration restored."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i, b"old") for i in range(1, 8)), HardState(3, "n2")))
     storage.begin_install(Snapshot(20, 2, b"state", b"members"))
@@ -156,7 +156,7 @@ def test_an_installed_snapshot_takes_the_place_of_the_log(reopen: Reopen) -> Non
 
 
 def test_a_partial_snapshot_is_never_visible(reopen: Reopen) -> None:
-    """RAFT.md 33: nothing changes before the whole is installed; what was staged is forgotten."""
+    """RAFT.md scenario 33: nothing changes before the whole is installed."""
     storage = reopen()
     storage.write(WriteBatch((entry(1), entry(2))))
     storage.begin_install(Snapshot(20, 2, b"state"))
@@ -205,7 +205,7 @@ def test_every_connection_syncs_each_commit(tmp_path: Path) -> None:
 
 
 def test_after_a_failed_write_nothing_is_accepted_any_more(tmp_path: Path) -> None:
-    """Scenario 27: a failed fsync is never retried ("fsyncgate")."""
+    """RAFT.md scenario 27: a failed fsync is never retried ("fsyncgate")."""
     script = """
         import resource, sys
         from pathlib import Path
@@ -302,7 +302,7 @@ def used(tmp_path: Path) -> Path:
     ],
 )
 def test_damage_is_told_and_not_served(used: Path, statement: str, what: str) -> None:
-    """Scenario 26: damage is told from a torn tail, and refuses to start."""
+    """RAFT.md scenarios 26, 33: damage is told from a torn tail, and refuses to start."""
     damage(used, statement)
     storage = SqliteStorage(used, "n1")
     with pytest.raises(StorageError, match=f"{what} .* restore it from a backup"):

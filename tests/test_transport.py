@@ -237,7 +237,7 @@ def hello(**changes: Any) -> tuple[Any, ...]:
     ],
 )
 async def test_garbage_ends_its_connection_and_nothing_else(garbage: bytes) -> None:
-    """RAFT.md 49: the decoder survives garbage."""
+    """RAFT.md scenario 49: the decoder survives garbage."""
     node = Node("a")
     ours, theirs = memory_stream_pair()
     with trio.fail_after(5):

@@ -37,7 +37,7 @@ def test_clusters_of_each_size_stand(nodes: int) -> None:
 
 @pytest.mark.parametrize("nodes", [3, 4])
 def test_clusters_stand_changes_of_members_under_new_leaders(nodes: int) -> None:
-    """RAFT.md 37, 39: each new leader is asked for a change, and cut off."""
+    """RAFT.md scenarios 37, 39: each new leader is asked for a change, and cut off."""
     for seed in (*range(SEEDS_OF_A_SIZE), 318):
         Simulator(seed, nodes, weather=CHANGING).run()
 
@@ -67,7 +67,7 @@ def test_in_fine_weather_one_leader_serves_everything() -> None:
 
 
 def test_a_leader_is_elected_within_a_few_timeouts_of_a_crash() -> None:
-    """RAFT.md 48, and section 3: the failover that users see."""
+    """RAFT.md section 3: the failover that users see."""
     simulator = Simulator(3, 5, weather=CALM)
     simulator.run_until(5.0)
     crashed = 0
