@@ -4,10 +4,12 @@
 
     __main__  options, the order of things
     suite     what is measured
-    peers     servers as processes: ours, bare ASGI on Hypercorn (bare.py)
+    peers     what is measured: ours, bare ASGI on Hypercorn (bare.py)
+    processes servers as processes, ended by their ids
     commits   SQLite commits alone
     load      compiles and runs load.c, the load generator
-    report    conditions, medians, ratios, the table
+    figures   medians, spread, how a table is written
+    report    conditions, and the table
 
 Linux only: it reads /proc, and the generator is an epoll loop.
 """
