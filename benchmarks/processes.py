@@ -31,6 +31,10 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def launched(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "it is not started"
         return self._process.pid
@@ -60,11 +64,13 @@ class Process:
             return True
         return False
 
-    def kill(self) -> None:
-        """End it as a crash would."""
+    def kill(self) -> float:
+        """End it as a crash would. Returns when that was: a moment of time.monotonic."""
         assert self._process is not None, "it is not started"
         self._process.send_signal(signal.SIGKILL)
+        moment = time.monotonic()
         self._process.wait()
+        return moment
 
     def stop(self) -> None:
         """End it in order if it runs, and by force if that takes long."""
