@@ -281,6 +281,41 @@ def test_a_conflict_below_the_compacted_ends_in_a_snapshot() -> None:
     assert cluster["n3"].log.last_index == cluster["n1"].log.last_index
 
 
+def test_while_a_snapshot_is_under_way_the_others_are_served() -> None:
+    """RAFT.md scenario 35; openraft t35: building and sending take as long as they take."""
+    cluster = behind()
+    cluster.heartbeat("n1")
+    assert cluster["n1"].progress["n3"].mode is Mode.SNAPSHOT
+    for number in range(30):  # six times an election timeout
+        token = cluster.propose("n1", b"%d" % number)
+        cluster.deliver_only("n1", "n2")
+        assert cluster.applied["n1"][-1].index == cluster.taken[token][0]
+        cluster.now += 0.2
+        cluster.step("n1")
+        assert {rpc.receiver for rpc in cluster.flying if isinstance(rpc, Heartbeat)} == {
+            "n2",
+            "n3",
+        }
+        cluster.deliver(drop=lambda rpc: isinstance(rpc, Append) and rpc.receiver == "n3")
+    assert cluster.leaders() == ["n1"]
+    assert cluster["n3"].role is Role.FOLLOWER, "it hears heartbeats"
+    cluster.send_snapshot("n1", "n3")
+    assert cluster.log("n3") == [1] * (cluster["n1"].log.last_index - 8)
+
+
+def test_a_snapshot_that_is_saved_late_compacts_what_it_covers_only() -> None:
+    """RAFT.md scenario 35: appends and applying went on while it was written."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    for _ in range(9):
+        cluster.propose("n1")
+        cluster.deliver()
+    cluster.compact("n1", 4)
+    core = cluster["n1"]
+    assert (core.log.compacted_index, core.committed_index, core.log.last_index) == (4, 10, 10)
+    assert [entry.index for entry in cluster.applied["n1"]] == list(range(1, 11))
+
+
 def test_only_what_was_handed_out_is_compacted() -> None:
     """RAFT.md, the end of section 1: ``compacted <= snapshot <= applied``."""
     cluster = Cluster()

@@ -60,9 +60,11 @@ KINDS: Final[tuple[type[Rpc], ...]] = (
     SnapshotReceived,
     TimeoutNow,
 )
-RPCS: Final = st.one_of(
-    st.builds(kind, **{f.name: OTHER_FIELDS.get(f.name, NUMBERS) for f in fields(kind)})
-    for kind in KINDS
+RPCS: Final[st.SearchStrategy[Rpc]] = st.one_of(
+    [
+        st.builds(kind, **{f.name: OTHER_FIELDS.get(f.name, NUMBERS) for f in fields(kind)})
+        for kind in KINDS
+    ]
 )
 VALUES: Final = st.recursive(
     st.none()

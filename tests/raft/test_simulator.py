@@ -86,6 +86,24 @@ def test_a_leader_is_elected_within_a_few_timeouts_of_a_crash() -> None:
         assert term <= crashed + 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_another_leads_within_a_few_timeouts_of_a_disk_that_hangs(seed: int) -> None:
+    """RAFT.md scenario 48: and its leader takes and commits what is proposed."""
+    simulator = Simulator(seed, 3, weather=CALM)
+    simulator.run_until(5.0)
+    stalled = simulator.the_leader()
+    assert stalled is not None
+    stalled.disk_stalled_until = math.inf
+    simulator.propose_to(stalled)
+    simulator.run_until(simulator.time + 6 * OPTIONS.election_timeout_seconds)
+    leader = simulator.the_leader()
+    assert leader is not None
+    assert leader is not stalled
+    token = simulator.propose_to(leader)
+    simulator.run_until(simulator.time + 0.5)
+    assert token in simulator.oracle.acknowledged
+
+
 @pytest.mark.parametrize("mutation", CAUGHT, ids=lambda mutation: mutation.name)
 def test_a_known_bug_is_caught(mutation: Mutation) -> None:
     """RAFT.md section 2. When a change of the simulator moves the seeds, run
