@@ -136,7 +136,7 @@ class Network(ABC):
         self._apply()
 
     def lose(self, percent: int) -> None:
-        """Of the packets between hosts, each way, at random."""
+        """Of the packets between hosts, each way, at random; 0 to 99."""
         assert self.can_lose, f"{type(self).__name__} cannot lose packets"
         self.loss_percent = percent
         self._apply()
@@ -218,7 +218,7 @@ class Namespaces(Network):
             if target == name:
                 yield f"{rule} ip saddr {self.hosts[source].address} drop"
         if self.loss_percent:
-            yield f"{rule} numgen random mod 100 < {self.loss_percent} drop"
+            yield f"{rule} numgen random mod 100 < {self.loss_percent} counter drop"
 
 
 def run(*command: str, said: str = "") -> str:

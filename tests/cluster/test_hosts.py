@@ -233,15 +233,16 @@ def test_loss_loses_some_packets_and_tcp_gets_through() -> None:
         n1, n2 = (opened.enter_context(Talker(host)) for host in network.hosts.values())
         check_talk(n1, n2, "before")
         network.lose(20)
-        for number in range(10):
+        for number in range(20):
             check_talk(n1, n2, f"through-{number}")
-        rules = hosts.run(*network.hosts["n1"].prefix, "nft", "list", "ruleset")
-        assert "numgen random mod 100 < 20 drop" in rules
-        network.lose(100)
-        n1.send(n2, "lost")
-        assert n2.hears_nothing()
+        assert sum(lost_packets(host) for host in network.hosts.values()) > 0
         network.heal()
-        assert n2.next() == "heard lost"
+        check_talk(n1, n2, "after")
+
+
+def lost_packets(host: Host) -> int:
+    rules = hosts.run(*host.prefix, "nft", "list", "ruleset")
+    return int(rules.split("numgen random mod 100 < 20 counter packets ")[1].split()[0])
 
 
 def test_a_host_that_cannot_lose_says_so() -> None:

@@ -105,6 +105,7 @@ class Node:
         self.prefix: Sequence[str] = (*prefix, *LEASH)
         self.make_socket = make_socket
         self.log = data_dir.with_name(f"{data_dir.name}.log")  # standard error of every run
+        self.is_paused = False
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- the process ---
@@ -142,10 +143,24 @@ class Node:
         assert self._process is not None, "the node was not started"
         return self._process
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL: nothing of the process runs any more."""
         self.process.kill()
         self.process.wait()
+        self.is_paused = False
+
+    def pause(self) -> None:
+        """SIGSTOP: it stands still, and its connections stay open."""
+        self.process.send_signal(signal.SIGSTOP)
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.is_paused = False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to shut down, and wait. Returns the exit code."""
@@ -204,13 +219,14 @@ class Node:
             after = page["next"]
 
 
-def polls(what: str) -> Iterator[None]:
+def polls(what: str | Callable[[], str]) -> Iterator[None]:
     """Try again and again, for something that only shows from outside; AssertionError in time."""
     end = time.monotonic() + WAIT_SECONDS_MAX
     while time.monotonic() < end:
         yield
         time.sleep(POLL_SECONDS)
-    raise AssertionError(f"waited {WAIT_SECONDS_MAX} s for {what}")
+    shown = what if isinstance(what, str) else what()
+    raise AssertionError(f"waited {WAIT_SECONDS_MAX} s for {shown}")
 
 
 @dataclass(frozen=True, slots=True)
