@@ -9,8 +9,6 @@ import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,22 +100,23 @@ class JetStream(Cluster):
 
 
 def request(port: int, subject: str, body: bytes) -> bytes:
-    """One request of NATS, and its answer. Raises OSError if none comes."""
-    with _connected(port) as (connection, lines):
-        inbox = "_INBOX.request"
-        head = f'CONNECT {{"verbose":false}}\r\nSUB {inbox} 1\r\nPUB {subject} {inbox} {len(body)}'
-        connection.sendall(head.encode() + b"\r\n" + body + b"\r\n")
+    """One request of NATS, and its answer. Raises BenchmarkError if none comes."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), CALL_SECONDS_MAX) as connection:
+            return _exchange(connection, subject, body)
+    except OSError as error:
+        raise BenchmarkError(f"{subject} on port {port}: {error}") from error
+
+
+def _exchange(connection: socket.socket, subject: str, body: bytes) -> bytes:
+    """The answer is one line, as JetStream writes its JSON."""
+    inbox = "_INBOX.request"
+    head = f'CONNECT {{"verbose":false}}\r\nSUB {inbox} 1\r\nPUB {subject} {inbox} {len(body)}\r\n'
+    connection.sendall(head.encode() + body + b"\r\n")
+    with connection.makefile("rb") as lines:
         for line in lines:
-            if line.startswith("-ERR"):
-                raise OSError(f"NATS says {line}")
-            if line.startswith("MSG"):
-                return next(lines).encode()
-    raise OSError("NATS hung up")
-
-
-@contextmanager
-def _connected(port: int) -> Iterator[tuple[socket.socket, Iterator[str]]]:
-    """A connection, and the lines that come; JetStream's JSON is one line, too."""
-    with socket.create_connection(("127.0.0.1", port), CALL_SECONDS_MAX) as connection:
-        with connection.makefile("r", encoding="utf-8", newline="\r\n") as lines:
-            yield connection, (line.rstrip("\r\n") for line in lines)
+            if line.startswith(b"-ERR"):
+                raise BenchmarkError(f"NATS says {line.decode().strip()}")
+            if line.startswith(b"MSG"):
+                return next(lines, b"")
+    raise BenchmarkError("NATS hung up")

@@ -18,7 +18,7 @@ __all__ = ["Cluster", "PostCluster", "ask", "wait_until"]
 
 CALL_SECONDS_MAX = 5
 READY_SECONDS_MAX = 60
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.05  # asking costs the nodes time, too
 NODES = 3
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class PostCluster(Cluster):
 
     @abstractmethod
     def ready(self, index: int) -> bool:
-        """Whether the node says that it serves. May raise OSError or BenchmarkError instead."""
+        """Whether the node says that it serves. May raise BenchmarkError instead."""
 
     @abstractmethod
     def ask_hand_over(self, leader: int, target: int) -> None:
@@ -112,19 +112,19 @@ class PostCluster(Cluster):
 def wait_until(what: str, found: Callable[[], T | None], seconds: float = READY_SECONDS_MAX) -> T:
     """What ``found`` gives once it is not None. Raises BenchmarkError: ``what``, and why."""
     deadline = time.monotonic() + seconds
-    last: Exception | None = None
+    last: BenchmarkError | None = None
     while time.monotonic() < deadline:
         try:
             if (value := found()) is not None:
                 return value
-        except (OSError, http.client.HTTPException, BenchmarkError) as error:
+        except BenchmarkError as error:
             last = error
         time.sleep(POLL_SECONDS)
     raise BenchmarkError(f"{what} after {seconds:g} s{f': {last}' if last else ''}")
 
 
 def ask(port: int, path: str, body: object = None) -> Any:
-    """The JSON of a GET, or of a POST if there is a body. Raises BenchmarkError if refused."""
+    """The JSON of a GET, or of a POST if there is a body. Raises BenchmarkError if none comes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_SECONDS_MAX)
     try:
         if body is None:
@@ -134,6 +134,8 @@ def ask(port: int, path: str, body: object = None) -> Any:
             connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchmarkError(f"{path} on port {port}: {error or type(error).__name__}") from error
     finally:
         connection.close()
     if not 200 <= answer.status < 300:

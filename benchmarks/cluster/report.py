@@ -15,6 +15,7 @@ from benchmarks.cluster.suite import PEERS, Found, Scale, rows_in_order
 from benchmarks.cluster.trials import FAILOVER, HAND_OVER, QUIET
 from benchmarks.figures import (
     Row,
+    count,
     generator_bound,
     markdown,
     median_of,
@@ -106,6 +107,8 @@ def _notes(found: Found) -> Iterator[str]:
     yield "Spread: of the rounds, (largest - smallest) / median, the greatest of the peers."
     if shares := [figure.generator for figure in found.figures if figure.generator]:
         yield f"The load generator took {min(shares):.2f} to {max(shares):.2f} of a core."
+    for peer, times in found.repeated.items():
+        yield f"{peer}: {count(times, 'run')} done again, as leadership moved or the run failed."
     if any(generator_bound(row, found.figures) for row in rows_in_order(found.figures)):
         yield "*: the load generator took most of a core; the servers may be able to do more."
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from benchmarks.cluster.etcd import Etcd
 from benchmarks.cluster.jetstream import JetStream
@@ -34,6 +37,8 @@ PEERS: dict[str, type[Cluster]] = {
 STEADY_TRIES = 3
 IDLE_TICKS_MAX = 6  # of CPU between runs: followers and heartbeats never rest
 SEED = 1
+
+T = TypeVar("T")
 
 Shown = Callable[[str], None]
 
@@ -60,10 +65,15 @@ class Scale:
 
 @dataclass(slots=True)
 class Found:
-    """What came out of the rounds; ``failed`` says why a peer is in no more of them."""
+    """What came out of the rounds.
+
+    ``repeated`` counts runs and hand-overs that were done again, since another node came
+    to lead meanwhile; ``failed`` says why a peer is in no more rounds.
+    """
 
     figures: list[Figure] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    repeated: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -75,23 +85,28 @@ def measure(
     progress: Shown = lambda what: None,
 ) -> Found:
     """Every figure of every round. A peer that fails is left out from then on."""
-    bench = _Bench(scale, Generator(folder), folder, Random(SEED))
     found = Found()
+    bench = _Bench(scale, Generator(folder), folder, Random(SEED), found)
     for number in range(rounds):
         share = scale.trials * (number + 1) // rounds - scale.trials * number // rounds
-        for what in ("publishes", "trials"):
+        parts: tuple[tuple[str, Callable[[type[Cluster]], None]], ...] = (
+            ("publishes", bench.publishes),
+            ("trials", partial(bench.trials, amount=share)),
+        )
+        for what, run in parts:
             for peer in _rotated(peers, number):
-                if peer.name in found.failed or (what == "trials" and not _has_trials(peer)):
-                    continue
                 progress(f"round {number + 1} of {rounds}: {what}, {peer.name}")
-                try:
-                    if what == "publishes":
-                        found.figures += bench.publishes(peer)
-                    else:
-                        found.trials += bench.trials(peer, share)
-                except BenchmarkError as error:
-                    found.failed[peer.name] = str(error)
+                _try(peer, run, found)
     return found
+
+
+def _try(peer: type[Cluster], run: Callable[[type[Cluster]], None], found: Found) -> None:
+    if peer.name in found.failed:
+        return
+    try:
+        run(peer)
+    except BenchmarkError as error:
+        found.failed[peer.name] = str(error)
 
 
 def _rotated(peers: Sequence[type[Cluster]], number: int) -> list[type[Cluster]]:
@@ -111,27 +126,28 @@ class _Bench:
     generator: Generator
     folder: Path
     random: Random
+    found: Found
 
-    def publishes(self, peer: type[Cluster]) -> list[Figure]:
+    def publishes(self, peer: type[Cluster]) -> None:
         with self._running(peer) as cluster:
             warm = replace(self._load(4), requests=self.scale.warm_requests)
             self._run(cluster, 0, cluster.publishes(warm))
-            found = list(self._at_leader(cluster))
+            self.found.figures += list(self._at_leader(cluster))
             if _has_trials(peer):
-                found += self._at_follower(cluster)
-            return found + list(self._in_batches(cluster))
+                self.found.figures += list(self._at_follower(cluster))
+            self.found.figures += list(self._in_batches(cluster))
 
-    def trials(self, peer: type[Cluster], amount: int) -> list[Trial]:
-        if not amount:
-            return []
+    def trials(self, peer: type[Cluster], amount: int) -> None:
+        if not amount or not _has_trials(peer):
+            return
         with self._running(peer) as cluster:
             assert isinstance(cluster, PostCluster)
-            found: list[Trial] = []
             for _ in range(amount):
-                found += hand_over(cluster, self.random)
+                self.found.trials += self._steady(
+                    cluster, lambda: list(hand_over(cluster, self.random))
+                )
             for _ in range(amount):
-                found += fail_over(cluster, self.random)
-            return found
+                self.found.trials.append(fail_over(cluster, self.random))
 
     @contextlib.contextmanager
     def _running(self, peer: type[Cluster]) -> Iterator[Cluster]:
@@ -174,21 +190,28 @@ class _Bench:
         yield Figure(row, cluster.name, found["messages_per_s"], _share(found))
 
     def _run(self, cluster: Cluster, after: int, load: Load) -> dict[str, float]:
-        """Load the node that is ``after`` the leader; again, if another one leads at the end."""
-        for _ in range(STEADY_TRIES):
+        """Load the node that is ``after`` the leader. Another leader at the end is an error."""
+
+        def run() -> dict[str, float]:
             leader = cluster.wait_leader()
             node = cluster.nodes[(leader + after) % cluster.size]
             pids = [each.pid for each in cluster.nodes]
+            found = self.generator.run(node.port, pids, load)
+            rest(cluster.nodes, self.scale.rest_seconds, IDLE_TICKS_MAX)
+            if cluster.wait_leader() != leader:
+                raise BenchmarkError("another node leads than at the beginning")
+            return found
+
+        return self._steady(cluster, run)
+
+    def _steady(self, cluster: Cluster, attempt: Callable[[], T]) -> T:
+        """Leadership may move on a machine this small: try again then, a few times."""
+        for _ in range(STEADY_TRIES - 1):
             try:
-                found = self.generator.run(node.port, pids, load)
-            except BenchmarkError as error:
-                why = str(error)
-            else:
-                rest(cluster.nodes, self.scale.rest_seconds, IDLE_TICKS_MAX)
-                if cluster.wait_leader() == leader:
-                    return found
-                why = "the leader changed"
-        raise BenchmarkError(f"not steady in {STEADY_TRIES} runs, at last: {why}")
+                return attempt()
+            except BenchmarkError:
+                self.found.repeated[cluster.name] += 1
+        return attempt()
 
 
 def _rates(cluster: Cluster, found: dict[str, float], how: str, at: str) -> Iterator[Figure]:

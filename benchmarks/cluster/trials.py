@@ -34,7 +34,7 @@ class Trial(NamedTuple):
     value: float
 
 
-def fail_over(cluster: PostCluster, random: Random) -> Iterator[Trial]:
+def fail_over(cluster: PostCluster, random: Random) -> Trial:
     """Kill the leader, and start it again when a publish has succeeded without it."""
     leader = cluster.wait_leader()
     with _publisher(cluster, [*_others(cluster, leader), leader]) as publisher:
@@ -43,7 +43,7 @@ def fail_over(cluster: PostCluster, random: Random) -> Iterator[Trial]:
         first = publisher.wait_answer(killed, FAILOVER_SECONDS_MAX)
     cluster.nodes[leader].start()
     cluster.wait_ready()
-    yield Trial(FAILOVER, cluster.name, (first.ended - killed) * 1e3)
+    return Trial(FAILOVER, cluster.name, (first.ended - killed) * 1e3)
 
 
 def hand_over(cluster: PostCluster, random: Random) -> Iterator[Trial]:
