@@ -27,6 +27,8 @@ LAYERS = (
     ("subscription",),
     ("replica",),
     ("hub",),
+    ("backup",),
+    ("founding",),
     ("state",),
     ("transport",),
     ("storage",),
