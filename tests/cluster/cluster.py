@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,7 @@ class Cluster:
         for name in network.hosts:
             data_dir = (data_dirs or {}).get(name, folder / name)
             self.nodes[name] = self._make(name, data_dir, keys)
+            self.nodes[name].log = folder / f"{name}.log"  # not on a disk that may be full
 
     def _make(self, name: str, data_dir: Path, keys: Mapping[str, object]) -> Node:
         host = self.network.hosts[name]
@@ -161,17 +162,11 @@ class Cluster:
                         found[name] = answer.json
         return found
 
-    def leader_name(self, among: Collection[str] = ()) -> str:
-        """Who leads, by what they themselves say: the one of the highest term.
-
-        ``among`` are the nodes that may; all, unless told.
-        """
+    def leader_name(self) -> str:
+        """Who leads, by what they themselves say: the one of the highest term."""
         for _ in polls("a leader"):
-            leaders = {
-                view["term"]: name
-                for name, view in self.views().items()
-                if view["leader"] == name and (not among or name in among)
-            }
+            views = self.views()
+            leaders = {view["term"]: name for name, view in views.items() if view["leader"] == name}
             if leaders:
                 return leaders[max(leaders)]
         raise AssertionError

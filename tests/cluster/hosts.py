@@ -107,6 +107,10 @@ class Network(ABC):
     def _make_host(self, opening: ExitStack, number: int, name: str) -> Host:
         """What has to be undone is left to ``opening``."""
 
+    @property
+    def is_proxied(self) -> bool:
+        return len(self._proxies) == len(self.hosts)
+
     # --- faults; each is in force when its call returns ---
 
     def cut(self, name: str) -> None:
@@ -143,7 +147,7 @@ class Network(ABC):
 
     def delay(self, ms: int) -> None:
         """Of all bytes between hosts, each way."""
-        assert len(self._proxies) == len(self.hosts), "a delay needs proxies"
+        assert self.is_proxied, "a delay needs proxies"
         self.delay_ms = ms
         self._apply()
 

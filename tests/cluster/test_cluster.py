@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.history import Gap, Message, Subscribed, violations
 from tests.cluster.hosts import kind
+from tests.cluster.scene import full, killed, paused, scene
 from tests.cluster.workload import ALL, FEW, FEW_MESSAGES, KEEP_ALL, Follower, Publisher, Workload
 from tests.process.node import WAIT_SECONDS_MAX
 
@@ -61,7 +62,7 @@ def check_that_it_bites(work: Workload) -> None:
     events = history.readers[0].events
     missed = next(e for e in events[5:] if isinstance(e, Message) and e.topic == ALL)
     events.remove(missed)
-    assert any(line.startswith("reader n1n") for line in violations(history))
+    assert any(line.startswith("the narrow reader from n1") for line in violations(history))
 
 
 def test_a_reader_that_is_too_slow_for_a_topic_is_told(alone: Cluster) -> None:
@@ -80,3 +81,13 @@ def test_a_reader_that_is_too_slow_for_a_topic_is_told(alone: Cluster) -> None:
             reading.result(WAIT_SECONDS_MAX)
     history.check()
     assert any(isinstance(event, Gap) for event in late.seen.events)
+
+
+@pytest.mark.parametrize("disks", [True, False], ids=["a small disk", "a limit on file sizes"])
+def test_a_single_node_suffers_what_needs_no_other(disks: bool, tmp_path: Path) -> None:
+    with scene(tmp_path, ["n1"], "alone", disks=disks) as now:
+        for fault in (killed, paused, full):
+            with fault(now, "n1"):
+                pass
+            now.check_goes_on()
+        now.kill_all()

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -71,6 +72,7 @@ class Workload:
     def __init__(self, cluster: Cluster, seed: str) -> None:
         self.cluster = cluster
         self.seed = seed
+        self.numbers = count(1)  # of publishers
         self.end = threading.Event()  # of publishing
         self.abandoned = threading.Event()
         self.history = History(retained={FEW: FEW_MESSAGES})
@@ -182,7 +184,7 @@ class Publisher:
     """One message at a time, at its own node; a repeat goes to any."""
 
     def __init__(self, work: Workload, home: str, *, keyed: bool) -> None:
-        self.name = f"{home}{'k' if keyed else 'u'}{len(work.publishers)}"
+        self.name = f"{home}-{'keyed' if keyed else 'plain'}-{next(work.numbers)}"
         self.own_topic = f"kept.{self.name}"
         self.attempts: list[Attempt] = []
         self.acknowledged = 0
@@ -197,16 +199,18 @@ class Publisher:
             self.publish(self._random.choice([ALL, ALL, FEW, self.own_topic]))
             self._work.end.wait(self._random.uniform(0, PAUSE_SECONDS_MAX))
 
-    def publish(self, topic: str) -> None:
-        """Without a key: once. With one: until it is acknowledged."""
+    def publish(self, topic: str, size: int | None = None) -> None:
+        """Without a key: once. With one: until it is acknowledged. Of any size, unless told."""
         self._number += 1
-        payload = f"{self.name}-{self._number}-{'x' * self._random.choice([0, 100, 1000])}"
+        pad = "x" * (self._random.choice([0, 100, 1000]) if size is None else size)
+        payload = f"{self.name}-{self._number}-{pad}"
         key = f"{self.name}-{self._number}" if self._keyed else None
-        node = self._home
+        node, end = self._home, time.monotonic() + WAIT_SECONDS_MAX
         while self._send(node, topic, payload, key) != ACKNOWLEDGED:
             self._work.abandoned.wait(self._random.uniform(0, RETRY_SECONDS_MAX))
             if not self._keyed or self._work.abandoned.is_set():
                 return
+            assert time.monotonic() < end, f"{key} is not acknowledged"
             node = self._random.choice(list(self._work.cluster.nodes))
         self.acknowledged += 1
 
@@ -246,7 +250,7 @@ class Follower:
         self._node = home
         self._wide = wide
         self._filters = (">",) if wide else (ALL, FEW, LAST)
-        self._name = f"reader {home}{'w' if wide else 'n'}"
+        self._name = f"the {'wide' if wide else 'narrow'} reader from {home}"
         self._random = random.Random(f"{work.seed} {self._name}")
         self._events: list[Event] = []
         self._last_id: str | None = None
