@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,26 @@ def test_a_peer_that_fails_is_named_and_left_out(tmp_path: Path) -> None:
     found = measure(TINY, 2, tmp_path, [Broken])
     assert list(found.failed) == ["broken"]
     assert "broken n1 does not listen" in found.failed["broken"]
+
+
+def test_three_nodes_of_ours_are_ready_when_all_vote_and_name_one_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaders, roles = ["n2", "n2", None], ["voter", "leader", "learner"]
+
+    def ask(port: int, path: str, body: object = None) -> Any:
+        index = [node.port for node in cluster.nodes].index(port)
+        members = [{"id": f"n{i}", "role": role} for i, role in enumerate(roles, 1)]
+        return "" if path == "/readyz" else {"leader": leaders[index], "members": members}
+
+    cluster = Three(tmp_path)
+    monkeypatch.setattr("benchmarks.cluster.ours.ask", ask)
+    assert not cluster.ready(0)
+    with pytest.raises(BenchmarkError, match="do not agree on a leader"):
+        cluster.leader()
+    leaders[2], roles[2] = "n2", "voter"
+    assert cluster.ready(0)
+    assert cluster.leader() == 1
 
 
 @contextmanager

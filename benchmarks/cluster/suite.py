@@ -95,8 +95,9 @@ def measure(
         )
         for what, run in parts:
             for peer in _rotated(peers, number):
-                progress(f"round {number + 1} of {rounds}: {what}, {peer.name}")
-                _try(peer, run, found)
+                if what == "publishes" or _has_trials(peer):
+                    progress(f"round {number + 1} of {rounds}: {what}, {peer.name}")
+                    _try(peer, run, found)
     return found
 
 
@@ -138,7 +139,7 @@ class _Bench:
             self.found.figures += list(self._in_batches(cluster))
 
     def trials(self, peer: type[Cluster], amount: int) -> None:
-        if not amount or not _has_trials(peer):
+        if not amount:
             return
         with self._running(peer) as cluster:
             assert isinstance(cluster, PostCluster)
