@@ -368,8 +368,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(Core, "fsyncgate; NATS#8290", 1, ignore_write_errors=True),
     Mutation(HasNoNoOp, "RedisRaft#22", 0),
     Mutation(ReadsBeforeACommitInItsTerm, "RedisRaft#22", 4),
-    Mutation(ReadsWithoutARound, "etcd#20418", 252),
-    Mutation(CountsAnOldRound, "etcd raft#397", 252),
+    Mutation(ReadsWithoutARound, "etcd#20418", 175),
+    Mutation(CountsAnOldRound, "etcd raft#397", 364),
     Mutation(
         ChangesMembersBeforeACommitInItsTerm,
         "the 2015 bug; copycat#23",
