@@ -9,7 +9,12 @@
  *
  *   load -p PORT [-c subscribers] [-w publishers] [-m requests] [-s seconds]
  *        [-k messages a request] [-b bytes a message] [-r requests/s]
- *        [-t topic] [-j pid of the server] [-l seconds to wait for what is owed]
+ *        [-t topic] [-j pid of a server]... [-l seconds to wait for what is owed]
+ *        [-u path -d body [-y content type]] [-n [-f in flight a publisher]]
+ *
+ * -u and -d send any other POST, the same each time, for servers of another kind.
+ * -n speaks NATS: a PUB to the subject -t, answered in the publisher's own inbox
+ * by JetStream's PubAck. Neither has marks, so neither goes with -c or -k.
  *
  * It stops sending at -m or -s, whichever comes first, and waits for the answers
  * and deliveries that are owed. -w 0 opens the subscribers and stops.
@@ -42,6 +47,8 @@ enum {
     READ_BYTES = 1 << 18,
     ANSWER_BYTES_MAX = 16384,
     EVENTS = 512,
+    IN_FLIGHT_MAX = 1024,    /* of one publisher */
+    SERVERS_MAX = 8,
 };
 
 typedef struct {
@@ -54,11 +61,13 @@ typedef struct {
 
 typedef struct {
     int fd;
-    int busy;                /* an answer is owed */
-    int64_t sent_at;
+    int busy;                /* answers that are owed: at most in_flight */
+    int oldest;              /* of them, in sent_at */
+    int64_t sent_at[IN_FLIGHT_MAX];
     char *request;           /* a copy of its own: the marks differ */
+    int queued;              /* times that it is still to be written */
     size_t offset;           /* of it, written */
-    int length;              /* of the answer so far */
+    int length;              /* of what was read and not yet taken as an answer */
     char answer[ANSWER_BYTES_MAX + 1];
 } publisher;
 
@@ -97,15 +106,15 @@ static double quantile_ms(const histogram *h, double p) {
     return (double)h->max_ns / 1e6;
 }
 
-/* --- the server's figures, and our own --- */
+/* --- the servers' figures, and our own --- */
 
-static int server; /* its process id, or 0 */
+static int servers[SERVERS_MAX], server_count; /* process ids */
 
-static long rss_kb(void) {
+static long rss_of(int server) {
     char name[64], line[256];
     long kb = 0;
     snprintf(name, sizeof name, "/proc/%d/status", server);
-    FILE *f = server ? fopen(name, "r") : NULL;
+    FILE *f = fopen(name, "r");
     if (!f) return 0;
     while (fgets(line, sizeof line, f))
         if (!strncmp(line, "VmRSS:", 6)) kb = atol(line + 6);
@@ -113,11 +122,17 @@ static long rss_kb(void) {
     return kb;
 }
 
-static double server_cpu(void) {
+static long rss_kb(void) {
+    long kb = 0;
+    for (int i = 0; i < server_count; i++) kb += rss_of(servers[i]);
+    return kb;
+}
+
+static double cpu_of(int server) {
     char name[64], text[2048];
     unsigned long user = 0, kernel = 0;
     snprintf(name, sizeof name, "/proc/%d/stat", server);
-    FILE *f = server ? fopen(name, "r") : NULL;
+    FILE *f = fopen(name, "r");
     if (!f) return 0;
     text[fread(text, 1, sizeof text - 1, f)] = 0;
     fclose(f);
@@ -125,6 +140,12 @@ static double server_cpu(void) {
     if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &kernel) != 2)
         return 0;
     return (double)(user + kernel) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static double server_cpu(void) {
+    double seconds = 0;
+    for (int i = 0; i < server_count; i++) seconds += cpu_of(servers[i]);
+    return seconds;
 }
 
 static double own_cpu(void) {
@@ -145,17 +166,16 @@ static void die(int status, const char *format, ...) {
 
 /* --- what the options say --- */
 
-static int port, subscribers = 0, publishers = 1, batch = 1, size = 200;
+static int port, subscribers = 0, publishers = 1, batch = 1, size = 200, nats = 0, in_flight = 1;
 static long requests_max = 1000000;
 static double seconds_max = 60, rate = 0, patience = 20;
-static const char *topic = "bench";
+static const char *topic = "bench", *path = NULL, *post = NULL, *content_type = "application/json";
 
 /* --- the run --- */
 
 static int ep;
 static subscriber *subs;
 static publisher *pubs;
-static char *template;
 static size_t request_bytes, head_bytes, line_bytes;
 static long sent, answered;
 static uint64_t delivered;
@@ -250,32 +270,90 @@ static void subscribe_all(void) {
     }
 }
 
-static void build_template(void) {
-    char head[512];
-    char *line = malloc((size_t)size + 1);
-    int prefix = snprintf(line, (size_t)size, "{\"at\":\"@T=%0*d\",\"text\":\"", DIGITS, 0);
+/* A POST of our messages: a JSON object, or as many lines of them as a batch has. */
+static char *build_messages(void) {
+    char *body = malloc(((size_t)size + 1) * (size_t)batch), *line = body;
+    int prefix = snprintf(NULL, 0, "{\"at\":\"@T=%0*d\",\"text\":\"", DIGITS, 0);
     if (prefix + 2 >= size) die(2, "-b must be at least %d", prefix + 3);
-    memset(line + prefix, 'x', (size_t)(size - prefix - 2));
-    memcpy(line + size - 2, "\"}", 3);
     line_bytes = (size_t)size + 1; /* with its line feed */
-    size_t body_bytes = line_bytes * (size_t)batch - 1;
-    head_bytes = (size_t)snprintf(head, sizeof head,
-                                  "POST /v1/topics/%s/messages HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
-                                  "Content-Type: application/%s\r\nContent-Length: %zu\r\n\r\n",
-                                  topic, port, batch > 1 ? "x-ndjson" : "json", body_bytes);
-    request_bytes = head_bytes + body_bytes;
-    template = malloc(request_bytes + 1);
-    memcpy(template, head, head_bytes);
-    for (int i = 0; i < batch; i++) {
-        memcpy(template + head_bytes + (size_t)i * line_bytes, line, (size_t)size);
-        if (i + 1 < batch) template[head_bytes + (size_t)i * line_bytes + (size_t)size] = '\n';
+    for (int i = 0; i < batch; i++, line += line_bytes) {
+        memset(line, 'x', (size_t)size);
+        memcpy(line + size - 2, "\"}", 2);
+        snprintf(line, (size_t)prefix + 1, "{\"at\":\"@T=%0*d\",\"text\":\"", DIGITS, 0);
+        line[prefix] = 'x';
+        line[size] = i + 1 < batch ? '\n' : 0;
     }
-    free(line);
+    return body;
+}
+
+static char *build_post(const char *where, const char *type, const char *body) {
+    char head[1024];
+    int length = snprintf(head, sizeof head,
+                          "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+                          "Content-Type: %s\r\nContent-Length: %zu\r\n\r\n",
+                          where, port, type, strlen(body));
+    if (length >= (int)sizeof head) die(2, "the path is too long");
+    head_bytes = (size_t)length;
+    request_bytes = head_bytes + strlen(body);
+    char *request = malloc(request_bytes + 1);
+    memcpy(request, head, head_bytes);
+    memcpy(request + head_bytes, body, strlen(body) + 1);
+    return request;
+}
+
+/* An inbox is of one connection, so that it gets the answers to its own publishes. */
+static void name_inbox(char *name, size_t length, int index) {
+    snprintf(name, length, "_INBOX.%010d.%06d", (int)getpid(), index);
+}
+
+static char *build_nats(int index) {
+    char head[512], inbox[64];
+    name_inbox(inbox, sizeof inbox, index);
+    head_bytes = (size_t)snprintf(head, sizeof head, "PUB %s %s %d\r\n", topic, inbox, size);
+    request_bytes = head_bytes + (size_t)size + 2;
+    char *request = malloc(request_bytes + 1);
+    memcpy(request, head, head_bytes);
+    memset(request + head_bytes, 'x', (size_t)size);
+    memcpy(request + head_bytes + size, "\r\n", 3);
+    return request;
+}
+
+static char *build_request(int index) {
+    char where[512];
+    if (nats) return build_nats(index);
+    if (post) return build_post(path, content_type, post);
+    snprintf(where, sizeof where, "/v1/topics/%s/messages", topic);
+    char *body = build_messages();
+    char *request = build_post(where, batch > 1 ? "application/x-ndjson" : "application/json", body);
+    free(body);
+    return request;
+}
+
+/* The server speaks first; when it has answered our PING it knows our inbox. */
+static void greet_nats(uint32_t index) {
+    publisher *p = &pubs[index];
+    char text[512], inbox[64], *pong = NULL;
+    struct timeval limit = {.tv_sec = PATIENCE_MS / 1000};
+    setsockopt(p->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    name_inbox(inbox, sizeof inbox, (int)index);
+    int length = snprintf(text, sizeof text, "CONNECT {\"verbose\":false,\"pedantic\":false}\r\nSUB %s 1\r\nPING\r\n", inbox);
+    fcntl(p->fd, F_SETFL, 0);
+    if (write(p->fd, text, (size_t)length) != length) die(2, "write: %s", strerror(errno));
+    while (!pong) {
+        ssize_t n = read(p->fd, p->answer + p->length, (size_t)(ANSWER_BYTES_MAX - p->length));
+        if (n <= 0) die(3, "the server does not greet publisher %u: %.300s", index, p->answer);
+        p->length += (int)n;
+        p->answer[p->length] = 0;
+        pong = strstr(p->answer, "\r\nPONG\r\n");
+    }
+    fcntl(p->fd, F_SETFL, O_NONBLOCK);
+    p->length -= (int)(pong + 8 - p->answer);
+    memmove(p->answer, pong + 8, (size_t)p->length + 1);
 }
 
 static void write_publisher(uint32_t index) {
     publisher *p = &pubs[index];
-    while (p->offset < request_bytes) {
+    while (p->queued) {
         ssize_t n = write(p->fd, p->request + p->offset, request_bytes - p->offset);
         if (n < 0 && errno == EAGAIN) {
             watch(p->fd, EPOLLIN | EPOLLOUT, (uint64_t)subscribers + index, EPOLL_CTL_MOD);
@@ -283,23 +361,58 @@ static void write_publisher(uint32_t index) {
         }
         if (n < 0) die(3, "the server closed publisher %u: %s", index, strerror(errno));
         p->offset += (size_t)n;
+        if (p->offset == request_bytes) {
+            p->offset = 0;
+            p->queued--;
+        }
     }
+}
+
+static void mark(publisher *p, int64_t stamp) {
+    char digits[DIGITS + 1];
+    snprintf(digits, sizeof digits, "%0*lld", DIGITS, (long long)stamp);
+    for (int i = 0; i < batch; i++) memcpy(p->request + head_bytes + (size_t)i * line_bytes + 10, digits, DIGITS);
 }
 
 static void send_publish(uint32_t index, int64_t stamp) {
     publisher *p = &pubs[index];
-    char digits[DIGITS + 1];
-    snprintf(digits, sizeof digits, "%0*lld", DIGITS, (long long)stamp);
-    for (int i = 0; i < batch; i++) memcpy(p->request + head_bytes + (size_t)i * line_bytes + 10, digits, DIGITS);
-    p->busy = 1;
-    p->sent_at = now();
-    p->offset = 0;
-    p->length = 0;
-    if (!sent++) first_sent = p->sent_at;
+    int64_t at = now();
+    if (line_bytes) mark(p, stamp);
+    p->sent_at[(p->oldest + p->busy++) % IN_FLIGHT_MAX] = at;
+    p->queued++;
+    if (!sent++) first_sent = at;
     write_publisher(index);
 }
 
-/* Returns 1 when the answer is complete. */
+/* How many bytes the answer takes at the beginning of ``text``; 0: it is not all there. */
+static int take_http(const char *text, int length) {
+    const char *end = strstr(text, "\r\n\r\n");
+    if (!end) return 0;
+    if (strncmp(text, "HTTP/1.1 200", 12) && strncmp(text, "HTTP/1.1 201", 12))
+        die(3, "the server refused a publish: %.300s", text);
+    const char *field = strcasestr(text, "\r\ncontent-length:");
+    if (!field || field > end) die(3, "an answer without Content-Length: %.300s", text);
+    int whole = (int)(end + 4 - text) + atoi(field + 17);
+    return length < whole ? 0 : whole;
+}
+
+/* The same for a PubAck, with the server's pings before it, which are answered. */
+static int take_nats(const char *text, int length, int fd) {
+    const char *from = text;
+    for (const char *end; (end = strstr(from, "\r\n")); from = end + 2) {
+        if (!strncmp(from, "-ERR", 4)) die(3, "the server refused a publish: %.300s", from);
+        if (!strncmp(from, "PING", 4) && write(fd, "PONG\r\n", 6) != 6) die(3, "write: %s", strerror(errno));
+        int bytes;
+        if (sscanf(from, "MSG %*s %*s %d", &bytes) != 1) continue;
+        int whole = (int)(end + 2 - text) + bytes + 2;
+        if (length < whole) return 0;
+        if (!memmem(end, (size_t)bytes + 2, "\"seq\":", 6)) die(3, "the server refused a publish: %.300s", end + 2);
+        return whole;
+    }
+    return 0;
+}
+
+/* Returns how many answers came. */
 static int read_publisher(uint32_t index) {
     publisher *p = &pubs[index];
     ssize_t n = read(p->fd, p->answer + p->length, (size_t)(ANSWER_BYTES_MAX - p->length));
@@ -307,22 +420,26 @@ static int read_publisher(uint32_t index) {
     if (n <= 0) die(3, "the server closed publisher %u after %ld answers", index, answered);
     p->length += (int)n;
     p->answer[p->length] = 0;
-    char *end = strstr(p->answer, "\r\n\r\n");
-    if (!end) return 0;
-    if (strncmp(p->answer, "HTTP/1.1 201", 12)) die(3, "the server refused a publish: %.300s", p->answer);
-    char *field = strcasestr(p->answer, "\r\ncontent-length:");
-    if (!field || field > end) die(3, "an answer without Content-Length: %.300s", p->answer);
-    if (p->length < end + 4 - p->answer + atoi(field + 17)) return 0;
-    last_answer = now();
-    record(&answers, last_answer - p->sent_at);
-    answered++;
-    p->busy = 0;
-    return 1;
+    int came = 0, from = 0, taken;
+    while ((taken = nats ? take_nats(p->answer + from, p->length - from, p->fd)
+                         : take_http(p->answer + from, p->length - from))) {
+        if (!p->busy) die(3, "the server answers more than was asked: %.300s", p->answer + from);
+        last_answer = now();
+        record(&answers, last_answer - p->sent_at[p->oldest]);
+        p->oldest = (p->oldest + 1) % IN_FLIGHT_MAX;
+        p->busy--;
+        answered++;
+        came++;
+        from += taken;
+    }
+    p->length -= from;
+    memmove(p->answer, p->answer + from, (size_t)p->length + 1);
+    return came;
 }
 
 static int any_idle(void) {
     for (int i = 0; i < publishers; i++)
-        if (!pubs[i].busy) return i;
+        if (pubs[i].busy < in_flight) return i;
     return -1;
 }
 
@@ -338,7 +455,8 @@ static void publish_all(void) {
         timerfd_settime(timer, 0, &every, NULL);
         watch(timer, EPOLLIN, timer_key, EPOLL_CTL_ADD);
     } else {
-        for (int i = 0; i < publishers && sent < requests_max; i++) send_publish((uint32_t)i, now());
+        for (int i = 0; i < publishers * in_flight && sent < requests_max; i++)
+            send_publish((uint32_t)(i % publishers), now());
     }
     for (;;) {
         int64_t t = now();
@@ -366,8 +484,8 @@ static void publish_all(void) {
                     watch(pubs[index].fd, EPOLLIN, key, EPOLL_CTL_MOD);
                     write_publisher(index);
                 }
-                if (events[i].events & ~(uint32_t)EPOLLOUT && read_publisher(index) && !interval && sent < requests_max &&
-                    (double)(now() - start) <= seconds_max * 1e9)
+                int came = events[i].events & ~(uint32_t)EPOLLOUT ? read_publisher(index) : 0;
+                for (; came && !interval && sent < requests_max && (double)(now() - start) <= seconds_max * 1e9; came--)
                     send_publish(index, now());
             } else {
                 read_subscriber((uint32_t)key);
@@ -378,7 +496,7 @@ static void publish_all(void) {
 
 static void parse_options(int argc, char **argv) {
     int option;
-    while ((option = getopt(argc, argv, "p:c:w:m:s:k:b:r:t:j:l:")) > 0) switch (option) {
+    while ((option = getopt(argc, argv, "p:c:w:m:s:k:b:r:t:j:l:u:d:y:nf:")) > 0) switch (option) {
         case 'p': port = atoi(optarg); break;
         case 'c': subscribers = atoi(optarg); break;
         case 'w': publishers = atoi(optarg); break;
@@ -388,14 +506,26 @@ static void parse_options(int argc, char **argv) {
         case 'b': size = atoi(optarg); break;
         case 'r': rate = atof(optarg); break;
         case 't': topic = optarg; break;
-        case 'j': server = atoi(optarg); break;
+        case 'j':
+            if (server_count == SERVERS_MAX) die(2, "-j: at most %d servers", SERVERS_MAX);
+            servers[server_count++] = atoi(optarg);
+            break;
         case 'l': patience = atof(optarg); break;
+        case 'u': path = optarg; break;
+        case 'd': post = optarg; break;
+        case 'y': content_type = optarg; break;
+        case 'n': nats = 1; break;
+        case 'f': in_flight = atoi(optarg); break;
         default: exit(2);
     }
     if (port < 1 || port > 65535) die(2, "-p must be a port");
     if (subscribers < 0 || publishers < 0 || subscribers + publishers > CONNECTIONS_MAX)
         die(2, "-c and -w: at most %d connections together", CONNECTIONS_MAX);
     if (batch < 1 || batch > 100000 || size < 40 || size > 1 << 20) die(2, "-k or -b is out of range");
+    if (!path != !post) die(2, "-u and -d go together");
+    if ((path || nats) && (subscribers || batch > 1 || (path && nats))) die(2, "-u and -n go alone, without -c and -k");
+    if (in_flight < 1 || in_flight > IN_FLIGHT_MAX || (in_flight > 1 && !nats))
+        die(2, "-f must be 1 to %d, and goes with -n", IN_FLIGHT_MAX);
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
@@ -407,7 +537,6 @@ int main(int argc, char **argv) {
     ep = epoll_create1(0);
     subs = calloc((size_t)subscribers + 1, sizeof *subs);
     pubs = calloc((size_t)publishers + 1, sizeof *pubs);
-    build_template();
 
     long rss_before = rss_kb();
     int64_t start = now();
@@ -420,8 +549,9 @@ int main(int argc, char **argv) {
     start = now();
     if (publishers) {
         for (int i = 0; i < publishers; i++) {
-            pubs[i].request = memcpy(malloc(request_bytes), template, request_bytes);
+            pubs[i].request = build_request(i);
             pubs[i].fd = dial(i);
+            if (nats) greet_nats((uint32_t)i);
             watch(pubs[i].fd, EPOLLIN, (uint64_t)(subscribers + i), EPOLL_CTL_ADD);
         }
         publish_all();

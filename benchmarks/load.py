@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BenchmarkError", "Generator", "Load"]
+__all__ = ["BenchmarkError", "Generator", "Load", "Nats", "Post"]
 
 SOURCE = Path(__file__).with_name("load.c")
 RUN_SECONDS_MAX = 120
@@ -16,6 +17,29 @@ RUN_SECONDS_MAX = 120
 
 class BenchmarkError(Exception):
     """A benchmark could not be run, or what came out of it is not to be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A request of HTTP that is the same each time."""
+
+    path: str
+    body: str
+    content_type: str = "application/json"
+
+    def options(self) -> list[str]:
+        return ["-u", self.path, "-d", self.body, "-y", self.content_type]
+
+
+@dataclass(frozen=True, slots=True)
+class Nats:
+    """Publishes to JetStream, some of them unanswered at a time."""
+
+    subject: str
+    in_flight: int = 1  # of one publisher
+
+    def options(self) -> list[str]:
+        return ["-n", "-t", self.subject, "-f", str(self.in_flight)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +53,7 @@ class Load:
     seconds: float = 2.0
     requests: int = 1_000_000
     rate: float = 0.0  # requests a second; 0: each publisher as fast as it is answered
+    other: Post | Nats | None = None  # what to send to a server that is not ours
 
     def options(self) -> list[str]:
         pairs = {
@@ -40,7 +65,8 @@ class Load:
             "-m": self.requests,
             "-r": self.rate,
         }
-        return [str(part) for pair in pairs.items() for part in pair]
+        own = [str(part) for pair in pairs.items() for part in pair]
+        return own + (self.other.options() if self.other else [])
 
 
 class Generator:
@@ -60,10 +86,14 @@ class Generator:
             raise BenchmarkError(f"the load generator does not compile: {built.stderr.strip()}")
         self._runs = 0
 
-    def run(self, port: int, pid: int, load: Load) -> dict[str, float]:
-        """Figures of one run, on a topic of its own. Raises BenchmarkError if anything was lost."""
+    def run(self, port: int, pids: Sequence[int], load: Load) -> dict[str, float]:
+        """Figures of one run, on a topic of its own. Raises BenchmarkError if anything was lost.
+
+        ``pids`` are the servers whose CPU is counted.
+        """
         self._runs += 1
-        command = [str(self._program), "-p", str(port), "-j", str(pid)]
+        command = [str(self._program), "-p", str(port)]
+        command += [part for pid in pids for part in ("-j", str(pid))]
         command += ["-t", f"bench-{self._runs}", *load.options()]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS_MAX)

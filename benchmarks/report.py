@@ -11,22 +11,29 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
+from benchmarks.figures import (
+    Figure,
+    Row,
+    generator_bound,
+    markdown,
+    median_of,
+    number,
+    ratio,
+    spread,
+    values,
+)
 from benchmarks.peers import HYPERCORN, OURS, SQLITE
-from benchmarks.suite import Figure, Row, Scale, rows_in_order
+from benchmarks.suite import Scale, rows_in_order
 
-__all__ = ["OtherWork", "as_json", "as_table", "conditions"]
-
-GENERATOR_SHARE_MAX = 0.9  # of a core; above it the generator may have been the limit
+__all__ = ["OtherWork", "as_json", "as_table", "conditions", "file_system", "machine"]
 
 
 def conditions(scale: Scale, rounds: int, folder: Path) -> dict[str, str]:
     """What has to be known to compare the figures with others."""
     packages = ("trio", "hypercorn", "quart")
     return {
-        "machine": f"{os.cpu_count()} cores ({_processor()}), shared with the load generator",
-        "system": f"Linux {platform.release()}, {_file_system(folder)} file system",
+        **machine(folder),
         "Python": f"{platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in packages)
         + f", SQLite {sqlite3.sqlite_version}",
@@ -34,6 +41,14 @@ def conditions(scale: Scale, rounds: int, folder: Path) -> dict[str, str]:
         "runs": f"median of {rounds}, {scale.seconds:g} s each "
         f"(latency: {scale.latency_seconds:g} s), peers in turn",
         "batches": f"over {scale.batch_connections} connections",
+    }
+
+
+def machine(folder: Path) -> dict[str, str]:
+    """What it runs on, and what holds ``folder``."""
+    return {
+        "machine": f"{os.cpu_count()} cores ({_processor()}), shared with the load generator",
+        "system": f"Linux {platform.release()}, {file_system(folder)} file system",
     }
 
 
@@ -65,77 +80,38 @@ def _own_seconds() -> float:
 
 def as_table(figures: Sequence[Figure]) -> str:
     """The table as Markdown. ``ratio`` is ours to the peer on its left."""
-    lines = [("", OURS, HYPERCORN, "ratio", SQLITE, "ratio", "spread")]
-    for row in rows_in_order(figures):
-        lines.append((_name(row, figures), *_cells(row, figures)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-    text = [
-        f"| {cells[0]:<{widths[0]}} | "
-        + " | ".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-        + " |"
-        for cells in (lines[0], rule, *lines[1:])
-    ]
-    return "\n".join([*text, "", *_notes(figures)])
+    lines = [["", OURS, HYPERCORN, "ratio", SQLITE, "ratio", "spread"]]
+    lines += [[_name(row, figures), *_cells(row, figures)] for row in rows_in_order(figures)]
+    return "\n".join([markdown(lines), "", *_notes(figures)])
 
 
 def _notes(figures: Sequence[Figure]) -> Iterator[str]:
     yield "SQLite alone: rows a second, in commits of as many rows as there are connections."
     yield "Spread: of the rounds, (largest - smallest) / median, the greatest of the peers."
-    if any(_generator_bound(row, figures) for row in rows_in_order(figures)):
+    if any(generator_bound(row, figures) for row in rows_in_order(figures)):
         yield "*: the load generator took most of a core; the server may be able to do more."
 
 
 def _name(row: Row, figures: Sequence[Figure]) -> str:
-    return f"{row.name}, {row.unit}{' *' if _generator_bound(row, figures) else ''}"
+    return f"{row.name}, {row.unit}{' *' if generator_bound(row, figures) else ''}"
 
 
 def _cells(row: Row, figures: Sequence[Figure]) -> Iterator[str]:
-    ours = _median(row, OURS, figures)
-    yield _number(ours)
+    ours = median_of(row, OURS, figures)
+    yield number(ours)
     for peer in (HYPERCORN, SQLITE):
-        theirs = _median(row, peer, figures)
-        yield _number(theirs)
-        yield "" if ours is None or not theirs else _ratio(ours / theirs)
-    spread = max(_spread(row, peer, figures) for peer in (OURS, HYPERCORN, SQLITE))
-    yield f"{spread:.0%}"
-
-
-def _values(row: Row, peer: str, figures: Sequence[Figure]) -> list[float]:
-    return [f.value for f in figures if f.row == row and f.peer == peer]
-
-
-def _median(row: Row, peer: str, figures: Sequence[Figure]) -> float | None:
-    values = _values(row, peer, figures)
-    return median(values) if values else None
-
-
-def _spread(row: Row, peer: str, figures: Sequence[Figure]) -> float:
-    values = _values(row, peer, figures)
-    middle = median(values) if values else 0.0
-    return (max(values) - min(values)) / middle if middle else 0.0
-
-
-def _generator_bound(row: Row, figures: Sequence[Figure]) -> bool:
-    return any(f.generator > GENERATOR_SHARE_MAX for f in figures if f.row == row)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+        theirs = median_of(row, peer, figures)
+        yield number(theirs)
+        yield ratio(ours, theirs)
+    yield f"{spread(row, (OURS, HYPERCORN, SQLITE), figures):.0%}"
 
 
 def as_json(figures: Sequence[Figure]) -> Iterator[str]:
     """A line for each row and peer, with the value of each round."""
     for row in rows_in_order(figures):
-        ours = _median(row, OURS, figures)
+        ours = median_of(row, OURS, figures)
         for peer in (OURS, HYPERCORN, SQLITE):
-            value = _median(row, peer, figures)
+            value = median_of(row, peer, figures)
             if value is not None:
                 yield json.dumps(
                     {
@@ -144,7 +120,7 @@ def as_json(figures: Sequence[Figure]) -> Iterator[str]:
                         "peer": peer,
                         "value": round(value, 3),
                         "ratio": round(ours / value, 4) if ours is not None and value else None,
-                        "rounds": [round(v, 3) for v in _values(row, peer, figures)],
+                        "rounds": [round(v, 3) for v in values(row, peer, figures)],
                     },
                     ensure_ascii=False,
                 )
@@ -157,7 +133,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _file_system(folder: Path) -> str:
+def file_system(folder: Path) -> str:
     """The type of the file system that holds ``folder``: on tmpfs an fsync costs nothing."""
     best, kind = "", "unknown"
     for line in Path("/proc/mounts").read_text().splitlines():

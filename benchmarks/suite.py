@@ -10,31 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.commits import rows_per_second
+from benchmarks.figures import Figure, Row, count
 from benchmarks.load import Generator, Load
-from benchmarks.peers import PEERS, SQLITE, Server
+from benchmarks.peers import PEERS, SQLITE
+from benchmarks.processes import Process, rest
 
-__all__ = ["Figure", "Row", "Scale", "measure"]
+__all__ = ["Scale", "measure", "rows_in_order"]
 
 Shown = Callable[[str], None]
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    name: str
-    unit: str
-
-
-class Figure(NamedTuple):
-    """One value that one round gave."""
-
-    row: Row
-    peer: str
-    value: float
-    generator: float  # the share of a core that the load generator took; it must not be the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +51,7 @@ class _Bench:
     """The means of a run: a generator, a server, and how much."""
 
     generator: Generator
-    server: Server
+    server: Process
     scale: Scale
 
     def load(self, **load: float) -> dict[str, float]:
@@ -76,8 +61,8 @@ class _Bench:
             "message_bytes": self.scale.message_bytes,
             **load,
         }
-        figures = self.generator.run(self.server.port, self.server.pid, Load(**asked))  # type: ignore[arg-type]
-        self.server.rest(self.scale.rest_seconds)
+        figures = self.generator.run(self.server.port, [self.server.pid], Load(**asked))  # type: ignore[arg-type]
+        rest([self.server], self.scale.rest_seconds)
         return figures
 
 
@@ -106,13 +91,13 @@ def measure(
 
 def _subscribed(bench: _Bench) -> Part:
     scale = bench.scale
-    count = scale.idle_subscribers
-    found = bench.load(subscribers=count, publishers=0)
+    idle = scale.idle_subscribers
+    found = bench.load(subscribers=idle, publishers=0)
     grown = found["rss_after_kb"] - found["rss_before_kb"]
-    yield Row(f"memory a subscriber, {count:,} of them", "KB"), grown / count, 0.0
-    yield Row("subscriptions begun", "/s"), count / found["subscribe_seconds"], 0.0
-    for count in scale.subscribers:
-        yield from _delivered(bench, count, 1, "")
+    yield Row(f"memory a subscriber, {idle:,} of them", "KB"), grown / idle, 0.0
+    yield Row("subscriptions begun", "/s"), idle / found["subscribe_seconds"], 0.0
+    for subscribers in scale.subscribers:
+        yield from _delivered(bench, subscribers, 1, "")
     yield from _delivered(
         bench, scale.subscribers[-1], scale.in_flight, f", {scale.in_flight} publishers"
     )
@@ -121,7 +106,7 @@ def _subscribed(bench: _Bench) -> Part:
 
 def _delivered(bench: _Bench, subscribers: int, publishers: int, more: str) -> Part:
     found = bench.load(subscribers=subscribers, publishers=publishers)
-    to = f"to {_count(subscribers, 'subscriber')}{more}"
+    to = f"to {count(subscribers, 'subscriber')}{more}"
     share = found["load_cpu_s"] / found["elapsed_s"]
     yield Row(f"deliveries {to}", "/s"), found["deliveries_per_s"], share
     cpu_us = found["server_cpu_s"] * 1e6 / found["deliveries"]
@@ -143,11 +128,11 @@ def _latency(bench: _Bench) -> Part:
 
 def _published(bench: _Bench) -> Part:
     scale = bench.scale
-    for count in scale.connections:
-        found = bench.load(publishers=count)
+    for connections in scale.connections:
+        found = bench.load(publishers=connections)
         share = found["load_cpu_s"] / found["elapsed_s"]
-        at = _count(count, "connection")
-        yield _publishes(count), found["answers_per_s"], share
+        at = count(connections, "connection")
+        yield _publishes(connections), found["answers_per_s"], share
         yield Row(f"CPU a publish, {at}", "µs"), _cpu_us(found, "answered"), share
     for size in scale.batches:
         found = bench.load(publishers=scale.batch_connections, batch=size)
@@ -163,15 +148,11 @@ def _committed(scale: Scale, folder: Path) -> Iterator[Figure]:
 
 
 def _publishes(connections: int) -> Row:
-    return Row(f"publishes, {_count(connections, 'connection')}", "/s")
+    return Row(f"publishes, {count(connections, 'connection')}", "/s")
 
 
 def _cpu_us(found: dict[str, float], what: str) -> float:
     return found["server_cpu_s"] * 1e6 / found[what]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def rows_in_order(figures: Sequence[Figure]) -> list[Row]:

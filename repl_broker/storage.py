@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import sqlite3
@@ -27,17 +28,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from zlib import crc32
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 
-__all__ = ["Identity", "Loaded", "MemoryStorage", "SqliteStorage", "Storage"]
+__all__ = [
+    "STORE_NAME",
+    "Identity",
+    "Loaded",
+    "MemoryStorage",
+    "SqliteStorage",
+    "Storage",
+    "StoreCopy",
+    "copy_store",
+]
 
+STORE_NAME: Final = "broker.db"  # of the database, in the data directory
 FORMAT: Final = 1
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
+COPY_STEPS: Final = 100  # of SQLite, between two chances for a copy to be interrupted
+REMEDY: Final = "restore it from a backup, or start with an empty data directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +240,30 @@ class SqliteStorage:
     process. Raises ConfigError for a directory that cannot be used, is another
     node's, or was written by a newer version; StoreLockedError when a running
     node has it; StorageError when it is damaged.
+
+    Without a ``node_id`` it is opened as whoever's it is, and must be there.
+    ``called`` and ``remedy`` are for messages, where ``folder`` says nothing to
+    those who read them.
     """
 
-    def __init__(self, folder: Path, node_id: str) -> None:
+    _journal_mode = "WAL"
+
+    def __init__(
+        self,
+        folder: Path,
+        node_id: str | None,
+        *,
+        called: str | None = None,
+        remedy: str = REMEDY,
+    ) -> None:
         self._folder = folder
-        self._path = folder / "broker.db"
+        self._path = folder / STORE_NAME
+        self._called = called or f"the store {str(self._path)!r}"
+        self._where = called or f"the data directory {str(folder)!r}"
+        self._remedy = remedy
         self._failed: str | None = None
+        if node_id is None and not self._path.is_file():
+            raise _no_store(folder)
         self._wal_bytes_max = WAL_BYTES_MAX
         self._closing = contextlib.ExitStack()
         self._read_lock = threading.Lock()
@@ -286,17 +317,19 @@ class SqliteStorage:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         self._closing.callback(connection.close)
-        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA journal_mode={self._journal_mode}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         connection.execute("PRAGMA wal_autocheckpoint=0")  # tidy() does it, off the commit path
         return connection
 
-    def _identify(self, node_id: str) -> Identity:
+    def _identify(self, node_id: str | None) -> Identity:
         if not self._writer.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
+            if node_id is None:
+                raise ConfigError(f"{self._called} was not made by repl-broker")
             identity = Identity.draw(node_id)
             with self._transaction(self._writer):
-                for statement in _SCHEMA.split(";"):
+                for statement in _statements(_SCHEMA):
                     self._writer.execute(statement)
                 self._put_meta(
                     format=FORMAT,
@@ -316,13 +349,14 @@ class SqliteStorage:
         meta = dict(self._writer.execute("SELECT key, value FROM meta"))
         missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
         self._check(not missing, f"its identity (without {', '.join(sorted(missing))})")
-        where = f"the data directory {str(self._folder)!r}"
+        self._check(isinstance(meta["format"], int), "its format")
+        where = self._where
         if meta["format"] > FORMAT:
             raise ConfigError(
                 f"{where} was written by a newer repl-broker (format {meta['format']}, this one "
-                f"reads up to {FORMAT}); start that version, or choose another with --data-dir"
+                f"reads up to {FORMAT}); use that version, or another data directory"
             )
-        if meta["node_id"] != node_id:
+        if meta["node_id"] != node_id and node_id is not None:
             raise ConfigError(
                 f"{where} belongs to node {meta['node_id']!r}, not to {node_id!r}; "
                 f"start with --node-id {meta['node_id']}, or choose another with --data-dir"
@@ -339,11 +373,8 @@ class SqliteStorage:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"the store {str(self._path)!r} cannot be read: {error}; "
-                "restore it from a backup, or start with an empty data directory"
-            ) from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the schema can be damaged, too
+            raise StorageError(f"{self._called} cannot be read: {error}; {self._remedy}") from None
 
     # --- the protocol ---
 
@@ -355,8 +386,7 @@ class SqliteStorage:
             ).fetchone()
             snapshot = None
             if row is not None:
-                snapshot = Snapshot(*row[:4])
-                self._check(_snapshot_checksum(snapshot) == row[4], f"the snapshot at {row[0]}")
+                snapshot = self._sound_snapshot(row)
             start = snapshot.index if snapshot else 0
             entries: list[Entry] = []
             for index, term, kind, data, checksum in self._writer.execute(
@@ -368,21 +398,33 @@ class SqliteStorage:
                 entries.append(entry)
         return Loaded(HardState(meta["term"], meta["vote"]), snapshot, entries)
 
+    def _sound_snapshot(self, row: tuple[int, int, bytes, bytes, int]) -> Snapshot:
+        with contextlib.suppress(TypeError):
+            snapshot = Snapshot(*row[:4])
+            if _snapshot_checksum(snapshot) == row[4]:
+                return snapshot
+        raise self._damaged(f"the snapshot at {row[0]}")
+
     def _check(self, sound: bool, what: str) -> None:
         if not sound:
-            raise StorageError(
-                f"the store {str(self._path)!r} is damaged: {what} is not what was written; "
-                "restore it from a backup, or start with an empty data directory"
-            )
+            raise self._damaged(what)
+
+    def _damaged(self, what: str) -> StorageError:
+        return StorageError(
+            f"{self._called} is damaged: {what} is not what was written; {self._remedy}"
+        )
 
     def write(self, *batches: WriteBatch) -> None:
         with self._writing() as writer:
             for batch in batches:
-                if batch.truncate_from is not None:
-                    writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
-                writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?)", _rows(batch.entries))
-                if batch.hard_state is not None:
-                    self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
+                self._put(writer, batch)
+
+    def _put(self, writer: sqlite3.Connection, batch: WriteBatch) -> None:
+        if batch.truncate_from is not None:
+            writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
+        writer.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?)", _rows(batch.entries))
+        if batch.hard_state is not None:
+            self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
 
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
         found = {}
@@ -414,9 +456,11 @@ class SqliteStorage:
                 found.close()
 
     def _sound_entry(self, row: tuple[int, int, int, bytes, int]) -> Entry:
-        entry = Entry(row[0], row[1], EntryKind(row[2]), row[3])
-        self._check(_checksum(entry) == row[4], f"entry {entry.index}")
-        return entry
+        with contextlib.suppress(TypeError, ValueError):  # a flipped bit can change a type
+            entry = Entry(row[0], row[1], EntryKind(row[2]), row[3])
+            if _checksum(entry) == row[4]:
+                return entry
+        raise self._damaged(f"entry {row[0]}")
 
     def begin_install(self, snapshot: Snapshot) -> None:
         with self._writing() as writer:
@@ -483,6 +527,55 @@ class SqliteStorage:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._closing.close()
 
+    # --- offline ---
+
+    def check_file(self) -> None:
+        """Raise StorageError unless the whole file is as SQLite builds it. Reads all of it."""
+        with self._damage_told():
+            (found,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
+            self._check(found == "ok", f"its structure ({found.splitlines()[-1]})")
+            tables = {sql for (sql,) in self._reader.execute("SELECT sql FROM sqlite_master")}
+            self._check(set(_statements(_SCHEMA)) <= tables, "its schema")
+
+    def note(self, name: str) -> Any:
+        """What was noted under this name, for people and programs beside the node; or None."""
+        with self._damage_told():
+            row = self._reader.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
+        try:
+            return None if row is None else json.loads(row[0])
+        except (TypeError, ValueError):
+            raise self._damaged(f"its note {name!r}") from None
+
+    def write_notes(self, notes: Mapping[str, object]) -> None:
+        """A note that is None goes."""
+        with self._writing() as writer:
+            self._put_notes(writer, notes)
+
+    def _put_notes(self, writer: sqlite3.Connection, notes: Mapping[str, object]) -> None:
+        for name, value in notes.items():
+            if value is None:
+                writer.execute("DELETE FROM meta WHERE key = ?", (name,))
+            else:
+                self._put_meta(**{name: json.dumps(value)})
+
+    def found_cluster(
+        self, identity: Identity, batch: WriteBatch, notes: Mapping[str, object]
+    ) -> None:
+        """Become a node of a new cluster with this log, and note it; all at once."""
+        with self._writing() as writer:
+            self._put(writer, batch)
+            self._put_notes(writer, notes)
+            self._put_meta(
+                cluster_id=identity.cluster_id,
+                epoch=identity.epoch,
+                node_id=identity.node_id,
+                incarnation=identity.incarnation,
+                adopted=int(identity.adopted),
+            )
+            writer.execute("DELETE FROM staged_log")  # of a cluster that is no more
+            writer.execute("DELETE FROM staged_snapshot")
+        self.identity = identity
+
     # --- writing ---
 
     @contextlib.contextmanager
@@ -499,7 +592,7 @@ class SqliteStorage:
     def _write_failed(self, error: Exception) -> StorageError:
         """Refuse everything from now on. Returns the error to raise."""
         self._failed = (
-            f"the store {str(self._path)!r} failed to write: {error}; nothing more is "
+            f"{self._called} failed to write: {error}; nothing more is "
             "acknowledged. Check the disk and its free space, then start the node again"
         )
         return StorageError(self._failed)
@@ -527,6 +620,60 @@ class SqliteStorage:
 
     def _put_meta(self, **values: int | str | None) -> None:
         self._writer.executemany("REPLACE INTO meta VALUES (?, ?)", values.items())
+
+
+class StoreCopy(SqliteStorage):
+    """A copy of a store in a folder that nobody else knows: one file, before and after.
+
+    So it takes no lock, and no write-ahead log, neither of which every file
+    system that is good for backups has.
+    """
+
+    _journal_mode = "DELETE"
+
+    def __init__(self, folder: Path, called: str, remedy: str = REMEDY) -> None:
+        super().__init__(folder, None, called=called, remedy=remedy)
+
+    def _prepare_folder(self) -> None:
+        pass
+
+    def _lock(self) -> None:
+        pass
+
+
+def copy_store(folder: Path, target: Path) -> None:
+    """Copy the store as it is at this moment, beside a node that runs or with none.
+
+    ``target`` must not exist, or be empty; it becomes one file without slack,
+    not synced. The node writes on meanwhile, and its write-ahead log is not cut
+    short before the end. Raises ConfigError where there is no store, and
+    sqlite3.Error; a signal that raises becomes KeyboardInterrupt.
+    """
+    source = folder / STORE_NAME
+    if not source.is_file():
+        raise _no_store(folder)
+    # Not read-only: the last to close a file is to remove its write-ahead log.
+    name = f"{source.absolute().as_uri()}?mode=rw"
+    with contextlib.closing(sqlite3.connect(name, uri=True, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        connection.set_progress_handler(lambda: 0, COPY_STEPS)  # signals are looked at there
+        try:
+            connection.execute("VACUUM INTO ?", (str(target),))
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                raise KeyboardInterrupt from None
+            raise
+
+
+def _no_store(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"there is no store in the data directory {str(folder)!r}; "
+        "name the node's own with --data-dir or --config"
+    )
+
+
+def _statements(script: str) -> list[str]:
+    return [statement.strip() for statement in script.split(";") if statement.strip()]
 
 
 def _checksum(entry: Entry) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.figures import Figure, Row
 from benchmarks.load import BenchmarkError, Generator, Load
 from benchmarks.peers import HYPERCORN, OURS, SQLITE
 from benchmarks.report import OtherWork, as_json, as_table, conditions
-from benchmarks.suite import Figure, Row, Scale, measure
+from benchmarks.suite import Scale, measure
 
 TINY = Scale(
     seconds=0.15,
@@ -80,7 +81,7 @@ def test_every_benchmark_gives_a_plausible_row_for_each_peer(tmp_path: Path) -> 
 @needs_tools
 def test_a_server_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="Connection refused"):
-        Generator(tmp_path).run(1, 0, Load(requests=1))
+        Generator(tmp_path).run(1, [], Load(requests=1))
 
 
 def test_without_a_compiler_it_says_what_to_install(

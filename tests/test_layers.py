@@ -30,6 +30,8 @@ LAYERS = (
     ("snapshots", "proposals"),
     ("history",),
     ("hub",),
+    ("backup",),
+    ("founding",),
     ("state",),
     ("transport",),
     ("storage",),

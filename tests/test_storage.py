@@ -9,8 +9,17 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
@@ -44,16 +53,19 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
 
 
 def test_a_new_store_is_empty(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: no term, no vote, no log."""
     assert reopen().load() == Loaded(HardState(0, None), None, [])
 
 
 def test_what_was_written_is_there_after_reopening(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: any bytes, and terms that jump."""
     entries = (entry(1, b"a"), entry(2, b"b\0\xff", term=3))
     reopen().write(WriteBatch(entries, HardState(3, "n1")))
     assert reopen().load() == Loaded(HardState(3, "n1"), None, list(entries))
 
 
 def test_a_write_without_hard_state_leaves_it(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: most writes are entries only."""
     storage = reopen()
     storage.write(WriteBatch(hard_state=HardState(7, "n1")))
     storage.write(WriteBatch((entry(1),)))
@@ -61,6 +73,7 @@ def test_a_write_without_hard_state_leaves_it(reopen: Reopen) -> None:
 
 
 def test_truncation_removes_the_suffix_before_new_entries_are_added(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: in one write."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i) for i in range(1, 6))))
     storage.write(WriteBatch((entry(3, b"new", term=2),), truncate_from=3))
@@ -68,6 +81,7 @@ def test_truncation_removes_the_suffix_before_new_entries_are_added(reopen: Reop
 
 
 def test_the_log_starts_above_the_snapshot(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: what it covers is not loaded."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i) for i in range(1, 6))))
     storage.save_snapshot(Snapshot(3, 1, b"state"))
@@ -77,6 +91,7 @@ def test_the_log_starts_above_the_snapshot(reopen: Reopen) -> None:
 
 
 def test_a_newer_snapshot_replaces_the_older(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: there is one."""
     storage = reopen()
     storage.write(WriteBatch((entry(1), entry(2))))
     storage.save_snapshot(Snapshot(1, 1, b"old"))
@@ -85,6 +100,7 @@ def test_a_newer_snapshot_replaces_the_older(reopen: Reopen) -> None:
 
 
 def test_entries_below_the_snapshot_can_still_be_read(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: history is read from the log."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i, b"%d" % i) for i in range(1, 6))))
     storage.save_snapshot(Snapshot(5, 1, b"state"))
@@ -92,6 +108,7 @@ def test_entries_below_the_snapshot_can_still_be_read(reopen: Reopen) -> None:
 
 
 def test_dropped_entries_are_gone_and_others_stay(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: in ranges and alone."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i, b"%d" % i) for i in range(1, 10))))
     storage.drop([2, 3, 7])
@@ -99,6 +116,7 @@ def test_dropped_entries_are_gone_and_others_stay(reopen: Reopen) -> None:
 
 
 def test_drop_others_keeps_what_is_named_and_what_is_above(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: the other way round."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i) for i in range(1, 10))))
     storage.drop_others(7, [2, 5, 9])
@@ -106,6 +124,7 @@ def test_drop_others_keeps_what_is_named_and_what_is_above(reopen: Reopen) -> No
 
 
 def test_replaced_entries_have_their_new_data(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: and their term and kind."""
     storage = reopen()
     storage.write(WriteBatch((entry(1, b"long"), entry(2, b"other"))))
     storage.replace({1: b"l"})
@@ -114,6 +133,7 @@ def test_replaced_entries_have_their_new_data(reopen: Reopen) -> None:
 
 
 def test_identity_lasts(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: it is drawn once."""
     identity = reopen().identity
     assert reopen().identity == identity
     assert len(identity.epoch) == 8
@@ -121,6 +141,7 @@ def test_identity_lasts(reopen: Reopen) -> None:
 
 
 def test_housekeeping_loses_nothing(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: it may come at any time."""
     storage = reopen()
     storage.write(WriteBatch((entry(1),)))
     storage.tidy()
@@ -129,10 +150,104 @@ def test_housekeeping_loses_nothing(reopen: Reopen) -> None:
     assert reopen().bytes > 0
 
 
+INDEXES = st.integers(1, 12)
+DATA = st.binary(max_size=5)
+TERMS = st.integers(1, 3)
+VOTES = st.sampled_from([None, "n1", "n2"])
+
+
+class TwoStores(RuleBasedStateMachine):
+    """Memory and SQLite, asked for the same; what they give back must be the same, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = TemporaryDirectory(prefix="stores")
+        self.disk = SqliteStorage(Path(self.folder.name), "n1")
+        self.memory = MemoryStorage(self.disk.identity)
+
+    @property
+    def snapshot_index(self) -> int:
+        return self.memory.snapshot.index if self.memory.snapshot else 0
+
+    @property
+    def last_index(self) -> int:
+        return max(self.memory.entries, default=0)
+
+    def do(self, act: Callable[[Storage], None]) -> None:
+        for storage in (self.disk, self.memory):
+            act(storage)
+
+    @rule(data=st.lists(DATA, max_size=4), term=TERMS, vote=VOTES)
+    def append(self, data: list[bytes], term: int, vote: str | None) -> None:
+        last = max(self.last_index, self.snapshot_index)
+        entries = tuple(entry(last + i, each, term) for i, each in enumerate(data, 1))
+        self.do(lambda s: s.write(WriteBatch(entries, HardState(term, vote)), WriteBatch()))
+
+    @rule(index=INDEXES, data=st.none() | DATA)
+    def truncate(self, index: int, data: bytes | None) -> None:
+        index = max(self.snapshot_index + 1, min(index, self.last_index + 1))
+        entries = () if data is None else (entry(index, data),)
+        self.do(lambda s: s.write(WriteBatch(entries, truncate_from=index)))
+
+    @rule(index=INDEXES, data=DATA)
+    def save_snapshot(self, index: int, data: bytes) -> None:
+        index = max(self.snapshot_index, min(index, self.last_index))
+        self.do(lambda s: s.save_snapshot(Snapshot(index, 1, data, data)))
+
+    @rule(index=INDEXES, data=DATA, staged=st.sets(INDEXES, max_size=3))
+    def install(self, index: int, data: bytes, staged: set[int]) -> None:
+        covered = [entry(i, data) for i in sorted(staged) if i <= index]
+        self.do(lambda s: s.begin_install(Snapshot(index, 2, data)))
+        self.do(lambda s: s.stage(covered))
+        self.do(lambda s: s.install())
+
+    @rule(indexes=st.sets(INDEXES))
+    def drop(self, indexes: set[int]) -> None:
+        self.do(lambda s: s.drop([i for i in indexes if i <= self.snapshot_index]))
+
+    @rule(keep=st.sets(INDEXES))
+    def drop_others(self, keep: set[int]) -> None:
+        self.do(lambda s: s.drop_others(self.snapshot_index, sorted(keep)))
+
+    @rule(index=INDEXES, data=DATA)
+    def replace(self, index: int, data: bytes) -> None:
+        if index in self.memory.entries:
+            self.do(lambda s: s.replace({index: data}))
+
+    @rule()
+    def tidy(self) -> None:
+        self.do(lambda s: s.tidy())
+
+    @rule()
+    def reopen(self) -> None:
+        self.disk.close()
+        self.disk = SqliteStorage(Path(self.folder.name), "n1")
+
+    @invariant()
+    def they_are_equal(self) -> None:
+        assert self.disk.load() == self.memory.load()
+        assert self.disk.read(range(30)) == self.memory.read(range(30))
+        for bytes_max in (1, 12, 1000):
+            assert self.disk.history(1, 9, bytes_max) == self.memory.history(1, 9, bytes_max)
+        assert self.disk.identity == self.memory.identity
+
+    def teardown(self) -> None:
+        self.disk.close()
+        self.folder.cleanup()
+
+
+def test_both_stores_do_the_same_whatever_they_are_asked() -> None:
+    """RAFT.md scenario 30: in any order; simulations run on the one, nodes on the other."""
+    run_state_machine_as_test(
+        TwoStores, settings=settings(max_examples=30, stateful_step_count=20, deadline=None)
+    )
+
+
 # --- conformance: a snapshot that comes from a peer ---
 
 
 def test_history_gives_what_a_snapshot_covers_in_pieces(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: bounded, in order, with holes."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i, b"x" * 100) for i in range(1, 8))))
     storage.drop([2, 3])
@@ -143,7 +258,7 @@ def test_history_gives_what_a_snapshot_covers_in_pieces(reopen: Reopen) -> None:
 
 
 def test_an_installed_snapshot_takes_the_place_of_the_log(reopen: Reopen) -> None:
-    """RAFT.md 32: the conflicting log is discarded, the configuration restored."""
+    """RAFT.md scenarios 30, 32: the conflicting log is discarded, the configuration restored."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i, b"old") for i in range(1, 8)), HardState(3, "n2")))
     storage.begin_install(Snapshot(20, 2, b"state", b"members"))
@@ -156,7 +271,7 @@ def test_an_installed_snapshot_takes_the_place_of_the_log(reopen: Reopen) -> Non
 
 
 def test_a_partial_snapshot_is_never_visible(reopen: Reopen) -> None:
-    """RAFT.md 33: nothing changes before the whole is installed; what was staged is forgotten."""
+    """RAFT.md scenarios 30, 33: nothing changes before the whole is installed."""
     storage = reopen()
     storage.write(WriteBatch((entry(1), entry(2))))
     storage.begin_install(Snapshot(20, 2, b"state"))
@@ -169,6 +284,7 @@ def test_a_partial_snapshot_is_never_visible(reopen: Reopen) -> None:
 
 
 def test_a_store_adopts_the_cluster_that_it_joins(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: and stays who it is."""
     incarnation = reopen().identity.incarnation
     reopen().adopt("c" * 32, "0badcafe")
     assert reopen().identity == Identity("c" * 32, "0badcafe", "n1", incarnation, adopted=True)
@@ -178,7 +294,7 @@ def test_a_store_adopts_the_cluster_that_it_joins(reopen: Reopen) -> None:
 
 
 def test_a_write_is_on_disk_when_it_returns_even_if_the_process_dies(tmp_path: Path) -> None:
-    """Promise 2: what was reported durable survives kill -9."""
+    """RAFT.md scenario 24; promise 2: what was reported durable survives kill -9."""
     script = """
         import os, signal, sys
         from pathlib import Path
@@ -205,7 +321,7 @@ def test_every_connection_syncs_each_commit(tmp_path: Path) -> None:
 
 
 def test_after_a_failed_write_nothing_is_accepted_any_more(tmp_path: Path) -> None:
-    """Scenario 27: a failed fsync is never retried ("fsyncgate")."""
+    """RAFT.md scenario 27: a failed fsync is never retried ("fsyncgate")."""
     script = """
         import resource, sys
         from pathlib import Path
@@ -302,7 +418,7 @@ def used(tmp_path: Path) -> Path:
     ],
 )
 def test_damage_is_told_and_not_served(used: Path, statement: str, what: str) -> None:
-    """Scenario 26: damage is told from a torn tail, and refuses to start."""
+    """RAFT.md scenarios 26, 33: damage is told from a torn tail, and refuses to start."""
     damage(used, statement)
     storage = SqliteStorage(used, "n1")
     with pytest.raises(StorageError, match=f"{what} .* restore it from a backup"):
@@ -326,7 +442,7 @@ def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> No
 
 
 def test_a_torn_tail_is_dropped(used: Path) -> None:
-    """What a crash left half written in the write-ahead log was never acknowledged."""
+    """RAFT.md scenario 26: what a crash left half written was never acknowledged."""
     storage = SqliteStorage(used, "n1")
     storage.write(WriteBatch((entry(6, b"whole"),)))
     whole = (used / "broker.db-wal").read_bytes()

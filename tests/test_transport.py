@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgpack
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import memory_stream_pair
 
 from repl_broker.errors import ReplBrokerError
 from repl_broker.raft.log import Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
 from repl_broker.transport import (
+    HELLO_BYTES_MAX,
+    Admit,
     Me,
     PeerRefusedError,
     PeerUnreachableError,
     Transport,
     TransportOptions,
+    _Frames,
     _Link,
 )
 
@@ -35,18 +41,25 @@ class Node:
     """One end: what it heard, and how it answers."""
 
     def __init__(
-        self, node_id: str, secret: bytes = SECRET, objection: str | None = None, **options: Any
+        self,
+        node_id: str,
+        secret: bytes = SECRET,
+        objection: str | None = None,
+        *,
+        incarnation: str | None = None,
+        admit: Admit | None = None,
+        **options: Any,
     ) -> None:
         self.heard: list[Rpc] = []
         self.unreachable: list[str] = []
         self.news = trio.Event()
         self.lost = trio.Event()
         self.transport = Transport(
-            Me(CLUSTER, node_id, f"incarnation of {node_id}"),
+            Me(CLUSTER, node_id, incarnation or f"incarnation of {node_id}"),
             secret,
             on_rpc=self.hear,
             on_request=self.answer,
-            admit=lambda peer, incarnation, cluster: objection,
+            admit=admit or (lambda peer, incarnation, cluster: objection),
             on_unreachable=self.lose,
             options=TransportOptions(**{"retry_seconds_max": 0.05, **options}),
         )
@@ -188,11 +201,30 @@ async def test_a_peer_without_the_secret_gets_nothing(ours: bytes, theirs: bytes
 
 
 async def test_a_peer_that_is_not_admitted_is_told_why() -> None:
+    """RAFT.md scenarios 40, 41: a removed one, say."""
     a, b = Node("a"), Node("b", objection="node 'a' was removed")
     async with running(a, b):
         with pytest.raises(PeerRefusedError, match="node 'a' was removed"):
             await a.transport.call("b", "ask", 1, seconds=10)
         assert b.transport.statistics().refused >= 1
+
+
+async def test_a_node_that_lost_its_data_is_not_admitted_under_its_old_id() -> None:
+    """RAFT.md scenario 41; RethinkDB#5289: the id is the same, the incarnation is not."""
+    known = {"a": "incarnation of a"}
+
+    def admit(peer: str, incarnation: str, cluster: str) -> str | None:
+        return None if known.get(peer) == incarnation else f"{peer!r} has lost its data"
+
+    a, b = Node("a"), Node("b", admit=admit)
+    async with running(a, b):
+        assert await a.transport.call("b", "ask", 1, seconds=10) == ("a", "ask", 1)
+    wiped, b = Node("a", incarnation="drawn anew"), Node("b", admit=admit)
+    async with running(wiped, b):
+        with pytest.raises(PeerRefusedError, match="'a' has lost its data"):
+            await wiped.transport.call("b", "ask", 1, seconds=10)
+        wiped.transport.send(heartbeat("a", "b"))
+        assert b.heard == []
 
 
 async def test_another_node_at_a_peers_address_is_refused() -> None:
@@ -237,7 +269,7 @@ def hello(**changes: Any) -> tuple[Any, ...]:
     ],
 )
 async def test_garbage_ends_its_connection_and_nothing_else(garbage: bytes) -> None:
-    """RAFT.md 49: the decoder survives garbage."""
+    """RAFT.md scenario 49: the decoder survives garbage."""
     node = Node("a")
     ours, theirs = memory_stream_pair()
     with trio.fail_after(5):
@@ -250,16 +282,151 @@ async def test_garbage_ends_its_connection_and_nothing_else(garbage: bytes) -> N
     assert not node.heard
 
 
-async def test_another_protocol_version_is_told_what_to_do() -> None:
+async def answer_to(words: tuple[Any, ...]) -> Any:
+    """What a node says to these first words."""
     node = Node("a")
     ours, theirs = memory_stream_pair()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.transport.serve, ours)
-            await theirs.send_all(packed(hello(min=7, max=9)))
+            await theirs.send_all(packed(words))
             answer = msgpack.unpackb((await theirs.receive_some())[4:])
-    assert answer[0] == "refused"
-    assert "speaks protocol 1 to 1, the other 7 to 9; upgrade the older one" in answer[1]
+            await theirs.aclose()
+    assert not node.heard
+    return answer
+
+
+@pytest.mark.parametrize(("oldest", "newest"), [(0, 0), (7, 9)], ids=["older", "newer"])
+async def test_another_protocol_version_is_told_what_to_do(oldest: int, newest: int) -> None:
+    """RAFT.md scenario 49: in words that both sides understand, and log."""
+    kind, reason = await answer_to(hello(min=oldest, max=newest))
+    assert kind == "refused"
+    spoken = f"speaks protocol 1 to 1, the other {oldest} to {newest}; upgrade the older one"
+    assert spoken in reason
+
+
+async def test_of_two_ranges_the_newest_common_version_is_spoken() -> None:
+    """RAFT.md scenario 49: so that nodes can be upgraded one after the other."""
+    (welcome, _) = await answer_to(hello(min=0, max=9))
+    assert welcome[:2] == ["welcome", 1]
+
+
+async def test_a_newer_node_speaks_to_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAFT.md scenario 49: it drops the old protocol only in the version after."""
+    monkeypatch.setattr("repl_broker.transport.PROTOCOL_MAX", 2)
+    kind, reason = await answer_to(hello(min=3, max=3))
+    assert kind == "refused"
+    assert "speaks protocol 1 to 2" in reason
+    (welcome, _) = await answer_to(hello(min=1, max=1))
+    assert welcome[:2] == ["welcome", 1]
+
+
+async def test_a_refused_version_is_told_to_whoever_asks() -> None:
+    """RAFT.md scenario 49: the dialer's side of it: its callers get the reason."""
+    dialer = Node("x")
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(packed(("refused", "upgrade the older one")))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+            address = listeners[0].socket.getsockname()[:2]
+            with pytest.raises(PeerRefusedError, match="upgrade the older one"):
+                await dialer.transport.call_address(address, "join", "me", seconds=5)
+            nursery.cancel_scope.cancel()
+
+
+class Pieces(trio.abc.HalfCloseableStream):
+    """A stream that gives what it has in pieces of these sizes."""
+
+    def __init__(self, data: bytes, sizes: list[int]) -> None:
+        self._data = data
+        self._sizes = sizes
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        size = self._sizes.pop() if self._sizes else len(self._data)
+        piece, self._data = self._data[:size], self._data[size:]
+        return piece
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        raise NotImplementedError
+
+    async def wait_send_all_might_not_block(self) -> None:
+        raise NotImplementedError
+
+    async def send_eof(self) -> None:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+
+async def frames_of(data: bytes, sizes: list[int]) -> list[Any]:
+    frames = _Frames(Pieces(data, sizes), HELLO_BYTES_MAX)
+    found = []
+    while (frame := await frames.receive_or_end()) is not None:
+        found.append(frame)
+    return found
+
+
+SIZES = st.lists(st.integers(1, 20), max_size=30)
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=5).map(tuple),
+    max_leaves=10,
+)
+FRAMES = st.lists(st.lists(VALUES, max_size=5).map(tuple), max_size=5)
+
+
+@given(FRAMES, SIZES)
+async def test_frames_arrive_whole_however_they_are_cut(
+    frames: list[tuple[Any, ...]], sizes: list[int]
+) -> None:
+    """RAFT.md scenario 49."""
+    assert await frames_of(b"".join(map(packed, frames)), sizes) == frames
+
+
+@given(st.binary(max_size=80) | FRAMES.map(lambda f: b"".join(map(packed, f))), SIZES, st.data())
+@settings(max_examples=3 * settings().max_examples, deadline=None)
+async def test_garbage_gives_frames_or_one_error(
+    stream: bytes, sizes: list[int], draw: st.DataObject
+) -> None:
+    """RAFT.md scenario 49: the connection ends then; no other error comes out."""
+    garbage = bytearray(stream)
+    for _ in range(draw.draw(st.integers(0, 3))):
+        if garbage:
+            garbage[draw.draw(st.integers(0, len(garbage) - 1))] = draw.draw(st.integers(0, 255))
+    with suppress(ValueError):
+        await frames_of(bytes(garbage), sizes)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), VALUES, st.text(max_size=3), VALUES)
+        | st.tuples(st.integers(0, 4), VALUES),
+        max_size=4,
+        unique_by=lambda frame: frame[1],  # the number of a request
+    )
+)
+@settings(deadline=None)
+async def test_garbage_of_a_peer_that_proved_itself_ends_its_connection_only(
+    frames: list[tuple[Any, ...]],
+) -> None:
+    """RAFT.md scenario 49: a peer of another version knows the secret, too."""
+    node, peer = Node("a"), Node("b")
+    ours, theirs = memory_stream_pair()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.transport.serve, ours)
+            await _Link(peer.transport, "a", ("", 0))._greet(_Frames(theirs, HELLO_BYTES_MAX))
+            await theirs.send_all(b"".join(map(packed, frames)))
+            await theirs.send_eof()
+            with suppress(trio.BrokenResourceError):
+                while await theirs.receive_some():
+                    pass
 
 
 async def test_a_stranger_who_says_nothing_is_let_go() -> None:

@@ -1,4 +1,6 @@
-"""A node as its users run it: ``python -m repl_broker serve``, over TCP on loopback.
+"""A node as its users run it: ``python -m repl_broker serve``, over TCP.
+
+It listens on loopback, or on a host of its own (tests/cluster/hosts.py).
 
     Node      the process: start, kill, stop, start again on the same port and data
     Client    one keep-alive connection for requests
@@ -25,7 +27,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -79,16 +81,31 @@ def serve(
 class Node:
     """A node's process, or the place of one: its data directory and its port outlive it.
 
-    ``keys`` are configuration keys as ``limits_tail_bytes=1000``. Leaving the
-    ``with`` kills what still runs.
+    ``keys`` are configuration keys as ``limits_tail_bytes=1000``. ``address``
+    is where it listens for HTTP, ``prefix`` what its command is run by, and
+    ``make_socket`` makes a TCP socket from which it can be reached. Leaving
+    the ``with`` kills what still runs.
     """
 
-    def __init__(self, data_dir: Path, **keys: object) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        address: str = "127.0.0.1",
+        options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        make_socket: Callable[[], socket.socket] = socket.socket,
+        **keys: object,
+    ) -> None:
         self.data_dir = data_dir
+        self.address = address
         self.port = free_port()
         self.keys = keys
-        self.prefix: Sequence[str] = LEASH
+        self.options = options
+        self.prefix: Sequence[str] = (*prefix, *LEASH)
+        self.make_socket = make_socket
         self.log = data_dir.with_name(f"{data_dir.name}.log")  # standard error of every run
+        self.is_paused = False
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- the process ---
@@ -101,7 +118,8 @@ class Node:
     def spawn(self) -> None:
         """Start, and return at once."""
         command = [*self.prefix, sys.executable, "-m", "repl_broker", "serve"]
-        command += ["--data-dir", str(self.data_dir), "--http", f"127.0.0.1:{self.port}"]
+        command += ["--data-dir", str(self.data_dir), "--http", f"{self.address}:{self.port}"]
+        command += self.options
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment(**self.keys)
@@ -125,10 +143,24 @@ class Node:
         assert self._process is not None, "the node was not started"
         return self._process
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL: nothing of the process runs any more."""
         self.process.kill()
         self.process.wait()
+        self.is_paused = False
+
+    def pause(self) -> None:
+        """SIGSTOP: it stands still, and its connections stay open."""
+        self.process.send_signal(signal.SIGSTOP)
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.is_paused = False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to shut down, and wait. Returns the exit code."""
@@ -187,13 +219,14 @@ class Node:
             after = page["next"]
 
 
-def polls(what: str) -> Iterator[None]:
+def polls(what: str | Callable[[], str]) -> Iterator[None]:
     """Try again and again, for something that only shows from outside; AssertionError in time."""
     end = time.monotonic() + WAIT_SECONDS_MAX
     while time.monotonic() < end:
         yield
         time.sleep(POLL_SECONDS)
-    raise AssertionError(f"waited {WAIT_SECONDS_MAX} s for {what}")
+    shown = what if isinstance(what, str) else what()
+    raise AssertionError(f"waited {WAIT_SECONDS_MAX} s for {shown}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +240,36 @@ class Answer:
         return json.loads(self.body)
 
 
+class Connection(http.client.HTTPConnection):
+    """From where the node can be reached."""
+
+    def __init__(self, node: Node, timeout: float) -> None:
+        super().__init__(node.address, node.port)
+        self._node = node
+        self._timeout = timeout
+        self.sock: socket.socket | None = None
+
+    def open_socket(self) -> socket.socket:
+        """Not connected yet."""
+        self.sock = self._node.make_socket()
+        self.sock.settimeout(self._timeout)
+        return self.sock
+
+    def connect(self) -> None:
+        opened = self.open_socket()
+        try:
+            opened.connect((self.host, self.port))
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Client:
     """One keep-alive connection; opened by the first request. Raises one of ``Broken``."""
 
-    def __init__(self, node: Node) -> None:
-        self._connection = http.client.HTTPConnection(
-            "127.0.0.1", node.port, timeout=WAIT_SECONDS_MAX
-        )
+    def __init__(self, node: Node, timeout: float = WAIT_SECONDS_MAX) -> None:
+        self._connection = Connection(node, timeout)
 
     def request(
         self, method: str, target: str, body: bytes | None = None, **headers: str
@@ -288,24 +344,27 @@ class Stream:
     ) -> None:
         self.last_id = last_id
         self._rest = b""
-        self._socket = socket.socket()
-        self._socket.settimeout(WAIT_SECONDS_MAX)
+        self._connection = Connection(node, WAIT_SECONDS_MAX)
+        self._socket = self._connection.open_socket()
         if receive_buffer_bytes is not None:
             self.set_receive_buffer(receive_buffer_bytes)
-        self._connection = http.client.HTTPConnection("127.0.0.1", node.port)
-        self._connection.sock = self._socket
         query = [("topic", topic) for topic in topics] + ([("after", after)] if after else [])
         try:
-            self._socket.connect(("127.0.0.1", node.port))
+            self._socket.connect((node.address, node.port))
             self._connection.request(
                 "GET",
                 f"/v1/events?{urlencode(query)}",
                 headers={"Last-Event-ID": last_id} if last_id else {},
             )
             self._response = self._connection.getresponse()
+            self._check()
         except BaseException:
             self._connection.close()
             raise
+
+    def _check(self) -> None:
+        if self._response.status == 503:  # it is going, or has not come yet
+            raise ConnectionError(self._response.read().decode())
         assert self._response.status == 200, self._response.read()
 
     def set_receive_buffer(self, size: int) -> None:

@@ -44,7 +44,7 @@ SEEDS_MAX = 800
 
 
 class CountsEntriesOfAnOldTerm(Core):
-    """A majority holds it, so it is taken for committed, whatever its term."""
+    """RAFT.md scenario 15: a majority holds it, so it is taken for committed, whatever its term."""
 
     def _advance_commit(self) -> None:
         index = self._majority_match()
@@ -53,7 +53,7 @@ class CountsEntriesOfAnOldTerm(Core):
 
 
 class TruncatesOnAStaleAppend(Core):
-    """Everything behind prev_index is dropped, also what matches."""
+    """RAFT.md scenario 16: everything behind prev_index is dropped, also what matches."""
 
     def _take_entries(self, entries: Sequence[Entry]) -> None:
         for entry in entries[:1]:
@@ -81,7 +81,7 @@ class TruncatesOnAStaleAppend(Core):
 
 
 class ForgetsItsVoteOnStepDown(Core):
-    """A candidate that yields in its own term may vote again in it."""
+    """RAFT.md scenario 2: a candidate that yields in its own term may vote again in it."""
 
     def _become_follower(self, term: int, leader: str | None) -> None:
         if self.role is not Role.FOLLOWER:
@@ -90,7 +90,7 @@ class ForgetsItsVoteOnStepDown(Core):
 
 
 class VotesBeforePersisting(Core):
-    """What ought to wait for the disk goes at once."""
+    """RAFT.md scenario 1: what ought to wait for the disk goes at once."""
 
     def _hold(self, rpc: Rpc) -> None:
         if isinstance(rpc, Vote | VoteReply) and rpc.receiver != self.node_id:
@@ -100,6 +100,8 @@ class VotesBeforePersisting(Core):
 
 
 class AcknowledgesBeforePersisting(Core):
+    """RAFT.md scenario 24: an append is acknowledged with its own fsync still to come."""
+
     def _hold(self, rpc: Rpc) -> None:
         if isinstance(rpc, AppendReply) and rpc.receiver != self.node_id:
             self._effects.send.append(rpc)
@@ -108,7 +110,7 @@ class AcknowledgesBeforePersisting(Core):
 
 
 class LeaderCountsItselfBeforePersisting(Core):
-    """etcd#14370: acknowledged with the leader's own fsync still to come."""
+    """RAFT.md scenario 24: etcd#14370: acknowledged with the leader's own fsync still to come."""
 
     def _append_as_leader(self, kind: EntryKind, data: bytes) -> Entry:
         entry = super()._append_as_leader(kind, data)
@@ -118,7 +120,8 @@ class LeaderCountsItselfBeforePersisting(Core):
 
 
 class HasNoNoOp(Core):
-    """A new leader waits for the first proposal, and reads what it thinks is committed."""
+    """RAFT.md scenarios 15, 44: a new leader waits for the first proposal, and reads what it thinks
+    is committed."""
 
     def _append_as_leader(self, kind: EntryKind, data: bytes) -> Entry:
         if kind is EntryKind.NO_OP:
@@ -132,7 +135,7 @@ class HasNoNoOp(Core):
 
 
 class ReadsBeforeACommitInItsTerm(Core):
-    """RedisRaft#22: what is committed is not known yet."""
+    """RAFT.md scenario 44: RedisRaft#22: what is committed is not known yet."""
 
     def _read(self, event: Read) -> None:
         if self.role is Role.LEADER:
@@ -142,7 +145,7 @@ class ReadsBeforeACommitInItsTerm(Core):
 
 
 class ReadsWithoutARound(Core):
-    """A leader that is none any more answers from what it has."""
+    """RAFT.md scenarios 44, 45: a leader that is none any more answers from what it has."""
 
     def _serve_reads(self) -> None:
         while self._reads:
@@ -151,7 +154,7 @@ class ReadsWithoutARound(Core):
 
 
 class CountsAnOldRound(Core):
-    """Answers to heartbeats that were sent before the read was asked count."""
+    """RAFT.md scenario 44: answers to heartbeats that were sent before the read was asked count."""
 
     def _begin_read(self, token: int) -> None:
         self._round += 1
@@ -162,7 +165,7 @@ class CountsAnOldRound(Core):
 
 
 class ChangesMembersBeforeACommitInItsTerm(Core):
-    """The single-server bug of 2015: two majorities that do not meet."""
+    """RAFT.md scenario 37: the single-server bug of 2015: two majorities that do not meet."""
 
     def _objection(self, change: AddLearner | Promote | Remove) -> Refusal | None:
         with patch.object(type(self), "has_committed_in_term", True):
@@ -170,13 +173,16 @@ class ChangesMembersBeforeACommitInItsTerm(Core):
 
 
 class ChangesManyMembersAtOnce(Core):
+    """RAFT.md scenarios 37, 38: NATS#7545: majorities of what is and of what will be need not
+    meet."""
+
     def _objection(self, change: AddLearner | Promote | Remove) -> Refusal | None:
         with patch.object(self, "_memberships", [(0, self.membership)]):
             return super()._objection(change)
 
 
 class KeepsATruncatedMembership(Core):
-    """NATS#7632: the members of an entry that is gone stay in force."""
+    """RAFT.md scenario 37: NATS#7632: the members of an entry that is gone stay in force."""
 
     def _truncate_log(self, index: int) -> None:
         kept = self._memberships[-1]
@@ -186,7 +192,7 @@ class KeepsATruncatedMembership(Core):
 
 
 class TakesAcknowledgementsOfAnOldTerm(Core):
-    """ABA: what was acknowledged then may have been truncated since."""
+    """RAFT.md scenario 19: ABA: what was acknowledged then may have been truncated since."""
 
     def _receive(self, event: Receive) -> None:
         rpc = event.rpc
@@ -198,7 +204,8 @@ class TakesAcknowledgementsOfAnOldTerm(Core):
 
 
 class TakesCompletionsOfAnOldTerm(Core):
-    """canonical newTermWhileAppending: a write that ends acknowledges in today's term."""
+    """RAFT.md scenario 19: canonical newTermWhileAppending: a write that ends acknowledges in
+    today's term."""
 
     def _release(self, rpc: Rpc) -> None:
         if isinstance(rpc, AppendReply) and rpc.accepted and rpc.receiver != self.node_id:
@@ -207,6 +214,8 @@ class TakesCompletionsOfAnOldTerm(Core):
 
 
 class TakesVotesOfAnOldTerm(Core):
+    """RAFT.md scenario 3: what was granted in an earlier election counts in this one."""
+
     def _receive(self, event: Receive) -> None:
         rpc = event.rpc
         if isinstance(rpc, VoteReply) and rpc.term < self.term and self.role is Role.CANDIDATE:
@@ -216,7 +225,7 @@ class TakesVotesOfAnOldTerm(Core):
 
 
 class VotesForAnyLog(Core):
-    """The candidate's log is not compared."""
+    """RAFT.md scenario 4: the candidate's log is not compared."""
 
     def _on_vote(self, rpc: Vote) -> None:
         super()._on_vote(replace(rpc, last_term=1 << 60))
@@ -226,7 +235,7 @@ class VotesForAnyLog(Core):
 
 
 class ComparesLogsByLength(Core):
-    """The longer log wins, whatever its last term."""
+    """RAFT.md scenario 4: the longer log wins, whatever its last term."""
 
     def _on_vote(self, rpc: Vote) -> None:
         super()._on_vote(self._by_length(rpc))
@@ -240,7 +249,8 @@ class ComparesLogsByLength(Core):
 
 
 class CommitsWhatItHasNotVerified(Core):
-    """A follower takes the leader's commit index, up to the end of its own log."""
+    """RAFT.md scenario 17: a follower takes the leader's commit index, up to the end of its own
+    log."""
 
     def _on_append(self, rpc: Append) -> None:
         super()._on_append(rpc)
@@ -249,7 +259,8 @@ class CommitsWhatItHasNotVerified(Core):
 
 
 class CommitsPastTheVerified(Core):
-    """A heartbeat tells the commit index to a follower whose log is not known to match."""
+    """RAFT.md scenario 17: a heartbeat tells the commit index to a follower whose log is not known
+    to match."""
 
     def _send_heartbeats(self) -> None:
         before = len(self._effects.send)
@@ -261,7 +272,7 @@ class CommitsPastTheVerified(Core):
 
 
 class AppendsWithoutTheCheck(Core):
-    """prev_term is not compared."""
+    """RAFT.md scenario 14: prev_term is not compared."""
 
     def _on_append(self, rpc: Append) -> None:
         known = self.log.term(rpc.prev_index)
@@ -269,7 +280,7 @@ class AppendsWithoutTheCheck(Core):
 
 
 class HasNoPreVote(Core):
-    """A node that was cut off deposes a healthy leader when it is back."""
+    """RAFT.md scenarios 8, 9: a node that was cut off deposes a healthy leader when it is back."""
 
     def _count_pre_votes(self) -> None:
         self._stand()
@@ -290,7 +301,8 @@ class CampaignsWhileInstalling(Core):
 
 
 class KeepsAConflictingLogBehindASnapshot(Core):
-    """openraft t31: entries of another history stay behind the installed snapshot."""
+    """RAFT.md scenario 32: openraft t31: entries of another history stay behind the installed
+    snapshot."""
 
     def _snapshot_installed(self, event: core_module.SnapshotInstalled) -> None:
         kept = [
@@ -304,7 +316,7 @@ class KeepsAConflictingLogBehindASnapshot(Core):
 
 
 class NeverAsksAgain(Core):
-    """This core's own first bug: a lost append stayed lost (RAFT.md 20)."""
+    """RAFT.md scenario 20: this core's own first bug: a lost append stayed lost."""
 
     def _on_heartbeat_reply(self, rpc: HeartbeatReply) -> None:
         with patch.object(self, "_ask", lambda peer, progress: None):
@@ -312,14 +324,15 @@ class NeverAsksAgain(Core):
 
 
 class BarsARemovedLeader(Core):
-    """This core's own second bug: removal not committed, and nobody else can win."""
+    """RAFT.md scenario 39: this core's own second bug: removal not committed, and nobody else can
+    win."""
 
     def _may_stand(self) -> bool:
         return super()._may_stand() and self.node_id in self.membership.voters
 
 
 class IgnoresPersistedOrder(Core):
-    """A completed write releases what waits for later ones, too."""
+    """RAFT.md scenario 24: a completed write releases what waits for later ones, too."""
 
     def _persisted(self, event: Persisted) -> None:
         last = self._write_number
@@ -355,8 +368,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(Core, "fsyncgate; NATS#8290", 1, ignore_write_errors=True),
     Mutation(HasNoNoOp, "RedisRaft#22", 0),
     Mutation(ReadsBeforeACommitInItsTerm, "RedisRaft#22", 4),
-    Mutation(ReadsWithoutARound, "etcd#20418", 252),
-    Mutation(CountsAnOldRound, "etcd raft#397", 252),
+    Mutation(ReadsWithoutARound, "etcd#20418", 175),
+    Mutation(CountsAnOldRound, "etcd raft#397", 364),
     Mutation(
         ChangesMembersBeforeACommitInItsTerm,
         "the 2015 bug; copycat#23",

@@ -490,6 +490,7 @@ class Simulator:
         return SnapshotMark(index, term, core.membership_at(index))
 
     def apply(self, node: Node, core: Core, entry: Entry) -> None:
+        """RAFT.md scenario 23: every node applies the same entries, in order, once."""
         oracle = self.oracle
         self.require(entry.index == node.applied + 1, node.id, "applies out of order", entry)
         if entry.index > len(oracle.committed):
@@ -550,6 +551,8 @@ class Simulator:
         self.start_writing(node)
 
     def write(self, node: Node, item: WriteBatch | SaveSnapshot | Restore) -> None:
+        """RAFT.md scenarios 28, 29: no disk has an entry before its term, or loses a committed
+        one."""
         disk, committed = node.disk, self.oracle.committed
         gone = item.truncate_from if isinstance(item, WriteBatch) else None
         if gone is not None and gone <= len(committed):
@@ -558,7 +561,12 @@ class Simulator:
                 *(node.id, "removes a committed entry from its disk:", committed[gone - 1]),
             )
         disk.write(item)
-        if not isinstance(item, WriteBatch):
+        if isinstance(item, WriteBatch):
+            self.require(
+                all(entry.term <= disk.hard_state.term for entry in item.entries),
+                *(node.id, "writes an entry before its term:", item),
+            )
+        else:
             self.require(
                 item.mark.index <= len(committed)
                 and item.digest == self.oracle.digest(item.mark.index)
@@ -569,6 +577,7 @@ class Simulator:
     # --- the network ---
 
     def send(self, rpc: Rpc) -> None:
+        """RAFT.md scenarios 16, 20: RPCs are lost, late, reordered and repeated."""
         self.rpc_counts[type(rpc)] = self.rpc_counts.get(type(rpc), 0) + 1
         random, weather = self.random, self.weather
         if self.is_blocked(rpc.sender, rpc.receiver) or random.random() < weather.loss:
@@ -591,7 +600,8 @@ class Simulator:
             self.post(receiver, receiver.life, Receive(rpc))
 
     def send_snapshot(self, node: Node, core: Core, peer: str) -> None:
-        """As a stream of its own, which may break; the last chunk is one RPC."""
+        """RAFT.md scenarios 31, 33: a stream of its own, which may break; the last chunk is one
+        RPC."""
         mark, digest = node.disk.mark, node.disk.digest
         rpc = SnapshotReceived(sender=node.id, receiver=peer, term=core.term, mark=mark)
         receiver = self.nodes[peer]
@@ -631,6 +641,8 @@ class Simulator:
         return token
 
     def read(self) -> None:
+        """RAFT.md scenarios 44, 45: no read is older than what was acknowledged before it was
+        asked."""
         if self.healed:
             return
         node = self.random.choice(list(self.nodes.values()))
@@ -644,7 +656,8 @@ class Simulator:
         return self.random.choice(leaders) if leaders else None
 
     def greet(self, leader: Node) -> None:
-        """Ask and cut off a new leader while nothing of its term is committed."""
+        """RAFT.md scenario 37: a new leader is asked for a change, and cut off, before it has
+        committed."""
         if self.random.random() >= self.weather.new_leader:
             return
         if self.weather.members_every < math.inf:
@@ -664,6 +677,7 @@ class Simulator:
             self.block([(node.id, name) for name in cut] + [(name, node.id) for name in cut])
 
     def change_membership(self) -> None:
+        """RAFT.md scenarios 39, 40, 42: members come and go, the leader too."""
         if self.healed:
             return
         leader = self.a_leader()
@@ -703,24 +717,31 @@ class Simulator:
         self.later(self.weather.blow_every, self.blow)
 
     def crash_one(self, node: Node) -> None:
+        """RAFT.md scenarios 1, 23: one crashes; of its waiting writes a prefix is there."""
         self.crash(node, "a blow")
 
     def crash_all(self, node: Node) -> None:
+        """RAFT.md scenario 13: all crash, and start again one after the other."""
         for each in self.nodes.values():
             self.crash(each, "all at once")
 
     def pause(self, node: Node) -> None:
+        """RAFT.md scenario 45: one stands still, and then gets all that waited in one step."""
         node.paused_until = self.time + self.random.uniform(0.1, 1.5)
 
     def jump_clock(self, node: Node) -> None:
+        """RAFT.md scenario 45: the clock of one jumps ahead."""
         node.clock_ahead += self.random.uniform(0.1, 2.0)
         if node.core is not None:
             self.wake(node, 0.0)
 
     def stall_disk(self, node: Node) -> None:
+        """RAFT.md scenario 48: the disk of one hangs for a while."""
         node.disk_stalled_until = self.time + self.random.uniform(0.1, 1.5)
 
     def fail_disk(self, node: Node) -> None:
+        """RAFT.md scenario 27: the next write of one fails: it stops, and nobody hears of what
+        rested on it."""
         node.fail_next_write = True
 
     def is_blocked(self, sender: str, receiver: str) -> bool:
@@ -732,31 +753,38 @@ class Simulator:
             self.blocked[pair] = max(until, self.blocked.get(pair, 0.0))
 
     def isolate(self, node: Node) -> None:
+        """RAFT.md scenarios 9, 10: one is cut off."""
         self.deafen(node)
         self.mute(node)
 
     def deafen(self, node: Node) -> None:
+        """RAFT.md scenario 11: one hears nobody."""
         self.block((name, node.id) for name in self.nodes)
 
     def mute(self, node: Node) -> None:
+        """RAFT.md scenario 11: nobody hears one."""
         self.block((node.id, name) for name in self.nodes)
 
     def split(self, node: Node) -> None:
+        """RAFT.md scenarios 9, 10: the nodes are in two parts."""
         side = {name: self.random.random() < 0.5 for name in self.nodes}
         self.block((a, b) for a in side for b in side if side[a] != side[b])
 
     def chain(self, node: Node) -> None:
-        """Each reaches its neighbours only."""
+        """RAFT.md scenario 11: each reaches its neighbours only."""
         names = self.random.sample(sorted(self.nodes), len(self.nodes))
         self.block(
             (a, b) for i, a in enumerate(names) for j, b in enumerate(names) if abs(i - j) > 1
         )
 
     def cut_some(self, node: Node) -> None:
+        """RAFT.md scenario 11: some links are broken, each in one direction."""
         pairs = [(a, b) for a in self.nodes for b in self.nodes]
         self.block(pair for pair in pairs if self.random.random() < 0.3)
 
     def transfer(self, node: Node) -> None:
+        """RAFT.md scenario 43: one is asked to hand over, to anyone: itself, a learner, a
+        stranger."""
         target = self.random.choice(list(self.nodes))
         self.post(node, node.life, Transfer(-self.token(), target))
 
@@ -793,6 +821,7 @@ class Simulator:
             self.check_durable(node, core, rpc)
 
     def check_entries(self, node: Node, core: Core, batch: WriteBatch) -> None:
+        """RAFT.md scenarios 14, 16: an index and a term name one entry and one predecessor."""
         for entry in batch.entries:
             prev_term = core.log.term(entry.index - 1)
             if prev_term is None or core.log.term(entry.index) != entry.term:
@@ -804,7 +833,7 @@ class Simulator:
             )
 
     def check_membership(self, node: Node, core: Core) -> None:
-        """The newest in the log is in force; one that was truncated is not."""
+        """RAFT.md scenario 37: the newest in the log is in force; one that was truncated is not."""
         log = core.log
         newest = core.membership_at(log.compacted_index)
         for entry in log.slice(log.first_index, log.last_index):
@@ -813,6 +842,7 @@ class Simulator:
         self.require(core.membership == newest, node.id, "keeps a truncated membership")
 
     def check_completeness(self, node: Node, core: Core) -> None:
+        """RAFT.md scenarios 4, 15: whoever is elected has every committed entry."""
         committed = self.oracle.committed
         if committed and core.log.compacted_index < len(committed):
             last = committed[-1]
@@ -822,6 +852,7 @@ class Simulator:
             )
 
     def check_quorum(self, node: Node, core: Core, before: Before) -> None:
+        """RAFT.md scenarios 24, 40: what is committed is on the disks of a majority."""
         index, term = core.committed_index, core.log.term(core.committed_index)
         assert term is not None
         for membership in (before.membership, core.membership):
@@ -832,6 +863,8 @@ class Simulator:
         self.require(False, node.id, "commits", index, "which no majority has on disk:", have)
 
     def check_durable(self, node: Node, core: Core, rpc: Rpc) -> None:
+        """RAFT.md scenarios 1, 2, 24: no vote is given and no append acknowledged that is not on
+        disk."""
         disk, name = node.disk, node.id
         match rpc:
             case VoteReply(granted=True):
@@ -875,6 +908,8 @@ class Simulator:
                 self.wake(node, 0.0)
 
     def converge(self) -> None:
+        """RAFT.md scenarios 7, 9, 20: in the end there is one leader, all are level, and it
+        lasts."""
         self.run_until(self.time + STRAGGLE_SECONDS + 0.5)
         end = self.time + HEAL_SECONDS_MAX
         while not self.has_converged():
@@ -904,7 +939,8 @@ class Simulator:
         self.check_acknowledged()
 
     def check_acknowledged(self) -> None:
-        """Every acknowledged proposal is there, once; so is every other, at most."""
+        """RAFT.md scenario 23: every acknowledged proposal is there, once; so is every other, at
+        most."""
         seen: dict[int, int] = {}
         for entry in self.oracle.committed:
             if entry.kind is EntryKind.DATA:

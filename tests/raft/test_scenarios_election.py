@@ -42,7 +42,7 @@ def heartbeat(sender: str, receiver: str, term: int, commit: int = 0) -> Heartbe
 
 
 def test_a_node_votes_once_a_term_and_again_for_the_same_candidate() -> None:
-    """RAFT.md 1; Raft §5.2."""
+    """RAFT.md scenario 1; Raft §5.2."""
     cluster = Cluster()
     assert cluster.receive(vote("n2", "n1", 1)).persist is not None
     assert cluster.fly(VoteReply) == [granted("n1", "n2", 1)]
@@ -53,7 +53,7 @@ def test_a_node_votes_once_a_term_and_again_for_the_same_candidate() -> None:
 
 
 def test_a_vote_is_on_disk_before_it_is_told() -> None:
-    """RAFT.md 1; Raft figure 2, "updated on stable storage before responding"."""
+    """RAFT.md scenario 1; Raft figure 2, "updated on stable storage before responding"."""
     cluster = Cluster()
     cluster.slow = {"n1"}
     cluster.receive(vote("n2", "n1", 1))
@@ -64,7 +64,7 @@ def test_a_vote_is_on_disk_before_it_is_told() -> None:
 
 
 def test_a_vote_holds_across_a_crash() -> None:
-    """RAFT.md 1, 2: term and vote are one write, and both are there after a crash."""
+    """RAFT.md scenarios 1, 2: term and vote are one write, and both are there after a crash."""
     cluster = Cluster()
     cluster.receive(vote("n2", "n1", 1))
     cluster.flying.clear()
@@ -75,7 +75,7 @@ def test_a_vote_holds_across_a_crash() -> None:
 
 
 def test_a_vote_lost_in_a_crash_was_never_told() -> None:
-    """RAFT.md 1: the reply waits for the write, and dies with it."""
+    """RAFT.md scenario 1: the reply waits for the write, and dies with it."""
     cluster = Cluster()
     cluster.slow = {"n1"}
     cluster.receive(vote("n2", "n1", 1))
@@ -87,7 +87,7 @@ def test_a_vote_lost_in_a_crash_was_never_told() -> None:
 
 
 def test_a_vote_of_an_older_term_is_not_told_when_its_write_ends() -> None:
-    """RAFT.md 1, 19: what was held is looked at again in the term of its release."""
+    """RAFT.md scenarios 1, 19: what was held is looked at again in the term of its release."""
     cluster = Cluster()
     cluster.slow = {"n1"}
     cluster.receive(vote("n2", "n1", 1))
@@ -97,7 +97,7 @@ def test_a_vote_of_an_older_term_is_not_told_when_its_write_ends() -> None:
 
 
 def test_a_candidate_asks_and_votes_for_itself_only_when_that_is_on_disk() -> None:
-    """RAFT.md 1; Raft §5.2."""
+    """RAFT.md scenario 1; Raft §5.2."""
     cluster = Cluster()
     cluster.slow = {"n1"}
     cluster.now = 2.0
@@ -114,7 +114,7 @@ def test_a_candidate_asks_and_votes_for_itself_only_when_that_is_on_disk() -> No
 
 @pytest.mark.parametrize("why", ["a leader of the term", "a transfer", "no majority"])
 def test_stepping_down_never_clears_a_vote_of_the_same_term(why: str) -> None:
-    """RAFT.md 2; NATS#7698, CCF#8094."""
+    """RAFT.md scenario 2; NATS#7698, CCF#8094."""
     cluster = Cluster()
     if why == "a transfer":
         cluster.receive(TimeoutNow(sender="n2", receiver="n1", term=0))
@@ -136,7 +136,7 @@ def test_stepping_down_never_clears_a_vote_of_the_same_term(why: str) -> None:
 
 
 def test_a_leader_that_steps_down_keeps_its_vote() -> None:
-    """RAFT.md 2."""
+    """RAFT.md scenario 2."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.advance(3.0, "n1")
@@ -145,7 +145,7 @@ def test_a_leader_that_steps_down_keeps_its_vote() -> None:
 
 
 def test_votes_are_tallied_by_voter() -> None:
-    """RAFT.md 3: duplicates, older terms and those who are no voters do not count."""
+    """RAFT.md scenario 3: duplicates, older terms and those who are no voters do not count."""
     cluster = Cluster(5, learners=1, outside=1)
     cluster.now = 2.0
     cluster.step("n1")
@@ -160,7 +160,7 @@ def test_votes_are_tallied_by_voter() -> None:
 
 
 def test_pre_votes_are_tallied_by_voter_and_question() -> None:
-    """RAFT.md 3, 8."""
+    """RAFT.md scenarios 3, 8."""
     cluster = Cluster(5, terms={"n1": 4})
     cluster.now = 2.0
     cluster.step("n1")
@@ -185,7 +185,7 @@ def test_pre_votes_are_tallied_by_voter_and_question() -> None:
 def test_a_log_is_up_to_date_by_its_last_term_then_by_its_length(
     log: list[int], candidate: tuple[int, int], yes: bool
 ) -> None:
-    """RAFT.md 4; Raft §5.4.1."""
+    """RAFT.md scenario 4; Raft §5.4.1."""
     cluster = Cluster(logs={"n1": log}, terms={"n1": 5})
     index, term = candidate
     cluster.receive(pre_vote("n2", "n1", 6, index=index, log_term=term))
@@ -195,7 +195,7 @@ def test_a_log_is_up_to_date_by_its_last_term_then_by_its_length(
 
 
 def test_requests_of_an_older_term_are_refused_or_dropped() -> None:
-    """RAFT.md 5; Raft §5.1."""
+    """RAFT.md scenario 5; Raft §5.1."""
     cluster = Cluster(terms={"n1": 5})
     cluster.receive(vote("n2", "n1", 4))
     cluster.receive(TimeoutNow(sender="n2", receiver="n1", term=4))
@@ -211,7 +211,7 @@ def test_requests_of_an_older_term_are_refused_or_dropped() -> None:
 
 @pytest.mark.parametrize("role", list(Role))
 def test_a_higher_term_demotes_any_role(role: Role) -> None:
-    """RAFT.md 5; Raft §5.1."""
+    """RAFT.md scenario 5; Raft §5.1."""
     cluster = Cluster()
     cluster.now = 2.0
     if role is not Role.FOLLOWER:
@@ -230,7 +230,7 @@ def test_a_higher_term_demotes_any_role(role: Role) -> None:
 
 
 def test_a_leader_of_an_older_term_learns_of_the_newer_one() -> None:
-    """RAFT.md 5, 8: or a node whose term is ahead could never join again."""
+    """RAFT.md scenarios 5, 8: or a node whose term is ahead could never join again."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster["n3"].term = 9
@@ -240,7 +240,7 @@ def test_a_leader_of_an_older_term_learns_of_the_newer_one() -> None:
 
 
 def test_a_candidate_yields_to_the_leader_of_its_term_only() -> None:
-    """RAFT.md 6; Raft §5.2."""
+    """RAFT.md scenario 6; Raft §5.2."""
     cluster = Cluster()
     cluster.now = 2.0
     cluster.step("n1")
@@ -253,7 +253,7 @@ def test_a_candidate_yields_to_the_leader_of_its_term_only() -> None:
 
 @pytest.mark.parametrize("size", [3, 5])
 def test_split_votes_are_resolved_by_waiting_differently_long(size: int) -> None:
-    """RAFT.md 7; Raft §5.2: all stand at once, then the shortest wait wins."""
+    """RAFT.md scenario 7; Raft §5.2: all stand at once, then the shortest wait wins."""
     cluster = Cluster(size)
     names = sorted(cluster.cores)
     for name in names:
@@ -267,7 +267,7 @@ def test_split_votes_are_resolved_by_waiting_differently_long(size: int) -> None
 
 
 def test_waits_are_drawn_anew_between_one_and_two_timeouts() -> None:
-    """RAFT.md 7; Raft §9.3."""
+    """RAFT.md scenario 7; Raft §9.3."""
     cluster = Cluster()
     deadlines = []
     for fraction in (0.0, 0.25, 1.0):
@@ -278,7 +278,7 @@ def test_waits_are_drawn_anew_between_one_and_two_timeouts() -> None:
 
 
 def test_a_pre_vote_changes_nothing() -> None:
-    """RAFT.md 8; dissertation §9.6."""
+    """RAFT.md scenario 8; dissertation §9.6."""
     cluster = Cluster()
     before = cluster.step("n1").deadline
     effects = cluster.receive(pre_vote("n2", "n1", 7))
@@ -289,7 +289,7 @@ def test_a_pre_vote_changes_nothing() -> None:
 
 
 def test_a_stale_log_cannot_campaign() -> None:
-    """RAFT.md 8: its term stays where it is, so that it disturbs nobody."""
+    """RAFT.md scenario 8: its term stays where it is, so that it disturbs nobody."""
     cluster = Cluster(logs={"n1": [1], "n2": [1, 1], "n3": [1, 1]})
     cluster.now = 1.2  # only n1's wait is over
     cluster.step("n1")
@@ -299,7 +299,7 @@ def test_a_stale_log_cannot_campaign() -> None:
 
 
 def test_a_pre_candidate_that_is_behind_learns_the_term() -> None:
-    """RAFT.md 8."""
+    """RAFT.md scenario 8."""
     cluster = Cluster(terms={"n1": 1, "n2": 5, "n3": 5})
     cluster.now = 1.2
     cluster.step("n1")
@@ -312,7 +312,7 @@ def test_a_pre_candidate_that_is_behind_learns_the_term() -> None:
 
 
 def test_a_node_that_was_cut_off_does_not_depose_a_healthy_leader() -> None:
-    """RAFT.md 9; etcd DisruptiveFollowerPreVote."""
+    """RAFT.md scenario 9; etcd DisruptiveFollowerPreVote."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.advance(9.0, "n1", "n2")
@@ -327,7 +327,7 @@ def test_a_node_that_was_cut_off_does_not_depose_a_healthy_leader() -> None:
 
 
 def test_a_vote_request_is_ignored_while_a_leader_is_heard() -> None:
-    """RAFT.md 9; dissertation §4.2.3: not even the term changes."""
+    """RAFT.md scenario 9; dissertation §4.2.3: not even the term changes."""
     cluster = Cluster()
     cluster.elect("n1")
     for name in ("n1", "n2"):
@@ -341,7 +341,7 @@ def test_a_vote_request_is_ignored_while_a_leader_is_heard() -> None:
 
 
 def test_a_leader_that_no_majority_answers_steps_down_in_time() -> None:
-    """RAFT.md 10; dissertation §6.2: two timeouts at most; what waits is refused."""
+    """RAFT.md scenario 10; dissertation §6.2: two timeouts at most; what waits is refused."""
     cluster = Cluster()
     cluster.elect("n1")
     token = cluster.read("n1")
@@ -352,7 +352,7 @@ def test_a_leader_that_no_majority_answers_steps_down_in_time() -> None:
 
 
 def test_a_leader_that_a_majority_answers_stays() -> None:
-    """RAFT.md 10."""
+    """RAFT.md scenario 10."""
     cluster = Cluster(5)
     cluster.elect("n1")
     cluster.advance(10.0, "n1", "n2", "n3")
@@ -371,7 +371,7 @@ def test_a_leader_that_a_majority_answers_stays() -> None:
     ],
 )
 def test_partial_connectivity_reaches_a_stable_leader(cut: set[tuple[str, str]]) -> None:
-    """RAFT.md 11; openraft t14_one_way_isolation."""
+    """RAFT.md scenario 11; openraft t14_one_way_isolation."""
     cluster = Cluster()
     cluster.elect("n1")
 
@@ -389,7 +389,7 @@ def test_partial_connectivity_reaches_a_stable_leader(cut: set[tuple[str, str]])
 
 
 def test_a_single_voter_leads_again_after_a_restart() -> None:
-    """RAFT.md 12."""
+    """RAFT.md scenario 12."""
     cluster = Cluster(1)
     cluster.advance(2.0)
     cluster.propose("n1", b"kept")
@@ -400,7 +400,7 @@ def test_a_single_voter_leads_again_after_a_restart() -> None:
 
 
 def test_learners_and_strangers_never_campaign() -> None:
-    """RAFT.md 12."""
+    """RAFT.md scenario 12."""
     cluster = Cluster(1, learners=1, outside=1)
     for name in ("n2", "n3"):
         cluster.now += 10.0
@@ -411,14 +411,14 @@ def test_learners_and_strangers_never_campaign() -> None:
 
 
 def test_a_learner_that_is_asked_for_its_vote_gives_it() -> None:
-    """RAFT.md 12; etcd campaign_learner_must_vote: it may have been promoted and not know."""
+    """RAFT.md scenario 12; etcd campaign_learner_must_vote: promoted, it may not know it yet."""
     cluster = Cluster(3, learners=1)
     cluster.receive(vote("n1", "n4", 1))
     assert cluster.fly(VoteReply) == [granted("n4", "n1", 1)]
 
 
 def test_a_learner_forgets_a_leader_that_it_does_not_hear() -> None:
-    """RAFT.md 12: what it is asked must not be forwarded to the dead."""
+    """RAFT.md scenario 12: what it is asked must not be forwarded to the dead."""
     cluster = Cluster(3, learners=1)
     cluster.elect("n1")
     assert cluster["n4"].leader == "n1"
@@ -428,7 +428,7 @@ def test_a_learner_forgets_a_leader_that_it_does_not_hear() -> None:
 
 
 def test_after_a_restart_of_all_with_staggered_logs_nothing_committed_is_lost() -> None:
-    """RAFT.md 13: of three logs the one without the committed entry cannot win."""
+    """RAFT.md scenario 13: of three logs the one without the committed entry cannot win."""
     cluster = Cluster(logs={"n1": [1], "n2": [1, 1, 1], "n3": [1, 1]})  # 2 is on a majority
     for name in cluster.cores:
         cluster.start(name)
@@ -441,7 +441,7 @@ def test_after_a_restart_of_all_with_staggered_logs_nothing_committed_is_lost() 
 
 
 def test_a_paused_follower_that_finds_news_of_its_leader_does_not_stand() -> None:
-    """RAFT.md 9, 45: what came in is looked at before the deadline is."""
+    """RAFT.md scenario 9: what came in is looked at before the deadline is."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.now += 60.0

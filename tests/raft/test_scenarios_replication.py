@@ -59,7 +59,7 @@ def accepted(index: int, *, term: int, sender: str = "n2", receiver: str = "n1")
 
 @pytest.mark.parametrize("name", list(FIGURE_7))
 def test_the_logs_of_figure_7_converge(name: str) -> None:
-    """RAFT.md 14; Raft §5.3, figure 7."""
+    """RAFT.md scenario 14; Raft §5.3, figure 7."""
     cluster = Cluster(
         logs={"n1": LEADER, "n2": FIGURE_7[name], "n3": LEADER}, terms={"n1": 7, "n2": 7, "n3": 7}
     )
@@ -70,7 +70,7 @@ def test_the_logs_of_figure_7_converge(name: str) -> None:
 
 
 def test_a_conflict_skips_whole_terms() -> None:
-    """RAFT.md 14; Raft §5.3: one refusal a term, not one an entry."""
+    """RAFT.md scenario 14; Raft §5.3: one refusal a term, not one an entry."""
     cluster = Cluster(
         logs={"n1": [1] + [4] * 50, "n2": [1] + [2] * 30 + [3] * 30, "n3": [1] + [4] * 50},
         terms={"n1": 4, "n2": 4, "n3": 4},
@@ -91,7 +91,7 @@ def test_a_conflict_skips_whole_terms() -> None:
 
 
 def test_entries_of_an_earlier_term_are_not_committed_by_counting() -> None:
-    """RAFT.md 15; Raft §5.4.2, figure 8: on a majority, and still not committed."""
+    """RAFT.md scenario 15; Raft §5.4.2, figure 8: on a majority, and still not committed."""
     cluster = Cluster(5, logs={"n1": [1, 2], "n2": [1, 2], "n5": [1, 3]}, terms={"n1": 3})
     cluster.slow = {"n1"}  # its no-op does not reach its own disk yet …
     cluster.now = 1.1
@@ -110,7 +110,7 @@ def test_entries_of_an_earlier_term_are_not_committed_by_counting() -> None:
 
 
 def test_the_no_op_of_a_new_leader_commits_what_is_there() -> None:
-    """RAFT.md 15; Raft §8: without any proposal."""
+    """RAFT.md scenario 15; Raft §8: without any proposal."""
     cluster = Cluster(logs={"n1": [1, 1], "n2": [1, 1], "n3": [1]})
     cluster.elect("n1")
     assert [entry.kind for entry in cluster.applied["n1"]] == [
@@ -122,7 +122,7 @@ def test_the_no_op_of_a_new_leader_commits_what_is_there() -> None:
 
 
 def test_a_delayed_append_never_truncates_what_matches() -> None:
-    """RAFT.md 16; Raft §5.3; async-raft and PySyncObj lost entries so."""
+    """RAFT.md scenario 16; Raft §5.3; async-raft and PySyncObj lost entries so."""
     cluster = Cluster()
     cluster.receive(append((0, 0), [1, 1, 1, 1], term=1))
     late = append((0, 0), [1, 1], term=1)
@@ -135,7 +135,7 @@ def test_a_delayed_append_never_truncates_what_matches() -> None:
 
 
 def test_appends_may_come_in_any_order_and_twice() -> None:
-    """RAFT.md 16; etcd LogReplicationWithReorderedMessage."""
+    """RAFT.md scenario 16; etcd LogReplicationWithReorderedMessage."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.flying.clear()
@@ -150,7 +150,7 @@ def test_appends_may_come_in_any_order_and_twice() -> None:
 
 
 def test_a_real_conflict_truncates() -> None:
-    """RAFT.md 16; Raft §5.3."""
+    """RAFT.md scenario 16; Raft §5.3."""
     cluster = Cluster(logs={"n2": [1, 1, 2, 2]})
     effects = cluster.receive(append((2, 1), [3], term=3))
     assert effects.persist is not None
@@ -160,7 +160,7 @@ def test_a_real_conflict_truncates() -> None:
 
 
 def test_truncated_twice_in_one_step_the_write_says_so_once() -> None:
-    """RAFT.md 16, 25: what was never written is not written; the lower index counts."""
+    """RAFT.md scenario 16: what was never written is not written; the lower index counts."""
     cluster = Cluster(logs={"n2": [1, 1, 2, 2]})
     effects = cluster.step(
         "n2",
@@ -176,7 +176,7 @@ def test_truncated_twice_in_one_step_the_write_says_so_once() -> None:
 
 @pytest.mark.parametrize(("commit", "expected"), [(1, 1), (3, 3), (9, 3)])
 def test_a_follower_commits_no_further_than_what_was_verified(commit: int, expected: int) -> None:
-    """RAFT.md 17; Raft §5.3: the log may hold more, of another history."""
+    """RAFT.md scenario 17; Raft §5.3: the log may hold more, of another history."""
     cluster = Cluster(logs={"n2": [1, 1, 1, 2, 2]})
     cluster.receive(append((2, 1), [1], term=3, commit=commit))
     assert cluster["n2"].committed_index == expected
@@ -184,7 +184,7 @@ def test_a_follower_commits_no_further_than_what_was_verified(commit: int, expec
 
 
 def test_a_commit_index_never_runs_back() -> None:
-    """RAFT.md 17."""
+    """RAFT.md scenario 17."""
     cluster = Cluster()
     cluster.receive(append((0, 0), [1, 1, 1], term=1, commit=3))
     cluster.receive(append((0, 0), [1, 1, 1], term=1, commit=1))
@@ -194,7 +194,7 @@ def test_a_commit_index_never_runs_back() -> None:
 
 
 def test_a_heartbeat_commits_no_more_than_the_follower_acknowledged() -> None:
-    """RAFT.md 17: the receiver's log beyond that may be of another history."""
+    """RAFT.md scenario 17: the receiver's log beyond that may be of another history."""
     cluster = Cluster(logs={"n1": [1, 1, 3], "n2": [1, 1, 3], "n3": [1, 1, 2]}, terms={"n3": 3})
     cluster.elect("n1", "n2")
     cluster.now += 0.1
@@ -204,7 +204,7 @@ def test_a_heartbeat_commits_no_more_than_the_follower_acknowledged() -> None:
 
 
 def test_an_append_without_entries_finds_a_conflict() -> None:
-    """RAFT.md 18."""
+    """RAFT.md scenario 18."""
     cluster = Cluster(logs={"n2": [1, 2, 2]})
     cluster.receive(append((3, 3), [], term=3))
     (reply,) = cluster.fly(AppendReply)
@@ -218,7 +218,7 @@ def test_an_append_without_entries_finds_a_conflict() -> None:
 
 
 def test_acknowledgements_of_an_older_term_are_ignored() -> None:
-    """RAFT.md 19; etcd append_aba_race: what was acknowledged then may be truncated since."""
+    """RAFT.md scenario 19; etcd append_aba_race: what was acknowledged may be truncated."""
     cluster = Cluster()
     cluster.elect("n1")
     for _ in range(5):
@@ -240,7 +240,7 @@ def test_acknowledgements_of_an_older_term_are_ignored() -> None:
 
 
 def test_a_write_that_ends_in_another_term_acknowledges_nothing() -> None:
-    """RAFT.md 19; canonical newTermWhileAppending."""
+    """RAFT.md scenario 19; canonical newTermWhileAppending."""
     cluster = Cluster()
     cluster.slow = {"n2"}
     cluster.receive(append((0, 0), [1, 1, 1], term=1))
@@ -250,7 +250,7 @@ def test_a_write_that_ends_in_another_term_acknowledges_nothing() -> None:
 
 
 def test_an_append_is_acknowledged_when_it_is_on_disk() -> None:
-    """RAFT.md 24; also when it was there in memory already."""
+    """RAFT.md scenario 24; also when it was there in memory already."""
     cluster = Cluster()
     cluster.slow = {"n2"}
     cluster.receive(append((0, 0), [1, 1], term=1))
@@ -269,7 +269,7 @@ def test_an_append_is_acknowledged_when_it_is_on_disk() -> None:
 
 
 def test_writes_end_in_order_and_each_releases_its_own() -> None:
-    """RAFT.md 24: the first of two writes acknowledges the first append only."""
+    """RAFT.md scenario 24: the first of two writes acknowledges the first append only."""
     cluster = Cluster()
     cluster.slow = {"n2"}
     first = cluster.receive(append((0, 0), [1], term=1)).persist_number
@@ -282,7 +282,7 @@ def test_writes_end_in_order_and_each_releases_its_own() -> None:
 
 
 def test_a_lost_append_is_found_at_the_next_heartbeat() -> None:
-    """RAFT.md 20: and the peer is level without any further proposal."""
+    """RAFT.md scenario 20: and the peer is level without any further proposal."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.propose("n1")
@@ -295,7 +295,7 @@ def test_a_lost_append_is_found_at_the_next_heartbeat() -> None:
 
 
 def test_a_lost_probe_is_repeated_at_the_next_heartbeat() -> None:
-    """RAFT.md 20; etcd heartbeat_resp_recovers_from_probing."""
+    """RAFT.md scenario 20; etcd heartbeat_resp_recovers_from_probing."""
     cluster = Cluster()
     cluster.elect("n1", "n3")
     assert cluster["n1"].progress["n2"].mode is Mode.PROBE
@@ -305,7 +305,7 @@ def test_a_lost_probe_is_repeated_at_the_next_heartbeat() -> None:
 
 
 def test_an_unreachable_peer_is_probed() -> None:
-    """RAFT.md 20."""
+    """RAFT.md scenario 20."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.propose("n1")
@@ -318,7 +318,7 @@ def test_an_unreachable_peer_is_probed() -> None:
 
 
 def test_an_unanswered_probe_goes_out_once() -> None:
-    """RAFT.md 20: not with each proposal."""
+    """RAFT.md scenario 20: not with each proposal."""
     cluster = Cluster()
     cluster.elect("n1", "n3")
     for _ in range(5):
@@ -349,7 +349,7 @@ def window(**options: int) -> Cluster:
 
 
 def test_the_window_is_bounded_by_count() -> None:
-    """RAFT.md 21; etcd replicate_pause: and it does not delay the others' commit."""
+    """RAFT.md scenario 21; etcd replicate_pause: and it does not delay the others' commit."""
     cluster = window(window_appends_max=2)
     for _ in range(6):
         cluster.propose("n1")
@@ -363,7 +363,7 @@ def test_the_window_is_bounded_by_count() -> None:
 
 
 def test_the_window_is_bounded_by_bytes() -> None:
-    """RAFT.md 21."""
+    """RAFT.md scenario 21."""
     cluster = window(window_bytes_max=250, append_bytes_max=100)
     for _ in range(6):
         cluster.propose("n1", b"." * 100)
@@ -376,7 +376,7 @@ def test_the_window_is_bounded_by_bytes() -> None:
 
 
 def test_an_append_takes_as_many_entries_as_fit_but_at_least_one() -> None:
-    """RAFT.md 21."""
+    """RAFT.md scenario 21."""
     cluster = window(append_bytes_max=10)
     token = iter(range(1, 9))
     sizes = (4, 4, 4, 50, 4)
@@ -386,7 +386,7 @@ def test_an_append_takes_as_many_entries_as_fit_but_at_least_one() -> None:
 
 
 def test_beyond_the_cap_on_uncommitted_bytes_proposals_are_refused() -> None:
-    """RAFT.md 22; etcd BoundedLogGrowthWithPartition: until a majority is back."""
+    """RAFT.md scenario 22; etcd BoundedLogGrowthWithPartition: until a majority is back."""
     cluster = window(uncommitted_bytes_max=100)
     first, second = cluster.propose("n1", b"." * 60), cluster.propose("n1", b"." * 60)
     assert first in cluster.taken
@@ -399,7 +399,7 @@ def test_beyond_the_cap_on_uncommitted_bytes_proposals_are_refused() -> None:
 
 
 def test_a_new_leader_counts_what_it_found_uncommitted() -> None:
-    """RAFT.md 22."""
+    """RAFT.md scenario 22."""
     options = replace(Cluster().options, uncommitted_bytes_max=12)
     cluster = Cluster(logs={name: [1] * 5 for name in ("n1", "n2", "n3")}, options=options)
     cluster.now = 1.1
@@ -412,7 +412,7 @@ def test_a_new_leader_counts_what_it_found_uncommitted() -> None:
 
 
 def test_entries_are_applied_once_and_in_order() -> None:
-    """RAFT.md 23; also when they come in one step."""
+    """RAFT.md scenario 23; also when they come in one step."""
     cluster = Cluster()
     cluster.receive(append((0, 0), [1, 1, 1, 1], term=1, commit=2))
     cluster.receive(append((4, 1), [1], term=1, commit=4))
@@ -422,7 +422,7 @@ def test_entries_are_applied_once_and_in_order() -> None:
 
 
 def test_after_a_restart_entries_are_applied_anew_behind_the_snapshot() -> None:
-    """RAFT.md 23."""
+    """RAFT.md scenario 23."""
     membership = members(["n1"])
     core = Core(
         "n1",
@@ -441,7 +441,7 @@ def test_after_a_restart_entries_are_applied_anew_behind_the_snapshot() -> None:
 
 
 def test_nothing_is_committed_before_a_majority_has_it_on_disk() -> None:
-    """RAFT.md 24."""
+    """RAFT.md scenario 24."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.slow = {"n2", "n3"}
@@ -454,7 +454,7 @@ def test_nothing_is_committed_before_a_majority_has_it_on_disk() -> None:
 
 
 def test_a_single_node_commits_when_its_own_disk_has_it() -> None:
-    """RAFT.md 24; etcd#14370."""
+    """RAFT.md scenario 24; etcd#14370."""
     cluster = Cluster(1)
     cluster.elect("n1")
     cluster.slow = {"n1"}
@@ -465,7 +465,7 @@ def test_a_single_node_commits_when_its_own_disk_has_it() -> None:
 
 
 def test_a_leader_whose_own_disk_is_slow_commits_with_the_others() -> None:
-    """RAFT.md 24; dissertation §10.2.1: its disk works in parallel to the sends."""
+    """RAFT.md scenario 24; dissertation §10.2.1: its disk works in parallel to the sends."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.slow = {"n1"}
@@ -479,7 +479,7 @@ def test_a_leader_whose_own_disk_is_slow_commits_with_the_others() -> None:
 
 
 def test_a_follower_accepts_proposals_for_nobody() -> None:
-    """RAFT.md 47: the driver forwards them, with the term."""
+    """RAFT.md scenario 47: the driver forwards them, with the term."""
     cluster = Cluster()
     cluster.elect("n1")
     token = cluster.propose("n2")
@@ -487,7 +487,7 @@ def test_a_follower_accepts_proposals_for_nobody() -> None:
 
 
 def test_an_answer_to_what_nobody_asked_is_ignored() -> None:
-    """RAFT.md 3, 40: a peer that is not, or is no longer, a member."""
+    """RAFT.md scenarios 3, 40: a peer that is not, or is no longer, a member."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.receive(accepted(1, term=1, sender="n9"))
@@ -501,7 +501,7 @@ def test_an_answer_to_what_nobody_asked_is_ignored() -> None:
 
 
 def test_a_stale_refusal_does_not_lead_back_to_probing() -> None:
-    """RAFT.md 20: what it says is long since overtaken."""
+    """RAFT.md scenario 20: what it says is long since overtaken."""
     cluster = Cluster()
     cluster.elect("n1")
     for _ in range(4):

@@ -28,7 +28,7 @@ def led(size: int = 3, *, learners: int = 0) -> Cluster:
 
 
 def test_leadership_goes_to_a_current_voter_at_once() -> None:
-    """RAFT.md 43; dissertation §3.10: no timeout passes."""
+    """RAFT.md scenario 43; dissertation §3.10: no timeout passes."""
     cluster = led()
     before = cluster.now
     assert cluster.transfer("n1", "n3") in cluster.taken
@@ -39,7 +39,7 @@ def test_leadership_goes_to_a_current_voter_at_once() -> None:
 
 
 def test_leadership_goes_to_a_lagging_voter_once_it_has_all() -> None:
-    """RAFT.md 43: until then proposals are refused, and none is lost."""
+    """RAFT.md scenario 43: until then proposals are refused, and none is lost."""
     cluster = led()
     for _ in range(3):
         cluster.propose("n1")
@@ -54,7 +54,7 @@ def test_leadership_goes_to_a_lagging_voter_once_it_has_all() -> None:
 
 
 def test_a_transfer_to_a_dead_voter_ends_and_the_leader_serves_on() -> None:
-    """RAFT.md 43: within an election timeout."""
+    """RAFT.md scenario 43: within an election timeout."""
     cluster = led()
     cluster.propose("n1")
     cluster.deliver_only("n1", "n2")
@@ -68,7 +68,7 @@ def test_a_transfer_to_a_dead_voter_ends_and_the_leader_serves_on() -> None:
 
 
 def test_the_loss_of_the_last_word_costs_a_timeout_only() -> None:
-    """RAFT.md 43."""
+    """RAFT.md scenario 43."""
     cluster = led()
     cluster.transfer("n1", "n3")
     assert len(cluster.fly(TimeoutNow)) == 1
@@ -78,7 +78,7 @@ def test_the_loss_of_the_last_word_costs_a_timeout_only() -> None:
 
 
 def test_a_transfer_to_oneself_is_done_already() -> None:
-    """RAFT.md 43."""
+    """RAFT.md scenario 43."""
     cluster = led()
     token = cluster.transfer("n1", "n1")
     assert token in cluster.taken
@@ -88,14 +88,14 @@ def test_a_transfer_to_oneself_is_done_already() -> None:
 
 @pytest.mark.parametrize("target", ["n4", "n9"])
 def test_leadership_does_not_go_to_learners_and_strangers(target: str) -> None:
-    """RAFT.md 43."""
+    """RAFT.md scenario 43."""
     cluster = led(learners=1)
     token = cluster.transfer("n1", target)
     assert cluster.refused == {token: Refusal.NOT_A_VOTER}
 
 
 def test_of_two_transfers_the_second_is_refused_unless_it_is_the_same() -> None:
-    """RAFT.md 43."""
+    """RAFT.md scenario 43."""
     cluster = led()
     cluster.propose("n1")
     cluster.fly(Append)
@@ -107,14 +107,14 @@ def test_of_two_transfers_the_second_is_refused_unless_it_is_the_same() -> None:
 
 
 def test_a_follower_hands_nothing_over() -> None:
-    """RAFT.md 43."""
+    """RAFT.md scenario 43."""
     cluster = led()
     token = cluster.transfer("n2", "n3")
     assert cluster.refused == {token: Refusal.NOT_LEADER}
 
 
 def test_the_vote_of_a_transfer_overrides_stickiness_and_no_other_does() -> None:
-    """RAFT.md 43, 9; dissertation §4.2.3."""
+    """RAFT.md scenarios 43, 9; dissertation §4.2.3."""
     cluster = led()
     cluster.transfer("n1", "n3")
     (last_word,) = cluster.fly(TimeoutNow)
@@ -127,7 +127,7 @@ def test_the_vote_of_a_transfer_overrides_stickiness_and_no_other_does() -> None
 
 
 def test_a_repeated_last_word_of_an_older_term_does_nothing() -> None:
-    """RAFT.md 43."""
+    """RAFT.md scenario 43."""
     cluster = led()
     cluster.transfer("n1", "n3")
     (last_word,) = cluster.fly(TimeoutNow)
@@ -137,7 +137,7 @@ def test_a_repeated_last_word_of_an_older_term_does_nothing() -> None:
 
 
 def test_a_read_waits_for_answers_to_a_round_that_began_after_it() -> None:
-    """RAFT.md 44; dissertation §6.4; etcd raft#397."""
+    """RAFT.md scenario 44; dissertation §6.4; etcd raft#397."""
     cluster = led()
     old = HeartbeatReply(sender="n2", receiver="n1", term=1, round=0)
     token = cluster.read("n1")
@@ -151,7 +151,7 @@ def test_a_read_waits_for_answers_to_a_round_that_began_after_it() -> None:
 
 
 def test_the_reads_of_a_step_share_a_round_and_later_ones_do_not() -> None:
-    """RAFT.md 44; etcd ReadOnlyDuplicateRequest: each token is answered once."""
+    """RAFT.md scenario 44; etcd ReadOnlyDuplicateRequest: each token is answered once."""
     cluster = led()
     cluster.step("n1", Read(1), Read(2))
     first = cluster.fly(Heartbeat)
@@ -167,7 +167,7 @@ def test_the_reads_of_a_step_share_a_round_and_later_ones_do_not() -> None:
 
 
 def test_a_read_on_a_new_leader_waits_for_its_first_commit() -> None:
-    """RAFT.md 44; Raft §8; etcd ReadOnlyForNewLeader, RedisRaft#22."""
+    """RAFT.md scenario 44; Raft §8; etcd ReadOnlyForNewLeader, RedisRaft#22."""
     cluster = Cluster(logs={"n1": [1, 1], "n2": [1, 1], "n3": [1, 1]})
     cluster.now = 1.1
     cluster.step("n1")
@@ -184,7 +184,7 @@ def test_a_read_on_a_new_leader_waits_for_its_first_commit() -> None:
 
 
 def test_a_change_of_leader_fails_the_reads_that_wait() -> None:
-    """RAFT.md 44: they are refused, not forgotten; also the early ones."""
+    """RAFT.md scenario 44: they are refused, not forgotten; also the early ones."""
     cluster = led()
     token = cluster.read("n1")
     cluster.fly(Heartbeat)
@@ -193,14 +193,14 @@ def test_a_change_of_leader_fails_the_reads_that_wait() -> None:
 
 
 def test_a_follower_serves_no_read() -> None:
-    """RAFT.md 44: the driver asks the leader for the index."""
+    """RAFT.md scenario 44: the driver asks the leader for the index."""
     cluster = led()
     token = cluster.read("n2")
     assert cluster.refused == {token: Refusal.NOT_LEADER}
 
 
 def test_a_single_node_serves_reads_at_once() -> None:
-    """RAFT.md 44."""
+    """RAFT.md scenario 44."""
     cluster = led(1)
     token = cluster.read("n1")
     assert cluster.readable == {token: 1}
@@ -208,7 +208,7 @@ def test_a_single_node_serves_reads_at_once() -> None:
 
 @pytest.mark.parametrize("size", [3, 5])
 def test_a_deposed_leader_that_was_paused_serves_nothing_stale(size: int) -> None:
-    """RAFT.md 45; etcd#20418, tikv#10011: there is no lease that a pause could outlive."""
+    """RAFT.md scenario 45; etcd#20418, tikv#10011: there is no lease that a pause could outlive."""
     cluster = led(size)
     others = [name for name in cluster.cores if name != "n1"]
     cluster.elect("n2", *others)
@@ -223,7 +223,7 @@ def test_a_deposed_leader_that_was_paused_serves_nothing_stale(size: int) -> Non
 
 
 def test_what_is_taken_says_the_term_in_which_it_counts() -> None:
-    """RAFT.md 47; NRGTermFencedProposals: another entry may come in its place."""
+    """RAFT.md scenario 47; NRGTermFencedProposals: another entry may come in its place."""
     cluster = led()
     token = cluster.propose("n1", b"lost")
     assert cluster.taken == {token: (2, 1)}
@@ -235,7 +235,7 @@ def test_what_is_taken_says_the_term_in_which_it_counts() -> None:
 
 
 def test_a_leader_whose_disk_hangs_gives_way() -> None:
-    """RAFT.md 48; hashicorp/raft#503: another leads within a few timeouts."""
+    """RAFT.md scenario 48; hashicorp/raft#503: another leads within a few timeouts."""
     cluster = led()
     cluster.slow = {"n1"}
     cluster.propose("n1")
@@ -248,7 +248,7 @@ def test_a_leader_whose_disk_hangs_gives_way() -> None:
 
 
 def test_a_node_whose_disk_hangs_does_not_stand() -> None:
-    """RAFT.md 48: it could not even vote for itself."""
+    """RAFT.md scenario 48: it could not even vote for itself."""
     cluster = Cluster()
     cluster.slow = {"n2"}
     cluster.receive(Heartbeat(sender="n1", receiver="n2", term=1, commit=0, round=0))
@@ -262,7 +262,7 @@ def test_a_node_whose_disk_hangs_does_not_stand() -> None:
 
 
 def test_a_single_node_whose_disk_hangs_leads_on() -> None:
-    """RAFT.md 48: there is nobody to give way to."""
+    """RAFT.md scenario 48: there is nobody to give way to."""
     cluster = led(1)
     cluster.slow = {"n1"}
     cluster.propose("n1")
@@ -273,7 +273,7 @@ def test_a_single_node_whose_disk_hangs_leads_on() -> None:
 
 
 def test_a_follower_whose_disk_hangs_does_not_answer_heartbeats() -> None:
-    """RAFT.md 48; hashicorp/raft#683: a node that writes nothing does not live."""
+    """RAFT.md scenario 48; hashicorp/raft#683: a node that writes nothing does not live."""
     cluster = led()
     cluster.slow = {"n2"}
     cluster.propose("n1")

@@ -37,7 +37,7 @@ def received(mark: SnapshotMark, *, term: int = 1, sender: str = "n1") -> Snapsh
 
 
 def test_a_follower_behind_the_compacted_gets_a_snapshot_then_the_log() -> None:
-    """RAFT.md 31; Raft §7."""
+    """RAFT.md scenario 31; Raft §7."""
     cluster = behind()
     cluster.heartbeat("n1")
     progress = cluster["n1"].progress["n3"]
@@ -50,7 +50,7 @@ def test_a_follower_behind_the_compacted_gets_a_snapshot_then_the_log() -> None:
 
 
 def test_one_snapshot_is_asked_for_at_a_time() -> None:
-    """RAFT.md 31, 35: while it is under way the peer gets heartbeats only."""
+    """RAFT.md scenarios 31, 35: while it is under way the peer gets heartbeats only."""
     cluster = behind()
     cluster.heartbeat("n1")
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_one_snapshot_is_asked_for_at_a_time() -> None:
 
 
 def test_a_snapshot_that_failed_is_sent_again_once_the_peer_answers() -> None:
-    """RAFT.md 31; logcabin#174: and not in a loop without a pause."""
+    """RAFT.md scenario 31; logcabin#174: and not in a loop without a pause."""
     cluster = behind()
     cluster.heartbeat("n1")
     assert cluster.step("n1", SnapshotFailed("n3")).snapshots == []
@@ -74,7 +74,7 @@ def test_a_snapshot_that_failed_is_sent_again_once_the_peer_answers() -> None:
 
 
 def test_a_snapshot_that_was_sent_and_never_installed_is_sent_again() -> None:
-    """RAFT.md 31: the peer crashed in between; its refusal shows it."""
+    """RAFT.md scenario 31: the peer crashed in between; its refusal shows it."""
     cluster = behind()
     cluster.heartbeat("n1")
     cluster.step("n1", SnapshotSent("n3"))
@@ -86,7 +86,7 @@ def test_a_snapshot_that_was_sent_and_never_installed_is_sent_again() -> None:
 
 
 def test_the_lost_answer_to_a_snapshot_is_asked_for() -> None:
-    """RAFT.md 31: or the leader would wait for it for ever."""
+    """RAFT.md scenario 31: or the leader would wait for it for ever."""
     cluster = behind()
     cluster.heartbeat("n1")
     effects = cluster.receive(cluster.snapshot("n1", "n3"))
@@ -100,14 +100,14 @@ def test_the_lost_answer_to_a_snapshot_is_asked_for() -> None:
 
 
 def test_what_is_said_of_a_snapshot_that_is_over_is_ignored() -> None:
-    """RAFT.md 31."""
+    """RAFT.md scenario 31."""
     cluster = behind()
     cluster.step("n1", SnapshotFailed("n2"), SnapshotSent("n2"), SnapshotSent("n9"))
     assert cluster["n1"].progress["n2"].mode is Mode.REPLICATE
 
 
 def test_a_peer_whose_lost_append_is_compacted_since_gets_a_snapshot() -> None:
-    """RAFT.md 31, 20: what was in flight to it is gone from the leader's log."""
+    """RAFT.md scenarios 31, 20: what was in flight to it is gone from the leader's log."""
     cluster = Cluster()
     cluster.elect("n1")
     for _ in range(5):
@@ -123,7 +123,7 @@ def test_a_peer_whose_lost_append_is_compacted_since_gets_a_snapshot() -> None:
 
 
 def test_a_snapshot_installed_under_one_leader_is_told_to_the_next() -> None:
-    """RAFT.md 31: what it holds was committed, so that any leader has it."""
+    """RAFT.md scenario 31: what it holds was committed, so that any leader has it."""
     cluster = behind()
     cluster.heartbeat("n1")
     effects = cluster.receive(cluster.snapshot("n1", "n3"))
@@ -139,7 +139,7 @@ def test_a_snapshot_installed_under_one_leader_is_told_to_the_next() -> None:
 
 
 def test_a_snapshot_installed_without_a_leader_is_told_to_nobody() -> None:
-    """RAFT.md 31."""
+    """RAFT.md scenario 31."""
     cluster = behind()
     cluster.heartbeat("n1")
     effects = cluster.receive(cluster.snapshot("n1", "n3"))
@@ -153,7 +153,7 @@ def test_a_snapshot_installed_without_a_leader_is_told_to_nobody() -> None:
 
 
 def test_a_restart_in_the_middle_of_an_install_starts_from_what_is_on_disk() -> None:
-    """RAFT.md 31, 33: before or after it, never in between."""
+    """RAFT.md scenarios 31, 33: before or after it, never in between."""
     cluster = behind()
     cluster.heartbeat("n1")
     cluster.receive(cluster.snapshot("n1", "n3"))
@@ -168,7 +168,7 @@ def test_a_restart_in_the_middle_of_an_install_starts_from_what_is_on_disk() -> 
 
 @pytest.mark.parametrize("index", [1, 2, 3])
 def test_a_stale_snapshot_is_ignored(index: int) -> None:
-    """RAFT.md 32; openraft t31: and answered with what is committed here."""
+    """RAFT.md scenario 32; openraft t31: and answered with what is committed here."""
     cluster = Cluster(logs={"n2": [1, 1, 1, 1]})
     commit = Append(
         sender="n1", receiver="n2", term=1, prev_index=4, prev_term=1, entries=(), commit=3
@@ -182,7 +182,7 @@ def test_a_stale_snapshot_is_ignored(index: int) -> None:
 
 
 def test_a_snapshot_of_an_older_term_is_ignored() -> None:
-    """RAFT.md 32, 5: its sender hears of the newer term."""
+    """RAFT.md scenarios 32, 5: its sender hears of the newer term."""
     cluster = Cluster(terms={"n2": 5})
     effects = cluster.receive(received(SnapshotMark(9, 4, THREE), term=4))
     assert effects.restore is None
@@ -190,7 +190,7 @@ def test_a_snapshot_of_an_older_term_is_ignored() -> None:
 
 
 def test_a_matching_suffix_is_kept() -> None:
-    """RAFT.md 32; Raft §7, "retains log entries following it": nothing is installed."""
+    """RAFT.md scenario 32; Raft §7, "retains log entries following it": nothing is installed."""
     cluster = Cluster(logs={"n2": [1, 1, 1, 1]})
     effects = cluster.receive(received(SnapshotMark(2, 1, THREE)))
     assert effects.restore is None
@@ -200,7 +200,7 @@ def test_a_matching_suffix_is_kept() -> None:
 
 
 def test_a_conflicting_log_is_discarded_and_the_membership_restored() -> None:
-    """RAFT.md 32; openraft t33; Raft §7."""
+    """RAFT.md scenario 32; openraft t33; Raft §7."""
     cluster = Cluster(logs={"n2": [1, 1, 1, 1, 1]})
     grown = members(["n1", "n2", "n3", "n4"])
     effects = cluster.receive(received(SnapshotMark(3, 2, grown), term=2))
@@ -213,7 +213,7 @@ def test_a_conflicting_log_is_discarded_and_the_membership_restored() -> None:
 
 
 def test_while_installing_appends_and_other_snapshots_wait() -> None:
-    """RAFT.md 33; NRGSetupLastSnapshot: the log is being replaced."""
+    """RAFT.md scenario 33; NRGSetupLastSnapshot: the log is being replaced."""
     cluster = Cluster()
     first = cluster.receive(received(SnapshotMark(8, 1, THREE))).restore
     assert first is not None
@@ -238,7 +238,7 @@ def test_while_installing_appends_and_other_snapshots_wait() -> None:
 
 
 def test_an_append_across_the_snapshots_end_is_answered_with_what_is_committed() -> None:
-    """RAFT.md 34: its beginning is compacted, and need not be compared."""
+    """RAFT.md scenario 34: its beginning is compacted, and need not be compared."""
     cluster = Cluster()
     mark = cluster.receive(received(SnapshotMark(5, 1, THREE))).restore
     assert mark is not None
@@ -269,7 +269,7 @@ def test_an_append_across_the_snapshots_end_is_answered_with_what_is_committed()
 
 
 def test_a_conflict_below_the_compacted_ends_in_a_snapshot() -> None:
-    """RAFT.md 34: hints are capped by what the leader still has."""
+    """RAFT.md scenario 34: hints are capped by what the leader still has."""
     cluster = Cluster(
         logs={"n1": [1, 3, 3, 3], "n2": [1, 3, 3, 3], "n3": [1, 2, 2, 2]}, terms={"n3": 3}
     )
@@ -281,8 +281,43 @@ def test_a_conflict_below_the_compacted_ends_in_a_snapshot() -> None:
     assert cluster["n3"].log.last_index == cluster["n1"].log.last_index
 
 
+def test_while_a_snapshot_is_under_way_the_others_are_served() -> None:
+    """RAFT.md scenario 35; openraft t35: building and sending take as long as they take."""
+    cluster = behind()
+    cluster.heartbeat("n1")
+    assert cluster["n1"].progress["n3"].mode is Mode.SNAPSHOT
+    for number in range(30):  # six times an election timeout
+        token = cluster.propose("n1", b"%d" % number)
+        cluster.deliver_only("n1", "n2")
+        assert cluster.applied["n1"][-1].index == cluster.taken[token][0]
+        cluster.now += 0.2
+        cluster.step("n1")
+        assert {rpc.receiver for rpc in cluster.flying if isinstance(rpc, Heartbeat)} == {
+            "n2",
+            "n3",
+        }
+        cluster.deliver(drop=lambda rpc: isinstance(rpc, Append) and rpc.receiver == "n3")
+    assert cluster.leaders() == ["n1"]
+    assert cluster["n3"].role is Role.FOLLOWER, "it hears heartbeats"
+    cluster.send_snapshot("n1", "n3")
+    assert cluster.log("n3") == [1] * (cluster["n1"].log.last_index - 8)
+
+
+def test_a_snapshot_that_is_saved_late_compacts_what_it_covers_only() -> None:
+    """RAFT.md scenario 35: appends and applying went on while it was written."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    for _ in range(9):
+        cluster.propose("n1")
+        cluster.deliver()
+    cluster.compact("n1", 4)
+    core = cluster["n1"]
+    assert (core.log.compacted_index, core.committed_index, core.log.last_index) == (4, 10, 10)
+    assert [entry.index for entry in cluster.applied["n1"]] == list(range(1, 11))
+
+
 def test_only_what_was_handed_out_is_compacted() -> None:
-    """RAFT.md 35; ``compacted <= snapshot <= applied``."""
+    """RAFT.md, the end of section 1: ``compacted <= snapshot <= applied``."""
     cluster = Cluster()
     cluster.elect("n1")
     cluster.slow = {"n1", "n2"}
@@ -295,7 +330,7 @@ def test_only_what_was_handed_out_is_compacted() -> None:
 
 
 def test_nobody_stands_while_it_installs() -> None:
-    """RAFT.md 36; canonical snapshotBlocksCandidate."""
+    """RAFT.md scenario 36; canonical snapshotBlocksCandidate."""
     cluster = Cluster()
     mark = cluster.receive(received(SnapshotMark(5, 1, THREE))).restore
     for _ in range(3):

@@ -37,7 +37,7 @@ def test_clusters_of_each_size_stand(nodes: int) -> None:
 
 @pytest.mark.parametrize("nodes", [3, 4])
 def test_clusters_stand_changes_of_members_under_new_leaders(nodes: int) -> None:
-    """RAFT.md 37, 39: each new leader is asked for a change, and cut off."""
+    """RAFT.md scenarios 37, 39: each new leader is asked for a change, and cut off."""
     for seed in (*range(SEEDS_OF_A_SIZE), 318):
         Simulator(seed, nodes, weather=CHANGING).run()
 
@@ -67,7 +67,7 @@ def test_in_fine_weather_one_leader_serves_everything() -> None:
 
 
 def test_a_leader_is_elected_within_a_few_timeouts_of_a_crash() -> None:
-    """RAFT.md 48, and section 3: the failover that users see."""
+    """RAFT.md section 3: the failover that users see."""
     simulator = Simulator(3, 5, weather=CALM)
     simulator.run_until(5.0)
     crashed = 0
@@ -84,6 +84,24 @@ def test_a_leader_is_elected_within_a_few_timeouts_of_a_crash() -> None:
             if node.core is not None and node.core.role is Role.LEADER
         }
         assert term <= crashed + 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_another_leads_within_a_few_timeouts_of_a_disk_that_hangs(seed: int) -> None:
+    """RAFT.md scenario 48: and its leader takes and commits what is proposed."""
+    simulator = Simulator(seed, 3, weather=CALM)
+    simulator.run_until(5.0)
+    stalled = simulator.the_leader()
+    assert stalled is not None
+    stalled.disk_stalled_until = math.inf
+    simulator.propose_to(stalled)
+    simulator.run_until(simulator.time + 6 * OPTIONS.election_timeout_seconds)
+    leader = simulator.the_leader()
+    assert leader is not None
+    assert leader is not stalled
+    token = simulator.propose_to(leader)
+    simulator.run_until(simulator.time + 0.5)
+    assert token in simulator.oracle.acknowledged
 
 
 @pytest.mark.parametrize("mutation", CAUGHT, ids=lambda mutation: mutation.name)

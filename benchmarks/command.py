@@ -1,0 +1,39 @@
+"""What the commands of both suites have in common."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+from pathlib import Path
+
+__all__ = ["add_options", "allow_files", "progress"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How many rounds, how to print, where to store."""
+    parser.add_argument("--rounds", type=_rounds, help="of which the median is taken (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="one short round: a rough idea")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
+    parser.add_argument("--dir", type=Path, help="where to store; it should be a real disk")
+
+
+def _rounds(text: str) -> int:
+    rounds = int(text)
+    if not 1 <= rounds <= 99:
+        raise argparse.ArgumentTypeError("1 to 99")
+    return rounds
+
+
+def allow_files() -> None:
+    """As many open files as this user may have, for the servers, which inherit it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def progress(what: str) -> None:
+    """Say on stderr what goes on; on a terminal, in one line."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+    elif what:
+        print(what, file=sys.stderr)

@@ -1,0 +1,272 @@
+"""One file that has all of a store: how it is made beside a running node, and restored.
+
+    backup    the store ─ copy in one read transaction ─▶ check ─▶ seal ─▶ sync ─▶ FILE
+    restore   FILE ─ copy ─▶ check, and against the seal ─▶ found a cluster ─▶ sync ─▶ the store
+
+Both work in a folder of their own beside what they make, which is put in place
+in one step at the end: a FILE or a store that has its name is whole. To check
+is to do what a node does when it starts, and to read the retained history
+below the snapshot, too.
+
+The seal is a note in the copy of what was found in it, so that a restore
+notices what has no checksum: entries missing at the end, and the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from repl_broker.errors import ConfigError, StorageError
+from repl_broker.founding import Standing, found, standing_of
+from repl_broker.message import time_text
+from repl_broker.raft.log import EntryKind, Member, Membership
+from repl_broker.state import BrokerState
+from repl_broker.storage import (
+    STORE_NAME,
+    Identity,
+    Loaded,
+    SqliteStorage,
+    StoreCopy,
+    copy_store,
+)
+from repl_broker.wire import decode_entry
+
+__all__ = ["SEAL", "Contents", "backup", "check", "restore"]
+
+SEAL: Final = "backup"  # the note in a copy
+PIECE_BYTES: Final = 1 << 20  # of history, checked at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a store, all of which was found sound."""
+
+    standing: Standing
+    entries: int  # with those below the snapshot, of which something is retained
+    seq: int  # of the newest message, once all entries are applied
+
+    def as_json(self) -> dict[str, Any]:
+        """For people, and for the seal."""
+        identity = self.standing.identity
+        return {
+            "node": identity.node_id,
+            "cluster_id": identity.cluster_id,
+            "epoch": identity.epoch,
+            "term": self.standing.term,
+            "index": self.standing.last_index,
+            "seq": self.seq,
+            "entries": self.entries,
+        }
+
+
+# --- checking -----------------------------------------------------------------------------
+
+
+def check(storage: SqliteStorage, called: str) -> Contents:
+    """Load all of it, as a node does at its start, and the history below the snapshot.
+
+    Raises StorageError for what is damaged, missing or cannot be read by this version.
+    """
+    loaded = storage.load()
+    try:
+        standing = standing_of(storage.identity, loaded)
+        state = BrokerState()
+        if loaded.snapshot is not None:
+            state = BrokerState.restore(loaded.snapshot.data)
+        below = _check_history(storage, state, called)
+        _apply(state, loaded)
+    except ValueError as error:
+        raise StorageError(f"{called} cannot be read by this version: {error}") from None
+    return Contents(standing, below + len(loaded.entries), state.seq)
+
+
+def _check_history(storage: SqliteStorage, state: BrokerState, called: str) -> int:
+    """Count the entries that the snapshot covers; none that has a retained message is missing."""
+    missing = set(state.live_entries())
+    count, after = 0, 0
+    while piece := storage.history(after, state.applied_index, PIECE_BYTES):
+        missing.difference_update(entry.index for entry in piece)
+        count, after = count + len(piece), piece[-1].index
+    if missing:
+        raise StorageError(f"{called} is damaged: entry {min(missing)} is not there")
+    return count
+
+
+def _apply(state: BrokerState, loaded: Loaded) -> None:
+    for entry in loaded.entries:
+        is_data = entry.kind is EntryKind.DATA
+        state.apply(entry.index, *(decode_entry(entry.data) if is_data else (0, [])))
+
+
+# --- backup ---------------------------------------------------------------------------------
+
+
+def backup(folder: Path, file: Path, *, force: bool, now_ms: int) -> dict[str, Any]:
+    """Copy the store in ``folder`` to ``file``, whether its node runs or not; what was saved.
+
+    Raises ConfigError where one of the two cannot be used, StorageError where the
+    copy fails or is not sound. Nothing is then left, and what ``file`` was stays.
+    """
+    _check_target(folder, file, force)
+    called = f"the store {str(folder / STORE_NAME)!r}"
+    with _told(f"{called} cannot be saved to {str(file)!r}"), _working(file) as work:
+        copy = work / STORE_NAME
+        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        copy_store(folder, copy)
+        with contextlib.closing(StoreCopy(work, called)) as storage:
+            seal = {**check(storage, called).as_json(), "time": time_text(now_ms)}
+            storage.write_notes({SEAL: seal})
+        _sync(copy)
+        size = copy.stat().st_size
+        _put_in_place(copy, file, force)
+    return {"file": str(file), **seal, "bytes": size}
+
+
+def _check_target(folder: Path, file: Path, force: bool) -> None:
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"{str(file)!r} is in the data directory {str(folder)!r}; save the backup elsewhere"
+        )
+    if not file.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(file.parent)!r} to save the backup in")
+    if file.is_dir():
+        raise ConfigError(f"{str(file)!r} is a folder; name a file in it")
+    if os.path.lexists(file) and not force:
+        raise _exists(file)
+
+
+def _exists(file: Path) -> ConfigError:
+    return ConfigError(f"{str(file)!r} exists already; name another file, or use --force")
+
+
+# --- restore --------------------------------------------------------------------------------
+
+
+def restore(file: Path, folder: Path, node_id: str | None, *, now_ms: int) -> dict[str, Any]:
+    """Make a data directory of a backup, of a cluster of its own; what became of it.
+
+    The node is ``node_id``, or the one of the backup. Raises ConfigError where one
+    of the two paths cannot be used, StorageError for a backup that is not sound.
+    Nothing is then left in ``folder``.
+    """
+    _check_backup(file)
+    called = f"the backup {str(file)!r}"
+    failed = f"the data directory {str(folder)!r} cannot be made"
+    with _told(failed), _new_folder(folder), _working(folder / STORE_NAME) as work:
+        copy = work / STORE_NAME
+        shutil.copyfile(file, copy)
+        with contextlib.closing(StoreCopy(work, called, "use another backup")) as storage:
+            storage.check_file()
+            contents = check(storage, called)
+            made_at = _check_seal(storage, contents, called)
+            record = _found_alone(storage, contents.standing, node_id, now_ms)
+        _sync(copy)
+        _put_in_place(copy, folder / STORE_NAME, force=False)
+        _sync(folder.parent)
+    return {"data_dir": str(folder), "made_at": made_at, "seq": contents.seq, **record}
+
+
+def _check_backup(file: Path) -> None:
+    if not file.is_file():
+        raise ConfigError(f"there is no file {str(file)!r}")
+    log = file.with_name(f"{file.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise ConfigError(
+            f"{str(file)!r} is not whole without {log.name!r} beside it, so it is no backup but "
+            "the store of a data directory; make a backup of that with 'repl-broker backup'"
+        )
+
+
+def _check_seal(storage: SqliteStorage, contents: Contents, called: str) -> str | None:
+    """When the backup was made; None for one that was made by other means, and has no seal."""
+    seal = storage.note(SEAL)
+    if seal is None:
+        return None
+    for name, found_now in contents.as_json().items():
+        if not isinstance(seal, dict) or seal.get(name) != found_now:
+            raise StorageError(
+                f"{called} is damaged: its {name} is not what was saved; use another backup"
+            )
+    return str(seal.get("time"))
+
+
+def _found_alone(
+    storage: SqliteStorage, old: Standing, node_id: str | None, now_ms: int
+) -> dict[str, Any]:
+    identity = Identity.draw(node_id or old.identity.node_id)
+    alone = Membership((Member(identity.node_id, "", "", voter=True),))  # as of a single node
+    return found(storage, old, identity, alone, how="restore", now_ms=now_ms, notes={SEAL: None})
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make it, or find it empty; it is as before if anything fails."""
+    is_new = not folder.exists()
+    if is_new:
+        folder.mkdir(mode=0o700, parents=True)
+    elif not folder.is_dir() or any(folder.iterdir()):
+        what = "is not empty" if folder.is_dir() else "is not a folder"
+        raise ConfigError(f"{str(folder)!r} {what}; name a new one with --data-dir")
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say what has failed, where the system or SQLite only says why."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}") from None
+    except sqlite3.Error as error:
+        raise StorageError(f"{what}: {error}") from None
+
+
+@contextlib.contextmanager
+def _working(target: Path) -> Iterator[Path]:
+    """A folder beside ``target``, for this user only; it goes, with what is in it."""
+    with TemporaryDirectory(
+        prefix=f".{target.name}.", suffix=".partial", dir=target.parent
+    ) as name:
+        yield Path(name)
+
+
+def _put_in_place(copy: Path, target: Path, force: bool) -> None:
+    """Give the file its name, at once. Raises ConfigError for a name that is taken."""
+    if force:
+        copy.replace(target)
+    else:
+        try:
+            os.link(copy, target)
+        except FileExistsError:
+            raise _exists(target) from None
+        except OSError:  # the file system has no links
+            if os.path.lexists(target):
+                raise _exists(target) from None
+            copy.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

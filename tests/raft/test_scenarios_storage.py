@@ -1,0 +1,322 @@
+"""RAFT.md, scenarios 25 to 29: what a power loss, a death and a failing disk leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from repl_broker.raft.core import Receive, Role
+from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
+from repl_broker.raft.rpc import Append, AppendReply, PreVote, PreVoteReply, Vote, VoteReply
+from repl_broker.storage import SqliteStorage
+from tests.raft.cluster import Cluster, entries_of
+from tests.raft.power_loss import (
+    DEADLY,
+    NAMES,
+    Found,
+    Image,
+    expected,
+    found,
+    image,
+    live,
+    put,
+    torn,
+)
+from tests.raft.seccomp import MACHINE_IS_KNOWN
+
+ROOT: Final = Path(__file__).parents[2]
+GO_ON_EVERY: Final = 9  # states: to go on in each would take long
+
+needs_seccomp = pytest.mark.skipif(
+    not MACHINE_IS_KNOWN, reason="the numbers of this machine's system calls are not known"
+)
+
+
+def recover(files: Image, folder: Path) -> Found:
+    """What a node finds that starts from these files."""
+    storage = SqliteStorage(put(files, folder), "n1")
+    try:
+        return found(storage)
+    finally:
+        storage.close()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Image]:
+    """The store's files before the first step of its life, and after each."""
+    return live(tmp_path_factory.mktemp("life"))
+
+
+@pytest.fixture(scope="module")
+def states() -> list[Found]:
+    """What is to be found there."""
+    return expected()
+
+
+def lost_in(images: list[Image], name: str) -> Iterator[Image]:
+    """What a power loss in that step can leave."""
+    number = NAMES.index(name)
+    return torn(images[number], images[number + 1])
+
+
+# --- power loss ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_power_loss_in_any_write_leaves_all_of_it_or_nothing(
+    name: str, images: list[Image], states: list[Found], tmp_path: Path
+) -> None:
+    """RAFT.md scenarios 1, 2, 25: append, truncation, vote, snapshot; any sector may be lost."""
+    number = NAMES.index(name)
+    allowed = states[number : number + 2]
+    tried = 0
+    for files in torn(images[number], images[number + 1]):
+        assert recover(files, tmp_path) in allowed
+        tried += 1
+    assert tried > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_reported_written_is_there_after_a_power_loss(
+    name: str, images: list[Image], states: list[Found], tmp_path: Path
+) -> None:
+    """RAFT.md scenarios 24, 25: the files as they are when the call returns hold all of it."""
+    number = NAMES.index(name)
+    assert recover(images[number + 1], tmp_path) == states[number + 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_that_has_recovered_goes_on(name: str, images: list[Image], tmp_path: Path) -> None:
+    """RAFT.md scenario 25: and the next power loss takes nothing, either."""
+    for files in list(lost_in(images, name))[::GO_ON_EVERY]:
+        storage = SqliteStorage(put(files, tmp_path / "first"), "n1")
+        before = storage.load()
+        storage.write(WriteBatch(hard_state=HardState(9, "n9")))
+        after = recover(image(tmp_path / "first"), tmp_path / "second").loaded
+        storage.close()
+        assert after.hard_state == HardState(9, "n9")
+        assert (after.snapshot, after.entries) == (before.snapshot, before.entries)
+
+
+@needs_seccomp
+def test_a_process_that_dies_in_a_write_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:
+    """RAFT.md scenarios 1, 25: the kernel kills it at each of its writes, and at the fsync."""
+    command = [sys.executable, "-m", "tests.raft.power_loss", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    states = expected(DEADLY)
+    for number, step in enumerate(DEADLY):
+        folders = list((tmp_path / step.name).iterdir())
+        survivors = [folder for folder in folders if (folder / "done").exists()]
+        assert [folder.name for folder in survivors] == [str(len(folders) - 2)], (
+            "it dies at each write and at the barrier, and lives when there is no write left"
+        )
+        for folder in folders:
+            storage = SqliteStorage(folder, "n1")
+            assert found(storage) in states[number + (folder in survivors) : number + 2]
+            storage.close()
+
+
+# --- a term and its entries ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["an append of a new term", "two batches at once", "an append after a restart"]
+)
+def test_no_entry_is_on_disk_before_its_term_is(
+    name: str, images: list[Image], tmp_path: Path
+) -> None:
+    """RAFT.md scenario 28: both are in one transaction, so no power loss parts them."""
+    for files in lost_in(images, name):
+        loaded = recover(files, tmp_path).loaded
+        assert max(entry.term for entry in loaded.entries or entries_of([0])) <= (
+            loaded.hard_state.term
+        )
+
+
+def append(terms: list[int], *, prev: tuple[int, int] = (0, 0), sender: str = "n1") -> Append:
+    return Append(
+        sender=sender,
+        receiver="n2",
+        term=terms[-1],
+        prev_index=prev[0],
+        prev_term=prev[1],
+        entries=tuple(entries_of(terms, prev[0] + 1)),
+        commit=0,
+    )
+
+
+def test_a_follower_writes_a_new_term_with_its_entries() -> None:
+    """RAFT.md scenario 28: one batch, which the store writes whole or not at all."""
+    cluster = Cluster()
+    effects = cluster.receive(append([1, 3]))
+    assert effects.persist == WriteBatch(tuple(entries_of([1, 3])), HardState(3))
+
+
+def test_a_leader_writes_its_term_before_its_entries() -> None:
+    """RAFT.md scenario 28: it has voted for itself before it can append."""
+    cluster = Cluster()
+    cluster.slow = {"n1"}
+    written: list[WriteBatch] = []
+    cluster.now = 1.1
+    cluster.step("n1")
+    for _ in range(3):
+        written += [batch for _, batch in cluster.unwritten["n1"]]
+        cluster.persist("n1")
+        cluster.deliver()
+    assert cluster["n1"].role is Role.LEADER
+    no_op = Entry(1, 1, EntryKind.NO_OP, b"")
+    assert written == [WriteBatch(hard_state=HardState(1, "n1")), WriteBatch((no_op,))]
+
+
+# --- truncation ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES[NAMES.index("a truncation") + 1 :])
+def test_truncated_entries_never_come_back(name: str, images: list[Image], tmp_path: Path) -> None:
+    """RAFT.md scenario 29: whatever is lost later; 4 to 8 of the terms 1 and 2 are gone."""
+    for files in lost_in(images, name):
+        loaded = recover(files, tmp_path).loaded
+        assert [e for e in loaded.entries if e.index >= 4 and e.term <= 2] == []
+
+
+def test_the_names_of_new_files_are_on_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 29: a file whose directory was not synced may be gone after a crash."""
+    folder = tmp_path / "data"
+    synced: list[set[str]] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            synced.append({path.name for path in folder.iterdir()})
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    SqliteStorage(folder, "n1").close()
+    assert len(synced) == 1
+    assert synced[0] >= {"broker.db", "broker.db-wal"}
+
+
+# --- a disk that fails --------------------------------------------------------------------
+
+FAILING = """
+    import errno, sys
+    from pathlib import Path
+    from repl_broker.errors import StorageError
+    from repl_broker.raft.log import HardState, Snapshot, WriteBatch
+    from repl_broker.storage import SqliteStorage
+    from tests.raft import seccomp
+    from tests.raft.power_loss import entries
+
+    acts = {
+        "vote": lambda: storage.write(WriteBatch(hard_state=HardState(2, "n2"))),
+        "append": lambda: storage.write(WriteBatch(entries(2, 5, 1))),
+        "truncation": lambda: storage.write(WriteBatch(entries(1, 1, 2), HardState(2), 1)),
+        "snapshot": lambda: storage.save_snapshot(Snapshot(1, 1, b"state")),
+        "install": lambda: storage.install(),
+        "checkpoint": lambda: storage.tidy(),
+    }
+    folder, error, calls, act = sys.argv[1:]
+    storage = SqliteStorage(Path(folder), "n1")
+    storage.write(WriteBatch(entries(1, 1, 1), HardState(1, "n1")))
+    seccomp.fail(getattr(errno, error), *calls.split())
+    for again in (act, *acts):
+        try:
+            acts[again]()
+        except StorageError as refusal:
+            print(refusal)
+        else:
+            sys.exit(f"{again} should have been refused")
+"""
+
+
+@needs_seccomp
+@pytest.mark.parametrize("act", ["vote", "append", "truncation", "snapshot", "checkpoint"])
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [("EIO", "fsync fdatasync"), ("EIO", "pwrite64"), ("ENOSPC", "pwrite64")],
+    ids=["failed fsync", "failed write", "full disk"],
+)
+def test_after_a_failed_write_the_store_refuses_everything(
+    act: str, error: str, calls: str, tmp_path: Path
+) -> None:
+    """RAFT.md scenario 27: nothing is reported written, then or later; what was, is there."""
+    command = [sys.executable, "-c", textwrap.dedent(FAILING), str(tmp_path), error, calls, act]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (told,) = set(done.stdout.splitlines())
+    assert "failed to write" in told
+    storage = SqliteStorage(tmp_path, "n1")
+    loaded = storage.load()
+    storage.close()
+    # The write that failed may be there or not; nobody heard of it.
+    assert loaded.hard_state in (HardState(1, "n1"), HardState(2, "n2"), HardState(2))
+    assert [entry.index for entry in loaded.entries] in ([1], [1, 2, 3, 4, 5], [])
+
+
+def pass_time(cluster: Cluster, name: str) -> None:
+    """Nothing comes in, and no write ends."""
+    for _ in range(50):
+        cluster.now += 0.1
+        cluster.step(name)
+
+
+def test_a_vote_whose_write_failed_is_never_given() -> None:
+    """RAFT.md scenario 27: the driver does not report the write, so the core has nothing to say."""
+    cluster = Cluster()
+    cluster.slow = {"n1"}
+    request = Vote(sender="n2", receiver="n1", term=1, last_index=0, last_term=0)
+    for _ in range(3):
+        cluster.receive(request)
+    pass_time(cluster, "n1")
+    assert cluster.fly(VoteReply) == []
+
+
+def test_an_append_whose_write_failed_is_never_acknowledged() -> None:
+    """RAFT.md scenario 27: not when it comes again, not with the next one."""
+    cluster = Cluster()
+    cluster.slow = {"n2"}
+    for rpc in (append([1]), append([1], prev=(1, 1)), append([1])):
+        effects = cluster["n2"].step(cluster.now, [Receive(rpc)])
+        assert effects.send == []
+    pass_time(cluster, "n2")
+    assert cluster.fly(AppendReply) == []
+
+
+def test_a_candidate_whose_write_failed_asks_nobody_and_has_not_voted() -> None:
+    """RAFT.md scenario 27: even a vote that it never asked for does not make it leader."""
+    cluster = Cluster()
+    cluster.slow = {"n1"}
+    cluster.now = 2.0
+    cluster.step("n1")
+    cluster.receive(PreVoteReply(sender="n2", receiver="n1", term=1, granted=True))
+    assert cluster["n1"].role is Role.CANDIDATE
+    cluster.receive(VoteReply(sender="n2", receiver="n1", term=1, granted=True))
+    assert cluster["n1"].role is Role.CANDIDATE
+    cluster.fly(PreVote)
+    pass_time(cluster, "n1")
+    assert cluster.flying == [], "it asks for no votes, and does not stand again"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_leader_whose_write_failed_does_not_count_itself(size: int) -> None:
+    """RAFT.md scenarios 24, 27: alone it commits nothing, and with one other nothing, either."""
+    cluster = Cluster(size)
+    cluster.elect("n1")
+    cluster.slow = {"n1"}
+    cluster.propose("n1")
+    cluster.fly(Append)
+    if size == 3:
+        reply = AppendReply(sender="n2", receiver="n1", term=1, accepted=True, index=1)
+        cluster.receive(reply)
+    pass_time(cluster, "n1")
+    assert cluster["n1"].committed_index == 1

@@ -1,0 +1,157 @@
+"""RAFT.md, scenario 49: nodes of other versions, and bytes that are none of ours."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final
+
+import msgpack
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from repl_broker.raft.codec import decode_rpc, encode_rpc
+from repl_broker.raft.log import Entry, EntryKind, Member, Membership, SnapshotMark
+from repl_broker.raft.rpc import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    PreVote,
+    PreVoteReply,
+    Rpc,
+    SnapshotReceived,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+)
+from repl_broker.wire import decode_entry
+
+NUMBERS: Final = st.integers(0, 2**63 - 1)
+NAMES: Final = st.text(max_size=8)
+ENTRIES: Final = st.lists(
+    st.builds(Entry, NUMBERS, NUMBERS, st.sampled_from(EntryKind), st.binary(max_size=8)),
+    max_size=3,
+).map(tuple)
+MEMBERS: Final = st.builds(
+    Member, id=NAMES, raft_address=NAMES, http_url=NAMES, voter=st.booleans()
+)
+MARKS: Final = st.builds(
+    SnapshotMark, NUMBERS, NUMBERS, st.lists(MEMBERS, max_size=3).map(tuple).map(Membership)
+)
+OTHER_FIELDS: Final[dict[str, st.SearchStrategy[Any]]] = {
+    "sender": NAMES,
+    "receiver": NAMES,
+    "granted": st.booleans(),
+    "transfer": st.booleans(),
+    "accepted": st.booleans(),
+    "entries": ENTRIES,
+    "mark": MARKS,
+}
+KINDS: Final[tuple[type[Rpc], ...]] = (
+    PreVote,
+    PreVoteReply,
+    Vote,
+    VoteReply,
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    SnapshotReceived,
+    TimeoutNow,
+)
+RPCS: Final[st.SearchStrategy[Rpc]] = st.one_of(
+    [
+        st.builds(kind, **{f.name: OTHER_FIELDS.get(f.name, NUMBERS) for f in fields(kind)})
+        for kind in KINDS
+    ]
+)
+VALUES: Final = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=20,
+)
+EDITS: Final = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3)
+MANY: Final = settings(max_examples=5 * settings().max_examples, deadline=None)
+
+
+@given(RPCS)
+def test_an_rpc_is_read_as_it_was_written(rpc: Rpc) -> None:
+    """RAFT.md scenario 49: whatever its fields are."""
+    assert decode_rpc(encode_rpc(rpc)) == rpc
+
+
+def decode_or_refuse(data: bytes) -> None:
+    """Nothing but ValueError may come out of garbage, and nothing half read."""
+    try:
+        rpc = decode_rpc(data)
+    except ValueError:
+        return
+    assert decode_rpc(encode_rpc(rpc)) == rpc
+
+
+@given(st.binary(max_size=60))
+@example(b"\x91" * 5000)  # lists in lists
+@example(b"\xdd\xff\xff\xff\xff")  # a list of four thousand million, it says
+@example(b"\xd6\xff\0\0\0\0")  # a time
+@example(b"\x81\x90\x01")  # a list as a key
+@MANY
+def test_bytes_by_chance_are_refused_or_an_rpc(data: bytes) -> None:
+    """RAFT.md scenario 49."""
+    decode_or_refuse(data)
+
+
+@given(st.integers(0, 12) | VALUES, st.lists(VALUES, max_size=8))
+@MANY
+def test_values_in_another_order_or_of_other_types_are_refused_or_an_rpc(
+    number: Any, values: list[Any]
+) -> None:
+    """RAFT.md scenario 49: well-formed msgpack is not enough."""
+    decode_or_refuse(msgpack.packb([number, *values]))
+    decode_or_refuse(msgpack.packb(number))
+
+
+@given(RPCS, EDITS, st.integers(0, 20))
+@MANY
+def test_an_rpc_with_some_bytes_changed_or_missing_is_refused_or_an_rpc(
+    rpc: Rpc, edits: list[tuple[int, int]], cut: int
+) -> None:
+    """RAFT.md scenario 49."""
+    data = bytearray(encode_rpc(rpc))
+    for at, byte in edits:
+        data[at % len(data)] = byte
+    decode_or_refuse(bytes(data[: len(data) - cut]))
+
+
+@pytest.mark.parametrize("number", [0, 11, 99])
+def test_an_rpc_that_this_version_does_not_know_is_refused(number: int) -> None:
+    """RAFT.md scenario 49."""
+    with pytest.raises(ValueError, match="not an RPC"):
+        decode_rpc(msgpack.packb([number, "a", "b", 1]))
+
+
+def test_an_rpc_with_one_field_more_is_refused() -> None:
+    """RAFT.md scenario 49: another form is another protocol, which the handshake tells."""
+    known = TimeoutNow(sender="a", receiver="b", term=1)
+    assert decode_rpc(msgpack.packb([10, "a", "b", 1])) == known
+    for values in ([10, "a", "b"], [10, "a", "b", 1, 2]):
+        with pytest.raises(ValueError, match="not an RPC"):
+            decode_rpc(msgpack.packb(values))
+
+
+def test_an_entry_of_an_unknown_kind_is_refused_before_it_is_in_the_log() -> None:
+    """RAFT.md scenario 49: or a node would append what it can never apply."""
+    entry = [1, 1, 3, b""]
+    with pytest.raises(ValueError, match="3 is not a valid EntryKind"):
+        decode_rpc(msgpack.packb([5, "a", "b", 1, 0, 0, [entry], 0]))
+
+
+def test_a_command_of_an_unknown_kind_is_named() -> None:
+    """RAFT.md scenario 49: to skip it would let two nodes' states part."""
+    with pytest.raises(ValueError, match="a command of kind 77, which this version does not know"):
+        decode_entry(msgpack.packb([1, [5], [77, "new"]]))
