@@ -287,14 +287,13 @@ class Members:
         replica = self._replica
         if replica.leads or replica.leader is None:
             return replica.progress()
-        seconds = replica.options.election_timeout_seconds
-        try:
-            found = await self._require_transport().call(
-                replica.leader, "progress", None, seconds=seconds
-            )
-        except (PeerRefusedError, PeerUnreachableError):
-            return {}
-        return msgspec.convert(found, dict[str, MemberProgress])
+        with trio.move_on_after(replica.options.election_timeout_seconds):
+            try:
+                found = await replica.call_leader("progress", None)
+            except (NotLeaderError, PeerRefusedError, PeerUnreachableError):
+                return {}
+            return msgspec.convert(found, dict[str, MemberProgress])
+        return {}
 
     # --- through the leader ---
 
@@ -311,9 +310,13 @@ class Members:
                     if replica.leads:
                         return await self._actions[kind](argument)
                     if replica.leader is not None:
-                        return await self._ask(replica.leader, kind, argument, relay=False)
+                        found = await replica.call_leader("change", (kind, argument, False))
+                        return _raise_refusal(found)
                     for peer in self._connected() if relay else ():
-                        return await self._ask(peer, kind, argument, relay=True)
+                        found = await self._require_transport().call(
+                            peer, "change", (kind, argument, True), seconds=4 * CALL_SECONDS
+                        )
+                        return _raise_refusal(found)
                 except (NotLeaderError, PeerRefusedError):
                     pass
                 except PeerUnreachableError as error:
@@ -336,14 +339,6 @@ class Members:
         transport = self._require_transport()
         ids = sorted(self._replica.membership.ids - {self._me.id})
         return [peer for peer in ids if transport.is_connected(peer)]
-
-    async def _ask(self, peer: str, kind: str, argument: Any, *, relay: bool) -> None:
-        found = await self._require_transport().call(
-            peer, "change", (kind, argument, relay), seconds=4 * CALL_SECONDS
-        )
-        refusal = msgspec.convert(found, Answer)
-        if refusal is not None:
-            raise RequestError(*refusal)
 
     async def _on_change(self, peer: str, argument: Any) -> Answer:
         kind, inner, relay = msgspec.convert(argument, tuple[str, Any, bool])
@@ -496,6 +491,12 @@ class Members:
     def _require_transport(self) -> Transport:
         assert self._transport is not None, "connect() comes first"
         return self._transport
+
+
+def _raise_refusal(found: Any) -> None:
+    refusal = msgspec.convert(found, Answer)
+    if refusal is not None:
+        raise RequestError(*refusal)
 
 
 class NotAMemberError(ReplBrokerError):

@@ -279,6 +279,7 @@ class Replica:
         self._own: dict[int, _Batch] = {}  # by index: appended here, not applied yet
         self._proposals = Proposals()
         self._forwards = 0
+        self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
         self._receiver = SnapshotReceiver(storage, self._locked)
         self._sending: dict[str, int] = {}  # snapshots on their way: peer and index
@@ -450,12 +451,28 @@ class Replica:
         """Up to where a read that begins now must have applied."""
         if self.leads:
             return await self._ask(Read)
-        leader = self._core.leader
-        if leader is None:
-            raise NotLeaderError
-        patience = self.options.election_timeout_seconds
-        found: int = await self.peers.call(leader, "read", self._core.term, seconds=patience)
+        found: int = await self.call_leader("read", self._core.term)
         return found
+
+    async def call_leader(self, name: str, argument: Any) -> Any:
+        """Ask the leader, and wait for its answer as long as no other leads.
+
+        Raises NotLeaderError if none is known, PeerUnreachableError, PeerRefusedError.
+        """
+        leader, term = self._core.leader, self._core.term
+        if leader in (None, self.node_id):
+            raise NotLeaderError
+        assert leader is not None
+        if not self.peers.is_connected(leader):
+            raise PeerUnreachableError(f"there is no connection to {leader!r}", sent=False)
+        patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        with trio.CancelScope() as scope:
+            self._leader_calls[scope] = term
+            try:
+                return await self.peers.call(leader, name, argument, seconds=patience)
+            finally:
+                del self._leader_calls[scope]
+        raise PeerUnreachableError(f"{leader!r} does not lead any more")
 
     async def _pause(self) -> None:
         """Until the leader changes, or for about a heartbeat."""
@@ -759,9 +776,17 @@ class Replica:
             self._caught_up = False
             if seen.leader is not None:
                 self._elections += 1
+                self._end_calls(seen.term)
                 log.info("follows leader=%s term=%d", seen.leader, seen.term)
             elif before.leader is not None:
                 log.warning("lost its leader=%s term=%d", before.leader, seen.term)
+
+    def _end_calls(self, term: int) -> None:
+        """Another leads: an answer of the one before may be on its way, but not for long."""
+        end = trio.current_time() + self.options.heartbeat_interval_seconds
+        for scope, asked_in in self._leader_calls.items():
+            if asked_in != term:
+                scope.deadline = min(scope.deadline, end)
 
     # --- asking the core ---
 
@@ -806,9 +831,8 @@ class Replica:
         if self.leads:
             self._offer(offers)
         else:
-            assert self._core.leader is not None
             self._forwards += 1
-            self._start(self._forward, offers, self._core.leader, self._core.term)
+            self._start(self._forward, offers)
 
     def _offer(self, offers: list[Offer]) -> None:
         commands = [command for offer in offers for command in offer.commands]
@@ -818,14 +842,13 @@ class Replica:
         self._asked[self._token] = batch
         self._events.append(Propose(self._token, encode_entry(batch.time_ms, encoded)))
 
-    async def _forward(self, offers: list[Offer], leader: str, term: int) -> None:
-        """Have the leader of ``term`` append them; only a refusal means that it has not."""
+    async def _forward(self, offers: list[Offer]) -> None:
+        """Have the leader append them; only a refusal means that it has not."""
         encoded = [data for offer in offers for data in offer.encoded]
-        patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
         try:
-            found = await self.peers.call(leader, "propose", (term, encoded), seconds=patience)
+            found = await self.call_leader("propose", (self._core.term, encoded))
             place = msgspec.convert(found, tuple[int, int, int])
-        except PeerRefusedError:
+        except (NotLeaderError, PeerRefusedError):
             await self._pause()  # the next leader is not known yet
             self._proposals.put_back(offers)
         except PeerUnreachableError as error:
