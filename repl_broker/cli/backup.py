@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -76,7 +77,8 @@ def restore(target: Path, data_dir: Path, node_id: str | None, as_json: bool) ->
     new = made["new"]
     click.echo(f"made {data_dir} of {target}, a backup of {made['made_at'] or 'an unknown time'}")
     show({**new, "index": new["last_index"], "seq": made["seq"]}, SHOWN)
-    click.echo(f"start it: repl-broker serve --data-dir {data_dir} --node-id {new['node']}")
+    where = shlex.quote(str(data_dir))
+    click.echo(f"start it: repl-broker serve --data-dir {where} --node-id {new['node']}")
 
 
 def show(values: dict[str, Any], names: tuple[str, ...]) -> None:
