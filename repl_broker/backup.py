@@ -115,13 +115,14 @@ def backup(folder: Path, file: Path, *, force: bool, now_ms: int) -> dict[str, A
     Raises ConfigError where one of the two cannot be used, StorageError where the
     copy fails or is not sound. Nothing is then left, and what ``file`` was stays.
     """
-    _check_target(folder, file, force)
     called = f"the store {str(folder / STORE_NAME)!r}"
-    with _told(f"{called} cannot be saved to {str(file)!r}"), _working(file) as work:
-        copy = work / STORE_NAME
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_told(f"{called} cannot be saved to {str(file)!r}"))
+        _check_target(folder, file, force)
+        copy = stack.enter_context(_working(file)) / STORE_NAME
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         copy_store(folder, copy)
-        with contextlib.closing(StoreCopy(work, called)) as storage:
+        with contextlib.closing(StoreCopy(copy.parent, called)) as storage:
             seal = {**check(storage, called).as_json(), "time": time_text(now_ms)}
             storage.write_notes({SEAL: seal})
         _sync(copy)
@@ -157,13 +158,14 @@ def restore(file: Path, folder: Path, node_id: str | None, *, now_ms: int) -> di
     of the two paths cannot be used, StorageError for a backup that is not sound.
     Nothing is then left in ``folder``.
     """
-    _check_backup(file)
     called = f"the backup {str(file)!r}"
-    failed = f"the data directory {str(folder)!r} cannot be made"
-    with _told(failed), _new_folder(folder), _working(folder / STORE_NAME) as work:
-        copy = work / STORE_NAME
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_told(f"{called} cannot be restored to {str(folder)!r}"))
+        _check_backup(file)
+        stack.enter_context(_new_folder(folder))
+        copy = stack.enter_context(_working(folder / STORE_NAME)) / STORE_NAME
         shutil.copyfile(file, copy)
-        with contextlib.closing(StoreCopy(work, called, "use another backup")) as storage:
+        with contextlib.closing(StoreCopy(copy.parent, called, "use another backup")) as storage:
             storage.check_file()
             contents = check(storage, called)
             made_at = _check_seal(storage, contents, called)

@@ -262,8 +262,8 @@ class SqliteStorage:
         self._where = called or f"the data directory {str(folder)!r}"
         self._remedy = remedy
         self._failed: str | None = None
-        if node_id is None and not self._path.is_file():
-            raise _no_store(folder)
+        if node_id is None:
+            _require_store(folder)
         self._wal_bytes_max = WAL_BYTES_MAX
         self._closing = contextlib.ExitStack()
         self._read_lock = threading.Lock()
@@ -649,9 +649,8 @@ def copy_store(folder: Path, target: Path) -> None:
     short before the end. Raises ConfigError where there is no store, and
     sqlite3.Error; a signal that raises becomes KeyboardInterrupt.
     """
+    _require_store(folder)
     source = folder / STORE_NAME
-    if not source.is_file():
-        raise _no_store(folder)
     # Not read-only: the last to close a file is to remove its write-ahead log.
     name = f"{source.absolute().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(name, uri=True, isolation_level=None)) as connection:
@@ -665,11 +664,18 @@ def copy_store(folder: Path, target: Path) -> None:
             raise
 
 
-def _no_store(folder: Path) -> ConfigError:
-    return ConfigError(
-        f"there is no store in the data directory {str(folder)!r}; "
-        "name the node's own with --data-dir or --config"
-    )
+def _require_store(folder: Path) -> None:
+    where = f"the data directory {str(folder)!r}"
+    try:
+        is_there = (folder / STORE_NAME).is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"{where} cannot be read: {error.strerror or error}; run this as the node's user"
+        ) from None
+    if not is_there:
+        raise ConfigError(
+            f"there is no store in {where}; name the node's own with --data-dir or --config"
+        )
 
 
 def _statements(script: str) -> list[str]:

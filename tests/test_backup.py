@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from repl_broker import backup as module
 from repl_broker.backup import SEAL, backup, check, restore
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError
-from repl_broker.founding import FOUNDINGS
+from repl_broker.founding import FOUNDINGS, Recovery
 from repl_broker.raft.log import (
     Entry,
     EntryKind,
@@ -495,6 +497,34 @@ def test_a_file_that_is_no_backup_is_refused(tmp_path: Path, content: bytes) -> 
     with pytest.raises(ConfigError, match="there is no file"):
         put_back(tmp_path / "none", tmp_path / "new")
     assert names(tmp_path) == ["b.db"]
+
+
+# --- permissions ---
+
+
+@pytest.fixture
+def nobody() -> Iterator[Callable[[], None]]:
+    """Root may read anything: from its call on, the test is not root."""
+    user = os.geteuid()
+    yield lambda: os.seteuid(65534) if user == 0 else None
+    os.seteuid(user)
+
+
+def test_what_may_not_be_read_or_written_is_told_in_a_line(
+    used: Path, file: Path, tmp_path: Path, nobody: Callable[[], None]
+) -> None:
+    used.chmod(0)
+    file.chmod(0)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    nobody()
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied; run this as"):
+        Recovery(used)
+    with pytest.raises(ReplBrokerError, match="Permission denied"):
+        save(used, tmp_path / "b.db")
+    with pytest.raises(ReplBrokerError, match="Permission denied"):
+        save(used, tmp_path / "closed" / "b.db")
+    with pytest.raises(StorageError, match=r"cannot be restored to .*: Permission denied"):
+        put_back(file, tmp_path / "closed" / "new")
 
 
 # --- checking ---

@@ -18,6 +18,7 @@ from typing import NoReturn
 import click
 
 from repl_broker import __version__
+from repl_broker.cli.backup import backup, restore
 from repl_broker.cli.cluster import cluster
 from repl_broker.cli.config import config
 from repl_broker.cli.demo import demo
@@ -118,9 +119,21 @@ def abandon_stdout() -> None:
 def main() -> None:
     """Real-time messages for web applications: REST in, Server-Sent Events out.
 
-    "serve" runs a node. The other commands talk to one, at --url or REPL_BROKER_URL.
+    "serve" runs a node. "backup", "restore" and "cluster recover" work on a data
+    directory. The other commands talk to a node, at --url or REPL_BROKER_URL.
     """
 
 
-for _command in (serve, demo, publish, subscribe, topics, cluster, config, version):
+for _command in (
+    serve,
+    demo,
+    publish,
+    subscribe,
+    topics,
+    cluster,
+    backup,
+    restore,
+    config,
+    version,
+):
     main.add_command(_command)

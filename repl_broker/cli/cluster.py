@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import click
 
-from repl_broker.cli.options import KeyType, UrlType, json_option, url_option
+from repl_broker.cli.options import (
+    KeyType,
+    UrlType,
+    config_option,
+    data_dir_of,
+    data_dir_option,
+    json_option,
+    url_option,
+)
 from repl_broker.config import Address
 
 __all__ = ["cluster"]
@@ -17,7 +28,8 @@ __all__ = ["cluster"]
 def cluster() -> None:
     """Show the cluster; add and remove nodes; move the leadership.
 
-    A node in single-node mode refuses all but "status".
+    A node in single-node mode refuses all but "status". "recover" is for when
+    most nodes are lost.
     """
 
 
@@ -116,3 +128,70 @@ def change(
         answer = client.call(method, path, body=body)
     text = f"{done}; 'cluster status' shows how far it is"
     click.echo(json.dumps(answer, ensure_ascii=False) if as_json else text)
+
+
+@cluster.command()
+@config_option
+@data_dir_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def recover(file: Path | None, data_dir: Path | None, yes: bool, as_json: bool) -> None:
+    """Make this node the only member, when the majority is lost for good.
+
+    Stop the node first, and run this on its machine. It gives up the other members and
+    whatever only they have. It shows what it found, and asks for the node's id before
+    it changes anything.
+    """
+    from repl_broker.founding import Recovery
+
+    with Recovery(data_dir_of(file, data_dir)) as recovery:
+        found = recovery.standing.as_json()
+        if not (yes and as_json):
+            click.echo(account(found), err=as_json)
+        if not yes:
+            confirm(found["node"], as_json)
+        record = recovery.carry_out(time.time_ns() // 1_000_000)
+    click.echo(json.dumps(record, ensure_ascii=False) if as_json else outcome(record["new"]))
+
+
+def account(found: dict[str, Any]) -> str:
+    """What was found, and what recovering means."""
+    lines = [
+        f"{name.replace('_', ' '):<14} {found[name]}"
+        for name in ("node", "cluster_id", "epoch", "term", "last_term", "last_index")
+    ]
+    lines += ["", "{:<16} {:<8} {}".format("MEMBER", "ROLE", "RAFT")]
+    for each in found["members"]:
+        here = "  (this node)" if each["id"] == found["node"] else ""
+        lines.append(f"{each['id']:<16} {each['role']:<8} {each['raft_address']}{here}")
+    return "\n".join(lines) + CONSEQUENCES.format(**found)
+
+
+CONSEQUENCES = """
+
+Recovering makes {node} the only member, of a cluster with a new id and a new epoch.
+
+- Lost is what the others acknowledged and {node} does not have: its log ends at index
+  {last_index}. If another node is left whose last term is higher, or whose last index is
+  higher in the same term, recover that one instead.
+- Kept is all of this log, also messages whose publishers were never told so.
+- The other nodes must never be started with their data again. They may come back as new
+  nodes, with empty data directories.
+- Every reader with a cursor from before is told of a gap.
+"""
+
+
+def confirm(node: str, as_json: bool) -> None:
+    answer = click.prompt(
+        f"Type the node's id ({node}) to go on", default="", show_default=False, err=as_json
+    )
+    if answer != node:
+        raise click.ClickException(f"the node is {node!r}, not {answer!r}; nothing was changed")
+
+
+def outcome(new: dict[str, Any]) -> str:
+    return (
+        f"recovered: {new['node']} is the only member from index {new['last_index']} of term "
+        f"{new['term']} on; cluster id {new['cluster_id']}, epoch {new['epoch']}.\n"
+        "Start it as before, then add new nodes. The store keeps a record of this."
+    )

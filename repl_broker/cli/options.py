@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
-from repl_broker.config import RefusedError, is_http_url, keys
+from repl_broker.config import RefusedError, is_http_url, keys, load
 
-__all__ = ["KeyType", "json_option", "url_option"]
+__all__ = [
+    "KeyType",
+    "config_option",
+    "data_dir_of",
+    "data_dir_option",
+    "json_option",
+    "url_option",
+]
 
 DEFAULT_URL: Final = "http://127.0.0.1:4080"
 
@@ -74,3 +83,32 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")(
         command
     )
+
+
+def config_option(command: F) -> F:
+    """``--config``: the node's file."""
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        envvar="REPL_BROKER_CONFIG",
+        show_envvar=True,
+        help="The node's TOML file, for where its data directory is.",
+    )(command)
+
+
+def data_dir_option(command: F) -> F:
+    """``--data-dir``: beats the file."""
+    return click.option(
+        "--data-dir",
+        type=KeyType("node.data_dir", "directory"),
+        help="The node's data directory.",
+    )(command)
+
+
+def data_dir_of(file: Path | None, given: Path | None) -> Path:
+    """Where a node with this file, or with these options, has its data."""
+    if given is not None:
+        return given
+    return load(file, environ=os.environ).node.data_dir

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -93,22 +93,18 @@ class Cluster:
 
     def start(self) -> None:
         """Bootstrap the first, let the others join; returns when all vote."""
-        first, *others = self.nodes.values()
-        first.start()
-        for node in others:
-            node.spawn()
-        self.wait_ready()
+        first, *others = self.nodes
+        self.nodes[first].start()
+        self.restart(others)
         self.wait_members()
 
-    def restart(self) -> None:
-        """Start all that have ended, at once."""
-        for node in self.nodes.values():
+    def restart(self, names: Iterable[str] = ()) -> None:
+        """Start all of these, or of all nodes, that have ended, at once."""
+        nodes = [self.nodes[name] for name in names or self.nodes]
+        for node in nodes:
             if not node.runs:
                 node.spawn()
-        self.wait_ready()
-
-    def wait_ready(self) -> None:
-        for node in self.nodes.values():
+        for node in nodes:
             node.wait_ready()
 
     def wait_members(self) -> None:

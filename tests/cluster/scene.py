@@ -30,7 +30,6 @@ LOSS_PERCENT: Final = 20
 SOME: Final = 40  # acknowledged publishes: the cluster works
 DISK_MIB: Final = 192  # a store needs some for what is not yet cleared away
 LARGE_BYTES: Final = 500_000
-SNAPSHOT_ENTRIES_PAST: Final = 300  # how far a snapshot has to be ahead of a node that is down
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,21 @@ class Scene:
             return self.network.can_lose
         return fault is not late or self.network.is_proxied
 
-    def publish_past(self, name: str) -> None:
-        """Until the leader's snapshot is far ahead of a node that is down."""
-        reached = snapshot_index(self.cluster.leader()) + SNAPSHOT_ENTRIES_PAST
-        for _ in polls(f"a snapshot at {reached}, that {name} has missed"):
+    def compact_past(self, name: str) -> None:
+        """For a node that is down: the others no longer have the entries that it needs.
+
+        They take snapshots of what it has not. They also keep entries in memory
+        that are older than that; so they are killed, and started again.
+        """
+        others = self.cluster.others(name)
+        missed = self.cluster.views()[self.cluster.leader_name()]["commit_index"] + 1
+        for _ in polls(f"snapshots from {missed} on, which {name} has missed"):
             self.check_goes_on()
-            if snapshot_index(self.cluster.leader()) >= reached:
-                return
+            if all(snapshot_index(self.cluster.nodes[other]) >= missed for other in others):
+                break
+        for other in others:
+            self.cluster.nodes[other].kill()
+        self.cluster.restart(others)
 
 
 @contextmanager
@@ -219,13 +226,15 @@ def full(now: Scene, name: str) -> Iterator[None]:
 
 def publish_until_it_ends(work: Workload, node: Node) -> None:
     """Large ones, to every node: what has room is soon used up."""
-    publishers = [Publisher(work, name, keyed=False) for name in work.cluster.nodes]
-    work.publishers += publishers
-    for _ in polls("the node without room to end"):
-        for publisher in publishers:
-            if not node.runs:
-                return
-            publisher.publish(ALL, LARGE_BYTES)
+    with ExitStack() as opened:
+        names = work.cluster.nodes
+        publishers = [opened.enter_context(Publisher(work, n, keyed=False)) for n in names]
+        work.publishers += publishers
+        for _ in polls("the node without room to end"):
+            for publisher in publishers:
+                if not node.runs:
+                    return
+                publisher.publish(ALL, LARGE_BYTES)
 
 
 def check_last_words(node: Node, before: int) -> None:

@@ -68,24 +68,19 @@ def cluster(
     return scene.scene(folder, NAMES, SEED, proxied=proxied, disks=disks)
 
 
-def test_promises_hold_while_leaders_die_and_stand_still(tmp_path: Path) -> None:
+def test_promises_hold_while_leaders_die_or_stand_still_and_all_die_at_once(tmp_path: Path) -> None:
     with cluster(tmp_path) as now:
         for fault in (killed, paused):
             now.suffer(fault, now.cluster.leader_name())
         now.kill_all()
 
 
-def test_promises_hold_while_leaders_are_cut_off(tmp_path: Path) -> None:
-    with cluster(tmp_path) as now:
-        for fault in (cut_off, deafened, muted):
-            now.suffer(fault, now.cluster.leader_name())
-
-
-def test_promises_hold_while_a_leader_and_a_follower_are_cut_from_each_other(
+def test_promises_hold_while_leaders_are_cut_off_both_ways_one_way_and_from_one(
     tmp_path: Path,
 ) -> None:
     with cluster(tmp_path) as now:
-        now.suffer(cut_from_one, now.cluster.leader_name())
+        for fault in (cut_off, deafened, muted, cut_from_one):
+            now.suffer(fault, now.cluster.leader_name())
 
 
 def test_promises_hold_while_packets_are_lost(tmp_path: Path) -> None:
@@ -112,7 +107,7 @@ def test_a_follower_that_was_down_for_long_comes_back_by_snapshot(tmp_path: Path
         name = now.cluster.others(now.cluster.leader_name())[0]
         with killed(now, name):
             before = len(now.cluster.nodes[name].log_text())
-            now.publish_past(name)
+            now.compact_past(name)
         for _ in polls("a snapshot to be installed"):
             if "installed a snapshot" in now.cluster.nodes[name].log_text()[before:]:
                 break

@@ -142,8 +142,8 @@ class Workload:
         self.end.set()
         for task in self._publishing:
             task.result(WAIT_SECONDS_MAX)
-        last = Publisher(self, next(iter(self.cluster.nodes)), keyed=True)
-        last.publish(LAST)
+        with Publisher(self, next(iter(self.cluster.nodes)), keyed=True) as last:
+            last.publish(LAST)
         for reading, reader in zip(self._reading, self.readers, strict=False):
             try:
                 reading.result(WAIT_SECONDS_MAX)
@@ -193,11 +193,20 @@ class Publisher:
         self._keyed = keyed
         self._number = 0
         self._random = random.Random(f"{work.seed} {self.name}")
+        self._clients: dict[str, Client] = {}
 
     def run(self) -> None:
-        while not self._work.end.is_set():
-            self.publish(self._random.choice([ALL, ALL, FEW, self.own_topic]))
-            self._work.end.wait(self._random.uniform(0, PAUSE_SECONDS_MAX))
+        with self:
+            while not self._work.end.is_set():
+                self.publish(self._random.choice([ALL, ALL, FEW, self.own_topic]))
+                self._work.end.wait(self._random.uniform(0, PAUSE_SECONDS_MAX))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            client.close()
 
     def publish(self, topic: str, size: int | None = None) -> None:
         """Without a key: once. With one: until it is acknowledged. Of any size, unless told."""
@@ -217,17 +226,21 @@ class Publisher:
     def _send(self, node: str, topic: str, payload: str, key: str | None) -> str:
         headers = {"Idempotency_Key": key} if key else {}
         start = time.monotonic()
-        with Client(self._work.cluster.nodes[node], ANSWER_SECONDS) as client:
-            try:
-                answer = client.publish(topic, json.dumps(payload).encode(), **headers)
-                outcome, told = outcome_of(answer)
-            except ConnectionRefusedError:
-                outcome, told = REFUSED, None
-            except Broken:
-                outcome, told = UNKNOWN, None
+        try:
+            answer = self._client(node).publish(topic, json.dumps(payload).encode(), **headers)
+            outcome, told = outcome_of(answer)
+        except ConnectionRefusedError:
+            outcome, told = REFUSED, None
+        except Broken:
+            outcome, told = UNKNOWN, None
         end = time.monotonic()
         self.attempts.append(Attempt(node, topic, payload, key, start, end, outcome, told))
         return outcome
+
+    def _client(self, node: str) -> Client:
+        if node not in self._clients:
+            self._clients[node] = Client(self._work.cluster.nodes[node], ANSWER_SECONDS)
+        return self._clients[node]
 
 
 def outcome_of(answer: Answer) -> tuple[str, str | None]:
