@@ -32,8 +32,12 @@ class Clock:
 class Disk(MemoryStorage):
     """Memory that can be slow, or fail, as a disk can."""
 
-    def __init__(self) -> None:
-        super().__init__(Identity("0" * 32, EPOCH, "n1", "1" * 16))
+    def __init__(self, node_id: str = "n1") -> None:
+        """The first node has the well-known EPOCH; others draw one, until they are adopted."""
+        identity = Identity.draw(node_id)
+        if node_id == "n1":
+            identity = Identity("0" * 32, EPOCH, "n1", "1" * 16)
+        super().__init__(identity)
         self.writes: list[WriteBatch] = []
         self.error: Exception | None = None
 

@@ -160,10 +160,11 @@ def write_log(data_dir: Path, entries: int) -> None:
     """A store as a node leaves it that was killed before its first snapshot."""
     storage = SqliteStorage(data_dir, "n1")
     command = encode_command(Publish("chat", (b"1",)))
+    began_ms = time.time_ns() // 1_000_000 - entries
     storage.write(
         WriteBatch(
             tuple(
-                Entry(index, 1, EntryKind.DATA, encode_entry(index, [command]))
+                Entry(index, 1, EntryKind.DATA, encode_entry(began_ms + index, [command]))
                 for index in range(1, entries + 1)
             ),
             HardState(1, "n1"),

@@ -1,0 +1,318 @@
+"""Whole nodes in one process, on a network that a test can cut. Time is Trio's mock clock.
+
+Real: broker, hub, replica, members, the core, every RPC's bytes. Not real: the
+disk is memory, and a connection is a call; both outlive a node that is killed.
+
+    async with running_cluster(3) as cluster:
+        await cluster["n2"].replica.propose(publish())
+        cluster.cut("n1")
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgpack
+import trio
+
+from repl_broker.broker import Broker
+from repl_broker.config import Address, Config
+from repl_broker.errors import ReplBrokerError
+from repl_broker.hub import Hub
+from repl_broker.members import Members
+from repl_broker.raft.codec import decode_rpc, encode_rpc
+from repl_broker.raft.core import CoreOptions
+from repl_broker.raft.log import Member
+from repl_broker.raft.rpc import Rpc
+from repl_broker.replica import Replica
+from repl_broker.state import Applied
+from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError
+from tests.nodes import Clock, Disk, Gate
+
+DELAY_SECONDS = 0.001
+OPTIONS = CoreOptions(election_timeout_seconds=1.0, heartbeat_interval_seconds=0.1)
+WAIT_SECONDS_MAX = 60  # of mock time
+
+
+class Line:
+    """What a node has in the place of a Transport."""
+
+    def __init__(self, network: Network, node_id: str) -> None:
+        self.me = Me("", node_id, "")
+        self._network = network
+        self._node_id = node_id
+
+    def set_peers(
+        self,
+        addresses: Mapping[str, tuple[str, int]],
+        incarnations: Mapping[str, str] | None = None,
+    ) -> None:
+        pass  # whoever is there can be reached
+
+    def send(self, rpc: Rpc) -> None:
+        assert rpc.sender == self._node_id
+        self._network.start(self._network.carry, encode_rpc(rpc), self._node_id, rpc.receiver)
+
+    async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
+        return await self._network.ask(self._node_id, peer, name, argument, seconds)
+
+    async def call_address(
+        self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
+    ) -> Any:
+        return await self._network.ask(self._node_id, address[0], name, argument, seconds)
+
+    def is_connected(self, peer: str) -> bool:
+        return self._network.reaches(self._node_id, peer)
+
+
+class Network:
+    """Who reaches whom. A node's host name is its id."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, ClusterNode] = {}  # those that run
+        self.lost: set[tuple[str, str]] = set()  # from, to
+        self.nursery: trio.Nursery | None = None
+        self.asked: list[tuple[str, str, str]] = []  # from, to, what
+
+    def start(self, task: Any, *arguments: Any) -> None:
+        if self.nursery is not None:
+            self.nursery.start_soon(task, *arguments)
+
+    def reaches(self, sender: str, receiver: str) -> bool:
+        return receiver in self.nodes and (sender, receiver) not in self.lost
+
+    async def carry(self, data: bytes, sender: str, receiver: str) -> None:
+        await trio.sleep(DELAY_SECONDS)
+        if sender in self.nodes and self.reaches(sender, receiver):
+            self.nodes[receiver].replica.receive(decode_rpc(data))
+
+    async def ask(
+        self, sender: str, receiver: str, name: str, argument: Any, seconds: float
+    ) -> Any:
+        self.asked.append((sender, receiver, name))
+        if not self.reaches(sender, receiver):
+            raise PeerUnreachableError("no connection", sent=False)
+        with trio.move_on_after(seconds):
+            await trio.sleep(DELAY_SECONDS)
+            node = self.nodes.get(receiver)
+            if node is None:
+                raise PeerUnreachableError("the connection broke")
+            reply = await self._answer(node, sender, name, argument)
+            await trio.sleep(DELAY_SECONDS)
+            if self.nodes.get(receiver) is node and self.reaches(receiver, sender):
+                return reply
+        raise PeerUnreachableError("no answer")
+
+    async def _answer(self, node: ClusterNode, sender: str, name: str, argument: Any) -> Any:
+        me = self.nodes[sender].line.me
+        objection = node.members.admit(me.node_id, me.incarnation, me.cluster_id)
+        if objection is not None:
+            raise PeerRefusedError(objection)
+        peer = sender if me.cluster_id else ""
+        try:
+            return _over_the_wire(await node.members.answer(peer, name, _over_the_wire(argument)))
+        except ReplBrokerError as error:
+            raise PeerRefusedError(str(error)) from None
+
+
+def _over_the_wire(value: Any) -> Any:
+    return msgpack.unpackb(msgpack.packb(value), use_list=False)
+
+
+class ClusterNode:
+    """One life of a node; its disk outlives it."""
+
+    def __init__(
+        self,
+        network: Network,
+        node_id: str,
+        disk: Disk,
+        config: Config,
+        *,
+        join: tuple[str, ...] = (),
+        clock: Clock,
+    ) -> None:
+        self.id = node_id
+        self.disk = disk
+        self.gate = Gate()
+        self.hub = Hub(disk.identity.epoch, config.limits.tail_bytes)
+        self.replica = Replica(
+            disk,
+            Broker.settings(config),
+            now_ms=clock,
+            on_applied=self._publish,
+            on_restored=lambda: self.hub.jump(self.replica.state.seq),
+            on_members=lambda members: self.members.follow(members),
+            snapshot_entries=config.raft.snapshot_entries,
+            core_options=OPTIONS,
+            in_thread=self.gate,
+            randomness=random.Random(node_id),
+        )
+        self.line = Line(network, node_id)
+        self.config = config
+        self.join = join
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await self.replica.load(joins=bool(self.join))
+        self.hub.position = self.replica.state.seq
+        identity = self.disk.identity
+        me = Member(
+            self.id, f"{self.id}:4081", f"http://{self.id}:4080", True, identity.incarnation
+        )
+        self.members = Members(
+            self.replica,
+            me,
+            join=[Address(host, 4081) for host in self.join],
+            on_adopted=self._adopted,
+        )
+        self.replica.peers = self.line
+        self.members.connect(self.line)  # type: ignore[arg-type]
+        self.broker = Broker(self.replica, self.hub, self.config, self.members)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.replica.run)
+            nursery.start_soon(self.members.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def _publish(self, applied: Applied) -> None:
+        self.hub.publish(applied.events, self.replica.state.seq)
+
+    def _adopted(self) -> None:
+        self.hub.epoch = self.replica.epoch
+
+
+class Cluster:
+    """Nodes n1, n2, … on one network."""
+
+    def __init__(self, nursery: trio.Nursery, config: Config) -> None:
+        self.network = Network()
+        self.network.nursery = nursery
+        self.config = config
+        self.clock = Clock()
+        self.disks: dict[str, Disk] = {}
+        self.failures: dict[str, BaseException] = {}  # of nodes that ended by themselves
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._nursery = nursery
+
+    def __getitem__(self, node_id: str) -> ClusterNode:
+        return self.network.nodes[node_id]
+
+    @property
+    def running(self) -> dict[str, ClusterNode]:
+        return self.network.nodes
+
+    async def start(self, node_id: str, *, join: tuple[str, ...] = ()) -> ClusterNode:
+        disk = self.disks.setdefault(node_id, Disk(node_id))
+        node = ClusterNode(self.network, node_id, disk, self.config, join=join, clock=self.clock)
+        self.network.nodes[node_id] = node
+        await self._nursery.start(self._run, node)
+        return node
+
+    async def _run(
+        self, node: ClusterNode, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes[node.id] = scope
+            started = False
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(node.run)
+                    started = True
+                    task_status.started()
+            except Exception as error:
+                while isinstance(error, ExceptionGroup):
+                    error = error.exceptions[0]
+                if not isinstance(error, ReplBrokerError):
+                    raise
+                self.failures[node.id] = error
+                self._leave(node)
+                if not started:
+                    task_status.started()
+
+    def kill(self, node_id: str) -> None:
+        """End it without ceremony; peers notice that its connections broke."""
+        node = self.network.nodes[node_id]
+        node.gate.open()  # a write that has begun cannot be cancelled
+        self._scopes[node_id].cancel()
+        self._leave(node)
+
+    def _leave(self, node: ClusterNode) -> None:
+        self.network.nodes.pop(node.id, None)
+        for other in self.network.nodes.values():
+            other.replica.lost(node.id)
+
+    def cut(self, *ids: str) -> None:
+        """Nothing passes between these and the others, without a sound."""
+        for one in ids:
+            for other in self.disks.keys() - set(ids):
+                self.network.lost |= {(one, other), (other, one)}
+
+    def heal(self) -> None:
+        self.network.lost.clear()
+
+    # --- waiting, in mock time ---
+
+    async def until(self, condition: Any, what: str) -> None:
+        for _ in range(WAIT_SECONDS_MAX * 100):
+            if condition():
+                return
+            await trio.sleep(0.01)
+        raise AssertionError(f"waited {WAIT_SECONDS_MAX} s for {what}")
+
+    async def leader(self, *among: str) -> ClusterNode:
+        """The node that leads, once all of ``among`` (all that run by default) agree."""
+        found: list[ClusterNode] = []
+
+        def agreed() -> bool:
+            nodes = [self[each] for each in among] or [*self.running.values()]
+            ids = {node.replica.leader for node in nodes}
+            found[:] = [node for node in nodes if node.replica.leads]
+            return len(ids) == 1 and len(found) == 1
+
+        await self.until(agreed, "a leader")
+        return found[0]
+
+    async def converged(self) -> None:
+        """Until every node has applied the same, and its state is the same."""
+
+        def level() -> bool:
+            nodes = self.running.values()
+            indexes = {node.replica.state.applied_index for node in nodes}
+            last = {node.replica.statistics().last_index for node in nodes}
+            return len(indexes | last) == 1
+
+        await self.until(level, "all nodes to be level")
+        digests = {node.replica.state.digest() for node in self.running.values()}
+        assert len(digests) == 1, "equal logs make equal states"
+
+    async def all_vote(self) -> None:
+        """Until every node that runs is a voter, as all of them know."""
+
+        def level() -> bool:
+            ids = set(self.running)
+            members = [n.replica.committed_membership for n in self.running.values()]
+            return all(m.voters >= ids and all(x.incarnation for x in m.members) for m in members)
+
+        await self.until(level, "all nodes to be voters")
+
+
+@asynccontextmanager
+async def running_cluster(size: int = 3, config: Config | None = None) -> AsyncIterator[Cluster]:
+    """A cluster of so many voters, level with each other."""
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery, config or Config())
+        await cluster.start("n1")
+        for number in range(2, size + 1):
+            await cluster.start(f"n{number}", join=("n1",))
+        await cluster.all_vote()
+        await cluster.converged()
+        cluster.network.asked.clear()
+        try:
+            yield cluster
+        finally:
+            for node in cluster.running.values():
+                node.gate.open()
+            nursery.cancel_scope.cancel()

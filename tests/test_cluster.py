@@ -1,0 +1,679 @@
+"""Whole nodes together: replication, forwarding, failover, snapshots, members, streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repl_broker.command import CreateTopic, DeleteTopic, Publish
+from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, StorageError
+from repl_broker.message import FilterSet
+from repl_broker.replica import Replica
+from repl_broker.state import Published, TopicChanged
+from repl_broker.transport import PeerRefusedError
+from tests.network import Cluster, running_cluster
+from tests.nodes import Disk, configured, events
+
+
+def publish(*data: bytes, topic: str = "chat", key: str | None = None) -> Publish:
+    return Publish(topic, data or (b"1",), key, b"digest" if key else b"")
+
+
+async def history(replica: Replica, topic: str = "chat") -> list[bytes]:
+    locations = replica.state.scan(FilterSet([topic]), 0, 1_000_000)
+    return [message.data for message in await replica.fetch(locations)]
+
+
+async def seq_of(replica: Replica, command: Publish) -> int:
+    outcome = await replica.propose(command)
+    assert isinstance(outcome, Published)
+    return outcome.first_seq
+
+
+# --- replication ---
+
+
+async def test_a_publish_through_any_node_reaches_all_in_one_order(
+    autojump_clock: MockClock,
+) -> None:
+    """Promise 1; RAFT.md scenario 50."""
+    async with running_cluster() as cluster:
+        seqs = [
+            await seq_of(cluster[node].replica, publish(b"%d" % number))
+            for number, node in enumerate(["n2", "n1", "n3", "n2", "n3", "n1"])
+        ]
+        assert seqs == [1, 2, 3, 4, 5, 6]
+        await cluster.converged()
+        for node in cluster.running.values():
+            assert await history(node.replica) == [b"%d" % n for n in range(6)]
+
+
+async def test_what_a_node_acknowledged_it_has_applied_itself(autojump_clock: MockClock) -> None:
+    """Who publishes through a follower reads there what it wrote."""
+    async with running_cluster() as cluster:
+        for _ in range(20):
+            seq = await seq_of(cluster["n3"].replica, publish())
+            assert cluster["n3"].replica.state.seq >= seq
+
+
+async def test_many_publishers_on_all_nodes_are_served_in_batches(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster() as cluster:
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                node = cluster[f"n{number % 3 + 1}"]
+                nursery.start_soon(node.replica.propose, publish(b"%d" % number))
+        await cluster.converged()
+        assert cluster["n1"].replica.state.seq == 300
+        assert sorted(map(int, await history(cluster["n2"].replica))) == [*range(300)]
+        assert cluster["n1"].replica.statistics().last_index < 100, "what waits goes together"
+
+
+async def test_an_acknowledged_publish_is_on_the_disks_of_a_majority(
+    autojump_clock: MockClock,
+) -> None:
+    """Promise 2; RAFT.md scenario 24."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        followers = [node for node in cluster.running.values() if node is not leader]
+        for node in followers:
+            node.gate.shut()
+        done = trio.Event()
+
+        async def propose() -> None:
+            await leader.replica.propose(publish(b"kept"))
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(propose)
+            await trio.sleep(0.5)
+            assert not done.is_set(), "the leader's disk alone is no majority"
+            followers[0].gate.open()
+            with trio.fail_after(1):
+                await done.wait()
+        holders = [
+            d for d in cluster.disks.values() if any(b"kept" in e.data for e in d.entries.values())
+        ]
+        assert len(holders) == 2
+        followers[1].gate.open()
+
+
+async def test_every_kind_of_outcome_comes_back_from_the_leader(autojump_clock: MockClock) -> None:
+    async with running_cluster() as cluster:
+        replica = cluster["n2"].replica
+        assert await replica.propose(CreateTopic("a")) == TopicChanged(created=True)
+        assert "a" in replica.state.topics
+        refused = await replica.propose(CreateTopic("a"))
+        assert getattr(refused, "code", None) == "topic_exists"
+        assert not hasattr(await replica.propose(DeleteTopic("a")), "code")
+
+
+# --- forwarding ---
+
+
+async def test_who_does_not_lead_refuses_what_is_sent_to_it(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 47: forwarding never loops, since nobody sends on."""
+    async with running_cluster() as cluster:
+        await cluster.leader()
+        with pytest.raises(PeerRefusedError, match="does not lead"):
+            await cluster["n2"].line.call("n3", "propose", (1, ()), seconds=5)
+        assert [name for _, _, name in cluster.network.asked] == ["propose"]
+
+
+async def test_what_was_meant_for_an_older_term_is_refused(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 47; NRGTermFencedProposals."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        term = leader.replica.term
+        with pytest.raises(PeerRefusedError, match="does not lead"):
+            await cluster["n2"].line.call(leader.id, "propose", (term - 1, ()), seconds=5)
+
+
+async def test_a_forward_waits_for_a_leader_and_is_kept_once(autojump_clock: MockClock) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        cluster.kill(leader.id)
+        (one, other) = cluster.running.values()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.replica.propose, publish(b"one"))
+            nursery.start_soon(other.replica.propose, publish(b"other"))
+        await cluster.converged()
+        assert sorted(await history(one.replica)) == [b"one", b"other"]
+
+
+async def test_without_a_leader_a_publish_is_refused_and_changes_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """Not a false 504: nothing was appended anywhere."""
+    async with running_cluster() as cluster:
+        cluster.cut("n3")
+        await cluster.until(lambda: cluster["n3"].replica.leader is None, "n3 to notice")
+        with pytest.raises(RequestError, match="knows no leader") as refused:
+            await cluster["n3"].replica.propose(publish())
+        assert refused.value.code == "no_leader"
+        cluster.heal()
+        await cluster.leader()
+        await cluster.converged()
+        assert cluster["n1"].replica.state.seq == 0
+
+
+# --- a leader is lost ---
+
+
+async def test_an_isolated_leader_steps_down_and_its_publishes_end_unknown(
+    autojump_clock: MockClock,
+) -> None:
+    """RAFT.md scenario 10."""
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        cluster.cut(old.id)
+        with trio.fail_after(10), pytest.raises(OutcomeUnknownError):
+            await old.replica.propose(publish())
+        assert not old.replica.leads
+
+
+async def test_a_publish_that_an_old_leader_lost_is_offered_again(
+    autojump_clock: MockClock,
+) -> None:
+    """Another entry at its place proves that it is in no committed log."""
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        cluster.cut(old.id)
+        others = [node_id for node_id in cluster.running if node_id != old.id]
+        seqs: dict[str, int] = {}
+
+        async def propose(node_id: str, data: bytes) -> None:
+            seqs[node_id] = await seq_of(cluster[node_id].replica, publish(data))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(propose, old.id, b"first")
+            new = await cluster.leader(*others)
+            await propose(new.id, b"second")
+            cluster.heal()
+        assert seqs == {new.id: 1, old.id: 2}
+        await cluster.converged()
+        assert await history(old.replica) == [b"second", b"first"]
+
+
+async def test_a_publish_that_the_next_leader_has_keeps_its_outcome(
+    autojump_clock: MockClock,
+) -> None:
+    """The old leader appended it and was lost; it is committed all the same, once."""
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        others = [node_id for node_id in cluster.running if node_id != old.id]
+        for node_id in others:  # they hear the leader, and it does not hear them
+            cluster.network.lost.add((node_id, old.id))
+        async with trio.open_nursery() as nursery:
+            outcome: list[int] = []
+
+            async def propose() -> None:
+                outcome.append(await seq_of(old.replica, publish(b"only")))
+
+            nursery.start_soon(propose)
+            await cluster.until(lambda: not old.replica.leads, "the leader to step down")
+            cluster.heal()
+        assert outcome == [1]
+        await cluster.converged()
+        assert await history(old.replica) == [b"only"]
+
+
+@pytest.mark.parametrize("key", [None, "k1"])
+async def test_a_forward_to_a_leader_that_dies_with_it(
+    autojump_clock: MockClock, key: str | None
+) -> None:
+    """RAFT.md scenario 46: with a key it is repeated, and kept once; without, it is unknown."""
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        follower = next(node for node in cluster.running.values() if node is not old)
+        old.gate.shut()  # it has the publish, and its disk does not
+        outcomes: list[object] = []
+
+        async def propose() -> None:
+            try:
+                outcomes.append(await seq_of(follower.replica, publish(b"x", key=key)))
+            except OutcomeUnknownError:
+                outcomes.append("unknown")
+
+        async with trio.open_nursery() as nursery:
+            cluster.network.lost.add((old.id, follower.id))  # no answer to it comes back
+            nursery.start_soon(propose)
+            await trio.sleep(0.05)
+            cluster.kill(old.id)
+            cluster.heal()
+        await cluster.converged()
+        expected = [b"x"] if key else await history(follower.replica)
+        assert await history(follower.replica) == expected
+        assert outcomes == ([1] if key else ["unknown"])
+        if key:
+            again = await follower.replica.propose(publish(b"x", key=key))
+            assert again == Published(1, 1, again.time_ms, replayed=True)  # type: ignore[union-attr]
+
+
+async def test_hand_over_loses_no_publish_and_answers_none_falsely(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        answered: list[int] = []
+
+        async def propose(number: int) -> None:
+            node = cluster[f"n{number % 3 + 1}"]
+            answered.append(await seq_of(node.replica, publish(b"%d" % number)))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(propose, number)
+                if number == 30:
+                    nursery.start_soon(old.replica.hand_over)
+                await trio.sleep(0.001)
+        assert not old.replica.leads
+        assert sorted(answered) == [*range(1, 61)]
+        await cluster.converged()
+
+
+async def test_a_failing_disk_ends_its_node_and_the_others_go_on(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 27."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        leader.disk.error = StorageError("the disk is gone")
+        follower = next(node for node in cluster.running.values() if node is not leader)
+        await follower.replica.propose(publish(key="again"))
+        assert isinstance(cluster.failures[leader.id], StorageError)
+        assert follower.replica.state.seq == 1
+
+
+async def test_a_leader_whose_disk_hangs_is_replaced(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 48."""
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        old.gate.shut()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(old.replica.propose, publish(b"hangs", key="k"))
+            others = [node_id for node_id in cluster.running if node_id != old.id]
+            new = await cluster.leader(*others)
+            assert await seq_of(new.replica, publish(b"goes on")) in (1, 2)
+            old.gate.open()
+        await cluster.converged()
+
+
+async def test_all_nodes_restart_at_once(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 13."""
+    async with running_cluster() as cluster:
+        for number in range(10):
+            await cluster["n2"].replica.propose(publish(b"%d" % number))
+        for node_id in [*cluster.running]:
+            cluster.kill(node_id)
+        for node_id in ("n1", "n2", "n3"):
+            await cluster.start(node_id)
+        await cluster.leader()
+        await cluster["n3"].replica.read_barrier()
+        assert await history(cluster["n3"].replica) == [b"%d" % n for n in range(10)]
+
+
+# --- reads ---
+
+
+async def test_a_read_on_any_node_sees_what_was_acknowledged_before(
+    autojump_clock: MockClock,
+) -> None:
+    """RAFT.md scenario 44."""
+    async with running_cluster() as cluster:
+        for number in range(1, 6):
+            await cluster["n1"].replica.propose(publish())
+            await cluster["n3"].replica.read_barrier()
+            assert cluster["n3"].replica.state.seq == number
+
+
+async def test_a_deposed_leader_answers_no_read(autojump_clock: MockClock) -> None:
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        cluster.cut(old.id)
+        with pytest.raises(RequestError) as refused:
+            await old.replica.read_barrier()
+        assert refused.value.code == "no_leader"
+
+
+# --- snapshots ---
+
+SMALL = configured(raft={"snapshot_entries": 50}, topics={})
+
+
+async def lagging(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, count: int = 300) -> str:
+    """Kill a follower; publish until the others have compacted what it lacks. Its id."""
+    monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
+    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    leader = await cluster.leader()
+    behind = next(node_id for node_id in cluster.running if node_id != leader.id)
+    cluster.kill(behind)
+    for number in range(count):
+        await leader.replica.propose(publish(b'"%06d"' % number))
+    return behind
+
+
+async def test_a_node_that_lags_too_far_gets_a_snapshot(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 31: with the history that it covers; then it follows the log again."""
+    async with running_cluster(config=SMALL) as cluster:
+        behind = await lagging(cluster, monkeypatch)
+        await cluster.start(behind)
+        await cluster.converged()
+        assert cluster[behind].replica.statistics().snapshots_received == 1
+        wanted = [b'"%06d"' % n for n in range(300)]
+        assert await history(cluster[behind].replica) == wanted
+        await cluster[behind].replica.propose(publish(b"after"))
+        await cluster.converged()
+        cluster.kill(behind)
+        await cluster.start(behind)
+        await cluster.converged()
+        assert await history(cluster[behind].replica) == [*wanted, b"after"]
+
+
+async def test_a_snapshot_brings_only_the_history_that_is_retained(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configured(SMALL)
+    async with running_cluster(config=config) as cluster:
+        await cluster["n1"].replica.propose(CreateTopic("chat", messages=5))
+        behind = await lagging(cluster, monkeypatch)
+        await cluster.start(behind)
+        await cluster.converged()
+        replica = cluster[behind].replica
+        assert await history(replica) == [b'"%06d"' % n for n in range(295, 300)]
+        covered = [
+            i for i in cluster.disks[behind].entries if i <= replica.statistics().snapshot_index
+        ]
+        assert len(covered) <= 5
+
+
+async def test_a_snapshot_that_is_cut_short_is_sent_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 33: what has arrived in part is never seen."""
+    async with running_cluster(config=SMALL) as cluster:
+        behind = await lagging(cluster, monkeypatch)
+        ends = 0
+        answer = cluster.network._answer
+
+        async def lossy(node: object, sender: str, name: str, argument: object) -> object:
+            nonlocal ends
+            if name == "snapshot-end":
+                ends += 1
+                if ends == 1:
+                    argument = (argument[0], argument[1] + 1)  # type: ignore[index]
+            return await answer(node, sender, name, argument)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(cluster.network, "_answer", lossy)
+        await cluster.start(behind)
+        await cluster.converged()
+        assert ends == 2
+        assert cluster[behind].replica.statistics().snapshots_received == 1
+
+
+async def test_streams_on_a_node_that_gets_a_snapshot_miss_nothing(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RAFT.md scenario 50: the node jumps, the stream does not."""
+    monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
+    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    async with running_cluster(config=SMALL) as cluster:
+        leader = await cluster.leader()
+        behind = next(node for node in cluster.running.values() if node is not leader)
+        await leader.replica.propose(publish(b"0"))
+        await cluster.converged()
+        async with behind.broker.subscribe(["chat"], "earliest") as stream:
+            got = await messages(stream, 1)
+            cluster.cut(behind.id)
+            for number in range(1, 300):
+                await leader.replica.propose(publish(b"%d" % number))
+            cluster.heal()
+            got += await messages(stream, 299)
+        assert behind.replica.statistics().snapshots_received == 1
+        assert got == [f"{number}" for number in range(300)]
+
+
+async def messages(stream: object, count: int) -> list[str]:
+    """The data of the next ``count`` messages."""
+    found: list[str] = []
+    with trio.fail_after(60):
+        async for chunk in stream:  # type: ignore[attr-defined]
+            for event in events([chunk]):
+                if "event" in event or "data" not in event:
+                    continue
+                found.append(event["data"].partition('"data":')[2][:-1])
+            if len(found) >= count:
+                break
+    assert len(found) == count
+    return found
+
+
+# --- streams ---
+
+
+async def test_a_change_of_leader_ends_no_stream(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 50."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node = next(node for node in cluster.running.values() if node is not leader)
+        async with node.broker.subscribe(["chat"]) as stream:
+            await node.replica.propose(publish(b"1"))
+            got = await messages(stream, 1)
+            cluster.kill(leader.id)
+            await node.replica.propose(publish(b"2"))
+            got += await messages(stream, 1)
+        assert got == ["1", "2"]
+
+
+async def test_a_cursor_that_is_ahead_of_a_node_waits_for_it(autojump_clock: MockClock) -> None:
+    """Promise 3; RAFT.md scenario 50."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        behind = next(node for node in cluster.running.values() if node is not leader)
+        cluster.network.lost.add((leader.id, behind.id))
+        first = await leader.broker.publish("chat", b"1")
+        async with behind.broker.subscribe(["chat"], first.last_id) as stream:
+            subscribed = events([await anext(stream)])
+            assert [e.get("event") for e in subscribed if "event" in e] == ["subscribed"]
+            cluster.heal()
+            await leader.broker.publish("chat", b"2")
+            assert await messages(stream, 1) == ["2"]
+
+
+async def test_a_cursor_that_no_node_has_reached_is_told(autojump_clock: MockClock) -> None:
+    """Promise 4."""
+    async with running_cluster() as cluster:
+        node = cluster["n2"]
+        ahead = f"{node.replica.epoch}-99"
+        async with node.broker.subscribe(["chat"], ahead) as stream:
+            chunks = [await anext(stream), await anext(stream)]
+        (gap,) = [e for e in events(chunks) if e.get("event") == "gap"]
+        assert '"ahead"' in gap["data"]
+
+
+# --- members ---
+
+
+async def test_a_node_joins_catches_up_and_gets_its_vote(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 42."""
+    async with running_cluster(1) as cluster:
+        await cluster["n1"].replica.propose(publish())
+        await cluster.start("n2", join=("n1",))
+        await cluster.all_vote()
+        node = cluster["n2"]
+        assert node.replica.epoch == cluster["n1"].replica.epoch
+        assert node.hub.epoch == node.replica.epoch
+        assert await history(node.replica) == [b"1"]
+        view = await node.broker.cluster()
+        roles = {m["id"]: m["role"] for m in view["members"]}  # type: ignore[attr-defined]
+        assert roles == {"n1": "leader", "n2": "voter"}
+
+
+async def test_a_node_may_join_through_any_member(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        through = next(node_id for node_id in cluster.running if node_id != leader.id)
+        await cluster.start("n4", join=(through,))
+        await cluster.all_vote()
+
+
+async def test_an_id_that_another_node_has_is_refused_on_both_sides(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        cluster.kill("n3")
+        cluster.disks["n3"] = Disk("n3")  # it has lost its data
+        await cluster.start("n3", join=("n1",))
+        await cluster.until(lambda: "n3" in cluster.failures, "the joiner to be told")
+        assert isinstance(cluster.failures["n3"], ConfigError)
+        assert "cluster remove n3" in str(cluster.failures["n3"])
+        assert cluster["n1"].replica.membership.ids == {"n1", "n2", "n3"}
+
+
+async def test_a_wiped_node_joins_again_after_its_removal(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 41."""
+    async with running_cluster(3) as cluster:
+        cluster.kill("n3")
+        await cluster["n2"].broker.remove_member("n3")
+        cluster.disks["n3"] = Disk("n3")
+        await cluster.start("n3", join=("n1",))
+        await cluster.all_vote()
+        await cluster.converged()
+        assert not cluster["n3"].replica.removed.is_set()
+
+
+async def test_a_removed_node_hears_of_it(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        removed = next(i for i in cluster.running if i != cluster["n1"].replica.leader)
+        await cluster["n1"].broker.remove_member(removed)
+        with trio.fail_after(5):
+            await cluster[removed].replica.removed.wait()
+        (other,) = cluster.running.keys() - {removed, cluster["n1"].replica.leader or ""}
+        assert cluster[other].replica.membership.ids == cluster.running.keys() - {removed}
+
+
+async def test_a_removed_node_is_not_let_in_again_with_its_old_data(
+    autojump_clock: MockClock,
+) -> None:
+    """RAFT.md scenario 9."""
+    async with running_cluster(3) as cluster:
+        removed = next(i for i in cluster.running if i != cluster["n1"].replica.leader)
+        cluster.kill(removed)
+        admitting = next(iter(cluster.running.values()))
+        await admitting.broker.remove_member(removed)
+        node = await cluster.start(removed)
+        me = node.line.me
+        objection = admitting.members.admit(me.node_id, me.incarnation, me.cluster_id)
+        assert objection is not None
+        assert "was removed" in objection
+
+
+async def test_a_leader_that_is_removed_hands_over_and_goes(autojump_clock: MockClock) -> None:
+    """RAFT.md scenario 39."""
+    async with running_cluster(3) as cluster:
+        old = await cluster.leader()
+        other = next(node for node in cluster.running.values() if node is not old)
+        await other.broker.remove_member(old.id)
+        with trio.fail_after(5):
+            await old.replica.removed.wait()
+        cluster.kill(old.id)
+        await cluster.leader()
+        assert await seq_of(other.replica, publish()) == 1
+
+
+Change = Callable[[Cluster], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda c: c["n2"].broker.remove_member("n9"), "member_not_found"),
+        (lambda c: c["n2"].broker.move_leader("n9"), "member_not_found"),
+        (lambda c: c["n2"].broker.add_member("n9", "n9:4081", "http://n9"), "member_unreachable"),
+        (lambda c: c["n2"].broker.add_member("n9", "n3:4081", "http://n9"), "invalid_parameter"),
+    ],
+    ids=["remove nobody", "move to nobody", "add nobody", "add another"],
+)
+async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(
+    autojump_clock: MockClock, change: Change, code: str
+) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        before = leader.replica.statistics().last_index
+        with pytest.raises(RequestError) as refused:
+            await change(cluster)  # type: ignore[misc]
+        assert refused.value.code == code
+        assert leader.replica.statistics().last_index == before
+
+
+async def test_the_last_voter_stays(autojump_clock: MockClock) -> None:
+    async with running_cluster(1) as cluster:
+        with pytest.raises(RequestError) as refused:
+            await cluster["n1"].broker.remove_member("n1")
+        assert refused.value.code == "last_voter"
+
+
+async def test_two_changes_at_once_are_made_one_after_the_other_or_refused(
+    autojump_clock: MockClock,
+) -> None:
+    """RAFT.md scenario 37."""
+    async with running_cluster(5) as cluster:
+        codes: list[str] = []
+
+        async def remove(node_id: str) -> None:
+            try:
+                await cluster["n1"].broker.remove_member(node_id)
+                codes.append("done")
+            except RequestError as error:
+                codes.append(error.code)
+
+        leader = await cluster.leader()
+        followers = sorted(cluster.running.keys() - {leader.id})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove, followers[0])
+            nursery.start_soon(remove, followers[1])
+        assert sorted(codes) == ["done", "membership_change_in_progress"]
+        assert len(leader.replica.membership.ids) == 4
+
+
+async def test_leadership_moves_to_whom_it_is_asked_to(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        old = await cluster.leader()
+        target = next(node_id for node_id in cluster.running if node_id != old.id)
+        await cluster["n1"].broker.move_leader(target)
+        await cluster.until(lambda: cluster[target].replica.leads, "the target to lead")
+        await cluster[target].broker.move_leader(target)  # it does already
+
+
+async def test_a_node_that_moved_tells_the_members(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        cluster.kill("n3")
+        node = await cluster.start("n3")
+        node.members._me = node.members._me.__class__(
+            "n3", "n3:5081", "http://n3", True, node.replica.incarnation
+        )
+        await node.members._keep_record()
+        leader = await cluster.leader()
+        moved = leader.replica.membership.find("n3")
+        assert moved is not None
+        assert (moved.raft_address, moved.voter) == ("n3:5081", True)
+
+
+async def test_a_node_is_ready_once_it_has_caught_up(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        await cluster.leader()
+        await cluster.until(
+            lambda: all(node.broker.ready for node in cluster.running.values()), "all to be ready"
+        )
+        cluster.cut("n2")
+        await cluster.until(lambda: not cluster["n2"].broker.ready, "n2 to notice")
+        with pytest.raises(RequestError, match="knows no leader"):
+            cluster["n2"].broker.check_ready()
+        cluster.heal()
+        await cluster.until(lambda: cluster["n2"].broker.ready, "n2 to be ready again")
