@@ -64,6 +64,7 @@ ANSWER_SECONDS: Final = 5  # until a publisher without an answer gives up
 PAUSE_SECONDS_MAX: Final = 0.03  # between publishes: the machine has two cores
 RETRY_SECONDS_MAX: Final = 0.2
 BLOCKS_MAX: Final = 400  # of one stream, before its reader goes elsewhere
+AWAY_SECONDS_MAX: Final = 2  # now and then, before it comes back: long enough for a gap
 
 
 class Workload:
@@ -282,6 +283,8 @@ class Follower:
                 with self.open() as stream:
                     if self.read(stream, self._random.randint(1, BLOCKS_MAX)):
                         return
+                if self._random.random() < 0.3:
+                    self._work.end.wait(self._random.uniform(0, AWAY_SECONDS_MAX))
             except Broken:
                 self._work.abandoned.wait(self._random.uniform(0, RETRY_SECONDS_MAX))
             self._node = self._random.choice([self._node, *self._work.cluster.nodes])
