@@ -17,12 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["GROUPS", "SCENARIOS", "WAITED_FOR", "citations", "malformed", "page", "shown_by"]
+__all__ = ["GROUPS", "SCENARIOS", "citations", "malformed", "page", "shown_by"]
 
 ROOT: Final = Path(__file__).parents[2]
 TESTS: Final = ROOT / "tests"
 SIMULATION: Final = (TESTS / "raft" / "simulator.py", TESTS / "raft" / "mutations.py")
-WAITED_FOR: Final = frozenset({46, 50})  # what they are about is being built
 
 GROUPS: Final[dict[str, dict[int, str]]] = {
     "Election": {
