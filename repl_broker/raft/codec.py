@@ -18,6 +18,7 @@ from repl_broker.raft.log import Entry, EntryKind, Membership, SnapshotMark
 from repl_broker.raft.rpc import (
     Append,
     AppendReply,
+    Commit,
     Heartbeat,
     HeartbeatReply,
     PreVote,
@@ -42,6 +43,7 @@ _RPCS: Final[dict[int, type[Rpc]]] = {
     8: HeartbeatReply,
     9: SnapshotReceived,
     10: TimeoutNow,
+    11: Commit,
 }
 _NUMBERS: Final = {kind: number for number, kind in _RPCS.items()}
 _NAMES: Final = {kind: tuple(f.name for f in fields(kind)) for kind in _NUMBERS}

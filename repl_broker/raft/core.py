@@ -49,6 +49,7 @@ from repl_broker.raft.progress import Mode, Progress
 from repl_broker.raft.rpc import (
     Append,
     AppendReply,
+    Commit,
     Heartbeat,
     HeartbeatReply,
     PreVote,
@@ -753,6 +754,10 @@ class Core:
             )
         )
 
+    def _on_commit(self, rpc: Commit) -> None:
+        self._hear_leader(rpc)
+        self._commit_to(min(rpc.index, self.log.last_index))
+
     def _on_snapshot_received(self, rpc: SnapshotReceived) -> None:
         self._hear_leader(rpc)
         mark = rpc.mark
@@ -814,19 +819,24 @@ class Core:
         self._wants_append.clear()
 
     def _send_append(self, peer: str) -> None:
-        """All that the window has room for; once without entries, to tell of a commit."""
+        """All that the window has room for; or the news of a commit, if nothing carries it."""
         progress, options = self.progress[peer], self.options
         while progress.may_send(options.window_appends_max, options.window_bytes_max):
             if progress.next <= self.log.compacted_index:
                 self._send_snapshot(peer, progress)
                 return
             entries = self.log.up_to_bytes(progress.next, options.append_bytes_max)
-            told = progress.mode is Mode.REPLICATE and progress.told_commit >= self.committed_index
-            if not entries and told:
-                return
+            if not entries and progress.mode is Mode.REPLICATE:
+                break
             self._append(peer, progress, entries)
             if entries or progress.mode is Mode.PROBE:
                 progress.sent(progress.next - 1 + len(entries), sum(len(e.data) for e in entries))
+        index = min(progress.match, self.committed_index)
+        if progress.mode is Mode.REPLICATE and index > progress.told_commit:
+            progress.told_commit = index
+            self._effects.send.append(
+                Commit(sender=self.node_id, receiver=peer, term=self.term, index=index)
+            )
 
     def _append(self, peer: str, progress: Progress, entries: Sequence[Entry]) -> None:
         prev_index = progress.next - 1
@@ -843,7 +853,7 @@ class Core:
                 commit=self.committed_index,
             )
         )
-        progress.told_commit = self.committed_index
+        progress.told_commit = min(self.committed_index, prev_index + len(entries))
 
     def _send_snapshot(self, peer: str, progress: Progress) -> None:
         progress.snapshot(self.log.compacted_index)
@@ -932,7 +942,11 @@ class Core:
         removed = self.progress.keys() - self.membership.ids
         if not removed or self._memberships[-1][0] > self.committed_index:
             return
-        self._send_appends()  # so that they, too, learn of the commit (dissertation §4.2.2)
+        for peer in sorted(
+            removed - {self.node_id}
+        ):  # they, too, learn of it (dissertation §4.2.2)
+            if self.progress[peer].next > self.log.compacted_index:
+                self._append(peer, self.progress[peer], ())
         self._follow_membership()
         if self.node_id in removed:
             best = max(sorted(self.membership.voters), key=lambda peer: self.progress[peer].match)
@@ -1129,6 +1143,7 @@ _FOLLOWING: Final[dict[type, Handler]] = {
     Vote: Core._on_vote,
     Append: Core._on_append,
     Heartbeat: Core._on_heartbeat,
+    Commit: Core._on_commit,
     SnapshotReceived: Core._on_snapshot_received,
     TimeoutNow: Core._on_timeout_now,
 }

@@ -35,7 +35,7 @@ class Progress:
     paused: bool = False  # PROBE: an append is on its way
     heard_at: float = 0.0  # when the peer last answered
     round: int = 0  # the newest heartbeat that it answered
-    told_commit: int = 0  # the newest commit index that an append told it
+    told_commit: int = 0  # what it knows to be committed, if nothing was lost
     snapshot_index: int = 0  # SNAPSHOT: what it is being sent
     catch_up_target: int = 0  # a learner's round: where the log ended when it began …
     catch_up_began: float = 0.0  # … and when that was

@@ -14,6 +14,7 @@ from repl_broker.raft.log import Entry, SnapshotMark
 __all__ = [
     "Append",
     "AppendReply",
+    "Commit",
     "Heartbeat",
     "HeartbeatReply",
     "PreVote",
@@ -86,6 +87,16 @@ class AppendReply(Rpc):
     index: int
     hint_index: int = 0
     hint_term: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit(Rpc):
+    """What the receiver acknowledged is committed up to ``index``.
+
+    Not answered: if it is lost, the next append or heartbeat says the same.
+    """
+
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
