@@ -149,6 +149,7 @@ def connect(replica: Replica, members: Members, secret: bytes) -> Transport:
         admit=members.admit,
         on_unreachable=replica.lost,
         on_removed=removed,
+        on_received=replica.turn,
     )
     replica.peers = transport
     members.connect(transport)

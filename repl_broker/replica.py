@@ -80,6 +80,7 @@ from repl_broker.wire import (
     encode_entry,
     without_messages,
 )
+from repl_broker.writer import ThreadWriter, Writer
 
 __all__ = ["MemberProgress", "NotLeaderError", "Peers", "Replica", "ReplicaStatistics"]
 
@@ -115,7 +116,11 @@ class NotLeaderError(ReplBrokerError):
 class Peers(Protocol):
     """What the replica asks of the network (transport.py)."""
 
-    def send(self, rpc: Rpc) -> None: ...
+    def send(self, rpc: Rpc) -> None:
+        """Have it go out with the next ``flush``."""
+        ...
+
+    def flush(self) -> None: ...
 
     async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
         """Raises PeerUnreachableError, PeerRefusedError."""
@@ -128,6 +133,9 @@ class Alone:
     """The network of a single node."""
 
     def send(self, rpc: Rpc) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
@@ -231,6 +239,7 @@ class Replica:
         snapshot_entries: int = 10_000,
         core_options: CoreOptions | None = None,
         in_thread: InThread = trio.to_thread.run_sync,
+        writer: Writer | None = None,
         randomness: random.Random | None = None,
     ) -> None:
         self.state = BrokerState()
@@ -256,22 +265,24 @@ class Replica:
         self._snapshot_entries = snapshot_entries
         self._in_thread = in_thread
         self._history = History(storage, lambda: self.state, in_thread)
-        self._writer_thread = trio.CapacityLimiter(1)  # not in one queue with readers
-        self._writer = trio.Lock()  # one write at a time
+        self._writer = writer or ThreadWriter()
+        self._writing = False  # what the core asked for; jobs of upkeep do not count
         self._core = Core(
             storage.identity.node_id, self.options, self._random, 0.0
         )  # until the store is read
         self._loaded = False
         self._nursery: trio.Nursery | None = None
         self._events: list[Event] = []  # for the core's next step
+        self._turning = False
+        self._deadline = 0.0  # when the next turn is due at the latest
         self._awake = trio.Event()
+        self._failure: Exception | None = None  # of a turn, or of the disk
         self._seen = _Seen(Role.FOLLOWER, 0, None, has_committed=False)
         self._news = trio.lowlevel.ParkingLot()  # woken when that changes
         self._members: Membership | None = None  # as ``on_members`` was told
         self._configured = trio.Event()  # has led, with the settings that it was given, once
         self._caught_up = False
         self._writes_due: list[tuple[int, WriteBatch] | _Install] = []
-        self._write_due = trio.Event()
         self._committed: deque[Entry] = deque()  # to be applied
         self._progressed = trio.lowlevel.ParkingLot()  # woken when something was applied
         self._token = 0
@@ -281,7 +292,7 @@ class Replica:
         self._forwards = 0
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
-        self._receiver = SnapshotReceiver(storage, self._locked)
+        self._receiver = SnapshotReceiver(storage, self._written)
         self._sending: dict[str, int] = {}  # snapshots on their way: peer and index
         self._sent_one = trio.lowlevel.ParkingLot()
         self._snapshots_sent = 0
@@ -399,7 +410,7 @@ class Replica:
             )
         proposal = Proposal(command)
         proposals.add(proposal)
-        self._awake.set()
+        self.turn()
         await self._settle(proposal)
         if proposal.failure is not None:
             raise proposal.failure
@@ -558,18 +569,14 @@ class Replica:
 
     async def adopt(self, cluster_id: str, epoch: str) -> None:
         """Belong to that cluster from now on; only while the log is empty."""
-        async with self._writer:
-            with trio.CancelScope(shield=True):
-                await self._in_thread(
-                    self._storage.adopt, cluster_id, epoch, limiter=self._writer_thread
-                )
+        await self._written(self._storage.adopt, cluster_id, epoch)
 
     # --- what comes from peers ---
 
     def receive(self, rpc: Rpc) -> None:
-        """Take an RPC of a peer."""
+        """Take an RPC of a peer; ``turn`` when there are no more for now."""
         if self._loaded:
-            self._post(Receive(rpc))
+            self._events.append(Receive(rpc))
 
     def lost(self, peer: str) -> None:
         """The connection to ``peer`` broke."""
@@ -589,7 +596,7 @@ class Replica:
         commands = [decode_command(each) for each in encoded]
         offer = Forwarded(commands, encoded)
         self._proposals.add(offer)
-        self._awake.set()
+        self.turn()
         await offer.decided.wait()
         if offer.place is None:
             raise NotLeaderError
@@ -673,7 +680,6 @@ class Replica:
                 self._nursery = nursery
                 nursery.start_soon(self._maintain)
                 nursery.start_soon(self._expire)
-                nursery.start_soon(self._write)
                 nursery.start_soon(self._history.end_if_damaged)
                 nursery.start_soon(self._configure)
                 nursery.start_soon(self._catch_up)
@@ -683,13 +689,15 @@ class Replica:
                 task_status.started()
         finally:
             self._closing = True
+            self._nursery = None
             self._proposals.room.set()
             self._proposals.fail_all(outcome_unknown())
+            await self._writer.close()
 
     async def _sweep(self) -> None:
         """Drop what a crash kept from being dropped, of what the snapshot covers."""
         live = self.state.live_entries()
-        await self._locked(self._storage.drop_others, self._snapshot_index, live)
+        await self._written(self._storage.drop_others, self._snapshot_index, live)
         self._store_bytes = self._storage.bytes
         log.info(
             "recovered term=%d snapshot_index=%d last_index=%d",
@@ -699,28 +707,57 @@ class Replica:
         )
 
     async def _drive(self) -> None:
-        """Own the core: give it what has happened, carry out what it asks for."""
+        """Have the core take its turns in time, and end the node if one fails."""
         while True:
-            self._send_off()
-            events, self._events = self._events, []
-            effects = self._core.step(trio.current_time(), events)
-            self._carry_out(effects)
-            self._apply_committed()
-            self._notice_changes()
-            if self._events or self._committed or self._may_send_off():
-                await trio.lowlevel.checkpoint()
-                continue
             self._awake = trio.Event()
-            with trio.move_on_at(effects.deadline):
+            self.turn()
+            if self._failure is not None:
+                raise self._failure
+            with trio.move_on_at(self._deadline):
                 await self._awake.wait()
+            await trio.lowlevel.checkpoint()  # even if there is always more to do
+
+    def turn(self) -> None:
+        """Own the core: give it what has happened, carry out what it asks for.
+
+        Called by whoever brings news, so that no commit waits for a task to be
+        scheduled. What is left to do, the driving task goes on with.
+        """
+        if self._turning or self._nursery is None or self._failure is not None:
+            return
+        self._turning = True
+        try:
+            deadline = self._take_turn()
+        except Exception as error:  # noqa: BLE001  the driving task raises it
+            self._failure = error
+            self._awake.set()
+        else:
+            more = self._events or self._committed or self._may_send_off()
+            if more or deadline < self._deadline:
+                self._awake.set()
+            self._deadline = deadline
+        finally:
+            self._turning = False
+
+    def _take_turn(self) -> float:
+        self._send_off()
+        events, self._events = self._events, []
+        effects = self._core.step(trio.current_time(), events)
+        self._carry_out(effects)
+        self._apply_committed()
+        self._notice_changes()
+        return effects.deadline
 
     def _post(self, event: Event) -> None:
         self._events.append(event)
-        self._awake.set()
+        if not self._turning:
+            self._awake.set()
 
     def _carry_out(self, effects: Effects) -> None:
         for rpc in effects.send:
             self.peers.send(rpc)
+        if effects.send:
+            self.peers.flush()
         if effects.persist is not None:
             self._due((effects.persist_number, effects.persist))
         if effects.restore is not None:
@@ -750,7 +787,8 @@ class Replica:
 
     def _due(self, item: tuple[int, WriteBatch] | _Install) -> None:
         self._writes_due.append(item)
-        self._write_due.set()
+        if not self._writing:
+            self._write_next()
 
     def _taken(self, asked: _Batch | _Question, index: int, term: int) -> None:
         if isinstance(asked, _Question):
@@ -861,39 +899,52 @@ class Replica:
             self._proposals.place_late(offers, place, self.state.applied_index)
         finally:
             self._forwards -= 1
-            self._awake.set()
+            self.turn()
 
     # --- the writer ---
 
-    async def _write(self) -> None:
-        """Make durable what the core asks for; what has come meanwhile goes together."""
-        while True:
-            if not self._writes_due:
-                self._write_due = trio.Event()
-                await self._write_due.wait()
-            if isinstance(self._writes_due[0], _Install):
-                install = self._writes_due.pop(0)
-                assert isinstance(install, _Install)
-                await self._install(install.mark)
-            else:
-                await self._write_batches(self._take_batches())
+    def _write_next(self) -> None:
+        """Have all that is due made durable: batches together, an install by itself."""
+        self._writing = bool(self._writes_due) and self._nursery is not None
+        if not self._writing:
+            return
+        first = self._writes_due[0]
+        if isinstance(first, _Install):
+            del self._writes_due[0]
+            self._start(self._install, first.mark)
+        else:
+            self._write(self._take_batches())
 
     def _take_batches(self) -> list[tuple[int, WriteBatch]]:
         due: list[tuple[int, WriteBatch]] = []
-        while self._writes_due and not isinstance(self._writes_due[0], _Install):
-            item = self._writes_due.pop(0)
-            assert not isinstance(item, _Install)
+        for item in self._writes_due:
+            if isinstance(item, _Install):
+                break
             due.append(item)
+        del self._writes_due[: len(due)]
         return due
 
-    async def _write_batches(self, due: list[tuple[int, WriteBatch]]) -> None:
+    def _write(self, due: list[tuple[int, WriteBatch]]) -> None:
         batches = [batch for _, batch in due]
-        await self._locked(self._storage.write, *batches)
-        self._writes += 1
-        size = sum(len(entry.data) for batch in batches for entry in batch.entries)
-        self._written_bytes += size
-        self._unsnapped_bytes += size
-        self._post(Persisted(due[-1][0]))
+
+        def done(error: Exception | None) -> None:
+            if error is not None:
+                self._fail(error)
+                return
+            self._writes += 1
+            size = sum(len(entry.data) for batch in batches for entry in batch.entries)
+            self._written_bytes += size
+            self._unsnapped_bytes += size
+            self._events.append(Persisted(due[-1][0]))
+            self._write_next()
+            self.turn()
+
+        self._writer.submit(lambda: self._storage.write(*batches), done)
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing may follow: the driving task raises it, and the node ends."""
+        self._failure = self._failure or error
+        self._awake.set()
 
     async def _install(self, mark: SnapshotMark) -> None:
         """Put the received snapshot in the place of log and state."""
@@ -901,7 +952,7 @@ class Replica:
         found, data = self._receiver.complete
         assert found == mark, "only what the core asked for is installed"
         state = await self._in_thread(BrokerState.restore, data)
-        await self._locked(self._storage.install)
+        await self._written(self._install_staged)
         state.losses_version = self.state.losses_version + 1
         state.topics_version = self.state.topics_version + 1
         self.state = state
@@ -909,16 +960,47 @@ class Replica:
         self._own.clear()
         self._snapshot_index = mark.index
         self._unsnapped_bytes = self._log_bytes = 0
-        self._restores += 1
         self._snapshots_received += 1
         self._receiver.complete = None
         self._receiver.installing = False
         self._proposals.skipped(mark.index)
-        self._post(SnapshotInstalled(mark))
+        self._events.append(SnapshotInstalled(mark))
         self._on_restored()
         self._progressed.unpark_all()
         self._notice_removal(mark.membership)
         log.info("installed a snapshot index=%d term=%d", mark.index, mark.term)
+        self._write_next()
+        self.turn()
+
+    def _install_staged(self) -> None:
+        self._storage.install()
+        self._restores += 1  # here: a job that waits behind this one is of an older state
+
+    async def _written(
+        self,
+        call: Callable[..., object],
+        *arguments: Any,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Have the writer call it, in its turn. Cancelling stops the wait, not the call."""
+        written = trio.Event()
+        failure: Exception | None = None
+
+        def job() -> None:
+            if not unless():
+                call(*arguments)
+
+        def done(error: Exception | None) -> None:
+            nonlocal failure
+            failure = error
+            if error is not None:
+                self._fail(error)
+            written.set()
+
+        self._writer.submit(job, done)
+        await written.wait()
+        if failure is not None:
+            raise failure
 
     # --- time ---
 
@@ -1090,7 +1172,7 @@ class Replica:
 
         async def step(call: Callable[..., T], *arguments: Any) -> None:
             # After a restore from the leader all this is of an older state.
-            await self._locked(call, *arguments, unless=lambda: self._restores != restores)
+            await self._written(call, *arguments, unless=lambda: self._restores != restores)
 
         await step(self._storage.save_snapshot, snapshot)
         if self._restores == restores:
@@ -1115,18 +1197,6 @@ class Replica:
             dead = state.dead_ordinals(index, decode_entry(data)[1])
             thinned[index] = without_messages(data, dead)
         return thinned
-
-    async def _locked(
-        self,
-        call: Callable[..., T],
-        *arguments: Any,
-        unless: Callable[[], bool] = lambda: False,
-    ) -> None:
-        async with self._writer:
-            if unless():
-                return
-            with trio.CancelScope(shield=True):
-                await self._in_thread(call, *arguments, limiter=self._writer_thread)
 
 
 class NoSuchRequestError(ReplBrokerError):

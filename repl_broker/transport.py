@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import random
 import secrets
 import socket
@@ -161,7 +162,8 @@ class Transport:
     belongs to no cluster yet and whose name is empty; a ReplBrokerError that it
     raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
     against a peer that knows the secret, or None. ``on_removed`` is told when a
-    peer says that this node was removed.
+    peer says that this node was removed; ``on_received`` is called when all RPCs
+    that had arrived were given to ``on_rpc``.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class Transport:
         admit: Admit,
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,
+        on_received: Callable[[], None] = lambda: None,
         options: TransportOptions | None = None,
     ) -> None:
         self.me = me
@@ -184,9 +187,11 @@ class Transport:
         self._admit = admit
         self._on_unreachable = on_unreachable
         self._on_removed = on_removed
+        self._on_received = on_received
         self._links: dict[str, _Link] = {}
         self._incarnations: dict[str, str] = {}
         self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
+        self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
         self._strangers = 0
         self._refused = 0
@@ -236,13 +241,22 @@ class Transport:
                 self._nursery.start_soon(link.run)
 
     def send(self, rpc: Rpc) -> None:
-        """Send if there is a connection and room; otherwise it is lost, as on any network."""
+        """Send with the next ``flush``, if there is a connection and room; otherwise it is
+        lost, as on any network."""
         link = self._links.get(rpc.receiver)
         outbox = link.outbox if link is not None and link.connected else None
         # Who dialled this node hears it, too: a newcomer knows nobody's address yet.
         outbox = outbox or self._inbound.get(rpc.receiver)
         if outbox is None or not outbox.put((_RPC, encode_rpc(rpc))):
             self._dropped += 1
+        else:
+            self._dirty.add(outbox)
+
+    def flush(self) -> None:
+        """Send what ``send`` has queued: one write a peer."""
+        for outbox in self._dirty:
+            outbox.flush()
+        self._dirty.clear()
 
     async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
         """Ask a known peer, and wait for its answer.
@@ -297,8 +311,10 @@ class Transport:
 
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """One connection of a peer, from its handshake to its end. Raises nothing."""
-        _bound_silence(stream, self.options.silence_ms)
-        frames = _Frames(stream, HELLO_BYTES_MAX)
+        with _Line(stream, self.options.silence_ms) as line:
+            await self._serve(stream, _Frames(line, HELLO_BYTES_MAX))
+
+    async def _serve(self, stream: trio.abc.HalfCloseableStream, frames: _Frames) -> None:
         self._strangers += 1
         peer: str | None = None
         try:
@@ -353,16 +369,16 @@ class Transport:
 
     async def _listen(self, peer: str, frames: _Frames) -> None:
         under_way = trio.CapacityLimiter(self.options.requests_max)
-        outbox = _Outbox(self)
+        outbox = _Outbox(self, frames.line)
         async with _one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(outbox.send_to, frames.stream)
+            nursery.start_soon(outbox.run)
             if peer:
                 self._inbound[peer] = outbox
             try:
                 while (frame := await frames.receive_or_end()) is not None:
                     match frame:
                         case (0, bytes(data)):
-                            self._take_rpc(peer, data)
+                            self._take_rpc(peer, data, more=frames.has_frame)
                         case (1, int(number), str(name), argument):
                             turn = object()
                             await under_way.acquire_on_behalf_of(turn)
@@ -375,11 +391,13 @@ class Transport:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
 
-    def _take_rpc(self, peer: str, data: bytes) -> None:
+    def _take_rpc(self, peer: str, data: bytes, *, more: bool) -> None:
         rpc = decode_rpc(data)
         if not peer or rpc.sender != peer or rpc.receiver != self.me.node_id:
             raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
         self._on_rpc(rpc)
+        if not more:
+            self._on_received()
 
     async def _answer(
         self,
@@ -395,43 +413,114 @@ class Transport:
             except ReplBrokerError as error:
                 reply = (_REFUSAL, number, str(error))
             outbox.put(reply)
+            outbox.flush()
         finally:
             under_way, turn = held
             under_way.release_on_behalf_of(turn)
 
 
+class _Line:
+    """A connection that was made: a stream, and its socket where it has one.
+
+    To wait for the socket and then to read or write it at once saves the turns of
+    the event loop, and the calls of the kernel, that the stream's own methods take.
+    """
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, silence_ms: int) -> None:
+        self._stream = stream
+        self._socket: socket.socket | None = None
+        if isinstance(stream, trio.SocketStream):
+            _bound_silence(stream, silence_ms)
+            self._socket = socket.socket(fileno=os.dup(stream.socket.fileno()))
+            self._socket.setblocking(False)
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    async def send(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    def try_send(self, data: bytes) -> int:
+        """Send what the kernel takes now; how much that was. Errors show when receiving."""
+        if self._socket is None:
+            return 0
+        try:
+            return self._socket.send(data)
+        except OSError:  # nothing fits, or the connection broke
+            return 0
+
+    async def receive(self) -> bytes:
+        """What has come, at least a byte; nothing at the end."""
+        if self._socket is None:
+            return bytes(await self._stream.receive_some(READ_BYTES))
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            with suppress(BlockingIOError, InterruptedError):
+                return self._socket.recv(READ_BYTES)
+
+
 class _Outbox:
     """Frames that wait to be sent over one connection; all that waits goes at once."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, line: _Line | None = None) -> None:
         self._transport = transport
+        self._line = line  # None while there is no connection
         self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
+        self._sending = False
         self._work = trio.Event()
 
     def put(self, frame: tuple[Any, ...]) -> bool:
-        """Queue a frame; False if there is no room."""
+        """Queue a frame, for ``flush``; False if there is no room."""
         if self._queue_bytes > self._transport.options.queue_bytes_max:
             return False
         data = _frame(frame)
         self._queue.append(data)
         self._queue_bytes += len(data)
-        self._work.set()
         return True
 
-    def clear(self) -> None:
+    def connect(self, line: _Line | None) -> None:
+        """Send over ``line`` from now on; what was queued for another is gone."""
+        self._line = line
         self._queue.clear()
         self._queue_bytes = 0
+        self._sending = False
 
-    async def send_to(self, stream: trio.abc.SendStream) -> None:
+    def flush(self) -> None:
+        """Send what is queued, as far as that goes at once; the rest goes when it can."""
+        if self._sending or self._line is None or not self._queue:
+            return
+        data = self._take()
+        sent = self._line.try_send(data)
+        self._transport._sent_bytes += sent
+        if sent < len(data):
+            self._queue.appendleft(data[sent:])
+            self._queue_bytes += len(data) - sent
+            self._sending = True
+            self._work.set()
+
+    def _take(self) -> bytes:
+        data = b"".join(self._queue)
+        self._queue.clear()
+        self._queue_bytes = 0
+        return data
+
+    async def run(self) -> None:
+        """Send what did not go at once."""
+        line = self._line
+        assert line is not None
         while True:
-            if not self._queue:
-                self._work = trio.Event()
-                await self._work.wait()
-            data = b"".join(self._queue)
-            self.clear()
-            await stream.send_all(data)
-            self._transport._sent_bytes += len(data)
+            while self._queue and self._sending:
+                data = self._take()
+                await line.send(data)
+                self._transport._sent_bytes += len(data)
+            self._sending = False
+            self._work = trio.Event()
+            await self._work.wait()
 
 
 class _Link:
@@ -464,6 +553,7 @@ class _Link:
             self._calls[number] = call
             try:
                 sent = self.connected and self.outbox.put((_REQUEST, number, name, argument))
+                self.outbox.flush()
                 if sent:
                     await call.done.wait()
             finally:
@@ -511,16 +601,20 @@ class _Link:
     async def talk(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Prove each other over ``stream``, then send what is queued, and take replies."""
         options = self._transport.options
-        _bound_silence(stream, options.silence_ms)
-        frames = _Frames(stream, HELLO_BYTES_MAX)
+        with _Line(stream, options.silence_ms) as line:
+            await self._talk(_Frames(line, HELLO_BYTES_MAX))
+
+    async def _talk(self, frames: _Frames) -> None:
+        options = self._transport.options
         with trio.fail_after(options.handshake_seconds):
             await self._greet(frames)
         frames.bytes_max = options.frame_bytes_max
         self.refusal = None
+        self.outbox.connect(frames.line)
         self.connected = True
         self._settled.set()
         async with _one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(self.outbox.send_to, frames.stream)
+            nursery.start_soon(self.outbox.run)
             await self._take_replies(frames)
             nursery.cancel_scope.cancel()
 
@@ -563,7 +657,7 @@ class _Link:
                 case None:
                     return
                 case (0, bytes(data)):
-                    self._transport._take_rpc(self._peer, data)
+                    self._transport._take_rpc(self._peer, data, more=frames.has_frame)
                 case (2, int(number), reply):
                     if number in self._calls:
                         self._calls[number].answer(reply)
@@ -577,7 +671,7 @@ class _Link:
         was, self.connected = self.connected, False
         if was:
             self._settled = trio.Event()
-        self.outbox.clear()
+        self.outbox.connect(None)
         for call in self._calls.values():
             call.lose()
         if was:
@@ -607,17 +701,22 @@ class _Call:
 
 
 class _Frames:
-    """Frames over a stream, none longer than ``bytes_max``."""
+    """Frames over a line, none longer than ``bytes_max``."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, bytes_max: int) -> None:
-        self.stream = stream
+    def __init__(self, line: _Line, bytes_max: int) -> None:
+        self.line = line
         self.bytes_max = bytes_max
         self._received = bytearray()
-        self._sending = trio.Lock()
 
     async def send(self, frame: tuple[Any, ...]) -> None:
-        async with self._sending:
-            await self.stream.send_all(_frame(frame))
+        """For the handshake, when nobody else sends."""
+        await self.line.send(_frame(frame))
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether the next frame is here already."""
+        size = self._frame_size()
+        return size is not None and len(self._received) >= 4 + size
 
     async def receive(self) -> Any:
         """The next frame. Raises PeerUnreachable's cause: BrokenResourceError at the end."""
@@ -628,13 +727,15 @@ class _Frames:
 
     async def receive_or_end(self) -> Any:
         """The next frame, or None at an end between frames. Raises ValueError for garbage."""
-        while (size := self._frame_size()) is None or len(self._received) < 4 + size:
-            data = await self.stream.receive_some(READ_BYTES)
+        while not self.has_frame:
+            data = await self.line.receive()
             if not data:
                 if self._received:
                     raise ValueError("the connection ended within a frame")
                 return None
             self._received += data
+        size = self._frame_size()
+        assert size is not None
         with memoryview(self._received) as received:
             body = bytes(received[4 : 4 + size])
         del self._received[: 4 + size]

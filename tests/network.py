@@ -56,6 +56,9 @@ class Line:
         assert rpc.sender == self._node_id
         self._network.start(self._network.carry, encode_rpc(rpc), self._node_id, rpc.receiver)
 
+    def flush(self) -> None:
+        pass
+
     async def call(self, peer: str, name: str, argument: Any, *, seconds: float) -> Any:
         return await self._network.ask(self._node_id, peer, name, argument, seconds)
 
@@ -88,6 +91,7 @@ class Network:
         await trio.sleep(DELAY_SECONDS)
         if sender in self.nodes and self.reaches(sender, receiver):
             self.nodes[receiver].replica.receive(decode_rpc(data))
+            self.nodes[receiver].replica.turn()
 
     async def ask(
         self, sender: str, receiver: str, name: str, argument: Any, seconds: float
@@ -149,6 +153,7 @@ class ClusterNode:
             snapshot_entries=config.raft.snapshot_entries,
             core_options=OPTIONS,
             in_thread=self.gate,
+            writer=self.gate,
             randomness=random.Random(node_id),
         )
         self.line = Line(network, node_id)

@@ -15,6 +15,7 @@ from repl_broker.hub import Hub
 from repl_broker.raft.log import WriteBatch
 from repl_broker.replica import Replica
 from repl_broker.storage import Identity, MemoryStorage
+from repl_broker.writer import Done
 
 EPOCH = "00c0ffee"
 
@@ -49,23 +50,41 @@ class Disk(MemoryStorage):
 
 
 class Gate:
-    """Stands in for the worker thread; while it is shut, calls wait."""
+    """Stands in for worker threads and for the writer's; while it is shut, calls wait."""
 
     def __init__(self) -> None:
         self.opened = trio.Event()
         self.opened.set()
+        self._jobs: list[tuple[Callable[[], None], Done]] = []
 
     def shut(self) -> None:
         self.opened = trio.Event()
 
     def open(self) -> None:
         self.opened.set()
+        while self._jobs and self.opened.is_set():
+            self._run(*self._jobs.pop(0))
 
-    async def __call__(
-        self, call: Callable[..., Any], *arguments: Any, limiter: trio.CapacityLimiter | None = None
-    ) -> Any:
+    async def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
         await self.opened.wait()
         return call(*arguments)
+
+    def submit(self, job: Callable[[], None], done: Done) -> None:
+        if self.opened.is_set():
+            self._run(job, done)
+        else:
+            self._jobs.append((job, done))
+
+    def _run(self, job: Callable[[], None], done: Done) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001  who submitted it decides
+            done(error)
+        else:
+            done(None)
+
+    async def close(self) -> None:
+        pass
 
 
 class Node:
@@ -83,6 +102,7 @@ class Node:
             on_applied=lambda applied: self.hub.publish(applied.events, self.replica.state.seq),
             snapshot_entries=config.raft.snapshot_entries,
             in_thread=self.gate,
+            writer=self.gate,
         )
         self.broker = Broker(self.replica, self.hub, config)
 

@@ -34,7 +34,7 @@ LAYERS = (
     ("founding",),
     ("state",),
     ("transport",),
-    ("storage",),
+    ("storage", "writer"),
     ("wire", "sse"),
     ("command",),
     ("message",),

@@ -26,6 +26,7 @@ from repl_broker.transport import (
     Transport,
     TransportOptions,
     _Frames,
+    _Line,
     _Link,
 )
 
@@ -121,6 +122,7 @@ async def test_rpcs_arrive_in_order_and_whole() -> None:
         sent: list[Rpc] = [append, *(heartbeat("a", "b", i) for i in range(200))]
         for rpc in sent:
             a.transport.send(rpc)
+            a.transport.flush()
         assert await b.wait_heard(len(sent)) == sent
 
 
@@ -171,6 +173,7 @@ async def test_a_lost_connection_is_told_and_made_again() -> None:
         with pytest.raises(PeerUnreachableError):
             await a.transport.call("b", "ask", 1, seconds=0.05)
         a.transport.send(heartbeat("a", "b"))
+        a.transport.flush()
         assert a.transport.statistics().dropped == 1
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
@@ -183,7 +186,7 @@ async def test_what_finds_no_room_is_dropped_and_counted() -> None:
     a, b = Node("a", queue_bytes_max=100), Node("b")
     async with running(a, b):
         await connected(a, "b")
-        for _ in range(50):
+        for _ in range(50):  # before anything of it can go
             a.transport.send(heartbeat("a", "b"))
         assert a.transport.statistics().dropped > 30
 
@@ -224,6 +227,7 @@ async def test_a_node_that_lost_its_data_is_not_admitted_under_its_old_id() -> N
         with pytest.raises(PeerRefusedError, match="'a' has lost its data"):
             await wiped.transport.call("b", "ask", 1, seconds=10)
         wiped.transport.send(heartbeat("a", "b"))
+        wiped.transport.flush()
         assert b.heard == []
 
 
@@ -365,7 +369,7 @@ class Pieces(trio.abc.HalfCloseableStream):
 
 
 async def frames_of(data: bytes, sizes: list[int]) -> list[Any]:
-    frames = _Frames(Pieces(data, sizes), HELLO_BYTES_MAX)
+    frames = _Frames(_Line(Pieces(data, sizes), 0), HELLO_BYTES_MAX)
     found = []
     while (frame := await frames.receive_or_end()) is not None:
         found.append(frame)
@@ -421,7 +425,9 @@ async def test_garbage_of_a_peer_that_proved_itself_ends_its_connection_only(
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.transport.serve, ours)
-            await _Link(peer.transport, "a", ("", 0))._greet(_Frames(theirs, HELLO_BYTES_MAX))
+            await _Link(peer.transport, "a", ("", 0))._greet(
+                _Frames(_Line(theirs, 0), HELLO_BYTES_MAX)
+            )
             await theirs.send_all(b"".join(map(packed, frames)))
             await theirs.send_eof()
             with suppress(trio.BrokenResourceError):
@@ -463,6 +469,7 @@ async def test_a_recorded_handshake_proves_nothing() -> None:
             nursery.start_soon(link.talk, dialer_end)
             await link.call("ask", 1, 5)
             link.outbox.put((0, b""))
+            link.outbox.flush()
             nursery.cancel_scope.cancel()
         ours, theirs = memory_stream_pair()
         async with trio.open_nursery() as nursery:
@@ -480,6 +487,7 @@ async def test_an_rpc_in_another_nodes_name_ends_the_connection() -> None:
     async with running(a, b):
         await connected(a, "b")
         a.transport.send(heartbeat("c", "b"))
+        a.transport.flush()
         await a.lost.wait()
         assert b.transport.statistics().garbage == 1
         assert b.heard == []
