@@ -465,7 +465,7 @@ class Replica:
         found: int = await self.call_leader("read", self._core.term)
         return found
 
-    async def call_leader(self, name: str, argument: Any) -> Any:
+    async def call_leader(self, name: str, argument: Any, *, seconds: float | None = None) -> Any:
         """Ask the leader, and wait for its answer as long as no other leads.
 
         Raises NotLeaderError if none is known, PeerUnreachableError, PeerRefusedError.
@@ -476,7 +476,7 @@ class Replica:
         assert leader is not None
         if not self.peers.is_connected(leader):
             raise PeerUnreachableError(f"there is no connection to {leader!r}", sent=False)
-        patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        patience = seconds or PATIENCE_ELECTIONS * self.options.election_timeout_seconds
         with trio.CancelScope() as scope:
             self._leader_calls[scope] = term
             try:

@@ -59,6 +59,8 @@ PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 HELLO_BYTES_MAX: Final = 4096  # of a frame before the handshake is done
 READ_BYTES: Final = 256 << 10
+REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
+WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
 
 class PeerUnreachableError(ReplBrokerError):
@@ -194,6 +196,7 @@ class Transport:
         self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
         self._strangers = 0
+        self._warned: set[tuple[str, str]] = set()
         self._refused = 0
         self._garbage = 0
         self._dropped = 0
@@ -271,10 +274,13 @@ class Transport:
     async def call_address(
         self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
     ) -> Any:
-        """Ask whoever listens at ``address``, over a connection for this one question."""
+        """Ask whoever listens at ``address``, over a connection for this one question.
+
+        It is tried once: raises as ``call`` does, and at once if nobody is there.
+        """
         link = _Link(self, "", address)
         async with _one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(link.run)
+            nursery.start_soon(link.run_once)
             try:
                 return await link.call(name, argument, seconds)
             finally:
@@ -327,22 +333,32 @@ class Transport:
             await self._listen(peer, frames)
         except (PeerRefusedError, trio.TooSlowError) as error:
             self._refused += 1
-            log.warning("peer refused peer=%s reason=%r", peer or "unknown", str(error))
+            self._warn("peer refused %s reason=%r", frames.peer, str(error) or "it said too little")
         except (ValueError, msgspec.ValidationError) as error:
             self._garbage += 1
-            log.warning("peer sent garbage peer=%s error=%r", peer or "unknown", str(error))
+            self._warn("peer sent garbage %s error=%r", frames.peer, str(error))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("peer left peer=%s", peer or "unknown")
+            log.debug("peer left %s", frames.peer)
         except Exception:
             # An error of ours ends this connection, and nothing else.
             self._garbage += 1
-            log.exception("failed to serve peer=%s", peer or "unknown")
+            log.exception("failed to serve %s", frames.peer)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
+    def _warn(self, text: str, peer: str, reason: str) -> None:
+        """Once for each peer and reason: who is refused comes back again and again."""
+        line = (peer, reason)
+        level = logging.DEBUG if line in self._warned else logging.WARNING
+        if len(self._warned) >= WARNED_MAX:
+            self._warned.clear()
+        self._warned.add(line)
+        log.log(level, text, peer, reason[:REASON_CHARACTERS_MAX])
+
     async def _welcome(self, frames: _Frames) -> str:
         hello = _as(_Hello, "hello", await frames.receive())
+        frames.name(hello.node_id)
         if hello.version_max < PROTOCOL_MIN or hello.version_min > PROTOCOL_MAX:
             await self._refuse(
                 frames,
@@ -534,7 +550,8 @@ class _Link:
         self._peer = peer  # empty: whoever listens there
         self._life = trio.CancelScope()
         self.outbox = _Outbox(transport)
-        self._settled = trio.Event()  # connected, or refused
+        self._settled = trio.Event()  # connected, refused, or given up
+        self._is_over = False  # given up: it is not dialled again
         self._calls: dict[int, _Call] = {}
         self._number = 0
 
@@ -548,6 +565,8 @@ class _Link:
             await self._settled.wait()
             if self.refusal is not None and not self.connected:
                 raise PeerRefusedError(self.refusal)
+            if self._is_over and not self.connected:
+                raise PeerUnreachableError(f"{self._where} did not answer", sent=False)
             self._number += 1
             number = self._number
             self._calls[number] = call
@@ -561,35 +580,47 @@ class _Link:
         if call.refusal is not None:
             raise PeerRefusedError(call.refusal)
         if not call.done.is_set() or call.lost:
-            where = f"{self.address[0]}:{self.address[1]}"
-            raise PeerUnreachableError(
-                f"{self._peer or where} did not answer in {seconds:g} s", sent=sent
-            )
+            raise PeerUnreachableError(f"{self._where} did not answer in {seconds:g} s", sent=sent)
         return call.reply
 
+    @property
+    def _where(self) -> str:
+        return self._peer or f"{self.address[0]}:{self.address[1]}"
+
     async def run(self) -> None:
+        """Connect, and whenever the connection ends connect again, until closed."""
         options = self._transport.options
         wait = options.retry_seconds_min
         with self._life:
             while True:
                 began = trio.current_time()
-                try:
-                    await self._connect_and_talk()
-                except PeerRefusedError as error:
-                    if self.refusal != str(error):
-                        log.error("refused by peer=%s reason=%r", self._peer, str(error))
-                    self.refusal = str(error)
-                    self._settled.set()
-                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                    log.debug("no connection peer=%s error=%r", self._peer, str(error))
-                except (trio.TooSlowError, ValueError, msgspec.ValidationError) as error:
-                    log.debug("no handshake peer=%s error=%r", self._peer, str(error))
-                finally:
-                    self._disconnect()
+                await self._try()
                 if trio.current_time() - began > options.retry_seconds_max:
                     wait = options.retry_seconds_min
                 await trio.sleep(random.uniform(0, wait))  # noqa: S311  full jitter
                 wait = min(2 * wait, options.retry_seconds_max)
+
+    async def run_once(self) -> None:
+        """Connect; when that fails, or the connection ends, let go whoever waits."""
+        await self._try()
+        self._is_over = True
+        self._settled.set()
+
+    async def _try(self) -> None:
+        """One connection, from dialling to its end."""
+        try:
+            await self._connect_and_talk()
+        except PeerRefusedError as error:
+            if self.refusal != str(error):
+                log.error("refused by peer=%s reason=%r", self._where, str(error))
+            self.refusal = str(error)
+            self._settled.set()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            log.debug("no connection peer=%s error=%r", self._where, str(error))
+        except (trio.TooSlowError, ValueError, msgspec.ValidationError) as error:
+            log.debug("no handshake peer=%s error=%r", self._where, str(error))
+        finally:
+            self._disconnect()
 
     async def _connect_and_talk(self) -> None:
         options = self._transport.options
@@ -628,28 +659,35 @@ class _Link:
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], tuple)):
             raise PeerRefusedError(_as(_Refused, "refused", answer).reason)
         welcome = _as(_Welcome, "welcome", answer[0])
-        proof = answer[1]
-        secret = transport._secret
-        wanted = _prove(secret, b"acceptor", hello, welcome)
-        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, wanted):
-            raise PeerRefusedError("the other node does not know this cluster's secret")
-        if self._peer and welcome.node_id != self._peer:
-            raise PeerRefusedError(
-                f"{self.address[0]}:{self.address[1]} is node {welcome.node_id!r}, "
-                f"not {self._peer!r}"
-            )
-        known = transport._incarnations.get(self._peer)
-        if known and welcome.incarnation != known:
-            raise PeerRefusedError(
-                f"node {self._peer!r} has lost its data (it has another incarnation); remove it "
-                "from the cluster, and let it join again"
-            )
-        await frames.send(_Proof("proof", _prove(secret, b"dialer", hello, welcome)))
+        wanted = _prove(transport._secret, b"acceptor", hello, welcome)
+        objection = self._objection(welcome, answer[1], wanted)
+        if objection is not None:
+            await frames.send(_Refused("refused", objection))  # for the other's log
+            raise PeerRefusedError(objection)
+        await frames.send(_Proof("proof", _prove(transport._secret, b"dialer", hello, welcome)))
         verdict = _as(_Refused, "", await frames.receive())
         if verdict.kind == "removed":
             transport._on_removed(verdict.reason)
         if verdict.kind != "accepted":
             raise PeerRefusedError(verdict.reason)
+
+    def _objection(self, welcome: _Welcome, proof: object, wanted: bytes) -> str | None:
+        """What speaks against whoever listens there."""
+        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, wanted):
+            return (
+                f"the secrets of node {welcome.node_id[:64]!r} and of node "
+                f"{self._transport.me.node_id!r} differ; check [cluster] secret_file on both"
+            )
+        if self._peer and welcome.node_id != self._peer:
+            where = f"{self.address[0]}:{self.address[1]}"
+            return f"{where} is node {welcome.node_id!r}, not {self._peer!r}"
+        known = self._transport._incarnations.get(self._peer)
+        if known and welcome.incarnation != known:
+            return (
+                f"node {self._peer!r} has lost its data (it has another incarnation); remove it "
+                "from the cluster, and let it join again"
+            )
+        return None
 
     async def _take_replies(self, frames: _Frames) -> None:
         while True:
@@ -706,7 +744,12 @@ class _Frames:
     def __init__(self, line: _Line, bytes_max: int) -> None:
         self.line = line
         self.bytes_max = bytes_max
+        self.peer = f"peer=unknown address={_remote_address(stream)}"  # for the log
         self._received = bytearray()
+
+    def name(self, node_id: str) -> None:
+        """Who the other says that it is, proved or not."""
+        self.peer = f"peer={node_id[:64]!r} address={_remote_address(self.stream)}"
 
     async def send(self, frame: tuple[Any, ...]) -> None:
         """For the handshake, when nobody else sends."""
@@ -790,6 +833,14 @@ def _fields(me: Me) -> tuple[str, str, str]:
 def _prove(secret: bytes, part: bytes, hello: _Hello, welcome: _Welcome) -> bytes:
     said: bytes = msgpack.packb((part, hello, welcome))
     return hmac.new(secret, said, hashlib.sha256).digest()
+
+
+def _remote_address(stream: trio.abc.Stream) -> str:
+    """Without the port, which differs each time."""
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):
+            return str(stream.socket.getpeername()[0])
+    return "unknown"
 
 
 def _bound_silence(stream: trio.abc.Stream, silence_ms: int) -> None:

@@ -13,7 +13,7 @@ from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, S
 from repl_broker.message import FilterSet
 from repl_broker.replica import Replica
 from repl_broker.state import Published, TopicChanged
-from repl_broker.transport import PeerRefusedError
+from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from tests.network import Cluster, running_cluster
 from tests.nodes import Disk, configured, events
 
@@ -610,6 +610,24 @@ async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(
             await change(cluster)  # type: ignore[misc]
         assert refused.value.code == code
         assert leader.replica.statistics().last_index == before
+
+
+async def test_a_node_that_keeps_the_leader_waiting_is_no_loss_of_the_leader(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the leader is about takes longer than one waits for a leader to be found."""
+
+    async def silence(*_: object, seconds: float) -> object:
+        await trio.sleep(seconds)
+        raise PeerUnreachableError("no answer", sent=False)
+
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        monkeypatch.setattr(leader.line, "call_address", silence)
+        for node in [*cluster.running.values()]:
+            with pytest.raises(RequestError) as refused:
+                await node.broker.add_member("n9", "n9:4081", "http://n9")
+            assert refused.value.code == "member_unreachable"
 
 
 async def test_the_last_voter_stays(autojump_clock: MockClock) -> None:

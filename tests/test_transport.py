@@ -157,8 +157,18 @@ async def test_nobody_at_an_address_is_told_in_time() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = listener.socket.getsockname()[:2]
     await listener.aclose()
-    with pytest.raises(PeerUnreachableError, match="did not answer"):
-        await a.transport.call_address(address, "join", "me", seconds=0.1)
+    with trio.fail_after(1), pytest.raises(PeerUnreachableError, match="did not answer") as told:
+        await a.transport.call_address(address, "join", "me", seconds=60)
+    assert not told.value.sent
+
+
+async def test_one_who_accepts_and_says_nothing_is_given_up() -> None:
+    a = Node("a", handshake_seconds=0.05)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        address = listener.socket.getsockname()[:2]
+        with trio.fail_after(1), pytest.raises(PeerUnreachableError, match="did not answer"):
+            await a.transport.call_address(address, "join", "me", seconds=60)
 
 
 async def test_a_lost_connection_is_told_and_made_again() -> None:
@@ -201,6 +211,22 @@ async def test_a_peer_without_the_secret_gets_nothing(ours: bytes, theirs: bytes
         with pytest.raises(PeerRefusedError, match="secret"):
             await a.transport.call("b", "ask", 1, seconds=10)
         assert not b.heard
+
+
+async def test_secrets_that_differ_are_told_on_both_sides(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once, however often the other comes back."""
+    a, b = Node("a", secret=SECRET), Node("b", secret=b"another")
+    async with running(b):
+        for _ in range(3):
+            with pytest.raises(PeerRefusedError, match="the secrets of node 'b' and of node 'a'"):
+                await a.transport.call_address(b.address, "join", "me", seconds=10)
+        while b.transport.statistics().refused < 3:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "peer refused peer='a' address=127.0.0.1" in warning
+    assert "secret_file" in warning
 
 
 async def test_a_peer_that_is_not_admitted_is_told_why() -> None:

@@ -70,10 +70,10 @@ def test_a_reader_that_is_too_slow_for_a_topic_is_told(alone: Cluster) -> None:
         late = Follower(work, "n1", wide=False)
         with late.open() as stream:
             late.read(stream, 2)  # that it is subscribed
-        quick = Publisher(work, "n1", keyed=True)
-        work.publishers.append(quick)
-        for _ in range(2 * FEW_MESSAGES):
-            quick.publish(FEW)
+        with Publisher(work, "n1", keyed=True) as quick:
+            work.publishers.append(quick)
+            for _ in range(2 * FEW_MESSAGES):
+                quick.publish(FEW)
         with ThreadPoolExecutor(1) as thread:
             reading = thread.submit(late.run)
             work.readers.append(late)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -37,23 +36,9 @@ from tests.cluster.scene import (
     muted,
     paused,
 )
-from tests.process.node import polls, serve
+from tests.process.node import polls
 
-REFUSED: Final = "this version runs single nodes only"
-
-
-def clusters_are_refused() -> bool:
-    """Until they land; then this goes. The data directory cannot be made, so that nothing runs."""
-    try:
-        return REFUSED in serve("--bootstrap", "--data-dir", "/dev/null/none").stderr
-    except subprocess.TimeoutExpired:
-        return False
-
-
-pytestmark = [
-    pytest.mark.process,
-    pytest.mark.skipif(clusters_are_refused(), reason=REFUSED),
-]
+pytestmark = pytest.mark.process
 
 LONG: Final = os.environ.get("REPL_BROKER_TEST_CLUSTER") == "long"
 ROUNDS: Final = int(os.environ.get("REPL_BROKER_TEST_ROUNDS", "20"))

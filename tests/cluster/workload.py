@@ -182,7 +182,8 @@ def message_of(found: Mapping[str, Any]) -> Message:
 
 
 class Publisher:
-    """One message at a time, at its own node; a repeat goes to any."""
+    """One message at a time, at its own node; a repeat goes to any. Leaving the ``with``
+    closes its connections."""
 
     def __init__(self, work: Workload, home: str, *, keyed: bool) -> None:
         self.name = f"{home}-{'keyed' if keyed else 'plain'}-{next(work.numbers)}"

@@ -364,7 +364,8 @@ class Stream:
 
     def _check(self) -> None:
         if self._response.status == 503:  # it is going, or has not come yet
-            raise ConnectionError(self._response.read().decode())
+            with self._response:
+                raise ConnectionError(self._response.read().decode())
         assert self._response.status == 200, self._response.read()
 
     def set_receive_buffer(self, size: int) -> None:
