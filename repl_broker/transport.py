@@ -443,7 +443,7 @@ class _Line:
     """
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, silence_ms: int) -> None:
-        self._stream = stream
+        self.stream = stream
         self._socket: socket.socket | None = None
         if isinstance(stream, trio.SocketStream):
             _bound_silence(stream, silence_ms)
@@ -458,7 +458,7 @@ class _Line:
             self._socket.close()
 
     async def send(self, data: bytes) -> None:
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
 
     def try_send(self, data: bytes) -> int:
         """Send what the kernel takes now; how much that was. Errors show when receiving."""
@@ -472,7 +472,7 @@ class _Line:
     async def receive(self) -> bytes:
         """What has come, at least a byte; nothing at the end."""
         if self._socket is None:
-            return bytes(await self._stream.receive_some(READ_BYTES))
+            return bytes(await self.stream.receive_some(READ_BYTES))
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             with suppress(BlockingIOError, InterruptedError):
@@ -744,12 +744,12 @@ class _Frames:
     def __init__(self, line: _Line, bytes_max: int) -> None:
         self.line = line
         self.bytes_max = bytes_max
-        self.peer = f"peer=unknown address={_remote_address(stream)}"  # for the log
+        self.peer = f"peer=unknown address={_remote_address(line.stream)}"  # for the log
         self._received = bytearray()
 
     def name(self, node_id: str) -> None:
         """Who the other says that it is, proved or not."""
-        self.peer = f"peer={node_id[:64]!r} address={_remote_address(self.stream)}"
+        self.peer = f"peer={node_id[:64]!r} address={_remote_address(self.line.stream)}"
 
     async def send(self, frame: tuple[Any, ...]) -> None:
         """For the handshake, when nobody else sends."""
