@@ -36,6 +36,7 @@ from repl_broker.message import (
 from repl_broker.replica import Replica, ReplicaStatistics
 from repl_broker.state import Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
+from repl_broker.transport import TransportStatistics
 
 __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "TopicView"]
 
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
 INLINE_BYTES_MAX: Final = 64 << 10  # a larger body is checked in a thread
+NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -94,6 +96,7 @@ class Statistics:
     topics: int
     replica: ReplicaStatistics
     hub: HubStatistics
+    peers: TransportStatistics
 
 
 class Broker:
@@ -363,7 +366,9 @@ class Broker:
     def _require_members(self) -> Members:
         if self._members is None:
             raise RequestError(
-                "single_node", "This node runs by itself; a cluster is what has members to change."
+                "single_node",
+                "This node runs by itself. Started with --bootstrap it is the first member of a "
+                "cluster, which others can join.",
             )
         return self._members
 
@@ -394,6 +399,7 @@ class Broker:
             len(state.topics),
             self._replica.statistics(),
             self._hub.statistics(),
+            self._members.statistics() if self._members else NO_PEERS,
         )
 
 

@@ -26,7 +26,14 @@ from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError
 from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica
-from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError, Removal, Transport
+from repl_broker.transport import (
+    Me,
+    PeerRefusedError,
+    PeerUnreachableError,
+    Removal,
+    Transport,
+    TransportStatistics,
+)
 
 __all__ = ["MemberView", "Members"]
 
@@ -117,6 +124,10 @@ class Members:
     def has_joined(self) -> bool:
         """Whether this node is among the members that it knows."""
         return self._replica.node_id in self._replica.membership.ids
+
+    def statistics(self) -> TransportStatistics:
+        """What the connections to peers count."""
+        return self._require_transport().statistics()
 
     # --- tasks ---
 

@@ -29,7 +29,12 @@ from repl_broker.raft.log import Member
 from repl_broker.raft.rpc import Rpc
 from repl_broker.replica import Replica
 from repl_broker.state import Applied
-from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError
+from repl_broker.transport import (
+    Me,
+    PeerRefusedError,
+    PeerUnreachableError,
+    TransportStatistics,
+)
 from tests.nodes import Clock, Disk, Gate
 
 DELAY_SECONDS = 0.001
@@ -66,6 +71,10 @@ class Line:
         self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
     ) -> Any:
         return await self._network.ask(self._node_id, address[0], name, argument, seconds)
+
+    def statistics(self) -> TransportStatistics:
+        connected = sum(map(self.is_connected, self._network.nodes.keys() - {self._node_id}))
+        return TransportStatistics(connected, 0, 0, 0, 0)
 
     def is_connected(self, peer: str) -> bool:
         return self._network.reaches(self._node_id, peer)

@@ -102,10 +102,30 @@ METRICS: Final = (
         "term", "gauge", "The current Raft term; it grows.", lambda now: now.node.replica.term
     ),
     NodeMetric(
+        "is_leader",
+        "gauge",
+        "1 on the node that leads, else 0; a single node leads itself. The sum over a cluster is "
+        "1, but for the moments of an election.",
+        lambda now: float(now.node.replica.leads),
+    ),
+    NodeMetric(
+        "elections",
+        "counter",
+        "Leaders that this node came to know. Many mean a slow disk or network, or an election "
+        "timeout that is too short.",
+        lambda now: now.node.replica.elections,
+    ),
+    NodeMetric(
         "last_index",
         "gauge",
         "The index of the last entry of this node's log.",
         lambda now: now.node.replica.last_index,
+    ),
+    NodeMetric(
+        "commit_index",
+        "gauge",
+        "The index of the last entry that this node knows to be on the disks of a majority.",
+        lambda now: now.node.replica.commit_index,
     ),
     NodeMetric(
         "applied_index",
@@ -124,6 +144,18 @@ METRICS: Final = (
         "gauge",
         "The index up to which the last snapshot reaches.",
         lambda now: now.node.replica.snapshot_index,
+    ),
+    NodeMetric(
+        "snapshots_sent",
+        "counter",
+        "Snapshots that were sent to a node that lagged too far for the log, or was new.",
+        lambda now: now.node.replica.snapshots_sent,
+    ),
+    NodeMetric(
+        "snapshots_received",
+        "counter",
+        "Snapshots of the leader that took the place of this node's log.",
+        lambda now: now.node.replica.snapshots_received,
     ),
     NodeMetric(
         "pending_proposals",
@@ -151,6 +183,37 @@ METRICS: Final = (
         lambda now: now.node.replica.store_bytes,
     ),
     NodeMetric("ready", "gauge", "1 if /readyz answers 200, else 0.", lambda now: float(now.ready)),
+    NodeMetric(
+        "peers_connected",
+        "gauge",
+        "Other nodes to which this one has a connection; on a healthy cluster of three, 2.",
+        lambda now: now.node.peers.connected,
+    ),
+    NodeMetric(
+        "peer_handshakes_refused",
+        "counter",
+        "Connections of peers that were turned away: another secret, cluster or version, a node "
+        "that was removed, or silence. The log has each kind once.",
+        lambda now: now.node.peers.refused,
+    ),
+    NodeMetric(
+        "peer_garbage",
+        "counter",
+        "Connections of peers that were ended since what came was not of our protocol.",
+        lambda now: now.node.peers.garbage,
+    ),
+    NodeMetric(
+        "peer_rpcs_dropped",
+        "counter",
+        "RPCs that were not sent: no connection, or no room. Raft sends again what matters.",
+        lambda now: now.node.peers.dropped,
+    ),
+    NodeMetric(
+        "peer_sent_bytes",
+        "counter",
+        "What was sent to peers.",
+        lambda now: now.node.peers.sent_bytes,
+    ),
     NodeMetric(
         "connections",
         "gauge",

@@ -42,7 +42,13 @@ COMMON_CODES: Final = (
     "http_version_not_supported",
 )
 BODY_CODES: Final = ("invalid_json", "unsupported_media_type", "message_too_large")
-WRITE_CODES: Final = ("shutting_down", "outcome_unknown")
+WRITE_CODES: Final = ("no_leader", "shutting_down", "outcome_unknown")
+MEMBER_CODES: Final = (
+    "single_node",
+    "membership_change_in_progress",
+    "no_leader",
+    "outcome_unknown",
+)
 PUBLISH_CODES: Final = (
     *BODY_CODES,
     *WRITE_CODES,
@@ -85,6 +91,11 @@ and so is a parameter that is given twice but may be given once.
 `Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)
 leaves that open, and there a repeat with the same `Idempotency-Key` is safe.
 
+**Clusters.** Any node takes any request: one that does not lead has the leader carry out what
+changes something. What a node acknowledged, and what was acknowledged by another before, it
+shows. `no_leader` (503) means that a majority of the voters cannot be reached; an election takes
+a second or two, and requests wait for it.
+
 **Methods.** HEAD works wherever GET does, and OPTIONS tells the methods of a path."""
 
 EVENTS_DESCRIPTION: Final = f"""\
@@ -120,7 +131,11 @@ Other events:
 
 When the node shuts down, the stream ends after a `retry:` that differs from client to client,
 so that they do not all come back at once. A filter may name a topic that does not exist yet,
-unless `[topics] auto_create` is off."""
+unless `[topics] auto_create` is off.
+
+An event id is valid on every node of the cluster. One that has not got there yet waits until it
+has, a few seconds at most, before it says that the id is `ahead`. A change of leader ends no
+stream. A node that has not joined its cluster yet answers `no_leader`."""
 
 
 def document() -> Object:
@@ -261,7 +276,7 @@ def _history() -> Object:
                 {"messages": [_EXAMPLE_MESSAGE], "next": None, "gap": False},
             )
         },
-        codes=("invalid_topic", "invalid_event_id", "topic_not_found"),
+        codes=("invalid_topic", "invalid_event_id", "topic_not_found", "no_leader"),
         curl="'{url}/v1/topics/chat/messages?limit=10'",
     )
 
@@ -326,7 +341,13 @@ def _events() -> Object:
                 },
             }
         },
-        codes=("invalid_filter", "invalid_event_id", "topic_not_found", "shutting_down"),
+        codes=(
+            "invalid_filter",
+            "invalid_event_id",
+            "topic_not_found",
+            "no_leader",
+            "shutting_down",
+        ),
         curl="-N '{url}/v1/events?topic=chat&after=earliest'",
     )
 
@@ -353,7 +374,7 @@ def _list_topics() -> Object:
         answers={
             200: _json("A page.", _ref("TopicList"), {"topics": [_EXAMPLE_TOPIC], "next": None})
         },
-        codes=("invalid_topic", "invalid_filter"),
+        codes=("invalid_topic", "invalid_filter", "no_leader"),
         curl="'{url}/v1/topics?match=orders.>'",
     )
 
@@ -385,7 +406,7 @@ def _show_topic() -> Object:
         "Its settings and counts. `subscribers` are the event streams on this node.",
         parameters=[_topic_parameter()],
         answers={200: _json("The topic.", _ref("Topic"), _EXAMPLE_TOPIC)},
-        codes=("invalid_topic", "topic_not_found"),
+        codes=("invalid_topic", "topic_not_found", "no_leader"),
         curl="{url}/v1/topics/chat",
     )
 
@@ -437,13 +458,22 @@ def _cluster() -> Object:
         "Cluster",
         "cluster",
         "Show the cluster",
-        "As this node sees it.",
+        "As this node sees it. `match_index`, `lag` and `reachable` of the members are what the "
+        "leader knows; while it cannot be asked, the first two are null.",
         answers={200: _json("The cluster.", _ref("Cluster"), _EXAMPLE_CLUSTER)},
         curl="{url}/v1/cluster",
     )
 
 
-_NOT_YET: Final = "A node that runs by itself checks the request and answers `single_node`."
+_UNDER_WAY: Final = (
+    " The answer is the cluster as it is now; `GET /v1/cluster` tells when it is done. A node in "
+    "single-node mode answers `single_node`."
+)
+
+
+def _accepted() -> Mapping[int, Object]:
+    where = {"Location": _header("`/v1/cluster`: where to look how far it is.")}
+    return {202: _json("Under way.", _ref("Cluster"), headers=where)}
 
 
 def _add_member() -> Object:
@@ -451,9 +481,13 @@ def _add_member() -> Object:
         "Cluster",
         "addMember",
         "Add a node to the cluster",
-        _NOT_YET,
+        "Start it first, with `--join` and an empty data directory: the leader looks whether it "
+        "answers at `raft_address`. It comes in as a learner, and gets its vote when it has caught "
+        "up. A node that reaches a member at its `--join` address asks for this by itself."
+        + _UNDER_WAY,
         body={JSON: {"schema": _ref("NewMember"), "example": _EXAMPLE_NEW_MEMBER}},
-        codes=(*BODY_CODES, "single_node"),
+        answers=_accepted(),
+        codes=(*BODY_CODES, *MEMBER_CODES, "member_exists", "member_unreachable"),
         curl="""-H 'Content-Type: application/json' \\
   -d '{"id":"n2","raft_address":"10.0.0.2:4081","http_url":"http://10.0.0.2:4080"}' \\
   {url}/v1/cluster/members""",
@@ -473,9 +507,11 @@ def _remove_member() -> Object:
         "Cluster",
         "removeMember",
         "Remove a node from the cluster",
-        _NOT_YET,
+        "The node hears of it, says so and stops. It may be away: with its old data it is not let "
+        "in again. A leader hands over first." + _UNDER_WAY,
         parameters=[member],
-        codes=("single_node",),
+        answers=_accepted(),
+        codes=(*MEMBER_CODES, "member_not_found", "last_voter"),
         curl="-X DELETE {url}/v1/cluster/members/n2",
     )
 
@@ -485,9 +521,11 @@ def _move_leader() -> Object:
         "Cluster",
         "moveLeader",
         "Hand leadership over",
-        _NOT_YET,
+        "To a voter, which then leads within milliseconds; writes wait meanwhile. If it does not "
+        "get there within an election timeout, the old leader goes on." + _UNDER_WAY,
         body={JSON: {"schema": _ref("NewLeader"), "example": {"id": "n2"}}},
-        codes=(*BODY_CODES, "single_node"),
+        answers=_accepted(),
+        codes=(*BODY_CODES, *MEMBER_CODES, "member_not_found", "not_a_voter"),
         curl="""-H 'Content-Type: application/json' -d '{"id":"n2"}' {url}/v1/cluster/leader""",
     )
 
@@ -511,9 +549,11 @@ def _ready() -> Object:
         "Operations",
         "ready",
         "Does the node serve?",
-        "For the load balancer: send requests here while this answers 200.",
+        "For the load balancer: send requests here while this answers 200. It does once the node "
+        "knows a leader and has all that was committed when it found it; it does not while the "
+        "node shuts down.",
         answers={200: _json("It does.", _ref("Status"), {"status": "ok"})},
-        codes=("shutting_down",),
+        codes=("no_leader", "shutting_down"),
         curl="{url}/readyz",
     )
 
@@ -683,6 +723,7 @@ def _schemas() -> Object:
     event_id = {"type": "string", "pattern": f"^{EVENT_ID_PATTERN}$", "example": EXAMPLE_ID}
     time = {"type": "string", "format": "date-time", "example": EXAMPLE_TIME}
     count = {"type": "integer", "minimum": 0}
+    maybe = {"type": ["integer", "null"], "minimum": 0}
     next_id = {"type": ["string", "null"], "description": "`after` of the next page; null: none."}
     retention = {
         name: {"type": "integer", "minimum": least, "maximum": most}
@@ -784,7 +825,10 @@ def _schemas() -> Object:
                 "node": {"type": "string", "description": "The id of the node that answers."},
                 "mode": {"enum": ["single", "cluster"]},
                 "term": count,
-                "leader": {"type": ["string", "null"]},
+                "leader": {
+                    "type": ["string", "null"],
+                    "description": "Its id; null while this node knows none.",
+                },
                 "commit_index": count,
                 "applied_index": count,
                 "members": {"type": "array", "items": _ref("Member")},
@@ -797,9 +841,13 @@ def _schemas() -> Object:
                 "role": {"enum": ["leader", "voter", "learner"]},
                 "raft_address": {"type": "string"},
                 "http_url": {"type": "string"},
-                "match_index": count | {"description": "Up to here its log is the leader's."},
-                "lag": count | {"description": "Entries that it is behind."},
-                "reachable": {"type": "boolean"},
+                "match_index": maybe
+                | {"description": "Up to here its log is known to be the leader's; null: unknown."},
+                "lag": maybe | {"description": "Entries that it is behind; null: unknown."},
+                "reachable": {
+                    "type": "boolean",
+                    "description": "The leader heard of it within an election timeout.",
+                },
             },
             "A node of the cluster.",
         ),
@@ -880,24 +928,32 @@ _EXAMPLE_NEW_MEMBER: Final[Object] = {
     "raft_address": "10.0.0.2:4081",
     "http_url": "http://10.0.0.2:4080",
 }
+
+
+def _example_member(number: int, role: str) -> Object:
+    return {
+        "id": f"n{number}",
+        "role": role,
+        "raft_address": f"10.0.0.{number}:4081",
+        "http_url": f"http://10.0.0.{number}:4080",
+        "match_index": 5120,
+        "lag": 0,
+        "reachable": True,
+    }
+
+
 _EXAMPLE_CLUSTER: Final[Object] = {
     "cluster_id": "5f1d7a52c9a14d03b7a6d4f2d20c9b8e",
     "epoch": "9f3a1c2b",
     "node": "n1",
-    "mode": "single",
+    "mode": "cluster",
     "term": 3,
     "leader": "n1",
     "commit_index": 5120,
     "applied_index": 5120,
     "members": [
-        {
-            "id": "n1",
-            "role": "leader",
-            "raft_address": "127.0.0.1:4081",
-            "http_url": "http://127.0.0.1:4080",
-            "match_index": 5120,
-            "lag": 0,
-            "reachable": True,
-        }
+        _example_member(1, "leader"),
+        _example_member(2, "voter"),
+        _example_member(3, "voter"),
     ],
 }

@@ -54,7 +54,8 @@ REMEDIES: Final[dict[str, str]] = {
     "`[raft] advertise`, and ask again.",
     "last_voter": "Add another node first, or stop this one if the cluster is to end.",
     "not_a_voter": "Choose a voter; a learner becomes one when it has caught up.",
-    "single_node": "Nothing to do: the node has no peers. Membership is for clusters.",
+    "single_node": "Start the node with `--bootstrap`: it is then the first member of a cluster, "
+    "with all its messages, and others can join it.",
     "membership_change_in_progress": "Wait until `GET /v1/cluster` shows the change done, then "
     "ask again.",
     "message_too_large": "Send less: `limit` is in bytes. The operator sets `[limits] "
@@ -73,7 +74,8 @@ REMEDIES: Final[dict[str, str]] = {
     "internal_error": "Try again. If it stays, the log of the node has the cause, under the time "
     "of the request.",
     "transfer_coding_not_implemented": "Use `Transfer-Encoding: chunked`, or `Content-Length`.",
-    "no_leader": "Try again after `Retry-After`; a cluster elects a leader within seconds.",
+    "no_leader": "Try again after `Retry-After`; a cluster elects a leader within seconds, if a "
+    "majority of its voters run and reach each other.",
     "shutting_down": "Use another node, or try again after `Retry-After`.",
     "outcome_unknown": "The write may or may not be kept. Repeat it with the same "
     "`Idempotency-Key`: then it happens once.",

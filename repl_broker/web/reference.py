@@ -74,10 +74,7 @@ def _overview(described: Object) -> Iterator[str]:
             (
                 f"[`{method} {path}`](#{_anchor(operation['summary'])})",
                 operation["summary"],
-                ", ".join(s for s in operation["responses"] if s < "400")
-                or ", ".join(
-                    s for s, _, found in notable_answers(operation) if "single_node" in found
-                ),
+                ", ".join(s for s in operation["responses"] if s < "400"),
             )
             for method, path, operation in operations(described)
         ),
@@ -187,6 +184,15 @@ def metrics() -> str:
         _table(("metric", "type", "meaning"), process),
         "## Worth an alert",
         "- `repl_broker_ready` is 0 for longer than a restart takes.\n"
+        "- `sum(repl_broker_is_leader)` over a cluster is 0 for longer than an election takes: no "
+        "majority, nothing can be written.\n"
+        "- `repl_broker_peers_connected` is below the number of the other nodes: one more loss may "
+        "be one too many.\n"
+        "- `rate(repl_broker_elections_total[15m])` is above 0 with nobody restarting nodes: a "
+        "disk or a network that is too slow for `[raft] election_timeout_ms`.\n"
+        "- `rate(repl_broker_peer_handshakes_refused_total[5m])` or "
+        "`rate(repl_broker_peer_garbage_total[5m])` is above 0: a node with a wrong secret, or a "
+        "stranger at the Raft port.\n"
         "- `histogram_quantile(0.99, rate(repl_broker_commit_seconds_bucket[5m]))` is above what "
         "publishers can wait for: the disk is slow, or shared.\n"
         "- `repl_broker_pending_proposals` grows: more is published than the disk takes.\n"
