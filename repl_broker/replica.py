@@ -74,11 +74,11 @@ from repl_broker.snapshots import SnapshotReceiver, send_snapshot
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
+from repl_broker.upkeep import Upkeep
 from repl_broker.wire import (
     decode_command,
     decode_entry,
     encode_entry,
-    without_messages,
 )
 from repl_broker.writer import ThreadWriter, Writer
 
@@ -90,14 +90,10 @@ ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger comm
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
-SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
-TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
 RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from memory
 LOG_BYTES_KEPT: Final = 32 << 20  # of entries in memory, for followers that lag
 LOG_BYTES_MAX: Final = 256 << 20  # … while one is being sent a snapshot
 CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
-DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
-REWRITE_ENTRIES_MAX: Final = 16
 FORWARDS_MAX: Final = 8  # on their way to the leader at a time; each takes all that waits
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
@@ -262,7 +258,6 @@ class Replica:
         self._on_applied = on_applied
         self._on_restored = on_restored
         self._on_members = on_members
-        self._snapshot_entries = snapshot_entries
         self._in_thread = in_thread
         self._history = History(storage, lambda: self.state, in_thread)
         self._writer = writer or ThreadWriter()
@@ -293,17 +288,17 @@ class Replica:
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
         self._receiver = SnapshotReceiver(storage, self._written)
-        self._sending: dict[str, int] = {}  # snapshots on their way: peer and index
-        self._sent_one = trio.lowlevel.ParkingLot()
         self._snapshots_sent = 0
         self._snapshots_received = 0
-        self._restores = 0
-        self._snapshot_index = 0
-        self._written_bytes = 0  # since the last checkpoint
-        self._unsnapped_bytes = 0  # since the last snapshot
+        self._upkeep = Upkeep(
+            storage,
+            self._written,
+            in_thread,
+            state=lambda: self.state,
+            snapshot=self._snapshot,
+            snapshot_entries=snapshot_entries,
+        )
         self._log_bytes = 0  # applied since entries were last let go from memory
-        self._store_bytes = 0
-        self._upkeep = trio.Event()
         self._closing = False
         self._writes = 0
         self._elections = 0
@@ -380,11 +375,11 @@ class Replica:
             core.log.last_index,
             core.committed_index,
             self.state.applied_index,
-            self._snapshot_index,
+            self._upkeep.snapshot_index,
             self._writes,
             proposals.commands,
             len(proposals.unsettled),
-            self._store_bytes,
+            self._upkeep.store_bytes,
             self._elections,
             self._snapshots_sent,
             self._snapshots_received,
@@ -643,8 +638,7 @@ class Replica:
             snapshot = loaded.snapshot
             self.state = BrokerState.restore(snapshot.data)
             mark = SnapshotMark(snapshot.index, snapshot.term, _membership(snapshot.membership))
-            self._snapshot_index = mark.index
-        self._unsnapped_bytes = sum(len(entry.data) for entry in loaded.entries)
+        self._upkeep.loaded(mark.index, sum(len(entry.data) for entry in loaded.entries))
         self._stamped_at = trio.current_time()
         self._core = Core(
             self.node_id,
@@ -674,11 +668,17 @@ class Replica:
         """
         if not self._loaded:
             await self.load()
-        await self._sweep()
+        await self._upkeep.sweep()
+        log.info(
+            "recovered term=%d snapshot_index=%d last_index=%d",
+            self._core.term,
+            self._upkeep.snapshot_index,
+            self._core.log.last_index,
+        )
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._maintain)
+                nursery.start_soon(self._upkeep.run)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._history.end_if_damaged)
                 nursery.start_soon(self._configure)
@@ -693,18 +693,6 @@ class Replica:
             self._proposals.room.set()
             self._proposals.fail_all(outcome_unknown())
             await self._writer.close()
-
-    async def _sweep(self) -> None:
-        """Drop what a crash kept from being dropped, of what the snapshot covers."""
-        live = self.state.live_entries()
-        await self._written(self._storage.drop_others, self._snapshot_index, live)
-        self._store_bytes = self._storage.bytes
-        log.info(
-            "recovered term=%d snapshot_index=%d last_index=%d",
-            self._core.term,
-            self._snapshot_index,
-            self._core.log.last_index,
-        )
 
     async def _drive(self) -> None:
         """Have the core take its turns in time, and end the node if one fails."""
@@ -933,8 +921,7 @@ class Replica:
                 return
             self._writes += 1
             size = sum(len(entry.data) for batch in batches for entry in batch.entries)
-            self._written_bytes += size
-            self._unsnapped_bytes += size
+            self._upkeep.wrote(size)
             self._events.append(Persisted(due[-1][0]))
             self._write_next()
             self.turn()
@@ -958,8 +945,8 @@ class Replica:
         self.state = state
         self._committed.clear()
         self._own.clear()
-        self._snapshot_index = mark.index
-        self._unsnapped_bytes = self._log_bytes = 0
+        self._upkeep.loaded(mark.index, 0)
+        self._log_bytes = 0
         self._snapshots_received += 1
         self._receiver.complete = None
         self._receiver.installing = False
@@ -974,7 +961,7 @@ class Replica:
 
     def _install_staged(self) -> None:
         self._storage.install()
-        self._restores += 1  # here: a job that waits behind this one is of an older state
+        self._upkeep.generation += 1  # here: a job behind this one is of an older state
 
     async def _written(
         self,
@@ -1040,8 +1027,7 @@ class Replica:
             self._caught_up = True
         if self._log_bytes > RELEASE_BYTES:
             self._release_log()
-        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
-            self._upkeep.set()
+        self._upkeep.applied()
 
     def _apply(self, entry: Entry) -> None:
         self._log_bytes += len(entry.data)
@@ -1069,7 +1055,7 @@ class Replica:
         self._log_bytes = 0
         keep_after = self.state.applied_index
         if not self._is_alone:
-            limit = LOG_BYTES_MAX if self._sending else LOG_BYTES_KEPT
+            limit = LOG_BYTES_MAX if self._upkeep.is_held else LOG_BYTES_KEPT
             keep_after = min(keep_after, self._core.log.index_before(limit))
         self._post(Compact(keep_after))
 
@@ -1104,7 +1090,6 @@ class Replica:
         """Send the state as it is now to ``peer``, and tell the core how that went."""
         term = self._core.term
         snapshot = self._snapshot()
-        self._sending[peer] = snapshot.index
         log.info("sends a snapshot peer=%s index=%d", peer, snapshot.index)
 
         async def call(name: str, argument: Any) -> Any:
@@ -1113,8 +1098,9 @@ class Replica:
             return await self.peers.call(peer, name, argument, seconds=PIECE_SECONDS_MAX)
 
         try:
-            live = self.state.live_entries()
-            await send_snapshot(call, self._storage, snapshot, live, term, self._in_thread)
+            with self._upkeep.held():
+                live = self.state.live_entries()
+                await send_snapshot(call, self._storage, snapshot, live, term, self._in_thread)
         except (NotLeaderError, PeerRefusedError, PeerUnreachableError) as error:
             log.warning("could not send a snapshot peer=%s reason=%r", peer, str(error))
             await self._pause()
@@ -1122,10 +1108,6 @@ class Replica:
         else:
             self._snapshots_sent += 1
             self._post(SnapshotSent(peer))
-        finally:
-            self._sending.pop(peer, None)
-            self._sent_one.unpark_all()
-            self._upkeep.set()
 
     def _snapshot(self) -> Snapshot:
         index = self.state.applied_index
@@ -1134,69 +1116,12 @@ class Replica:
         membership = self._core.membership_at(index).encode()
         return Snapshot(index, term, self.state.snapshot(), membership)
 
-    def _snapshot_due(self) -> bool:
-        # A large state is worth writing only once much has changed.
-        entries = max(self._snapshot_entries, self.state.entries // 2)
-        return (
-            self.state.applied_index - self._snapshot_index >= entries
-            or self._unsnapped_bytes >= SNAPSHOT_BYTES
-        )
-
-    # --- upkeep ---
-
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
             if self.leads and self.state.expiry_due(self._time_ms()) and not self._closing:
                 with suppress(RequestError):  # it may have waited into the shutdown
                     await self.propose(Expire())
-
-    async def _maintain(self) -> None:
-        while True:
-            await self._upkeep.wait()
-            self._upkeep = trio.Event()
-            # What a snapshot on its way covers must not go before it has gone.
-            if self._snapshot_due() and not self._sending and not self._receiver.installing:
-                await self._compact()
-            self._written_bytes = 0
-            await self._in_thread(self._storage.tidy)
-            self._store_bytes = self._storage.bytes
-
-    async def _compact(self) -> None:
-        """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
-        state, restores = self.state, self._restores
-        self._unsnapped_bytes = 0
-        snapshot = self._snapshot()
-        index = snapshot.index
-        dead, sparse = state.take_dead(index), state.take_sparse(index)
-
-        async def step(call: Callable[..., T], *arguments: Any) -> None:
-            # After a restore from the leader all this is of an older state.
-            await self._written(call, *arguments, unless=lambda: self._restores != restores)
-
-        await step(self._storage.save_snapshot, snapshot)
-        if self._restores == restores:
-            self._snapshot_index = index
-        for start in range(0, len(dead), DROP_ENTRIES_MAX):
-            await self._all_sent()
-            await step(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
-        for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
-            await self._all_sent()
-            rewritten = await self._thinned(state, sparse[start : start + REWRITE_ENTRIES_MAX])
-            await step(self._storage.replace, rewritten)
-        log.debug("compacted index=%d dropped=%d rewritten=%d", index, len(dead), len(sparse))
-
-    async def _all_sent(self) -> None:
-        """Wait until no snapshot is on its way whose history could go."""
-        while self._sending:
-            await self._sent_one.park()
-
-    async def _thinned(self, state: BrokerState, indexes: list[int]) -> dict[int, bytes]:
-        thinned = {}
-        for index, data in (await self._in_thread(self._storage.read, indexes)).items():
-            dead = state.dead_ordinals(index, decode_entry(data)[1])
-            thinned[index] = without_messages(data, dead)
-        return thinned
 
 
 class NoSuchRequestError(ReplBrokerError):

@@ -27,7 +27,7 @@ LAYERS = (
     ("subscription",),
     ("members",),
     ("replica",),
-    ("snapshots", "proposals"),
+    ("snapshots", "proposals", "upkeep"),
     ("history",),
     ("hub",),
     ("backup",),

@@ -241,7 +241,7 @@ async def test_compaction_keeps_history_and_drops_the_rest() -> None:
 async def test_large_messages_are_cleared_away_though_they_are_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("repl_broker.replica.SNAPSHOT_BYTES", 100_000)
+    monkeypatch.setattr("repl_broker.upkeep.SNAPSHOT_BYTES", 100_000)
     async with running_node() as node:
         await node.replica.propose(CreateTopic("chat", messages=2))
         for _ in range(50):
