@@ -819,7 +819,8 @@ class Replica:
     async def _ask(self, event: Callable[[int], Event]) -> int:
         """What the core says to a Read. Raises NotLeaderError."""
         token, question = self._new_question()
-        self._post(event(token))
+        self._events.append(event(token))
+        self.turn()
         await question.answered.wait()
         if question.refusal is not None:
             raise NotLeaderError
@@ -827,7 +828,8 @@ class Replica:
 
     async def _question(self, event: Callable[[int, Any], Event], argument: Any) -> _Question:
         token, question = self._new_question()
-        self._post(event(token, argument))
+        self._events.append(event(token, argument))
+        self.turn()
         await question.answered.wait()
         if question.refusal is Refusal.NOT_LEADER:
             raise NotLeaderError

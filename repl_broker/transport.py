@@ -231,6 +231,8 @@ class Transport:
         """Dial exactly these, by node id; links to others are closed. Who has another
         incarnation than is known of it is refused."""
         self._incarnations = dict(incarnations or {})
+        for node_id in self._links.keys() - addresses.keys() & self._inbound.keys():
+            self._inbound[node_id].life.cancel()  # it may come back, to be told why not
         for node_id in self._links.keys() - addresses.keys():
             self._links.pop(node_id).close()
         for node_id, address in addresses.items():
@@ -317,10 +319,16 @@ class Transport:
 
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """One connection of a peer, from its handshake to its end. Raises nothing."""
-        with _Line(stream, self.options.silence_ms) as line:
-            await self._serve(stream, _Frames(line, HELLO_BYTES_MAX))
+        try:
+            with _Line(stream, self.options.silence_ms) as line:
+                await self._serve(_Frames(line, HELLO_BYTES_MAX))
+        except OSError as error:  # no file descriptor is left
+            log.error("cannot serve a peer for now error=%r", str(error))
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
 
-    async def _serve(self, stream: trio.abc.HalfCloseableStream, frames: _Frames) -> None:
+    async def _serve(self, frames: _Frames) -> None:
         self._strangers += 1
         peer: str | None = None
         try:
@@ -343,9 +351,6 @@ class Transport:
             # An error of ours ends this connection, and nothing else.
             self._garbage += 1
             log.exception("failed to serve %s", frames.peer)
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(stream)
 
     def _warn(self, text: str, peer: str, reason: str) -> None:
         """Once for each peer and reason: who is refused comes back again and again."""
@@ -387,6 +392,7 @@ class Transport:
         under_way = trio.CapacityLimiter(self.options.requests_max)
         outbox = _Outbox(self, frames.line)
         async with _one_error(), trio.open_nursery() as nursery:
+            outbox.life = nursery.cancel_scope
             nursery.start_soon(outbox.run)
             if peer:
                 self._inbound[peer] = outbox
@@ -394,7 +400,9 @@ class Transport:
                 while (frame := await frames.receive_or_end()) is not None:
                     match frame:
                         case (0, bytes(data)):
-                            self._take_rpc(peer, data, more=frames.has_frame)
+                            self._take_rpc(peer, data)
+                            if frames.has_frame:
+                                continue
                         case (1, int(number), str(name), argument):
                             turn = object()
                             await under_way.acquire_on_behalf_of(turn)
@@ -402,18 +410,17 @@ class Transport:
                             nursery.start_soon(self._answer, peer, outbox, (under_way, turn), ask)
                         case _:
                             raise ValueError("a frame of no known kind")
+                    self._on_received()
             finally:
                 if self._inbound.get(peer) is outbox:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
 
-    def _take_rpc(self, peer: str, data: bytes, *, more: bool) -> None:
+    def _take_rpc(self, peer: str, data: bytes) -> None:
         rpc = decode_rpc(data)
         if not peer or rpc.sender != peer or rpc.receiver != self.me.node_id:
             raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
         self._on_rpc(rpc)
-        if not more:
-            self._on_received()
 
     async def _answer(
         self,
@@ -489,6 +496,7 @@ class _Outbox:
         self._queue_bytes = 0
         self._sending = False
         self._work = trio.Event()
+        self.life = trio.CancelScope()  # of the connection, where it was accepted
 
     def put(self, frame: tuple[Any, ...]) -> bool:
         """Queue a frame, for ``flush``; False if there is no room."""
@@ -695,7 +703,9 @@ class _Link:
                 case None:
                     return
                 case (0, bytes(data)):
-                    self._transport._take_rpc(self._peer, data, more=frames.has_frame)
+                    self._transport._take_rpc(self._peer, data)
+                    if not frames.has_frame:
+                        self._transport._on_received()
                 case (2, int(number), reply):
                     if number in self._calls:
                         self._calls[number].answer(reply)
