@@ -99,9 +99,10 @@ def test_a_follower_that_was_down_for_long_comes_back_by_snapshot(tmp_path: Path
         now.check_goes_on()
 
 
-@pytest.mark.skipif(not LONG, reason="REPL_BROKER_TEST_CLUSTER=long runs it")
-@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "proxied"])
-def test_promises_hold_over_faults_drawn_from_a_seed(proxied: bool, tmp_path: Path) -> None:
-    with cluster(tmp_path, proxied=proxied, disks=True) as now:
-        for number in range(ROUNDS):
-            now.suffer_at_random(number)
+if LONG:
+
+    @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "proxied"])
+    def test_promises_hold_over_faults_drawn_from_a_seed(proxied: bool, tmp_path: Path) -> None:
+        with cluster(tmp_path, proxied=proxied, disks=True) as now:
+            for number in range(ROUNDS):
+                now.suffer_at_random(number)
