@@ -1,8 +1,11 @@
 """Nodes on loopback that make a cluster, or try to.
 
-Member    a node with a name and a Raft address
-trio_of   three of them: the first founds the cluster, the others join it
-Rounds    a publisher that goes from node to node and remembers what it saw
+    Member       a node with a name and a Raft address
+    cluster_of   some of them: the first founds the cluster, the others join it
+    Rounds       a publisher that goes from node to node and remembers what it saw
+
+As for single nodes (node.py), every wait has a bound, and the end of a ``with``
+kills what still runs.
 """
 
 from __future__ import annotations
@@ -63,17 +66,17 @@ class Member(Node):
 
 
 @contextmanager
-def trio_of(folder: Path, **keys: Any) -> Iterator[list[Member]]:
-    """A cluster of three that vote, ready to serve."""
-    first = Member(folder, NAMES[0], "--bootstrap", **keys)
-    others = [Member(folder, name, "--join", first.raft, **keys) for name in NAMES[1:]]
+def cluster_of(folder: Path, names: Sequence[str] = NAMES, **keys: Any) -> Iterator[list[Member]]:
+    """A cluster, ready to serve, in which all of these vote."""
+    first = Member(folder, names[0], "--bootstrap", **keys)
+    others = [Member(folder, name, "--join", first.raft, **keys) for name in names[1:]]
     with ExitStack() as opened:
         nodes = [opened.enter_context(node) for node in (first, *others)]
         for node in nodes:  # the others wait until they are let in
             node.spawn()
         for node in nodes:
             node.wait_ready()
-            node.wait_votes(*NAMES)
+            node.wait_votes(*names)
         yield nodes
 
 

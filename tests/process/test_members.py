@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from click.testing import CliRunner
 
-from tests.process.member import NAMES, Member, Rounds, followers_of, leader_of, trio_of
+from repl_broker.cli import main
+from tests.process.member import NAMES, Member, Rounds, cluster_of, followers_of, leader_of
 from tests.process.node import JSON, Answer, Client, Stream, free_port, polls
 
 pytestmark = pytest.mark.process
@@ -31,7 +33,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Member]]:
     secret = folder / "cluster.secret"
     secret.write_text("5f1d7a52c9a14d03b7a6d4f2d20c9b8e\n")
     secret.chmod(0o600)
-    with trio_of(folder, secret=secret, topics_retention_messages=1_000_000) as running:
+    with cluster_of(folder, secret=secret, topics_retention_messages=1_000_000) as running:
         yield running
 
 
@@ -145,6 +147,28 @@ def test_a_leader_that_is_killed_is_followed_by_another(nodes: list[Member]) -> 
     for node in nodes:
         node.wait_votes(*NAMES)
         rounds.check_kept(node.history("killed"))
+
+
+def test_leadership_moves_by_command(nodes: list[Member]) -> None:
+    """And nobody who publishes notices."""
+    old, new = leader_of(nodes), followers_of(nodes)[0]
+    with Rounds(nodes, "moved") as rounds:
+        rounds.wait_more()
+        for target, through in ((new, new), (old, new)):
+            result = CliRunner().invoke(
+                main, ["cluster", "transfer", target.name, "--url", through.url]
+            )
+            assert result.exit_code == 0, result.stderr
+            assert result.stdout == (
+                f"handing the leadership to {target.name}; 'cluster status' shows how far it is\n"
+            )
+            for _ in polls(f"{target.name} to lead"):
+                if leader_of(nodes) is target:
+                    break
+            rounds.wait_more()
+    assert not rounds.lost
+    assert not rounds.errors
+    rounds.check_kept(nodes[0].history("moved"))
 
 
 # --- coming and going ---
