@@ -8,7 +8,7 @@ Hypercorn calls ``TCPServer`` are written here, around its HTTP/1.1 protocol:
     Door         accepts, counts, caps, stops; one nursery holds every connection
     Connection   one client: a task that reads, and one task per request that runs the app
     _Protocol    Hypercorn's HTTP/1.1 state machine, less HTTP/2 and WebSocket
-    _Transport   the TCP socket, on which a write without progress is a broken one
+    Transport    the TCP socket (tcp.py), on which a write without progress is a broken one
 
 Three rules keep it standing:
 
@@ -32,7 +32,6 @@ import logging
 import math
 import socket
 import ssl
-import struct
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -60,26 +59,20 @@ from hypercorn.typing import (
 )
 
 from repl_broker.errors import PROBLEMS, ConfigError
+from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
 
 __all__ = ["Door", "DoorOptions", "DoorStatistics", "open_listeners"]
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 64 * 1024
 # What a client may send ahead while its earlier request is being answered.
 _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
-# Body parts, of _READ_BYTES at most, that wait for the application.
+# Body parts, of READ_BYTES at most, that wait for the application.
 _INBOX_PARTS_MAX: Final = 4
 _ACCEPT_RETRY_SECONDS: Final = 0.1
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = 5
-# A peer that has vanished without a word is noticed after about a minute.
-_KEEPALIVE_IDLE_SECONDS: Final = 30
-_KEEPALIVE_PROBE_SECONDS: Final = 10
-_KEEPALIVE_PROBES: Final = 3
-# SO_LINGER on, with no time: close sends a reset and the kernel keeps nothing.
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +149,6 @@ class _Problem:
             "code": self.code,
         }
         return json.dumps(fields, separators=(",", ":")).encode()
-
-
-def _find_dead_peers(tcp_socket: trio.socket.SocketType) -> None:
-    """Have the kernel ask a silent peer whether it is still there."""
-    with suppress(OSError):  # it has left already; reading will tell
-        tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
-        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_PROBE_SECONDS)
-        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
 def _is_event_stream(response: Response) -> bool:
@@ -301,8 +285,8 @@ class Door:
 
     def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         self._accepted += 1
-        _find_dead_peers(stream.socket)
-        transport = _Transport(stream.socket, self.options.write_timeout_seconds)
+        find_dead_peers(stream.socket)
+        transport = Transport(stream.socket, self.options.write_timeout_seconds)
         if len(self._open) < self.options.connections_max:
             connection = Connection(self, transport)
             self._open.add(connection)
@@ -331,7 +315,7 @@ class Door:
         logger.error("%s error=%r", what, reason)
         logger.debug("%s", what, exc_info=failure)
 
-    async def _refuse(self, transport: _Transport) -> None:
+    async def _refuse(self, transport: Transport) -> None:
         """Answer 429 and read on for a moment, lest a reset overtakes the answer."""
         try:
             with trio.move_on_after(self.options.linger_timeout_seconds):
@@ -341,7 +325,7 @@ class Door:
                 await stream.send_all(_too_many_connections(self.options.connections_max))
                 if stream is transport:
                     transport.send_eof()
-                await _discard(stream, self.options.header_bytes_max)
+                await discard(stream, self.options.header_bytes_max)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it did not wait for the answer
         finally:
@@ -358,7 +342,7 @@ class Connection:
     writes to there is no other sign.
     """
 
-    def __init__(self, door: Door, transport: _Transport) -> None:
+    def __init__(self, door: Door, transport: Transport) -> None:
         self._door = door
         self._options = door.options
         self._transport = transport
@@ -420,7 +404,7 @@ class Connection:
         """
         ahead_bytes = 0
         while ahead_bytes < _READ_AHEAD_BYTES_MAX:
-            data = await self._stream.receive_some(_READ_BYTES)
+            data = await self._stream.receive_some(READ_BYTES)
             if not data:
                 raise _ClientGoneError("the client has closed the connection")
             ahead_bytes += len(data)
@@ -466,7 +450,7 @@ class Connection:
         self._lose()
 
     def _read_bytes(self) -> int:
-        return _READ_BYTES if self._busy else self._options.header_bytes_max
+        return READ_BYTES if self._busy else self._options.header_bytes_max
 
     def _limit(self, seconds: float) -> None:
         self._reading.deadline = trio.current_time() + seconds
@@ -588,7 +572,7 @@ class Connection:
         with trio.move_on_after(self._options.linger_timeout_seconds):
             if self._stream is self._transport:
                 self._transport.send_eof()
-            await _discard(self._stream, self._options.linger_bytes_max)
+            await discard(self._stream, self._options.linger_bytes_max)
 
 
 class _Protocol(H11Protocol):
@@ -795,67 +779,6 @@ class _Inbox:
         self._parts_out.close()
 
 
-class _Transport(trio.abc.Stream):
-    """A TCP socket on which a write that makes no progress for a while is a broken one.
-
-    It lies below TLS, so that everything TLS writes is held to it as well.
-    """
-
-    def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
-        self.socket = tcp_socket
-        self.write_timeout_seconds = write_timeout_seconds
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send; the time starts anew with each piece that the kernel takes.
-
-        Raises BrokenResourceError when the client is gone or stalls, in which
-        case the connection has been reset.
-        """
-        with memoryview(data) as whole:
-            sent_bytes = 0
-            while sent_bytes < len(whole):
-                with trio.move_on_after(self.write_timeout_seconds) as patience:
-                    sent_bytes += await self._send(whole[sent_bytes:])
-                if patience.cancelled_caught:
-                    self.abort()
-                    raise trio.BrokenResourceError("the client does not read")
-
-    async def _send(self, data: memoryview) -> int:
-        with data:
-            try:
-                return await self.socket.send(data)
-            except OSError as error:
-                raise trio.BrokenResourceError(f"the client is gone: {error}") from error
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.socket.wait_writable()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        try:
-            return await self.socket.recv(max_bytes or _READ_BYTES)
-        except OSError as error:
-            raise trio.BrokenResourceError(f"the client is gone: {error}") from error
-
-    def send_eof(self) -> None:
-        """Say that nothing more will be sent. Raises OSError when the client is gone."""
-        self.socket.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Close; what the kernel has taken is still delivered."""
-        self.socket.close()
-
-    def abort(self) -> None:
-        """Reset the connection and drop what has not been delivered; nothing if closed."""
-        if self.socket.fileno() != -1:
-            with suppress(OSError):
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self.socket.close()
-
-    async def aclose(self) -> None:
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-
 async def open_listeners(host: str, port: int, backlog: int) -> list[trio.SocketListener]:
     """Listen on every address of ``host``, on the same port; 0 takes any free one.
 
@@ -936,14 +859,8 @@ def _hypercorn_config(options: DoorOptions) -> HypercornConfig:
     return config
 
 
-def _server_side(transport: _Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
+def _server_side(transport: Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
     return trio.SSLStream(transport, context, server_side=True)
-
-
-async def _discard(stream: trio.abc.Stream, bytes_max: int) -> None:
-    """Read until the end, or until ``bytes_max`` have come."""
-    while bytes_max > 0 and (data := await stream.receive_some(_READ_BYTES)):
-        bytes_max -= len(data)
 
 
 def _too_many_connections(connections_max: int) -> bytes:
