@@ -59,6 +59,7 @@ from hypercorn.typing import (
 )
 
 from repl_broker.errors import PROBLEMS, ConfigError
+from repl_broker.web.head import head_end, is_plain
 from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
 
 __all__ = ["Door", "DoorOptions", "DoorStatistics", "open_listeners"]
@@ -598,6 +599,9 @@ class _Protocol(H11Protocol):
             server,
             owner.protocol_send,
         )
+        self.connection = _StrictHttp(
+            h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size
+        )
         self.can_read = _Gate(owner)
         self._owner = owner
         self._is_head = False
@@ -683,6 +687,25 @@ class _Protocol(H11Protocol):
             await super()._maybe_recycle()
 
 
+class _StrictHttp(h11.Connection):
+    """h11, less what it is lenient about and request smuggling uses (head.py).
+
+    It takes a bare LF for the end of a line, unfolds lines, lets a length be
+    given twice, and trailers follow a body. Nobody here reads those.
+    """
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            data, _ = self.trailing_data
+            end = head_end(data)
+            if end and not is_plain(data[:end]):
+                raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
+        event = super().next_event()
+        if isinstance(event, h11.EndOfMessage) and event.headers:
+            raise h11.RemoteProtocolError("trailers are not taken")
+        return event
+
+
 def _objection(request: h11.Request) -> _Problem | None:
     """Why the door refuses a request, if it does."""
     if request.http_version not in {b"1.0", b"1.1"}:  # with PRI, an HTTP/2 client
@@ -703,6 +726,8 @@ def _objection(request: h11.Request) -> _Problem | None:
     if b"content-length" in fields and b"transfer-encoding" in fields:
         # A proxy may go by the other of the two (RFC 9112 section 11.2, smuggling).
         return _malformed("Content-Length and Transfer-Encoding exclude each other.")
+    if b"transfer-encoding" in fields and request.http_version == b"1.0":
+        return _malformed("HTTP/1.0 knows no Transfer-Encoding.")  # RFC 9112 section 6.1
     return None
 
 
