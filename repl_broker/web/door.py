@@ -6,6 +6,7 @@ A daemon that carries consensus cannot stand on that, so the loop and what
 Hypercorn calls ``TCPServer`` are written here, around its HTTP/1.1 protocol:
 
     Door         accepts, counts, caps, stops; one nursery holds every connection
+    Publisher    one client, as long as it only publishes: answered in place (publisher.py)
     Connection   one client: a task that reads, and one task per request that runs the app
     _Protocol    Hypercorn's HTTP/1.1 state machine, less HTTP/2 and WebSocket
     Transport    the TCP socket (tcp.py), on which a write without progress is a broken one
@@ -30,12 +31,13 @@ import errno
 import json
 import logging
 import math
+import os
 import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -60,12 +62,15 @@ from hypercorn.typing import (
 
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.web.head import head_end, is_plain
+from repl_broker.web.publisher import Patience, Publisher, Rest
+from repl_broker.web.publishing import Publishing
 from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
 
-__all__ = ["Door", "DoorOptions", "DoorStatistics", "open_listeners"]
+__all__ = ["QUART_ONLY", "Door", "DoorOptions", "DoorStatistics", "open_listeners"]
 
 logger = logging.getLogger(__name__)
 
+QUART_ONLY: Final = "REPL_BROKER_TEST_QUART_ONLY"  # an environment variable, for tests
 # What a client may send ahead while its earlier request is being answered.
 _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
 # Body parts, of READ_BYTES at most, that wait for the application.
@@ -104,6 +109,19 @@ class DoorOptions:
     """For which what a client still sends is discarded, so that it can read the answer."""
     linger_bytes_max: int = 64 * 1024 * 1024
     """How much of it is discarded."""
+    answer_in_place: bool = field(default_factory=lambda: QUART_ONLY not in os.environ)
+    """Publishes do without Quart. Off for tests only: every answer is to be the same."""
+
+    @property
+    def patience(self) -> Patience:
+        """The limits that concern a Publisher."""
+        return Patience(
+            self.header_timeout_seconds,
+            self.idle_timeout_seconds,
+            self.header_bytes_max,
+            self.linger_timeout_seconds,
+            self.linger_bytes_max,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +196,11 @@ class _RefusedError(Exception):
 class Door:
     """Accepts on ``listeners`` and runs ``app`` for each request, until stopped.
 
-    With an ``ssl_context`` every connection is TLS; the context's ALPN is set to
-    ``http/1.1``. The door owns the listeners and closes them. It sends no
-    lifespan events: starting and stopping the application is the caller's.
+    Ordinary publishes are answered by ``publishing`` instead, if it is given. With
+    an ``ssl_context`` every connection is TLS, and all of it the app's; the
+    context's ALPN is set to ``http/1.1``. The door owns the listeners and closes
+    them. It sends no lifespan events: starting and stopping the application is
+    the caller's.
     """
 
     def __init__(
@@ -189,6 +209,7 @@ class Door:
         listeners: Sequence[trio.SocketListener],
         options: DoorOptions,
         *,
+        publishing: Publishing | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         if ssl_context is not None:
@@ -200,8 +221,10 @@ class Door:
         self.stopping = False
         self.hypercorn_config = _hypercorn_config(options)
         self._listeners = tuple(listeners)
+        in_place = options.answer_in_place and ssl_context is None
+        self._publishing = publishing if in_place else None
         self._life = trio.CancelScope()
-        self._open: set[Connection] = set()
+        self._open: set[Connection | Publisher] = set()
         self._refusals = 0
         self._accepted = 0
         self._refused = 0
@@ -231,10 +254,14 @@ class Door:
         """
         with self._life:
             try:
-                async with trio.open_nursery() as nursery:
-                    for listener in self._listeners:
-                        nursery.start_soon(self._accept, listener, nursery)
-                    task_status.started()
+                async with trio.open_nursery() as beside:
+                    if self._publishing is not None:
+                        beside.start_soon(self._watch, self._publishing.body_seconds)
+                    async with trio.open_nursery() as nursery:
+                        for listener in self._listeners:
+                            nursery.start_soon(self._accept, listener, nursery)
+                        task_status.started()
+                    beside.cancel_scope.cancel()
             finally:
                 self._close_listeners()
 
@@ -249,8 +276,8 @@ class Door:
         """
         self.stopping = True
         self._close_listeners()
-        for connection in self._open:
-            connection.close_if_idle()
+        for client in self._open:
+            client.close_if_idle()
         self._life.deadline = min(self._life.deadline, trio.current_time() + grace_seconds)
 
     def _close_listeners(self) -> None:
@@ -289,9 +316,9 @@ class Door:
         find_dead_peers(stream.socket)
         transport = Transport(stream.socket, self.options.write_timeout_seconds)
         if len(self._open) < self.options.connections_max:
-            connection = Connection(self, transport)
-            self._open.add(connection)
-            nursery.start_soon(self._serve, connection)
+            client = self._receive(transport)
+            self._open.add(client)
+            nursery.start_soon(self._serve, client)
             return
         self._refused += 1
         if self._refusals < self.options.refusals_max:
@@ -300,13 +327,46 @@ class Door:
         else:
             transport.abort()
 
-    async def _serve(self, connection: Connection) -> None:
+    def _receive(self, transport: Transport) -> Connection | Publisher:
+        if self._publishing is None:
+            return Connection(self, transport)
+        peer = _host_port(_peer_address(transport.socket))
+        return Publisher(transport, self._publishing, self.options.patience, peer)
+
+    async def _serve(self, client: Connection | Publisher) -> None:
         try:
-            await connection.run()
+            if isinstance(client, Publisher):
+                rest = await client.run()
+                self._open.remove(client)
+                if rest is None:
+                    return
+                client = Connection(self, client.transport, rest)
+                self._open.add(client)
+            await client.run()
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self.note_failure(f"connection failed peer={connection.peer}", failure)
+            self.note_failure(f"connection failed peer={client.peer}", failure)
         finally:
-            self._open.discard(connection)
+            self._open.discard(client)
+            client.transport.abort()
+
+    async def _watch(self, body_seconds: float) -> None:
+        """Give up on the clients of Publishers that keep us waiting for too long.
+
+        A wait that begins later than this looks is not over before the shortest
+        of all limits is.
+        """
+        options = self.options
+        shortest = min(options.header_timeout_seconds, options.idle_timeout_seconds, body_seconds)
+        while True:
+            now = trio.current_time()
+            nearest = now + shortest
+            for client in self._open:
+                if isinstance(client, Publisher) and client.due < nearest:
+                    if client.due <= now:
+                        client.give_up()
+                    else:
+                        nearest = client.due
+            await trio.sleep_until(nearest)
 
     def note_failure(self, what: str, failure: BaseException) -> None:
         """Count and log, in one line, an exception that ended a connection."""
@@ -343,10 +403,12 @@ class Connection:
     writes to there is no other sign.
     """
 
-    def __init__(self, door: Door, transport: Transport) -> None:
+    def __init__(self, door: Door, transport: Transport, rest: Rest | None = None) -> None:
+        """``rest`` is what has been read already, on a connection that began elsewhere."""
         self._door = door
         self._options = door.options
-        self._transport = transport
+        self._rest = rest
+        self.transport = transport
         self._stream: trio.abc.Stream = transport
         self._write_lock = trio.Lock()
         # Its deadline is the one that now applies to what the client sends.
@@ -383,17 +445,17 @@ class Connection:
                     await self._read()
                 await self._part()
         finally:
-            self._transport.abort()
+            self.transport.abort()
 
     def close_if_idle(self) -> None:
         """Close now, unless a request is under way or has begun to arrive."""
-        if not self._busy and not self._protocol.input_pending:
+        if not self._busy and not self._input_pending:
             self._end()
 
     def allow_stalls(self, allowed: bool) -> None:
         """Whether the client may leave the response that now begins unread for a while."""
         limit = math.inf if allowed else self._options.write_timeout_seconds
-        self._transport.write_timeout_seconds = limit
+        self.transport.write_timeout_seconds = limit
 
     async def read_ahead(self) -> None:
         """Watch the client while its request is being answered; runs until cancelled.
@@ -405,7 +467,7 @@ class Connection:
         """
         ahead_bytes = 0
         while ahead_bytes < _READ_AHEAD_BYTES_MAX:
-            data = await self._stream.receive_some(READ_BYTES)
+            data = await self._receive(READ_BYTES)
             if not data:
                 raise _ClientGoneError("the client has closed the connection")
             ahead_bytes += len(data)
@@ -438,10 +500,12 @@ class Connection:
         try:
             self._limit(self._options.tls_handshake_timeout_seconds)
             if self._door.ssl_context is not None:
-                self._stream = _server_side(self._transport, self._door.ssl_context)
+                self._stream = _server_side(self.transport, self._door.ssl_context)
                 await self._stream.do_handshake()
             self._limit(self._options.header_timeout_seconds)
-            while data := await self._stream.receive_some(self._read_bytes()):
+            if self._rest is not None:
+                self._reading.deadline = self._rest.header_due
+            while data := await self._receive(self._read_bytes()):
                 if not self._busy and not self._begun:
                     self._begun = True
                     self._limit(self._options.header_timeout_seconds)
@@ -449,6 +513,18 @@ class Connection:
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("client left peer=%s error=%r", self.peer, error)
         self._lose()
+
+    async def _receive(self, bytes_max: int) -> bytes | bytearray:
+        """What the client sent next: first the rest that came with the connection."""
+        if self._rest is None:
+            return await self._stream.receive_some(bytes_max)
+        data, header_due = self._rest
+        self._rest = Rest(data[bytes_max:], header_due) if len(data) > bytes_max else None
+        return data[:bytes_max]
+
+    @property
+    def _input_pending(self) -> bool:
+        return self._rest is not None or self._protocol.input_pending
 
     def _read_bytes(self) -> int:
         return READ_BYTES if self._busy else self._options.header_bytes_max
@@ -462,7 +538,7 @@ class Connection:
         if busy:
             self._reading.deadline = float("inf")
             return
-        self._begun = self._protocol.input_pending
+        self._begun = self._input_pending
         options = self._options
         self._limit(options.header_timeout_seconds if self._begun else options.idle_timeout_seconds)
 
@@ -480,7 +556,7 @@ class Connection:
     def _break_off(self) -> None:
         """Reset: what is on its way to the client is of no use to it any more."""
         self._lose()
-        self._transport.abort()
+        self.transport.abort()
 
     async def _write(self, data: bytes) -> None:
         """Send all of ``data``.
@@ -551,7 +627,7 @@ class Connection:
             self._over = True
             await self._protocol.handle(Closed())
             if self._gone:
-                self._transport.close()
+                self.transport.close()
                 return
             if self._protocol.input_pending:
                 await self._linger()
@@ -571,8 +647,8 @@ class Connection:
         makes the client's kernel throw away the answer that it has not read.
         """
         with trio.move_on_after(self._options.linger_timeout_seconds):
-            if self._stream is self._transport:
-                self._transport.send_eof()
+            if self._stream is self.transport:
+                self.transport.send_eof()
             await discard(self._stream, self._options.linger_bytes_max)
 
 
