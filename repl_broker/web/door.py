@@ -767,8 +767,14 @@ class _StrictHttp(h11.Connection):
     """h11, less what it is lenient about and request smuggling uses (head.py).
 
     It takes a bare LF for the end of a line, unfolds lines, lets a length be
-    given twice, and trailers follow a body. Nobody here reads those.
+    given twice, and trailers follow a body. Nobody here reads those. What follows
+    a request that says ``Connection: close`` is no error, but is not looked at
+    (RFC 9112 section 9.6); a first piece of it is kept, as a sign that it is there.
     """
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is not h11.MUST_CLOSE or not self.trailing_data[0]:
+            super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.their_state is h11.IDLE:
@@ -776,6 +782,8 @@ class _StrictHttp(h11.Connection):
             end = head_end(data)
             if end and not is_plain(data[:end]):
                 raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
+        elif self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
         event = super().next_event()
         if isinstance(event, h11.EndOfMessage) and event.headers:
             raise h11.RemoteProtocolError("trailers are not taken")

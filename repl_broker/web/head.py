@@ -40,7 +40,9 @@ _PLAIN = re.compile(
 # RFC 9112 section 6.3 lets equal lengths pass as one. Not here.
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-_TARGET = re.compile(rb"/v1/(?:messages|topics/([A-Za-z0-9_.\-]{1,255})/messages)")
+_REQUEST_LINE = re.compile(
+    rb"POST (/v1/(?:messages|topics/([A-Za-z0-9_.\-]{1,255})/messages)) HTTP/1\.1\r\n"
+)
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 _MEDIA_TYPE = re.compile(
     rb"application/(?:(json)|x-ndjson)(?:[ \t]*;[ \t]*charset=(?:utf-?8|\"utf-?8\"))?",
@@ -97,7 +99,8 @@ def read_publish(head: bytes) -> PublishHead | None:
 
 
 def _read(head: bytes) -> PublishHead | None:
-    if not head.startswith(PUBLISH_BEGINS) or not is_plain(head):
+    line = _REQUEST_LINE.match(head)
+    if line is None or not is_plain(head):
         return None
     fields = _Fields()
     parser = httptools.HttpRequestParser(fields)
@@ -105,9 +108,9 @@ def _read(head: bytes) -> PublishHead | None:
         parser.feed_data(head)
     except httptools.HttpParserError:
         return None
-    if parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
-        return None
-    return fields.publish()
+    target, topic = line[1], line[2]
+    agreed = (fields.target, parser.get_method(), parser.get_http_version())
+    return fields.publish(topic) if agreed == (target, b"POST", "1.1") else None
 
 
 _recall = lru_cache(_CACHED_HEADS_MAX)(_read)
@@ -117,12 +120,12 @@ class _Fields:
     """What httptools calls with the parts of one head."""
 
     def __init__(self) -> None:
-        self._target = b""
+        self.target = b""
         self._fields: dict[bytes, bytes] = {}
         self._repeated: set[bytes] = set()
 
     def on_url(self, target: bytes) -> None:
-        self._target += target
+        self.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -130,15 +133,13 @@ class _Fields:
             self._repeated.add(name)
         self._fields[name] = value.strip(b" \t")
 
-    def publish(self) -> PublishHead | None:
+    def publish(self, topic: bytes | None) -> PublishHead | None:
         fields = self._fields
-        target = _TARGET.fullmatch(self._target)
         media_type = _MEDIA_TYPE.fullmatch(fields.get(b"content-type", b""))
         length = _DIGITS.fullmatch(fields.get(b"content-length", b""))
         connection = fields.get(b"connection", b"keep-alive").lower()
         if (
-            target is None
-            or media_type is None
+            media_type is None
             or length is None
             or connection not in (b"keep-alive", b"close")
             or b"host" not in fields
@@ -146,12 +147,12 @@ class _Fields:
             or not _UNUSUAL.isdisjoint(fields)
         ):
             return None
-        topic, is_json = target[1], media_type[1] is not None
+        is_json = media_type[1] is not None
         if topic is None and is_json:
             return None  # 415, which is Quart's to say
         key = fields.get(b"idempotency-key")
         return PublishHead(
-            self._target.decode("ascii"),
+            self.target.decode("ascii"),
             None if topic is None else topic.decode("ascii"),
             not is_json,
             int(length[0]),
