@@ -756,6 +756,7 @@ class _Protocol(H11Protocol):
         return _malformed("What was sent cannot be parsed as a request (RFC 9112).")
 
     async def _maybe_recycle(self) -> None:
+        self._is_head = False  # of the next request nothing is known
         if self._owner.stopping:
             await self._close_stream()
             await self.send(Closed())

@@ -155,8 +155,8 @@ def connections(draw: st.DrawFn) -> list[bytes]:
 def test_both_ways_answer_the_same_bytes_alike(sent: list[bytes]) -> None:
     in_place = trio.run(told, sent, True, clock=MockClock(autojump_threshold=IDLE_SECONDS))
     with_quart = trio.run(told, sent, False, clock=MockClock(autojump_threshold=IDLE_SECONDS))
-    assert in_place.answers == with_quart.answers
-    assert in_place.was_reset == with_quart.was_reset
+    assert in_place.answers == with_quart.answers, sent
+    assert in_place.was_reset == with_quart.was_reset, sent
     assert in_place.asked <= with_quart.asked
 
 
