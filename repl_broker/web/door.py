@@ -61,7 +61,7 @@ from hypercorn.typing import (
 )
 
 from repl_broker.errors import PROBLEMS, ConfigError
-from repl_broker.web.head import head_end, is_plain
+from repl_broker.web.head import begins_with_publish, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
@@ -238,6 +238,10 @@ class Door:
         assert address is not None, "the listener is not a TCP one"
         return address[1]
 
+    def takes_back(self, data: bytes | bytearray) -> bool:
+        """Whether the request that begins with ``data`` is better answered in place."""
+        return self._publishing is not None and begins_with_publish(bytes(data))
+
     @property
     def connections(self) -> int:
         """Open connections, those being refused not counted."""
@@ -327,22 +331,21 @@ class Door:
         else:
             transport.abort()
 
-    def _receive(self, transport: Transport) -> Connection | Publisher:
+    def _receive(self, transport: Transport, data: bytes = b"") -> Connection | Publisher:
         if self._publishing is None:
             return Connection(self, transport)
         peer = _host_port(_peer_address(transport.socket))
-        return Publisher(transport, self._publishing, self.options.patience, peer)
+        return Publisher(transport, self._publishing, self.options.patience, peer, data)
 
     async def _serve(self, client: Connection | Publisher) -> None:
         try:
-            if isinstance(client, Publisher):
-                rest = await client.run()
+            while (rest := await client.run()) is not None:
                 self._open.remove(client)
-                if rest is None:
-                    return
-                client = Connection(self, client.transport, rest)
+                if isinstance(client, Publisher):
+                    client = Connection(self, client.transport, rest)
+                else:
+                    client = self._receive(client.transport, rest.data)
                 self._open.add(client)
-            await client.run()
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
             self.note_failure(f"connection failed peer={client.peer}", failure)
         finally:
@@ -437,15 +440,19 @@ class Connection:
         """No further request is wanted."""
         return self._door.stopping
 
-    async def run(self) -> None:
-        """Serve the client until either side has enough, or an exception."""
-        try:
-            async with trio.open_nursery() as self._requests:
-                with self._reading:
-                    await self._read()
+    async def run(self) -> Rest | None:
+        """Serve the client until either side has enough, or an exception.
+
+        Returns what is another's to serve, if it is; else the connection is
+        closed. The caller resets what an exception leaves.
+        """
+        rest = None
+        async with trio.open_nursery() as self._requests:
+            with self._reading:
+                rest = await self._read()
+            if rest is None:
                 await self._part()
-        finally:
-            self.transport.abort()
+        return rest
 
     def close_if_idle(self) -> None:
         """Close now, unless a request is under way or has begun to arrive."""
@@ -495,8 +502,11 @@ class Connection:
         self._requests.start_soon(self._run_app, scope, inbox, send)
         return inbox.put
 
-    async def _read(self) -> None:
-        """Feed the protocol. Ends with the client; cancelled when we have enough."""
+    async def _read(self) -> Rest | None:
+        """Feed the protocol. Ends with the client; cancelled when we have enough.
+
+        A publish that comes while nothing is under way is not fed, but returned.
+        """
         try:
             self._limit(self._options.tls_handshake_timeout_seconds)
             if self._door.ssl_context is not None:
@@ -509,10 +519,13 @@ class Connection:
                 if not self._busy and not self._begun:
                     self._begun = True
                     self._limit(self._options.header_timeout_seconds)
+                    if self._door.takes_back(data):
+                        return Rest(bytes(data), self._reading.deadline)
                 await self._protocol.handle(RawData(bytes(data)))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("client left peer=%s error=%r", self.peer, error)
         self._lose()
+        return None
 
     async def _receive(self, bytes_max: int) -> bytes | bytearray:
         """What the client sent next: first the rest that came with the connection."""

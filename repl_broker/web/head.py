@@ -25,9 +25,10 @@ from typing import Final, NamedTuple
 
 import httptools
 
-__all__ = ["PUBLISH_BEGINS", "PublishHead", "head_end", "is_plain", "may_become_publish"]
-__all__ += ["read_publish"]
+__all__ = ["HEAD_ENDS", "PublishHead", "begins_with_publish", "head_end", "is_plain"]
+__all__ += ["may_become_publish", "read_publish"]
 
+HEAD_ENDS: Final = b"\r\n\r\n"
 PUBLISH_BEGINS: Final = b"POST /v1/"
 _CACHED_BYTES_MAX: Final = 1024  # of a head that is remembered
 _CACHED_HEADS_MAX: Final = 1024
@@ -96,6 +97,12 @@ def read_publish(head: bytes) -> PublishHead | None:
     short ones are remembered.
     """
     return _recall(head) if len(head) <= _CACHED_BYTES_MAX else _read(head)
+
+
+def begins_with_publish(data: bytes) -> bool:
+    """Whether these are the whole head of a publish, and perhaps more."""
+    end = data.find(HEAD_ENDS) + len(HEAD_ENDS)
+    return data.startswith(PUBLISH_BEGINS) and read_publish(data[:end]) is not None
 
 
 def _read(head: bytes) -> PublishHead | None:

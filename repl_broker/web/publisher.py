@@ -1,14 +1,17 @@
 """A client that publishes: its requests are read and answered where they arrive.
 
     Door ── Publisher ── Publishing ── Broker
-              │
-              └─ anything else ─▶ Connection (Hypercorn's protocol, Quart)
+              │   ▲
+     anything │   │ a publish, when nothing else is under way
+         else ▼   │
+            Connection ── Hypercorn's protocol, Quart
 
 One task reads, publishes, writes, and reads again. It takes a request only when
 the whole of its head is there and is an ordinary publish in the strict form
 (head.py). At the first that is not, it stops before it and gives back every
-byte from there on, so that Connection begins at a request's first byte: the two
-never share a request, and no byte of a body is ever taken for one.
+byte from there on, so that Connection begins at a request's first byte. That one
+gives the connection back in the same way. The two never share a request, and no
+byte of a body is ever taken for one.
 
 Waiting costs one system call when there is something to read, and an answer is
 one plain write. Deadlines are numbers, not cancel scopes: ``due`` says until
@@ -22,17 +25,15 @@ from __future__ import annotations
 import math
 import os
 from contextlib import suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import trio
 
-from repl_broker.web.head import PublishHead, may_become_publish, read_publish
+from repl_broker.web.head import HEAD_ENDS, PublishHead, may_become_publish, read_publish
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.tcp import READ_BYTES, Transport, discard
 
 __all__ = ["Patience", "Publisher", "Rest"]
-
-_HEAD_ENDS: Final = b"\r\n\r\n"
 
 
 class Patience(NamedTuple):
@@ -63,8 +64,14 @@ class Publisher:
     """
 
     def __init__(
-        self, transport: Transport, publishing: Publishing, patience: Patience, peer: str
+        self,
+        transport: Transport,
+        publishing: Publishing,
+        patience: Patience,
+        peer: str,
+        data: bytes = b"",
     ) -> None:
+        """``data`` is what has been read already, on a connection that comes back."""
         self.due = math.inf
         self.transport = transport
         self.peer = peer
@@ -72,7 +79,7 @@ class Publisher:
         self._socket = transport.socket
         self._publishing = publishing
         self._patience = patience
-        self._data = b""  # read, from …
+        self._data = data  # read, from …
         self._at = 0  # … here on not yet used
         self._began = trio.current_time()  # when the first byte of the present request came
         self._head: PublishHead | None = None  # of the request whose body is awaited
@@ -108,7 +115,8 @@ class Publisher:
         return self._head is not None or self._at < len(self._data)
 
     async def _serve(self) -> Rest | None:
-        await self._read(self._began + self._patience.header_seconds)
+        if not self._data:
+            await self._read(self._began + self._patience.header_seconds)
         while True:
             head = await self._read_head()
             if head is None:
@@ -131,14 +139,14 @@ class Publisher:
 
     async def _read_head(self) -> PublishHead | None:
         """The next publish; None when what comes next is something else."""
-        while (end := self._data.find(_HEAD_ENDS, self._at)) < 0:
+        while (end := self._data.find(HEAD_ENDS, self._at)) < 0:
             unfinished = self._data[self._at :]
             if len(unfinished) > self._patience.header_bytes_max:
                 return None
             if not may_become_publish(unfinished):
                 return None
             await self._read(self._began + self._patience.header_seconds)
-        end += len(_HEAD_ENDS)
+        end += len(HEAD_ENDS)
         if end - self._at > self._patience.header_bytes_max:
             return None
         head = read_publish(self._data[self._at : end])
@@ -155,15 +163,13 @@ class Publisher:
             return body
         self._head = head
         due = trio.current_time() + self._publishing.body_seconds
-        parts, missing = [self._data[self._at :]], end - len(self._data)
-        while missing > 0:
-            parts.append(await self._receive(due))
-            missing -= len(parts[-1])
+        received = bytearray(self._data[self._at :])
+        while len(received) < head.length:
+            received += await self._receive(due)
         self._head = None
-        # What came with the last part, behind the body, is the next request's.
-        self._data, self._at = parts[-1], len(parts[-1]) + missing
-        parts[-1] = parts[-1][: self._at]
-        return b"".join(parts)
+        # What came with the last of it, behind the body, is the next request's.
+        self._data, self._at = bytes(received[head.length :]), 0
+        return bytes(received[: head.length])
 
     async def _read(self, due: float) -> None:
         """Add to what is not yet used."""
