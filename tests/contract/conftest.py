@@ -58,7 +58,7 @@ async def door(
 
 @asynccontextmanager
 async def quart(data_dir: Path, **sections: Any) -> AsyncIterator[Node]:
-    """The same, with nothing answered in place: every request is Hypercorn's and Quart's."""
+    """The same with REPL_BROKER_TEST_QUART_ONLY=1: every request is Hypercorn's and Quart's."""
     with mock.patch.dict(os.environ, {QUART_ONLY: "1"}):
         async with door(data_dir, **sections) as node:
             yield node
