@@ -334,8 +334,12 @@ class Door:
     def _receive(self, transport: Transport, data: bytes = b"") -> Connection | Publisher:
         if self._publishing is None:
             return Connection(self, transport)
+        transport.write_timeout_seconds = self.options.write_timeout_seconds  # no stream any more
         peer = _host_port(_peer_address(transport.socket))
-        return Publisher(transport, self._publishing, self.options.patience, peer, data)
+        publisher = Publisher(transport, self._publishing, self.options.patience, peer, data)
+        if self.stopping:
+            publisher.close_if_idle()  # which this one is not, but it is to know
+        return publisher
 
     async def _serve(self, client: Connection | Publisher) -> None:
         try:

@@ -343,6 +343,19 @@ async def test_stop_lets_a_publish_finish_and_says_close(part: int | None) -> No
         assert await client.receive_end() == b""
 
 
+async def test_stop_is_known_to_who_takes_the_connection_over() -> None:
+    async with serving() as served, connect(served.door) as client:
+        await client.send(GET_READY)
+        assert (await client.receive_answer()).status == 200
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(publish())  # it is in the socket, and nobody has run yet
+        served.door.stopping = True
+        answer = await client.receive_answer()
+        assert (answer.status, answer.headers["connection"]) == (201, "close")
+        assert await client.receive_end() == b""
+        assert served.asked == ["GET /readyz"]
+
+
 @pytest.mark.usefixtures("jumping")
 async def test_stop_aborts_what_is_left_after_the_grace() -> None:
     async with serving() as served, connect(served.door) as client:
