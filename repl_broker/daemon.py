@@ -33,6 +33,7 @@ from repl_broker.state import Applied
 from repl_broker.storage import SqliteStorage
 from repl_broker.web.app import create_app
 from repl_broker.web.door import Door, DoorOptions, open_listeners
+from repl_broker.web.publishing import Publishing
 
 __all__ = ["Running", "run", "serve"]
 
@@ -132,7 +133,8 @@ async def serve(
             transport = cluster.connect(replica, members, secret)
         broker = Broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
-        door = Door(app, listeners, _options(config), ssl_context=tls)
+        publishing = Publishing(broker, config)
+        door = Door(app, listeners, _options(config), publishing=publishing, ssl_context=tls)
         async with trio.open_nursery() as nursery:
             if members is not None:
                 await nursery.start(cluster.run, transport, members, raft_listeners)

@@ -18,7 +18,8 @@ from repl_broker.config import LimitsConfig
 from repl_broker.errors import RequestError
 from repl_broker.web.parameters import OBJECT_BYTES_MAX
 
-__all__ = ["NDJSON", "BodyLimit", "BodyLimits", "BrokerRequest", "check_media_type", "read_body"]
+__all__ = ["NDJSON", "BodyLimit", "BodyLimits", "BrokerRequest", "check_media_type", "late"]
+__all__ += ["read_body"]
 
 NDJSON: Final = "application/x-ndjson"
 _UTF8: Final = frozenset({"utf-8", "utf8"})
@@ -106,12 +107,17 @@ async def read_body(limit: BodyLimit) -> bytes:
         except RequestEntityTooLarge:
             _too_large(limit)
     if patience.cancelled_caught:
-        raise RequestError(
-            "request_timeout",
-            f"The body was not complete within {limit.seconds:g} seconds "
-            "([limits] body_timeout_seconds); nothing was done.",
-        )
+        raise late(limit)
     return b"".join(parts)
+
+
+def late(limit: BodyLimit) -> RequestError:
+    """What is said of a body that was not complete in time."""
+    return RequestError(
+        "request_timeout",
+        f"The body was not complete within {limit.seconds:g} seconds "
+        "([limits] body_timeout_seconds); nothing was done.",
+    )
 
 
 def _too_large(limit: BodyLimit) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from quart import Response, request
 from quart_trio import QuartTrio
 
-__all__ = ["register"]
+__all__ = ["permission", "register"]
 
 ALLOWED_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
 EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After"
@@ -25,15 +25,10 @@ def register(app: QuartTrio, origins: Collection[str]) -> None:
         return
 
     async def allow(response: Response) -> Response:
-        if "*" in origins:
-            allowed = "*"
-        else:
-            response.vary.add("Origin")  # the answer differs; a cache must know
-            allowed = request.headers.get("Origin", "")
-            if allowed not in origins:
-                return response
-        response.headers["Access-Control-Allow-Origin"] = allowed
-        response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+        headers = permission(origins, request.headers.get("Origin", ""))
+        response.headers.update(headers)
+        if "Access-Control-Allow-Origin" not in headers:
+            return response
         if request.method == "OPTIONS" and "Allow" in response.headers:
             response.headers["Access-Control-Allow-Methods"] = response.headers["Allow"]
             response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
@@ -41,3 +36,20 @@ def register(app: QuartTrio, origins: Collection[str]) -> None:
         return response
 
     app.after_request(allow)
+
+
+def permission(origins: Collection[str], origin: str) -> dict[str, str]:
+    """The header fields of an answer to a page of ``origin`` ("" if it does not say)."""
+    if not origins:
+        return {}
+    if "*" in origins:
+        return _readable_by("*")
+    differs = {"Vary": "Origin"}  # a cache must know
+    return differs | _readable_by(origin) if origin in origins else differs
+
+
+def _readable_by(allowed: str) -> dict[str, str]:
+    return {
+        "Access-Control-Allow-Origin": allowed,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+    }

@@ -6,9 +6,10 @@ A daemon that carries consensus cannot stand on that, so the loop and what
 Hypercorn calls ``TCPServer`` are written here, around its HTTP/1.1 protocol:
 
     Door         accepts, counts, caps, stops; one nursery holds every connection
+    Publisher    one client, as long as it only publishes: answered in place (publisher.py)
     Connection   one client: a task that reads, and one task per request that runs the app
     _Protocol    Hypercorn's HTTP/1.1 state machine, less HTTP/2 and WebSocket
-    _Transport   the TCP socket, on which a write without progress is a broken one
+    Transport    the TCP socket (tcp.py), on which a write without progress is a broken one
 
 Three rules keep it standing:
 
@@ -30,13 +31,13 @@ import errno
 import json
 import logging
 import math
+import os
 import socket
 import ssl
-import struct
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -60,26 +61,24 @@ from hypercorn.typing import (
 )
 
 from repl_broker.errors import PROBLEMS, ConfigError
+from repl_broker.web.head import begins_with_publish, head_end, is_plain
+from repl_broker.web.publisher import Patience, Publisher, Rest
+from repl_broker.web.publishing import Publishing
+from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
 
-__all__ = ["Door", "DoorOptions", "DoorStatistics", "open_listeners"]
+__all__ = ["QUART_ONLY", "Door", "DoorOptions", "DoorStatistics", "open_listeners"]
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 64 * 1024
+QUART_ONLY: Final = "REPL_BROKER_TEST_QUART_ONLY"  # an environment variable, for tests
 # What a client may send ahead while its earlier request is being answered.
 _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
-# Body parts, of _READ_BYTES at most, that wait for the application.
+# Body parts, of READ_BYTES at most, that wait for the application.
 _INBOX_PARTS_MAX: Final = 4
 _ACCEPT_RETRY_SECONDS: Final = 0.1
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = 5
-# A peer that has vanished without a word is noticed after about a minute.
-_KEEPALIVE_IDLE_SECONDS: Final = 30
-_KEEPALIVE_PROBE_SECONDS: Final = 10
-_KEEPALIVE_PROBES: Final = 3
-# SO_LINGER on, with no time: close sends a reset and the kernel keeps nothing.
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +109,19 @@ class DoorOptions:
     """For which what a client still sends is discarded, so that it can read the answer."""
     linger_bytes_max: int = 64 * 1024 * 1024
     """How much of it is discarded."""
+    answer_in_place: bool = field(default_factory=lambda: QUART_ONLY not in os.environ)
+    """Publishes do without Quart. Off for tests only: every answer is to be the same."""
+
+    @property
+    def patience(self) -> Patience:
+        """The limits that concern a Publisher."""
+        return Patience(
+            self.header_timeout_seconds,
+            self.idle_timeout_seconds,
+            self.header_bytes_max,
+            self.linger_timeout_seconds,
+            self.linger_bytes_max,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +170,6 @@ class _Problem:
         return json.dumps(fields, separators=(",", ":")).encode()
 
 
-def _find_dead_peers(tcp_socket: trio.socket.SocketType) -> None:
-    """Have the kernel ask a silent peer whether it is still there."""
-    with suppress(OSError):  # it has left already; reading will tell
-        tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
-        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_PROBE_SECONDS)
-        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-
-
 def _is_event_stream(response: Response) -> bool:
     return any(
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
@@ -193,9 +196,11 @@ class _RefusedError(Exception):
 class Door:
     """Accepts on ``listeners`` and runs ``app`` for each request, until stopped.
 
-    With an ``ssl_context`` every connection is TLS; the context's ALPN is set to
-    ``http/1.1``. The door owns the listeners and closes them. It sends no
-    lifespan events: starting and stopping the application is the caller's.
+    Ordinary publishes are answered by ``publishing`` instead, if it is given. With
+    an ``ssl_context`` every connection is TLS, and all of it the app's; the
+    context's ALPN is set to ``http/1.1``. The door owns the listeners and closes
+    them. It sends no lifespan events: starting and stopping the application is
+    the caller's.
     """
 
     def __init__(
@@ -204,6 +209,7 @@ class Door:
         listeners: Sequence[trio.SocketListener],
         options: DoorOptions,
         *,
+        publishing: Publishing | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         if ssl_context is not None:
@@ -215,8 +221,10 @@ class Door:
         self.stopping = False
         self.hypercorn_config = _hypercorn_config(options)
         self._listeners = tuple(listeners)
+        in_place = options.answer_in_place and ssl_context is None
+        self._publishing = publishing if in_place else None
         self._life = trio.CancelScope()
-        self._open: set[Connection] = set()
+        self._open: set[Connection | Publisher] = set()
         self._refusals = 0
         self._accepted = 0
         self._refused = 0
@@ -229,6 +237,10 @@ class Door:
         address = self.addresses[0]
         assert address is not None, "the listener is not a TCP one"
         return address[1]
+
+    def takes_back(self, data: bytes | bytearray) -> bool:
+        """Whether the request that begins with ``data`` is better answered in place."""
+        return self._publishing is not None and begins_with_publish(bytes(data))
 
     @property
     def connections(self) -> int:
@@ -246,10 +258,14 @@ class Door:
         """
         with self._life:
             try:
-                async with trio.open_nursery() as nursery:
-                    for listener in self._listeners:
-                        nursery.start_soon(self._accept, listener, nursery)
-                    task_status.started()
+                async with trio.open_nursery() as beside:
+                    if self._publishing is not None:
+                        beside.start_soon(self._watch, self._publishing.body_seconds)
+                    async with trio.open_nursery() as nursery:
+                        for listener in self._listeners:
+                            nursery.start_soon(self._accept, listener, nursery)
+                        task_status.started()
+                    beside.cancel_scope.cancel()
             finally:
                 self._close_listeners()
 
@@ -264,8 +280,8 @@ class Door:
         """
         self.stopping = True
         self._close_listeners()
-        for connection in self._open:
-            connection.close_if_idle()
+        for client in self._open:
+            client.close_if_idle()
         self._life.deadline = min(self._life.deadline, trio.current_time() + grace_seconds)
 
     def _close_listeners(self) -> None:
@@ -301,12 +317,12 @@ class Door:
 
     def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         self._accepted += 1
-        _find_dead_peers(stream.socket)
-        transport = _Transport(stream.socket, self.options.write_timeout_seconds)
+        find_dead_peers(stream.socket)
+        transport = Transport(stream.socket, self.options.write_timeout_seconds)
         if len(self._open) < self.options.connections_max:
-            connection = Connection(self, transport)
-            self._open.add(connection)
-            nursery.start_soon(self._serve, connection)
+            client = self._receive(transport)
+            self._open.add(client)
+            nursery.start_soon(self._serve, client)
             return
         self._refused += 1
         if self._refusals < self.options.refusals_max:
@@ -315,13 +331,49 @@ class Door:
         else:
             transport.abort()
 
-    async def _serve(self, connection: Connection) -> None:
+    def _receive(self, transport: Transport, data: bytes = b"") -> Connection | Publisher:
+        if self._publishing is None:
+            return Connection(self, transport)
+        transport.write_timeout_seconds = self.options.write_timeout_seconds  # no stream any more
+        peer = _host_port(_peer_address(transport.socket))
+        publisher = Publisher(transport, self._publishing, self.options.patience, peer, data)
+        if self.stopping:
+            publisher.close_if_idle()  # which this one is not, but it is to know
+        return publisher
+
+    async def _serve(self, client: Connection | Publisher) -> None:
         try:
-            await connection.run()
+            while (rest := await client.run()) is not None:
+                self._open.remove(client)
+                if isinstance(client, Publisher):
+                    client = Connection(self, client.transport, rest)
+                else:
+                    client = self._receive(client.transport, rest.data)
+                self._open.add(client)
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self.note_failure(f"connection failed peer={connection.peer}", failure)
+            self.note_failure(f"connection failed peer={client.peer}", failure)
         finally:
-            self._open.discard(connection)
+            self._open.discard(client)
+            client.transport.abort()
+
+    async def _watch(self, body_seconds: float) -> None:
+        """Give up on the clients of Publishers that keep us waiting for too long.
+
+        A wait that begins later than this looks is not over before the shortest
+        of all limits is.
+        """
+        options = self.options
+        shortest = min(options.header_timeout_seconds, options.idle_timeout_seconds, body_seconds)
+        while True:
+            now = trio.current_time()
+            nearest = now + shortest
+            for client in self._open:
+                if isinstance(client, Publisher) and client.due < nearest:
+                    if client.due <= now:
+                        client.give_up()
+                    else:
+                        nearest = client.due
+            await trio.sleep_until(nearest)
 
     def note_failure(self, what: str, failure: BaseException) -> None:
         """Count and log, in one line, an exception that ended a connection."""
@@ -331,7 +383,7 @@ class Door:
         logger.error("%s error=%r", what, reason)
         logger.debug("%s", what, exc_info=failure)
 
-    async def _refuse(self, transport: _Transport) -> None:
+    async def _refuse(self, transport: Transport) -> None:
         """Answer 429 and read on for a moment, lest a reset overtakes the answer."""
         try:
             with trio.move_on_after(self.options.linger_timeout_seconds):
@@ -341,7 +393,7 @@ class Door:
                 await stream.send_all(_too_many_connections(self.options.connections_max))
                 if stream is transport:
                     transport.send_eof()
-                await _discard(stream, self.options.header_bytes_max)
+                await discard(stream, self.options.header_bytes_max)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it did not wait for the answer
         finally:
@@ -358,10 +410,12 @@ class Connection:
     writes to there is no other sign.
     """
 
-    def __init__(self, door: Door, transport: _Transport) -> None:
+    def __init__(self, door: Door, transport: Transport, rest: Rest | None = None) -> None:
+        """``rest`` is what has been read already, on a connection that began elsewhere."""
         self._door = door
         self._options = door.options
-        self._transport = transport
+        self._rest = rest
+        self.transport = transport
         self._stream: trio.abc.Stream = transport
         self._write_lock = trio.Lock()
         # Its deadline is the one that now applies to what the client sends.
@@ -390,25 +444,29 @@ class Connection:
         """No further request is wanted."""
         return self._door.stopping
 
-    async def run(self) -> None:
-        """Serve the client until either side has enough, or an exception."""
-        try:
-            async with trio.open_nursery() as self._requests:
-                with self._reading:
-                    await self._read()
+    async def run(self) -> Rest | None:
+        """Serve the client until either side has enough, or an exception.
+
+        Returns what is another's to serve, if it is; else the connection is
+        closed. The caller resets what an exception leaves.
+        """
+        rest = None
+        async with trio.open_nursery() as self._requests:
+            with self._reading:
+                rest = await self._read()
+            if rest is None:
                 await self._part()
-        finally:
-            self._transport.abort()
+        return rest
 
     def close_if_idle(self) -> None:
         """Close now, unless a request is under way or has begun to arrive."""
-        if not self._busy and not self._protocol.input_pending:
+        if not self._busy and not self._input_pending:
             self._end()
 
     def allow_stalls(self, allowed: bool) -> None:
         """Whether the client may leave the response that now begins unread for a while."""
         limit = math.inf if allowed else self._options.write_timeout_seconds
-        self._transport.write_timeout_seconds = limit
+        self.transport.write_timeout_seconds = limit
 
     async def read_ahead(self) -> None:
         """Watch the client while its request is being answered; runs until cancelled.
@@ -420,7 +478,7 @@ class Connection:
         """
         ahead_bytes = 0
         while ahead_bytes < _READ_AHEAD_BYTES_MAX:
-            data = await self._stream.receive_some(_READ_BYTES)
+            data = await self._receive(READ_BYTES)
             if not data:
                 raise _ClientGoneError("the client has closed the connection")
             ahead_bytes += len(data)
@@ -448,25 +506,45 @@ class Connection:
         self._requests.start_soon(self._run_app, scope, inbox, send)
         return inbox.put
 
-    async def _read(self) -> None:
-        """Feed the protocol. Ends with the client; cancelled when we have enough."""
+    async def _read(self) -> Rest | None:
+        """Feed the protocol. Ends with the client; cancelled when we have enough.
+
+        A publish that comes while nothing is under way is not fed, but returned.
+        """
         try:
             self._limit(self._options.tls_handshake_timeout_seconds)
             if self._door.ssl_context is not None:
-                self._stream = _server_side(self._transport, self._door.ssl_context)
+                self._stream = _server_side(self.transport, self._door.ssl_context)
                 await self._stream.do_handshake()
             self._limit(self._options.header_timeout_seconds)
-            while data := await self._stream.receive_some(self._read_bytes()):
+            if self._rest is not None:
+                self._reading.deadline = self._rest.header_due
+            while data := await self._receive(self._read_bytes()):
                 if not self._busy and not self._begun:
                     self._begun = True
                     self._limit(self._options.header_timeout_seconds)
+                    if self._door.takes_back(data):
+                        return Rest(bytes(data), self._reading.deadline)
                 await self._protocol.handle(RawData(bytes(data)))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("client left peer=%s error=%r", self.peer, error)
         self._lose()
+        return None
+
+    async def _receive(self, bytes_max: int) -> bytes | bytearray:
+        """What the client sent next: first the rest that came with the connection."""
+        if self._rest is None:
+            return await self._stream.receive_some(bytes_max)
+        data, header_due = self._rest
+        self._rest = Rest(data[bytes_max:], header_due) if len(data) > bytes_max else None
+        return data[:bytes_max]
+
+    @property
+    def _input_pending(self) -> bool:
+        return self._rest is not None or self._protocol.input_pending
 
     def _read_bytes(self) -> int:
-        return _READ_BYTES if self._busy else self._options.header_bytes_max
+        return READ_BYTES if self._busy else self._options.header_bytes_max
 
     def _limit(self, seconds: float) -> None:
         self._reading.deadline = trio.current_time() + seconds
@@ -477,7 +555,7 @@ class Connection:
         if busy:
             self._reading.deadline = float("inf")
             return
-        self._begun = self._protocol.input_pending
+        self._begun = self._input_pending
         options = self._options
         self._limit(options.header_timeout_seconds if self._begun else options.idle_timeout_seconds)
 
@@ -495,7 +573,7 @@ class Connection:
     def _break_off(self) -> None:
         """Reset: what is on its way to the client is of no use to it any more."""
         self._lose()
-        self._transport.abort()
+        self.transport.abort()
 
     async def _write(self, data: bytes) -> None:
         """Send all of ``data``.
@@ -566,7 +644,7 @@ class Connection:
             self._over = True
             await self._protocol.handle(Closed())
             if self._gone:
-                self._transport.close()
+                self.transport.close()
                 return
             if self._protocol.input_pending:
                 await self._linger()
@@ -586,9 +664,9 @@ class Connection:
         makes the client's kernel throw away the answer that it has not read.
         """
         with trio.move_on_after(self._options.linger_timeout_seconds):
-            if self._stream is self._transport:
-                self._transport.send_eof()
-            await _discard(self._stream, self._options.linger_bytes_max)
+            if self._stream is self.transport:
+                self.transport.send_eof()
+            await discard(self._stream, self._options.linger_bytes_max)
 
 
 class _Protocol(H11Protocol):
@@ -613,6 +691,9 @@ class _Protocol(H11Protocol):
             client,
             server,
             owner.protocol_send,
+        )
+        self.connection = _StrictHttp(
+            h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size
         )
         self.can_read = _Gate(owner)
         self._owner = owner
@@ -692,11 +773,39 @@ class _Protocol(H11Protocol):
         return _malformed("What was sent cannot be parsed as a request (RFC 9112).")
 
     async def _maybe_recycle(self) -> None:
+        self._is_head = False  # of the next request nothing is known
         if self._owner.stopping:
             await self._close_stream()
             await self.send(Closed())
         else:
             await super()._maybe_recycle()
+
+
+class _StrictHttp(h11.Connection):
+    """h11, less what it is lenient about and request smuggling uses (head.py).
+
+    It takes a bare LF for the end of a line, unfolds lines, lets a length be
+    given twice, and trailers follow a body. Nobody here reads those. What follows
+    a request that says ``Connection: close`` is no error, but is not looked at
+    (RFC 9112 section 9.6); a first piece of it is kept, as a sign that it is there.
+    """
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is not h11.MUST_CLOSE or not self.trailing_data[0]:
+            super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            data, _ = self.trailing_data
+            end = head_end(data)
+            if end and not is_plain(data[:end]):
+                raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
+        elif self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
+        event = super().next_event()
+        if isinstance(event, h11.EndOfMessage) and event.headers:
+            raise h11.RemoteProtocolError("trailers are not taken")
+        return event
 
 
 def _objection(request: h11.Request) -> _Problem | None:
@@ -719,6 +828,8 @@ def _objection(request: h11.Request) -> _Problem | None:
     if b"content-length" in fields and b"transfer-encoding" in fields:
         # A proxy may go by the other of the two (RFC 9112 section 11.2, smuggling).
         return _malformed("Content-Length and Transfer-Encoding exclude each other.")
+    if b"transfer-encoding" in fields and request.http_version == b"1.0":
+        return _malformed("HTTP/1.0 knows no Transfer-Encoding.")  # RFC 9112 section 6.1
     return None
 
 
@@ -793,67 +904,6 @@ class _Inbox:
     def close(self) -> None:
         """The application reads no more."""
         self._parts_out.close()
-
-
-class _Transport(trio.abc.Stream):
-    """A TCP socket on which a write that makes no progress for a while is a broken one.
-
-    It lies below TLS, so that everything TLS writes is held to it as well.
-    """
-
-    def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
-        self.socket = tcp_socket
-        self.write_timeout_seconds = write_timeout_seconds
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send; the time starts anew with each piece that the kernel takes.
-
-        Raises BrokenResourceError when the client is gone or stalls, in which
-        case the connection has been reset.
-        """
-        with memoryview(data) as whole:
-            sent_bytes = 0
-            while sent_bytes < len(whole):
-                with trio.move_on_after(self.write_timeout_seconds) as patience:
-                    sent_bytes += await self._send(whole[sent_bytes:])
-                if patience.cancelled_caught:
-                    self.abort()
-                    raise trio.BrokenResourceError("the client does not read")
-
-    async def _send(self, data: memoryview) -> int:
-        with data:
-            try:
-                return await self.socket.send(data)
-            except OSError as error:
-                raise trio.BrokenResourceError(f"the client is gone: {error}") from error
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.socket.wait_writable()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        try:
-            return await self.socket.recv(max_bytes or _READ_BYTES)
-        except OSError as error:
-            raise trio.BrokenResourceError(f"the client is gone: {error}") from error
-
-    def send_eof(self) -> None:
-        """Say that nothing more will be sent. Raises OSError when the client is gone."""
-        self.socket.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Close; what the kernel has taken is still delivered."""
-        self.socket.close()
-
-    def abort(self) -> None:
-        """Reset the connection and drop what has not been delivered; nothing if closed."""
-        if self.socket.fileno() != -1:
-            with suppress(OSError):
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self.socket.close()
-
-    async def aclose(self) -> None:
-        self.close()
-        await trio.lowlevel.checkpoint()
 
 
 async def open_listeners(host: str, port: int, backlog: int) -> list[trio.SocketListener]:
@@ -936,14 +986,8 @@ def _hypercorn_config(options: DoorOptions) -> HypercornConfig:
     return config
 
 
-def _server_side(transport: _Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
+def _server_side(transport: Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
     return trio.SSLStream(transport, context, server_side=True)
-
-
-async def _discard(stream: trio.abc.Stream, bytes_max: int) -> None:
-    """Read until the end, or until ``bytes_max`` have come."""
-    while bytes_max > 0 and (data := await stream.receive_some(_READ_BYTES)):
-        bytes_max -= len(data)
 
 
 def _too_many_connections(connections_max: int) -> bytes:

@@ -12,7 +12,7 @@ from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.body import NDJSON, BodyLimits, check_media_type, read_body
 from repl_broker.web.parameters import read_limit, read_query
 
-__all__ = ["Messages"]
+__all__ = ["Messages", "receipt_content"]
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
@@ -30,10 +30,10 @@ class Messages:
         if check_media_type(JSON, NDJSON) == NDJSON:
             body = await read_body(self._limits.batch)
             receipt = await self._broker.publish_batch(topic, body, idempotency_key())
-            return _accepted(receipt, topic=topic, **_batch(receipt))
+            return _accepted(receipt, topic, batch=True)
         body = await read_body(self._limits.message)
         receipt = await self._broker.publish(topic, body, idempotency_key())
-        return _accepted(receipt, id=receipt.first_id, topic=topic, time=receipt.time)
+        return _accepted(receipt, topic, batch=False)
 
     async def publish_many(self) -> Response:
         """An atomic batch over several topics (NDJSON)."""
@@ -41,7 +41,7 @@ class Messages:
         check_media_type(NDJSON)
         body = await read_body(self._limits.batch)
         receipt = await self._broker.publish_many(body, idempotency_key())
-        return _accepted(receipt, **_batch(receipt))
+        return _accepted(receipt, None, batch=True)
 
     async def history(self, topic: str) -> Response:
         """Retained messages, oldest first, a page at a time."""
@@ -63,14 +63,19 @@ def idempotency_key() -> str | None:
     return keys[0] if keys else None
 
 
-def _batch(receipt: Receipt) -> dict[str, int | str]:
-    return {
+def receipt_content(receipt: Receipt, topic: str | None, *, batch: bool) -> dict[str, int | str]:
+    """The members of a publish's answer; ``topic`` is None if there are several."""
+    if not batch:
+        assert topic is not None
+        return {"id": receipt.first_id, "topic": topic, "time": receipt.time}
+    places: dict[str, int | str] = {
         "count": receipt.count,
         "first_id": receipt.first_id,
         "last_id": receipt.last_id,
     }
+    return places if topic is None else {"topic": topic, **places}
 
 
-def _accepted(receipt: Receipt, **fields: int | str) -> Response:
+def _accepted(receipt: Receipt, topic: str | None, *, batch: bool) -> Response:
     headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
-    return json_answer(fields, 201, headers)
+    return json_answer(receipt_content(receipt, topic, batch=batch), 201, headers)

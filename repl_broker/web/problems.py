@@ -19,11 +19,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from repl_broker.errors import PROBLEMS, RequestError
 from repl_broker.web import answers
 
-__all__ = ["PROBLEM_JSON", "REMEDIES", "RETRY_AFTER_SECONDS", "problem", "register"]
+__all__ = ["PROBLEM_JSON", "REMEDIES", "RETRIED", "RETRY_AFTER_SECONDS", "note_failure"]
+__all__ += ["problem", "problem_content", "register"]
 
 log = logging.getLogger(__name__)
 
 PROBLEM_JSON: Final = "application/problem+json"
+RETRIED: Final = frozenset({429, 503})  # statuses that come with a Retry-After
 RETRY_AFTER_SECONDS: Final = 2  # as long as EventSource is told to wait (``retry:``)
 
 # code → what its reader does about it. One entry for each of errors.PROBLEMS.
@@ -91,6 +93,17 @@ def problem(
     extra: Mapping[str, int | str] | None = None,
 ) -> Response:
     """The answer for ``code``, which is a key of PROBLEMS; ``extra`` joins the object."""
+    status, content = problem_content(code, detail, extra)
+    response = answers.answer(content, PROBLEM_JSON, status, headers)
+    if status in RETRIED:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def problem_content(
+    code: str, detail: str, extra: Mapping[str, int | str] | None = None
+) -> tuple[int, bytes]:
+    """Status and body of the answer for ``code``."""
     status, title = PROBLEMS[code]
     fields = {
         "type": f"/docs#{code}",
@@ -100,10 +113,15 @@ def problem(
         "code": code,
         **(extra or {}),
     }
-    response = answers.answer(encode_json(fields), PROBLEM_JSON, status, headers)
-    if status in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return response
+    return status, encode_json(fields)
+
+
+def note_failure(method: str, path: str, error: BaseException) -> str:
+    """Log all of an error of ours; what the client is told of it, which is nothing."""
+    log.error("request failed method=%s path=%r", method, path, exc_info=error)
+    return (
+        "The node failed to carry out the request; its log tells why. Nothing more is known here."
+    )
 
 
 def register(app: QuartTrio) -> None:
@@ -139,9 +157,4 @@ async def _from_http_exception(error: Exception) -> Response:
 
 
 async def _failed(error: Exception) -> Response:
-    """An error of ours: the log gets all of it, the client nothing."""
-    log.error("request failed method=%s path=%r", request.method, request.path, exc_info=error)
-    return problem(
-        "internal_error",
-        "The node failed to carry out the request; its log tells why. Nothing more is known here.",
-    )
+    return problem("internal_error", note_failure(request.method, request.path, error))

@@ -2,17 +2,21 @@
 
 A test sees a ``Node``: a URL, a client, and ``stop``. How the node is run stays
 here, so that the same suite can hold another front end, or a node in a process
-of its own, to the same contract: add it to ``FRONT_ENDS``.
+of its own, to the same contract: add it to ``FRONT_ENDS``. A module whose tests
+concern publishing, or reading requests at all, runs over each of them with
+``pytestmark = over_all_front_ends``; the others run over the first.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import httpx
 import pytest
@@ -20,6 +24,7 @@ import trio
 
 from repl_broker import daemon
 from repl_broker.config import Address, Config
+from repl_broker.web.door import QUART_ONLY
 from tests.contract.client import Node
 from tests.nodes import configured
 
@@ -30,10 +35,10 @@ TEST_SECONDS_MAX: Final = 15
 
 
 @asynccontextmanager
-async def quart(
+async def door(
     data_dir: Path, *, seconds_max: float = TEST_SECONDS_MAX, **sections: dict[str, Any]
 ) -> AsyncIterator[Node]:
-    """A node in this process, over real TCP: ``quart(path, limits={"message_bytes": 100})``."""
+    """A node in this process, over real TCP: ``door(path, limits={"message_bytes": 100})``."""
     config = configured(Config(), **sections)
     config = replace(
         config,
@@ -51,10 +56,19 @@ async def quart(
             stop.set()
 
 
-FRONT_ENDS: Final[dict[str, Launch]] = {"quart": quart}
+@asynccontextmanager
+async def quart(data_dir: Path, **sections: Any) -> AsyncIterator[Node]:
+    """The same with REPL_BROKER_TEST_QUART_ONLY=1: every request is Hypercorn's and Quart's."""
+    with mock.patch.dict(os.environ, {QUART_ONLY: "1"}):
+        async with door(data_dir, **sections) as node:
+            yield node
 
 
-@pytest.fixture(params=list(FRONT_ENDS))
+FRONT_ENDS: Final[dict[str, Launch]] = {"door": door, "quart": quart}
+over_all_front_ends = pytest.mark.parametrize("launch", list(FRONT_ENDS), indirect=True)
+
+
+@pytest.fixture(params=list(FRONT_ENDS)[:1])
 def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Launch:
     """Runs nodes on this test's own data directory; again, for a restart."""
     return partial(FRONT_ENDS[request.param], tmp_path / "data")

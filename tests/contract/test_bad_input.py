@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from tests.contract.client import JSON, NDJSON, Node, check_problem, request_bytes
-from tests.contract.conftest import Launch
+from tests.contract.conftest import Launch, over_all_front_ends
+
+pytestmark = over_all_front_ends
 
 # body, line, column, a word of the detail
 BAD_JSON = [

@@ -7,7 +7,9 @@ import pytest
 import trio
 
 from tests.contract.client import JSON, NDJSON, Node, check_problem
-from tests.contract.conftest import Launch
+from tests.contract.conftest import Launch, over_all_front_ends
+
+pytestmark = over_all_front_ends
 
 REQUESTS = {
     "one": ("/v1/topics/chat/messages", b'{"n": 1}', JSON),

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
+import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.client import NDJSON, Node, check_problem, read_answer, request_bytes
@@ -49,6 +51,7 @@ async def test_while_it_shuts_down_a_node_is_alive_not_ready_and_takes_no_publis
     for _ in range(2):
         assert (await node.client.get("/healthz")).status_code == 200
     node.stop()
+    await trio.testing.wait_all_tasks_blocked()  # what comes before it has begun is taken
     for name, request in (refused | served).items():
         await connections[name].send_all(request[5:])
     for name in refused:

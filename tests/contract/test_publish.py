@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.contract.client import JSON, NDJSON, Node, check_problem, request_bytes
-from tests.contract.conftest import Launch
+from tests.contract.conftest import Launch, over_all_front_ends
+
+pytestmark = over_all_front_ends
 
 
 async def test_publishing_one_message_answers_with_its_place(node: Node) -> None:

@@ -1,0 +1,230 @@
+"""A client that publishes: its requests are read and answered where they arrive.
+
+    Door ── Publisher ── Publishing ── Broker
+              │   ▲
+     anything │   │ a publish, when nothing else is under way
+         else ▼   │
+            Connection ── Hypercorn's protocol, Quart
+
+One task reads, publishes, writes, and reads again. It takes a request only when
+the whole of its head is there and is an ordinary publish in the strict form
+(head.py). At the first that is not, it stops before it and gives back every
+byte from there on, so that Connection begins at a request's first byte. That one
+gives the connection back in the same way. The two never share a request, and no
+byte of a body is ever taken for one.
+
+Waiting costs one system call when there is something to read, and an answer is
+one plain write. Deadlines are numbers, not cancel scopes: ``due`` says until
+when the client may keep us waiting, and the door looks through all of them when
+the nearest is over. It gives up only on a client that is waited for, never on a
+publish that is under way.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
+
+import trio
+
+from repl_broker.web.head import HEAD_ENDS, PublishHead, may_become_publish, read_publish
+from repl_broker.web.publishing import Publishing
+from repl_broker.web.tcp import READ_BYTES, Transport, discard
+
+__all__ = ["Patience", "Publisher", "Rest"]
+
+
+class Patience(NamedTuple):
+    """How long a client may take, and how much it may send in vain; see DoorOptions."""
+
+    header_seconds: float
+    idle_seconds: float
+    header_bytes_max: int
+    linger_seconds: float
+    linger_bytes_max: int
+
+
+class Rest(NamedTuple):
+    """What another is to go on with: bytes that begin with a request, and its time."""
+
+    data: bytes
+    header_due: float  # by Trio's clock: until then its head must be complete
+
+
+class _OverError(Exception):
+    """The client has left, or nothing more is wanted of it."""
+
+
+class Publisher:
+    """One connection, for as long as nothing but publishes comes. Made when it is accepted.
+
+    ``due`` is infinite while the node, not the client, is the one to act.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        publishing: Publishing,
+        patience: Patience,
+        peer: str,
+        data: bytes = b"",
+    ) -> None:
+        """``data`` is what has been read already, on a connection that comes back."""
+        self.due = math.inf
+        self.transport = transport
+        self.peer = peer
+        self._stopping = False
+        self._socket = transport.socket
+        self._publishing = publishing
+        self._patience = patience
+        self._data = data  # read, from …
+        self._at = 0  # … here on not yet used
+        self._began = trio.current_time()  # when the first byte of the present request came
+        self._head: PublishHead | None = None  # of the request whose body is awaited
+        self._life = trio.CancelScope()
+
+    async def run(self) -> Rest | None:
+        """Serve. The rest, if there is any, is another's to serve; else the connection is closed.
+
+        When cancelled, the caller resets the connection.
+        """
+        try:
+            with self._life:
+                return await self._serve()
+            self.due = math.inf
+            rest = await self._give_up()
+        except _OverError:
+            rest = None
+        if rest is None:
+            self.transport.close()
+        return rest
+
+    def give_up(self) -> None:
+        """The client is not waited for any longer. Only while ``due`` is finite."""
+        self._life.cancel()
+
+    def close_if_idle(self) -> None:
+        """Close now, unless a request is under way or has begun to arrive; then after it."""
+        self._stopping = True
+        if self.due < math.inf and not self._pending():
+            self.give_up()
+
+    def _pending(self) -> bool:
+        return self._head is not None or self._at < len(self._data)
+
+    async def _serve(self) -> Rest | None:
+        if not self._data:
+            await self._read(self._began + self._patience.header_seconds)
+        while True:
+            head = await self._read_head()
+            if head is None:
+                return self._rest()
+            body = await self._read_body(head)
+            answer = await self._publishing.answer(head, body, self.peer)
+            last = head.close or self._stopping
+            await self._write(self._publishing.encode(head, answer, last=last))
+            if last:
+                await self._part()
+            if self._at == len(self._data):
+                await self._await_next()
+            self._began = trio.current_time()
+
+    async def _await_next(self) -> None:
+        if self._stopping:
+            raise _OverError
+        self._data, self._at = b"", 0
+        await self._read(trio.current_time() + self._patience.idle_seconds)
+
+    async def _read_head(self) -> PublishHead | None:
+        """The next publish; None when what comes next is something else."""
+        while (end := self._data.find(HEAD_ENDS, self._at)) < 0:
+            unfinished = self._data[self._at :]
+            if len(unfinished) > self._patience.header_bytes_max:
+                return None
+            if not may_become_publish(unfinished):
+                return None
+            await self._read(self._began + self._patience.header_seconds)
+        end += len(HEAD_ENDS)
+        if end - self._at > self._patience.header_bytes_max:
+            return None
+        head = read_publish(self._data[self._at : end])
+        if head is None or head.length > self._publishing.limit(head).bytes_max:
+            return None
+        self._at = end
+        return head
+
+    async def _read_body(self, head: PublishHead) -> bytes:
+        end = self._at + head.length
+        if end <= len(self._data):
+            body = self._data[self._at : end]
+            self._at = end
+            return body
+        self._head = head
+        due = trio.current_time() + self._publishing.body_seconds
+        received = bytearray(self._data[self._at :])
+        while len(received) < head.length:
+            received += await self._receive(due)
+        self._head = None
+        # What came with the last of it, behind the body, is the next request's.
+        self._data, self._at = bytes(received[head.length :]), 0
+        return bytes(received[: head.length])
+
+    async def _read(self, due: float) -> None:
+        """Add to what is not yet used."""
+        data = await self._receive(due)
+        self._data, self._at = self._data[self._at :] + data, 0
+
+    async def _receive(self, due: float) -> bytes:
+        """What the client sends next, if it comes before ``due``. Raises _OverError."""
+        while True:
+            self.due = due
+            await trio.lowlevel.wait_readable(self._socket)
+            if self._life.cancel_called:
+                await trio.lowlevel.checkpoint()  # both came at once: it is over
+            self.due = math.inf
+            try:
+                data = os.read(self._socket.fileno(), READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise _OverError from error
+            if not data:
+                raise _OverError
+            return data
+
+    async def _write(self, answer: bytes) -> None:
+        try:
+            sent_bytes = os.write(self._socket.fileno(), answer)
+        except BlockingIOError:
+            sent_bytes = 0
+        except OSError as error:
+            raise _OverError from error
+        if sent_bytes < len(answer):
+            try:
+                await self.transport.send_all(answer[sent_bytes:])
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise _OverError from error
+
+    def _rest(self) -> Rest:
+        return Rest(self._data[self._at :], self._began + self._patience.header_seconds)
+
+    async def _give_up(self) -> Rest | None:
+        """The client has kept us waiting for too long, or the node stops while it is idle."""
+        if self._head is not None:
+            answer = self._publishing.late(self._head, self.peer)
+            await self._write(self._publishing.encode(self._head, answer, last=True))
+            await self._part()
+        if self._pending():  # within a head: what is said then is said by the other
+            return self._rest()
+        return None
+
+    async def _part(self) -> NoReturn:
+        """Close, so that the client still gets what was sent to it."""
+        if self._pending():
+            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                self.transport.send_eof()
+                with trio.move_on_after(self._patience.linger_seconds):
+                    await discard(self.transport, self._patience.linger_bytes_max)
+        raise _OverError

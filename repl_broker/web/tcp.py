@@ -1,0 +1,96 @@
+"""TCP as the door needs it: no write waits for ever, and no peer is dead unnoticed."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+__all__ = ["READ_BYTES", "Transport", "discard", "find_dead_peers"]
+
+READ_BYTES: Final = 64 * 1024  # at most, in one read
+# A peer that has vanished without a word is noticed after about a minute.
+_KEEPALIVE_IDLE_SECONDS: Final = 30
+_KEEPALIVE_PROBE_SECONDS: Final = 10
+_KEEPALIVE_PROBES: Final = 3
+# SO_LINGER on, with no time: close sends a reset and the kernel keeps nothing.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class Transport(trio.abc.Stream):
+    """A TCP socket on which a write that makes no progress for a while is a broken one.
+
+    It lies below TLS, so that everything TLS writes is held to it as well.
+    """
+
+    def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
+        self.socket = tcp_socket
+        self.write_timeout_seconds = write_timeout_seconds
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send; the time starts anew with each piece that the kernel takes.
+
+        Raises BrokenResourceError when the client is gone or stalls, in which
+        case the connection has been reset.
+        """
+        with memoryview(data) as whole:
+            sent_bytes = 0
+            while sent_bytes < len(whole):
+                with trio.move_on_after(self.write_timeout_seconds) as patience:
+                    sent_bytes += await self._send(whole[sent_bytes:])
+                if patience.cancelled_caught:
+                    self.abort()
+                    raise trio.BrokenResourceError("the client does not read")
+
+    async def _send(self, data: memoryview) -> int:
+        with data:
+            try:
+                return await self.socket.send(data)
+            except OSError as error:
+                raise trio.BrokenResourceError(f"the client is gone: {error}") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.socket.wait_writable()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        try:
+            return await self.socket.recv(max_bytes or READ_BYTES)
+        except OSError as error:
+            raise trio.BrokenResourceError(f"the client is gone: {error}") from error
+
+    def send_eof(self) -> None:
+        """Say that nothing more will be sent. Raises OSError when the client is gone."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close; what the kernel has taken is still delivered."""
+        self.socket.close()
+
+    def abort(self) -> None:
+        """Reset the connection and drop what has not been delivered; nothing if closed."""
+        if self.socket.fileno() != -1:
+            with suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self.socket.close()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+def find_dead_peers(tcp_socket: trio.socket.SocketType) -> None:
+    """Have the kernel ask a silent peer whether it is still there."""
+    with suppress(OSError):  # it has left already; reading will tell
+        tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_PROBE_SECONDS)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+
+
+async def discard(stream: trio.abc.Stream, bytes_max: int) -> None:
+    """Read until the end, or until ``bytes_max`` have come."""
+    while bytes_max > 0 and (data := await stream.receive_some(READ_BYTES)):
+        bytes_max -= len(data)

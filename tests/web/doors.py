@@ -1,0 +1,72 @@
+"""A door before a whole application and a node without disk; publishes with or without Quart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+
+from repl_broker.config import Config
+from repl_broker.web.app import create_app
+from repl_broker.web.door import Door, DoorOptions, open_listeners
+from repl_broker.web.publishing import Publishing
+from tests.nodes import Node, running_node
+
+SECONDS_MAX = 10
+
+
+@dataclass
+class Served:
+    """What runs, and how often the application was asked."""
+
+    door: Door
+    node: Node
+    asked: list[str]  # methods and paths that reached Quart
+
+
+@asynccontextmanager
+async def serving(
+    *,
+    in_place: bool = True,
+    config: Config | None = None,
+    seconds_max: float = SECONDS_MAX,
+    **limits: float,
+) -> AsyncIterator[Served]:
+    """A running door; it must stop by itself at the end."""
+    config = config or Config()
+    asked: list[str] = []
+    with trio.fail_after(seconds_max):
+        async with running_node(config=config) as node:
+            app = create_app(node.broker, config, {})
+
+            async def noted(
+                scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+            ) -> None:
+                assert scope["type"] == "http"
+                asked.append(f"{scope['method']} {scope['path']}")
+                await app(scope, receive, send)  # type: ignore[arg-type]
+
+            listeners = await open_listeners("127.0.0.1", 0, 16)
+            options = DoorOptions(answer_in_place=in_place, **limits)  # type: ignore[arg-type]
+            publishing = Publishing(node.broker, config)
+            door = Door(noted, listeners, options, publishing=publishing)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(door.run)
+                yield Served(door, node, asked)
+                door.stop(grace_seconds=1)
+            assert door.connections == 0
+
+
+def publish(
+    body: bytes = b"1",
+    *fields: str,
+    path: str = "/v1/topics/chat/messages",
+    media_type: str = "application/json",
+) -> bytes:
+    """An ordinary publish, with more header fields if they are given."""
+    lines = [f"POST {path} HTTP/1.1", "Host: node", f"Content-Type: {media_type}"]
+    lines += [f"Content-Length: {len(body)}", *fields, "", ""]
+    return "\r\n".join(lines).encode("latin-1") + body

@@ -1,0 +1,169 @@
+"""Which heads are plain, and which of those are publishes."""
+
+from __future__ import annotations
+
+import pytest
+
+from repl_broker.web.head import (
+    PublishHead,
+    head_end,
+    is_plain,
+    may_become_publish,
+    read_publish,
+)
+from tests.web.doors import publish
+
+HEAD = publish(b"")
+
+
+def with_line(line: bytes) -> bytes:
+    return HEAD[:-2] + line + b"\r\n\r\n"
+
+
+NOT_PLAIN = {
+    "bare LF after the request line": HEAD.replace(b"\r\nHost", b"\nHost"),
+    "bare LF at the end": HEAD[:-2] + b"\n",
+    "bare LF within a value": with_line(b"X: a\nY: b"),
+    "bare CR within a value": with_line(b"X: a\rY: b"),
+    "CR CR LF": with_line(b"X: a\r"),
+    "folded line": with_line(b"X: a\r\n b"),
+    "folded line, tab": with_line(b"X: a\r\n\tb"),
+    "folded first line": HEAD.replace(b"Host", b" Host", 1),
+    "space before the colon": with_line(b"X : a"),
+    "tab before the colon": with_line(b"X\t: a"),
+    "no colon": with_line(b"X"),
+    "no name": with_line(b": a"),
+    "NUL in a value": with_line(b"X: a\0"),
+    "control character in a value": with_line(b"X: \x01"),
+    "DEL in a value": with_line(b"X: \x7f"),
+    "control character in a name": with_line(b"X\x0b: a"),
+    "letter beyond ASCII in a name": with_line(b"X\xe9: a"),
+    "bracket in a name": with_line(b"X(: a"),
+    "length twice, the same": with_line(b"content-LENGTH: 0"),
+    "length twice, another": with_line(b"Content-Length: 1"),
+    "list of lengths": HEAD.replace(b"Length: 0", b"Length: 0, 0"),
+    "tab in the request line": HEAD.replace(b"POST ", b"POST\t"),
+    "empty line first": b"\r\n" + HEAD,
+}
+
+
+@pytest.mark.parametrize("head", NOT_PLAIN.values(), ids=NOT_PLAIN.keys())
+def test_a_head_that_can_be_read_in_two_ways_is_not_plain(head: bytes) -> None:
+    assert not is_plain(head)
+    assert read_publish(head) is None
+
+
+UNUSUAL = {
+    "another method": HEAD.replace(b"POST", b"PUT", 1),
+    "a method in lower case": HEAD.replace(b"POST", b"post", 1),
+    "HTTP/1.0": HEAD.replace(b"1.1", b"1.0", 1),
+    "HTTP/1.2": HEAD.replace(b"1.1", b"1.2", 1),
+    "HTTP/1.10": HEAD.replace(b"1.1", b"1.10", 1),
+    "two spaces": HEAD.replace(b" HTTP", b"  HTTP", 1),
+    "something behind the version": HEAD.replace(b"1.1", b"1.1 ", 1),
+    "query": HEAD.replace(b"messages ", b"messages? ", 1),
+    "fragment": HEAD.replace(b"messages ", b"messages# ", 1),
+    "absolute form": HEAD.replace(b"POST /", b"POST http://node/", 1),
+    "percent-encoded topic": HEAD.replace(b"chat", b"ch%61t", 1),
+    "what cannot be a topic": HEAD.replace(b"chat", b"a+b", 1),
+    "another path": HEAD.replace(b"/messages", b"/message", 1),
+    "no host": HEAD.replace(b"Host: node\r\n", b""),
+    "two hosts": with_line(b"Host: other"),
+    "no type": HEAD.replace(b"Content-Type: application/json\r\n", b""),
+    "two types": with_line(b"Content-Type: application/json"),
+    "another type": HEAD.replace(b"/json", b"/jsonx"),
+    "another charset": HEAD.replace(b"/json", b"/json; charset=latin-1"),
+    "another parameter": HEAD.replace(b"/json", b"/json; profile=x"),
+    "no length": HEAD.replace(b"Content-Length: 0\r\n", b""),
+    "empty length": HEAD.replace(b"Length: 0", b"Length: "),
+    "signed length": HEAD.replace(b"Length: 0", b"Length: +1"),
+    "negative length": HEAD.replace(b"Length: 0", b"Length: -1"),
+    "hexadecimal length": HEAD.replace(b"Length: 0", b"Length: 0x1"),
+    "length with an underscore": HEAD.replace(b"Length: 0", b"Length: 1_0"),
+    "length in other digits": HEAD.replace(b"Length: 0", b"Length: \xb2"),
+    "length beyond all measure": HEAD.replace(b"Length: 0", b"Length: " + b"9" * 30),
+    "chunked too": with_line(b"Transfer-Encoding: chunked"),
+    "chunked": HEAD.replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"),
+    "identity": with_line(b"Transfer-Encoding: identity"),
+    "expectation": with_line(b"Expect: 100-continue"),
+    "upgrade": with_line(b"Upgrade: h2c"),
+    "unknown connection option": with_line(b"Connection: upgrade"),
+    "several connection options": with_line(b"Connection: keep-alive, te"),
+    "content coding": with_line(b"Content-Encoding: identity"),
+    "two keys": with_line(b"Idempotency-Key: a\r\nIdempotency-Key: a"),
+    "two origins": with_line(b"Origin: http://a\r\nOrigin: http://b"),
+    "JSON for several topics": publish(b"", path="/v1/messages"),
+}
+
+
+@pytest.mark.parametrize("head", UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_a_request_that_is_unusual_is_left_to_quart(head: bytes) -> None:
+    assert head_end(head) == len(head)
+    assert read_publish(head) is None
+
+
+def test_a_publish_is_read() -> None:
+    head = publish(b"12", "IDEMPOTENCY-key:\t k 1 \t", "Origin: http://a", "X-Any: é")[:-2]
+    assert read_publish(head) == PublishHead(
+        "/v1/topics/chat/messages", "chat", False, 2, "k 1", "http://a", False
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "close"),
+    [("Connection: close", True), ("Connection: Close", True), ("Connection: Keep-Alive", False)],
+)
+def test_the_client_says_whether_it_wants_more(field: str, close: bool) -> None:
+    found = read_publish(publish(b"", field))
+    assert found is not None
+    assert found.close == close
+
+
+@pytest.mark.parametrize(
+    ("media_type", "batch"),
+    [
+        ("application/json", False),
+        ("APPLICATION/Json", False),
+        ("application/json;charset=utf-8", False),
+        ("application/json ; charset=UTF8", False),
+        ('application/json; charset="utf-8"', False),
+        ("application/x-ndjson", True),
+        ("application/x-ndjson; charset=utf-8", True),
+    ],
+)
+def test_the_media_type_says_whether_it_is_a_batch(media_type: str, batch: bool) -> None:
+    found = read_publish(publish(b"", media_type=media_type))
+    assert found is not None
+    assert found.batch == batch
+
+
+def test_a_batch_over_topics_names_no_topic() -> None:
+    head = publish(b"", path="/v1/messages", media_type="application/x-ndjson")
+    found = read_publish(head)
+    assert found is not None
+    assert (found.topic, found.batch) == (None, True)
+
+
+def test_a_long_head_is_read_too() -> None:
+    found = read_publish(publish(b"", f"X: {'x' * 5000}"))
+    assert found is not None
+    assert found.topic == "chat"
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
+def test_a_head_ends_where_the_most_lenient_reader_ends_it(end: bytes) -> None:
+    head = b"GET / HTTP/1.1" + end
+    assert head_end(head + b"rest\r\n\r\n") == len(head)
+    assert head_end(head[:-1]) == 0
+
+
+@pytest.mark.parametrize("cut", range(len(HEAD) - 4))
+def test_every_beginning_of_a_publish_may_become_one(cut: int) -> None:
+    assert may_become_publish(HEAD[:cut])
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"G", b"POST /v2", b"POST /v1/\n", b"POST /v1/topics/a HTTP/1.1\nHost"]
+)
+def test_what_cannot_become_a_publish_is_not_waited_for(beginning: bytes) -> None:
+    assert not may_become_publish(beginning)
