@@ -280,14 +280,15 @@ class Members:
         views = []
         for m in replica.membership.members:
             role = "leader" if m.id == replica.leader else "voter" if m.voter else "learner"
+            record = self._me if m.id == self._me.id else m  # it knows its own best
             found = progress.get(m.id)
             reachable = found.reachable if found else transport.is_connected(m.id)
             views.append(
                 MemberView(
                     m.id,
                     role,
-                    m.raft_address,
-                    m.http_url,
+                    record.raft_address,
+                    record.http_url,
                     found.match_index if found else None,
                     max(0, newest - found.match_index) if found else None,
                     reachable or m.id == self._me.id,

@@ -669,6 +669,39 @@ async def test_leadership_moves_to_whom_it_is_asked_to(autojump_clock: MockClock
         await cluster[target].broker.move_leader(target)  # it does already
 
 
+async def test_a_learner_is_shown_as_one_and_cannot_lead(autojump_clock: MockClock) -> None:
+    """It has lost nothing but its disk's attention, so that it never catches up."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        learner = await cluster.start("n4", join=(leader.id,))
+        learner.members._on_adopted = learner.gate.shut
+        await cluster.until(lambda: "n4" in leader.replica.membership.ids, "it to be added")
+        for node in (leader, next(n for n in cluster.running.values() if n is not leader)):
+            with pytest.raises(RequestError) as refused:
+                await node.broker.move_leader("n4")
+            assert refused.value.code == "not_a_voter"
+            view = await node.broker.cluster()
+            roles = {m["id"]: m["role"] for m in view["members"]}  # type: ignore[attr-defined]
+            assert roles["n4"] == "learner"
+        learner.gate.open()
+        await cluster.all_vote()
+
+
+async def test_a_node_that_cannot_ask_the_leader_shows_what_it_knows(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        alone = next(n for n in cluster.running if n != cluster["n1"].replica.leader)
+        cluster.cut(alone)
+        for moment in ("the leader has not been missed yet", "it has"):
+            view = await cluster[alone].broker.cluster()
+            for member in view["members"]:  # type: ignore[attr-defined]
+                assert member["match_index"] is None, moment
+                assert member["lag"] is None, moment
+                assert member["reachable"] is (member["id"] == alone), moment
+            await cluster.until(lambda: cluster[alone].replica.leader is None, "it to notice")
+
+
 async def test_a_node_that_moved_tells_the_members(autojump_clock: MockClock) -> None:
     async with running_cluster(3) as cluster:
         cluster.kill("n3")

@@ -155,6 +155,17 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
     assert json.loads(as_json.stdout) == CLUSTER
 
 
+def test_what_the_node_cannot_know_of_a_member_is_shown_as_such(
+    run: Run, broker: FakeBroker
+) -> None:
+    unknown = {"match_index": None, "lag": None, "reachable": False}
+    members = [{**CLUSTER["members"][0], "role": "voter", **unknown}]
+    broker.steps = [answer(200, {**CLUSTER, "mode": "cluster", "members": members})]
+    result = run("cluster", "status", "--url", broker.url)
+    row = result.stdout.splitlines()[-1].split()
+    assert row == ["n1", "voter", "127.0.0.1:4081", "-", "-", "-", "no"]
+
+
 CHANGES = [
     (
         ["add", "n2", "--raft", "10.0.0.2:4081", "--http", "http://10.0.0.2:4080"],
