@@ -80,10 +80,11 @@ class Proposal(Offer):
 class Forwarded(Offer):
     """Commands that a peer sent on to this node, since it leads."""
 
-    __slots__ = ("decided", "place")
+    __slots__ = ("decided", "peer", "place")
 
-    def __init__(self, commands: Sequence[Command], encoded: Sequence[bytes]) -> None:
+    def __init__(self, peer: str, commands: Sequence[Command], encoded: Sequence[bytes]) -> None:
         super().__init__(commands, encoded)
+        self.peer = peer
         self.decided = trio.Event()
         self.place: tuple[int, int, int] | None = None  # index, term, ordinal; None: refused
 

@@ -57,6 +57,7 @@ from repl_broker.raft.core import (
     SnapshotFailed,
     SnapshotInstalled,
     SnapshotSent,
+    TellCommit,
     Transfer,
     Unreachable,
 )
@@ -589,7 +590,7 @@ class Replica:
         term, encoded = msgspec.convert(argument, tuple[int, tuple[bytes, ...]])
         self._require_leader(term)
         commands = [decode_command(each) for each in encoded]
-        offer = Forwarded(commands, encoded)
+        offer = Forwarded(peer, commands, encoded)
         self._proposals.add(offer)
         self.turn()
         await offer.decided.wait()
@@ -1038,6 +1039,8 @@ class Replica:
         commands: Sequence[Command] = ()
         if batch is not None and batch.term == entry.term:
             time_ms, commands = batch.time_ms, batch.commands
+            waiting = {offer.peer for offer in batch.offers if isinstance(offer, Forwarded)}
+            self._events.extend(TellCommit(peer) for peer in sorted(waiting))
         elif entry.kind is EntryKind.DATA:
             time_ms, commands = decode_entry(entry.data)
             self._stamped_at = trio.current_time()

@@ -81,6 +81,7 @@ __all__ = [
     "SnapshotFailed",
     "SnapshotInstalled",
     "SnapshotSent",
+    "TellCommit",
     "Transfer",
     "Unreachable",
     "UpdateMember",
@@ -104,6 +105,7 @@ class CoreOptions:
     window_appends_max: int = 64  # unanswered appends a peer …
     window_bytes_max: int = 8 << 20  # … and their bytes
     uncommitted_bytes_max: int = 64 << 20  # beyond it proposals are refused
+    commit_delay_seconds: float = 0.001  # for which an append may come that tells of a commit
 
 
 class Uniform(Protocol):
@@ -179,6 +181,13 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class TellCommit:
+    """Somebody at ``peer`` waits for what was just committed: tell it now."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Persisted:
     """The write numbered ``number``, and all before it, are on disk."""
 
@@ -227,6 +236,7 @@ Event = (
     | ChangeMembership
     | Read
     | Transfer
+    | TellCommit
     | Persisted
     | Compact
     | SnapshotInstalled
@@ -339,6 +349,8 @@ class Core:
         self._fresh: list[Rpc] = []  # rest on the write of this very step
         self._effects = Effects()
         self._wants_append: set[str] = set()  # peers to whom entries or a commit may go
+        self._untold: set[str] = set()  # peers who may not know of a commit …
+        self._tell_at = math.inf  # … and when they are told, if no append does
         self._restart_election_timer()
         if self.membership.voters == {node_id}:
             self._election_at = now  # there is nobody to wait for
@@ -457,7 +469,9 @@ class Core:
         if self.role is Role.LEADER and len(self.progress) == 1:
             return math.inf  # alone: nobody waits for heartbeats, nobody can be lost
         if self.role is Role.LEADER:
-            return min(self._heartbeat_at, self._quorum_check_at, self._transfer_until)
+            return min(
+                self._heartbeat_at, self._quorum_check_at, self._transfer_until, self._tell_at
+            )
         return self._election_at
 
     def _pass_deadlines(self) -> None:
@@ -469,6 +483,8 @@ class Core:
         if self.role is Role.LEADER:
             if self._now >= self._transfer_until:
                 self._end_transfer()
+            if self._now >= self._tell_at:
+                self._tell_commits()
             if self._now >= self._heartbeat_at:
                 if self._disk_hangs():
                     self._become_follower(self.term, None)
@@ -498,6 +514,8 @@ class Core:
         self._reads.clear()
         self.progress = {}
         self._wants_append.clear()
+        self._untold.clear()
+        self._tell_at = math.inf
         self._end_transfer()
 
     def _campaign(self) -> None:
@@ -817,6 +835,8 @@ class Core:
         for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
             self._send_append(peer)
         self._wants_append.clear()
+        if self._now >= self._tell_at:
+            self._tell_commits()
 
     def _send_append(self, peer: str) -> None:
         """All that the window has room for; or the news of a commit, if nothing carries it."""
@@ -831,6 +851,23 @@ class Core:
             self._append(peer, progress, entries)
             if entries or progress.mode is Mode.PROBE:
                 progress.sent(progress.next - 1 + len(entries), sum(len(e.data) for e in entries))
+        if progress.mode is Mode.REPLICATE and progress.told_commit < self.committed_index:
+            self._untold.add(peer)
+            self._tell_at = min(self._tell_at, self._now + options.commit_delay_seconds)
+
+    def _tell_commits(self) -> None:
+        """Tell those whom no append has told."""
+        for peer in sorted(self._untold & self.progress.keys()):
+            self._tell_commit(peer)
+        self._untold.clear()
+        self._tell_at = math.inf
+
+    def _tell_commit_now(self, event: TellCommit) -> None:
+        if self.role is Role.LEADER and event.peer in self.progress:
+            self._tell_commit(event.peer)
+
+    def _tell_commit(self, peer: str) -> None:
+        progress = self.progress[peer]
         index = min(progress.match, self.committed_index)
         if progress.mode is Mode.REPLICATE and index > progress.told_commit:
             progress.told_commit = index
@@ -1130,6 +1167,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     ChangeMembership: Core._change_membership,
     Read: Core._read,
     Transfer: Core._transfer,
+    TellCommit: Core._tell_commit_now,
     Persisted: Core._persisted,
     Compact: Core._compact,
     SnapshotInstalled: Core._snapshot_installed,

@@ -42,7 +42,9 @@ from repl_broker.raft.log import (
 from repl_broker.raft.rpc import Heartbeat, HeartbeatReply, Rpc, SnapshotReceived
 from tests.raft.simulator import Disk, Restore, SaveSnapshot
 
-OPTIONS = CoreOptions(election_timeout_seconds=1.0, heartbeat_interval_seconds=0.1)
+OPTIONS = CoreOptions(
+    election_timeout_seconds=1.0, heartbeat_interval_seconds=0.1, commit_delay_seconds=0.0
+)
 AnyRpc = TypeVar("AnyRpc", bound=Rpc)
 
 
