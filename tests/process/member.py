@@ -34,6 +34,10 @@ class Member(Node):
             keys["cluster_secret_file"] = secret
         super().__init__(folder / name, options=options, node_id=name, raft_bind=self.raft, **keys)
 
+    def move(self) -> None:
+        """Listen for peers elsewhere from the next start on."""
+        self.raft = self.keys["raft_bind"] = f"127.0.0.1:{free_port()}"
+
     @property
     def url(self) -> str:
         return f"http://{self.address}:{self.port}"

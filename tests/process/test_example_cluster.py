@@ -1,6 +1,7 @@
-"""The example of a cluster on one machine does what its README says.
+"""The example of a cluster on one machine, and the tutorial of one, do what they say.
 
-It is run as it is, in a copy of its folder, on ports of its own.
+The example is run as it is, in a copy of its folder, and the tutorial's commands
+one by one, on other ports.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import chdir, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -33,6 +34,7 @@ from tests.process.node import (
 pytestmark = pytest.mark.process
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "cluster"
+TUTORIAL: Final = EXAMPLE.parents[1] / "docs" / "tutorial" / "first-cluster.md"
 NAMES: Final = ("n1", "n2", "n3")
 
 
@@ -88,7 +90,7 @@ def interrupt(process: subprocess.Popen[str]) -> str:
     return text
 
 
-def wait_ready(node: Node, process: subprocess.Popen[str]) -> None:
+def wait_ready(node: Node, process: subprocess.Popen[Any]) -> None:
     for _ in polls("the node to be ready"):
         assert process.poll() is None, "the node ended by itself"
         with suppress(*Broken), Client(node) as client:
@@ -176,3 +178,96 @@ def test_the_files_of_the_example_differ_in_nothing_but_names_and_ports(tmp_path
     addresses = {config.raft.bind for config in configs}
     assert all(set(config.cluster.join) < addresses for config in configs)
     assert all(config.raft.bind not in config.cluster.join for config in configs)
+
+
+# --- the tutorial ---------------------------------------------------------------------------
+
+
+class Terminals:
+    """Does what the tutorial asks its reader to do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = {name: Node(folder / name) for name in NAMES}
+        self.printed: list[str] = []
+        self._folder = folder
+        self._log = folder / "log"  # what goes on beside the rest
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._ports: dict[str, str] = {}
+        for number, name in enumerate(NAMES):
+            self._ports[f"4{number}80"] = str(self.nodes[name].port)
+            self._ports[f"4{number}81"] = str(free_port())
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._variables = environment() | {"PATH": path, "NO_PROXY": "127.0.0.1"}
+
+    def enter(self, command: str) -> None:
+        if "--bootstrap" in command:  # its ports are the defaults
+            command = f"{command.strip()} --http 127.0.0.1:4080 --raft 127.0.0.1:4081"
+        command = re.sub(r"\b4\d8[01]\b", lambda port: self._ports[port[0]], command)
+        if command.startswith("repl-broker serve"):
+            (name,) = re.findall(r"--node-id (n\d)", command)
+            wait_ready(self.nodes[name], self._start(command))
+        elif command.startswith("repl-broker subscribe orders --url"):
+            self._start(command)
+            self.wait_log("subscribed: node")
+        else:
+            self._run(command)
+
+    def wait_log(self, text: str) -> None:
+        for _ in polls(lambda: f"{text!r} in {self._log.read_text()}"):
+            if text in self._log.read_text():
+                return
+
+    def wait_until_all_vote(self) -> None:
+        for _ in polls("three voters"):
+            members = self.nodes["n1"].get("/v1/cluster")["members"]
+            if [m["role"] for m in members] == ["leader", "voter", "voter"]:
+                return
+
+    def _start(self, command: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {command}"],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env=self._variables,
+            )
+        self._running.append(process)
+        return process
+
+    def _run(self, command: str) -> None:
+        done = subprocess.run(
+            ["bash", "-euc", command],
+            capture_output=True,
+            text=True,
+            cwd=self._folder,
+            env=self._variables,
+            timeout=2 * WAIT_SECONDS_MAX,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}{done.stderr}{self._log.read_text()}"
+        self.printed.append(done.stdout + done.stderr)
+
+    def close(self) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
+
+
+def test_the_tutorial_of_a_first_cluster_does_what_it_says(tmp_path: Path) -> None:
+    with closing(Terminals(tmp_path)) as terminals:
+        for number, command in enumerate(
+            re.findall(r"^```sh\n(.*?)^```$", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
+        ):
+            terminals.enter(command)
+            if number == 2:  # the third node was started
+                terminals.wait_until_all_vote()
+        terminals.wait_log('orders {"order":2}')  # read at the third node
+    printed = terminals.printed
+    (answer,) = re.findall(r"\[(no_leader|outcome_unknown)\]", "".join(printed))
+    read = [re.findall(r'\{"order":(\d)\}', text) for text in printed]
+    after_one, after_two = (found for found in read if found)
+    assert after_one == ["1", "2"]
+    assert after_two == ["1", "2", "4"] or (
+        answer == "outcome_unknown" and after_two == ["1", "2", "3", "4"]
+    )

@@ -171,6 +171,22 @@ def test_leadership_moves_by_command(nodes: list[Member]) -> None:
     rounds.check_kept(nodes[0].history("moved"))
 
 
+def test_a_node_that_comes_back_at_another_address_tells_the_members(nodes: list[Member]) -> None:
+    node, other = followers_of(nodes)
+    assert node.stop() == 0
+    node.move()
+    node.start()
+    for each in nodes:
+        for _ in polls("all to know where it is"):
+            if node.raft in {m["raft_address"] for m in each.cluster()["members"]}:
+                break
+    leader_of(nodes).kill()  # so that the two must reach each other
+    assert leader_of([node, other]).publish("moved", "without the third")
+    next(each for each in nodes if not each.runs).start()
+    for each in nodes:
+        each.wait_votes(*NAMES)
+
+
 # --- coming and going ---
 
 
@@ -184,6 +200,7 @@ def test_a_node_is_added_and_removed_and_joins_again(nodes: list[Member]) -> Non
         check_that_it_waits(node)
         check_added(node, through=follower)
         check_removed(node, through=follower)
+        follower.wait_votes(*NAMES)
         check_not_let_in_again(node)
 
         shutil.rmtree(node.data_dir)  # as the line says
@@ -194,7 +211,8 @@ def test_a_node_is_added_and_removed_and_joins_again(nodes: list[Member]) -> Non
         answer = change(follower, "POST", "/v1/cluster/leader", {"id": "n4"})
         assert answer.status == 202
         assert leader_of([*nodes, node]) is node
-        check_removed(node, through=follower)
+        check_removed(node, through=node)
+        follower.wait_votes(*NAMES)
     assert leader_of(nodes) in nodes
     for each in nodes:
         each.wait_votes(*NAMES)
@@ -233,7 +251,6 @@ def check_removed(node: Member, *, through: Member) -> None:
     assert answer.headers["location"] == "/v1/cluster"
     assert node.wait() == 0
     assert "this node was removed from its cluster; it stops" in node.log_text()[since:]
-    through.wait_votes(*NAMES)
 
 
 def check_not_let_in_again(node: Member) -> None:
@@ -294,9 +311,23 @@ def test_a_node_that_lost_its_data_is_refused_under_its_old_id(nodes: list[Membe
     assert f"did not add node={node.name}" in leader.log_text()[since_leader:]
     assert members_of(leader) == before
 
+    check_another_cluster(node, leader)
+    assert members_of(leader) == before
     shutil.rmtree(node.data_dir)
     aside.rename(node.data_dir)
     node.options = options
     node.start()
     for each in nodes:
         each.wait_votes(*NAMES)
+
+
+def check_another_cluster(node: Member, member: Member) -> None:
+    """It founds one if it is told to; both sides say that it was a member here."""
+    since = len(node.log_text())
+    node.options = ("--bootstrap",)
+    node.start()
+    assert node.cluster()["cluster_id"] != member.cluster()["cluster_id"]
+    node.wait_log(f"node '{node.name}' has lost its data", since)
+    member.wait_log(f"node '{node.name}' has lost its data")
+    assert node.stop() == 0
+    member.publish("chat", "undisturbed")
