@@ -439,7 +439,8 @@ class RaftConfig:
     advertise: Address | None = key(
         None,
         HostPort(),
-        "The address by which peers reach this node, if it is not bind.",
+        "The address by which peers reach this node, if it is not bind. Needed if bind is every "
+        "address, such as 0.0.0.0.",
         example='"10.0.0.1:4081"',
     )
     election_timeout_ms: int = key(

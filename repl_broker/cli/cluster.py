@@ -90,7 +90,11 @@ def shown(value: object) -> str:
 @url_option
 @json_option
 def add(node: str, raft: Address, http: str, url: str, as_json: bool) -> None:
-    """Add the node ID, as a learner; it is promoted when it has caught up."""
+    """Add the node ID, as a learner; it is promoted when it has caught up.
+
+    Start it first, with --join and an empty data directory: a node that does not answer
+    is not added. One that reaches a member by --join asks for this by itself.
+    """
     body = {"id": node, "raft_address": str(raft), "http_url": http}
     change(url, as_json, "POST", "/v1/cluster/members", body, f"adding {node}")
 
@@ -100,7 +104,11 @@ def add(node: str, raft: Address, http: str, url: str, as_json: bool) -> None:
 @url_option
 @json_option
 def remove(node: str, url: str, as_json: bool) -> None:
-    """Remove the node ID."""
+    """Remove the node ID.
+
+    It hears of that, says so and stops. It may also be away: to come back it needs an
+    empty data directory.
+    """
     change(url, as_json, "DELETE", f"/v1/cluster/members/{node}", None, f"removing {node}")
 
 
@@ -109,7 +117,11 @@ def remove(node: str, url: str, as_json: bool) -> None:
 @url_option
 @json_option
 def transfer(node: str, url: str, as_json: bool) -> None:
-    """Hand the leadership to the node ID."""
+    """Hand the leadership to the node ID.
+
+    Writes wait for it, which takes milliseconds. A leader that gets SIGTERM does this
+    by itself.
+    """
     done = f"handing the leadership to {node}"
     change(url, as_json, "POST", "/v1/cluster/leader", {"id": node}, done)
 

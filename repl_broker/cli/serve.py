@@ -60,7 +60,7 @@ def serve(
     join: tuple[Address, ...],
     log_level: str | None,
 ) -> None:
-    """Run a node until it gets SIGTERM or SIGINT.
+    """Run a node until it gets SIGTERM or SIGINT, or is removed from its cluster.
 
     With no option: a single node, HTTP on 127.0.0.1:4080, data in ./repl-data. Every
     key of the configuration file can also be set in the environment, as
