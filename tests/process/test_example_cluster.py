@@ -40,8 +40,8 @@ NAMES: Final = ("n1", "n2", "n3")
 
 def copy_example(target: Path) -> dict[str, Node]:
     """Copy the example, with other ports; the nodes as a client sees them."""
-    shutil.copytree(EXAMPLE, target, ignore=shutil.ignore_patterns("data"))
-    nodes = {name: Node(target / "data" / name) for name in NAMES}
+    shutil.copytree(EXAMPLE, target, ignore=shutil.ignore_patterns("repl-data"))
+    nodes = {name: Node(target / "repl-data" / name) for name in NAMES}
     ports = {}
     for number, name in enumerate(NAMES):
         ports |= {f":4{number}80": f":{nodes[name].port}", f":4{number}81": f":{free_port()}"}
@@ -149,7 +149,9 @@ def test_the_example_survives_its_leader_and_ends_cleanly(tmp_path: Path) -> Non
         assert "Ending all nodes" in interrupt(cluster)
         assert is_gone(cluster)
     for name in NAMES:
-        assert "stopped node=" in (folder / "data" / f"{name}.log").read_text() or name == leader
+        assert (
+            "stopped node=" in (folder / "repl-data" / f"{name}.log").read_text() or name == leader
+        )
 
 
 def test_the_example_says_why_it_does_not_start(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_the_example_says_why_it_does_not_start(tmp_path: Path) -> None:
 def test_the_files_of_the_example_differ_in_nothing_but_names_and_ports(tmp_path: Path) -> None:
     """What nodes must agree on cannot drift apart."""
     copy_example(tmp_path / "cluster")
-    data = tmp_path / "cluster" / "data"
+    data = tmp_path / "cluster" / "repl-data"
     data.mkdir()
     (data / "secret").write_text("s" * 32)
     with chdir(tmp_path / "cluster"):
