@@ -17,6 +17,7 @@ from typing import Any, Final
 import httpx
 import pytest
 import trio
+from jsonschema_rs import is_valid
 
 from repl_broker import daemon
 from repl_broker.config import Address, Config
@@ -231,7 +232,10 @@ async def test_an_id_is_good_on_every_node_at_the_moment_it_is_given(three: Thre
 
 
 async def test_every_node_shows_the_cluster(three: Three) -> None:
+    document = (await three.leader.client.get("/openapi.json")).json()
+    described = {"$ref": "#/components/schemas/Cluster", "components": document["components"]}
     seen = [await cluster(node) for node in three.nodes]
+    assert all(is_valid(described, each) for each in seen)
     assert [each.pop("node") for each in seen] == ["n1", "n2", "n3"]
     for each in seen:
         assert each["mode"] == "cluster"

@@ -106,6 +106,25 @@ def test_what_is_published_through_any_node_streams_from_all_in_one_order(
     assert all(node.history("order") == nodes[0].history("order") for node in nodes)
 
 
+def metric(node: Member, name: str) -> float:
+    with Client(node) as client:
+        text = client.request("GET", "/metrics").body.decode()
+    (line,) = [line for line in text.splitlines() if line.startswith(f"repl_broker_{name} ")]
+    return float(line.split()[1])
+
+
+def test_the_metrics_tell_who_leads_and_who_is_connected(nodes: list[Member]) -> None:
+    leader = leader_of(nodes)
+    assert [metric(node, "is_leader") for node in nodes] == [node is leader for node in nodes]
+    for node in nodes:
+        assert metric(node, "peers_connected") == 2
+        assert metric(node, "peer_sent_bytes_total") > 0
+        assert metric(node, "elections_total") >= 1
+        assert metric(node, "commit_index") >= metric(node, "applied_index") > 0
+        assert metric(node, "peer_handshakes_refused_total") == 0
+        assert metric(node, "peer_garbage_total") == 0
+
+
 # --- restarts ---
 
 
