@@ -11,20 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import trio
 
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError
-from repl_broker.members import Members
+from repl_broker.members import Joiner, Members
 from repl_broker.raft.core import CoreOptions
 from repl_broker.raft.log import Member
 from repl_broker.replica import Replica
-from repl_broker.transport import Me, Transport
+from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError, Transport
 
-__all__ = ["connect", "core_options", "is_clustered", "own_record", "read_secret", "run"]
+__all__ = [
+    "connect",
+    "core_options",
+    "find_cluster",
+    "is_clustered",
+    "own_record",
+    "read_secret",
+    "run",
+]
 
 log = logging.getLogger(__name__)
 
+FIND_SECONDS: Final = 3  # for an answer of each member that may be there
 SECRET_BYTES_MIN: Final = 16
 SECRET_BYTES_MAX: Final = 4096
 
@@ -37,17 +47,51 @@ def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
     own = replica.membership.find(replica.node_id)
     belongs = replica.adopted or (own is not None and own.raft_address != "")
     join = config.cluster.join
-    if bootstrap and join:
-        raise ConfigError(
-            "--bootstrap starts a cluster and --join ([cluster] join) enters one; choose one"
-        )
-    if join and not belongs and not replica.is_empty:
+    if join and not bootstrap and not belongs and not replica.is_empty:
         raise ConfigError(
             f"the data directory {str(config.node.data_dir)!r} holds the data of a single node, "
             "which joining a cluster would lose; join with an empty one, or make a cluster of "
             "this node with --bootstrap"
         )
     return belongs or bootstrap or bool(join)
+
+
+async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
+    """Whether one of ``[cluster] join`` belongs to a cluster: then nobody must start another.
+
+    Asked before a node with an empty store bootstraps: it may have lost its data.
+    """
+    transport = Transport(
+        Me("", replica.node_id, replica.incarnation),
+        secret,
+        on_rpc=lambda rpc: None,
+        on_request=_no_request,
+        admit=lambda node_id, incarnation, cluster_id: None,
+    )
+    found: list[str] = []
+
+    async def ask(address: Address) -> None:
+        try:
+            answer = await transport.call_address(
+                (address.host, address.port), "who", None, seconds=FIND_SECONDS
+            )
+            joiner = msgspec.convert(answer, Joiner)
+        except (PeerRefusedError, PeerUnreachableError, ValueError) as error:
+            log.info("found no cluster at address=%s reason=%r", address, str(error))
+            return
+        if joiner.cluster_id and joiner.id != replica.node_id:
+            found.append(str(address))
+
+    async with trio.open_nursery() as nursery:
+        for address in config.cluster.join:
+            nursery.start_soon(ask, address)
+    if found:
+        log.warning("does not bootstrap: there is a cluster address=%s", found[0])
+    return bool(found)
+
+
+async def _no_request(peer: str, name: str, argument: object) -> None:
+    raise AssertionError("nobody dials a node that does not listen")
 
 
 def read_secret(config: Config) -> bytes:

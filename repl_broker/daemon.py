@@ -119,16 +119,19 @@ async def serve(
             snapshot_entries=config.raft.snapshot_entries,
             core_options=cluster.core_options(config),
         )
-        await replica.load(joins=bool(config.cluster.join))
-        hub.position = replica.state.seq
+        join = () if bootstrap else config.cluster.join
+        await replica.load(joins=bool(join))
         clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
         secret = cluster.read_secret(config) if clustered else b""
+        if bootstrap and replica.is_empty and await cluster.find_cluster(replica, config, secret):
+            join = config.cluster.join
+            await replica.load(joins=True)
+        hub.position = replica.state.seq
         listeners = await _listen(config.http.bind)
         raft_listeners = await _listen(config.raft.bind) if clustered else []
         members = None
         if clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
-            join = config.cluster.join
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
             transport = cluster.connect(replica, members, secret)
         broker = Broker(replica, hub, config, members)

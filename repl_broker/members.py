@@ -35,7 +35,7 @@ from repl_broker.transport import (
     TransportStatistics,
 )
 
-__all__ = ["MemberView", "Members"]
+__all__ = ["Joiner", "MemberView", "Members"]
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class MemberView(NamedTuple):
     reachable: bool
 
 
-class _Joiner(NamedTuple):
+class Joiner(NamedTuple):
     """Who a node says that it is."""
 
     id: str
@@ -88,7 +88,8 @@ class Members:
     ) -> None:
         self._replica = replica
         self._me = me
-        self._join = tuple(join) if replica.is_empty else ()
+        others = tuple(address for address in join if str(address) != me.raft_address)
+        self._join = others if replica.is_empty else ()
         self._on_adopted = on_adopted
         self._transport: Transport | None = None
         self._changed = trio.Event()  # set when the members change
@@ -400,9 +401,9 @@ class Members:
         await self._invite(raft_address)
         await self._commit(AddLearner(member))
 
-    async def _who(self, node_id: str, raft_address: str) -> _Joiner:
+    async def _who(self, node_id: str, raft_address: str) -> Joiner:
         found = await self._ask_address(raft_address, "who", None)
-        joiner = msgspec.convert(found, _Joiner)
+        joiner = msgspec.convert(found, Joiner)
         if joiner.id != node_id:
             raise RequestError(
                 "invalid_parameter",
@@ -489,9 +490,9 @@ class Members:
             return error.code, error.detail
         return None
 
-    async def _on_who(self, peer: str, argument: Any) -> _Joiner:
+    async def _on_who(self, peer: str, argument: Any) -> Joiner:
         me = self._identity()
-        return _Joiner(me.node_id, me.incarnation, me.cluster_id)
+        return Joiner(me.node_id, me.incarnation, me.cluster_id)
 
     async def _on_invite(self, peer: str, argument: Any) -> None:
         cluster_id, epoch = msgspec.convert(argument, tuple[str, str])

@@ -559,7 +559,10 @@ class Replica:
         """By member, what this node knows as leader; nothing if it does not lead."""
         since = trio.current_time() - self.options.election_timeout_seconds
         return {
-            peer: MemberProgress(p.match, peer == self.node_id or p.heard_at >= since)
+            peer: MemberProgress(
+                p.match,
+                peer == self.node_id or (p.heard_at >= since and self.peers.is_connected(peer)),
+            )
             for peer, p in self._core.progress.items()
         }
 
