@@ -206,11 +206,6 @@ def test_raft_on_every_address_without_one_to_be_reached_by(scene: Scene, tmp_pa
     assert "[raft] advertise is needed" in refused(node)
 
 
-def test_both_options_at_once(tmp_path: Path) -> None:
-    node = Member(tmp_path, "n4", "--bootstrap", "--join", "127.0.0.1:4081")
-    assert "--bootstrap starts a cluster and --join ([cluster] join) enters one" in refused(node)
-
-
 def test_a_single_node_with_data_that_is_to_join(scene: Scene, tmp_path: Path) -> None:
     """It says so before anything is lost."""
     with Member(tmp_path, "n4", secret=scene.secret) as node:
