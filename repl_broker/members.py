@@ -139,9 +139,10 @@ class Members:
         """
         if self._join and not self.has_joined:
             await self._ask_to_join()
-        await self._keep_record()
         while True:
-            await self._changed.wait()
+            changed = self._changed
+            await self._keep_record()
+            await changed.wait()
             await trio.sleep(2 * self._replica.options.election_timeout_seconds)
             self._connect()  # who has gone has heard of it by now
 
@@ -377,6 +378,8 @@ class Members:
 
     async def _add(self, argument: Any) -> None:
         node_id, raft_address, http_url = msgspec.convert(argument, tuple[str, str, str])
+        if (node_id, raft_address) == (self._me.id, self._me.raft_address):
+            return  # nobody dials himself
         joiner = await self._who(node_id, raft_address)
         replica = self._replica
         member = Member(node_id, raft_address, http_url, False, joiner.incarnation)

@@ -716,6 +716,18 @@ async def test_a_node_that_moved_tells_the_members(autojump_clock: MockClock) ->
         assert (moved.raft_address, moved.voter) == ("n3:5081", True)
 
 
+async def test_adding_a_member_again_changes_nothing_for_good(autojump_clock: MockClock) -> None:
+    """Where clients reach a node is its own to say."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        before = leader.replica.membership
+        for node_id in ("n1", "n2", "n3"):
+            for node in cluster.running.values():
+                await node.broker.add_member(node_id, f"{node_id}:4081", "http://elsewhere")
+        await cluster.until(lambda: leader.replica.membership == before, "the records to be right")
+        await cluster.converged()
+
+
 async def test_a_node_is_ready_once_it_has_caught_up(autojump_clock: MockClock) -> None:
     async with running_cluster(3) as cluster:
         await cluster.leader()
