@@ -9,7 +9,8 @@ In the SQLite store a write is one transaction in WAL mode with
 After any error nothing may be acknowledged that is not already: the store then
 refuses everything (what a failed fsync left behind is unknown). Every row has a
 checksum of its own, so that bit rot is told from a torn tail, which SQLite
-drops by itself.
+drops by itself. It would take damage within its write-ahead log for such a
+tail, so that is looked through before SQLite sees it (``wal.py``).
 
 The log outlives its compaction: an entry that a snapshot covers stays as long
 as the state machine retains a message of it, since history is read from it.
@@ -33,6 +34,7 @@ from zlib import crc32
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.wal import is_damaged
 
 __all__ = [
     "STORE_NAME",
@@ -272,6 +274,7 @@ class SqliteStorage:
             self._prepare_folder()
             self._lock()
             with self._damage_told():
+                _check_wal(self._path, self._called, self._remedy)
                 self._writer = self._connect()
                 self._reader = self._connect()
                 self._tidier = self._connect()
@@ -298,13 +301,11 @@ class SqliteStorage:
 
     def _lock(self) -> None:
         try:
-            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = _open_lock(self._folder)
         except OSError as error:  # another user's, from an earlier run
             raise self._unwritable(error) from None
         self._closing.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _take(lock):
             holder = os.read(lock, 32).decode(errors="replace").strip()
             by = f" (process {holder})" if holder.isdigit() else ""
             raise StoreLockedError(
@@ -373,7 +374,8 @@ class SqliteStorage:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the schema can be damaged, too
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+            # The schema can be damaged, too: hence the last.
             raise StorageError(f"{self._called} cannot be read: {error}; {self._remedy}") from None
 
     # --- the protocol ---
@@ -410,9 +412,7 @@ class SqliteStorage:
             raise self._damaged(what)
 
     def _damaged(self, what: str) -> StorageError:
-        return StorageError(
-            f"{self._called} is damaged: {what} is not what was written; {self._remedy}"
-        )
+        return _damage(self._called, what, self._remedy)
 
     def write(self, *batches: WriteBatch) -> None:
         with self._writing() as writer:
@@ -646,11 +646,13 @@ def copy_store(folder: Path, target: Path) -> None:
 
     ``target`` must not exist, or be empty; it becomes one file without slack,
     not synced. The node writes on meanwhile, and its write-ahead log is not cut
-    short before the end. Raises ConfigError where there is no store, and
-    sqlite3.Error; a signal that raises becomes KeyboardInterrupt.
+    short before the end. Raises ConfigError where there is no store, StorageError
+    for a damaged write-ahead log, and sqlite3.Error; a signal that raises becomes
+    KeyboardInterrupt.
     """
     _require_store(folder)
     source = folder / STORE_NAME
+    _check_wal_at_rest(folder)
     # Not read-only: the last to close a file is to remove its write-ahead log.
     name = f"{source.absolute().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(name, uri=True, isolation_level=None)) as connection:
@@ -669,13 +671,57 @@ def _require_store(folder: Path) -> None:
     try:
         is_there = (folder / STORE_NAME).is_file()
     except OSError as error:
-        raise ConfigError(
-            f"{where} cannot be read: {error.strerror or error}; run this as the node's user"
-        ) from None
+        raise _unreadable(folder, error) from None
     if not is_there:
         raise ConfigError(
             f"there is no store in {where}; name the node's own with --data-dir or --config"
         )
+
+
+def _check_wal(store: Path, called: str, remedy: str) -> None:
+    """Before SQLite sees it: SQLite would drop what is behind the damage, and then remove it."""
+    path = Path(f"{store}-wal")
+    if not path.exists():
+        return
+    with path.open("rb", buffering=0) as file:
+        if is_damaged(file):
+            raise _damage(called, "its write-ahead log", remedy)
+
+
+def _check_wal_at_rest(folder: Path) -> None:
+    """As a node does when it starts. Of one that runs the log is in use, and was looked at."""
+    try:
+        lock = _open_lock(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    try:
+        if _take(lock):
+            _check_wal(folder / STORE_NAME, f"the store {str(folder / STORE_NAME)!r}", REMEDY)
+    finally:
+        os.close(lock)
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _damage(called: str, what: str, remedy: str) -> StorageError:
+    return StorageError(f"{called} is damaged: {what} is not what was written; {remedy}")
+
+
+def _unreadable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the data directory {str(folder)!r} cannot be read: {error.strerror or error}; "
+        "run this as the node's user"
+    )
 
 
 def _statements(script: str) -> list[str]:

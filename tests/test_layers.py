@@ -35,7 +35,7 @@ LAYERS = (
     ("state",),
     ("transport",),
     ("storage",),
-    ("wire", "sse"),
+    ("wire", "sse", "wal"),
     ("command",),
     ("message",),
     ("logs",),

@@ -23,7 +23,14 @@ from hypothesis.stateful import (
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
-from repl_broker.storage import Identity, Loaded, MemoryStorage, SqliteStorage, Storage
+from repl_broker.storage import (
+    Identity,
+    Loaded,
+    MemoryStorage,
+    SqliteStorage,
+    Storage,
+    copy_store,
+)
 
 Reopen = Callable[[], Storage]
 
@@ -458,6 +465,53 @@ def test_a_torn_tail_is_dropped(used: Path) -> None:
     storage = SqliteStorage(used, "n1")
     assert [e.index for e in storage.load().entries] == [3, 4, 5, 6]
     storage.close()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name.startswith("broker.db")}
+
+
+@pytest.fixture
+def rotten(tmp_path: Path) -> Path:
+    """The folder of a node that was killed, and in whose write-ahead log a bit flipped then."""
+    storage = SqliteStorage(tmp_path / "old", "n1")
+    storage.write(WriteBatch(hard_state=HardState(7, "n2")))
+    for index in range(1, 6):
+        storage.write(WriteBatch((entry(index),)))
+    (tmp_path / "new").mkdir()
+    for name, content in files_of(tmp_path / "old").items():
+        changed = bytearray(content)
+        if name == "broker.db-wal":
+            changed[len(changed) // 2] ^= 1
+        if name != "broker.db-shm":
+            (tmp_path / "new" / name).write_bytes(changed)
+    storage.close()
+    return tmp_path / "new"
+
+
+def test_damage_within_the_write_ahead_log_is_no_torn_tail(rotten: Path) -> None:
+    """RAFT.md scenario 26: SQLite would drop the vote and all entries, without a word."""
+    before = files_of(rotten)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"its write-ahead log is not .* from a backup"):
+            SqliteStorage(rotten, "n1")
+    assert files_of(rotten) == before, "what is left is there for whoever can read it"
+
+
+def test_a_backup_of_a_damaged_write_ahead_log_is_refused(rotten: Path, tmp_path: Path) -> None:
+    """RAFT.md scenario 26: SQLite would drop what is behind the damage, and remove the log."""
+    before = files_of(rotten)
+    with pytest.raises(StorageError, match=r"its write-ahead log is not .* from a backup"):
+        copy_store(rotten, tmp_path / "copy")
+    assert files_of(rotten) == before
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_log_that_cannot_be_read_is_refused_in_one_line(used: Path) -> None:
+    (used / "broker.db-wal").mkdir()
+    with pytest.raises(StorageError, match=r"cannot be read: .*directory") as caught:
+        SqliteStorage(used, "n1")
+    assert "\n" not in str(caught.value)
 
 
 # --- the data directory ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from tests.raft.cluster import Cluster, entries_of
 from tests.raft.power_loss import (
     DEADLY,
     NAMES,
+    WAL_HEAD_BYTES,
     Found,
     Image,
     expected,
@@ -122,6 +124,30 @@ def test_a_process_that_dies_in_a_write_leaves_all_of_it_or_nothing(tmp_path: Pa
             storage = SqliteStorage(folder, "n1")
             assert found(storage) in states[number + (folder in survivors) : number + 2]
             storage.close()
+
+
+@needs_seccomp
+def test_a_new_log_has_its_header_on_disk_before_its_frames(tmp_path: Path) -> None:
+    """RAFT.md scenario 25: what ``torn`` and ``wal.py`` rely on. Killed at the first barrier."""
+    script = """
+        import sys
+        from pathlib import Path
+        from repl_broker.raft.log import HardState, WriteBatch
+        from repl_broker.storage import SqliteStorage
+        from tests.raft import seccomp
+        storage = SqliteStorage(Path(sys.argv[1]), "n1")
+        storage.write(WriteBatch(hard_state=HardState(1, "n1")))
+        storage.tidy()
+        (Path(sys.argv[1]) / "before").write_bytes(Path(sys.argv[1], "broker.db-wal").read_bytes())
+        seccomp.kill_at_sync()
+        storage.write(WriteBatch(hard_state=HardState(2, "n2")))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGSYS
+    before, after = ((tmp_path / name).read_bytes() for name in ("before", "broker.db-wal"))
+    assert before[:WAL_HEAD_BYTES] != after[:WAL_HEAD_BYTES]
+    assert before[WAL_HEAD_BYTES:] == after[WAL_HEAD_BYTES:]
+    assert recover(image(tmp_path), tmp_path / "copy").loaded.hard_state == HardState(1, "n1")
 
 
 # --- a term and its entries ---------------------------------------------------------------
