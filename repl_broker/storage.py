@@ -680,12 +680,12 @@ def _require_store(folder: Path) -> None:
 
 def _check_wal(store: Path, called: str, remedy: str) -> None:
     """Before SQLite sees it: SQLite would drop what is behind the damage, and then remove it."""
-    path = Path(f"{store}-wal")
-    if not path.exists():
-        return
-    with path.open("rb", buffering=0) as file:
+    name = Path(f"{store}-wal")
+    with contextlib.suppress(FileNotFoundError), name.open("rb", buffering=0) as file:
         if is_damaged(file):
             raise _damage(called, "its write-ahead log", remedy)
+        # One that was killed may have left a commit in memory only. Now it counts.
+        os.fsync(file.fileno())
 
 
 def _check_wal_at_rest(folder: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -230,6 +231,33 @@ def test_the_names_of_new_files_are_on_disk_too(
     SqliteStorage(folder, "n1").close()
     assert len(synced) == 1
     assert synced[0] >= {"broker.db", "broker.db-wal"}
+
+
+def test_what_a_killed_process_left_is_on_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 25: it died between the write and the barrier; then it may be lost yet."""
+    storage = SqliteStorage(tmp_path / "first", "n1")
+    storage.write(WriteBatch(hard_state=HardState(7, "n2")))
+    folder = put(image(tmp_path / "first"), tmp_path / "second")
+    storage.close()
+    log = (folder / "broker.db-wal").stat()
+    synced: list[bool] = []
+    fsync, connect = os.fsync, sqlite3.connect
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.path.samestat(os.fstat(descriptor), log))
+        fsync(descriptor)
+
+    def check(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        assert synced == [True]
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    monkeypatch.setattr(sqlite3, "connect", check)
+    storage = SqliteStorage(folder, "n1")
+    assert storage.load().hard_state == HardState(7, "n2")
+    storage.close()
 
 
 # --- a disk that fails --------------------------------------------------------------------
