@@ -9,7 +9,7 @@ is to do what a node does when it starts, and to read the retained history
 below the snapshot, too.
 
 The seal is a note in the copy of what was found in it, so that a restore
-notices what has no checksum: entries missing at the end, and the identity.
+notices what has no checksum: entries missing at the end.
 """
 
 from __future__ import annotations

@@ -52,6 +52,16 @@ FORMAT: Final = 1
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
 COPY_STEPS: Final = 100  # of SQLite, between two chances for a copy to be interrupted
+META_KEYS: Final = (  # that have a checksum together; the others are notes
+    "format",
+    "cluster_id",
+    "epoch",
+    "node_id",
+    "incarnation",
+    "adopted",
+    "term",
+    "vote",
+)
 REMEDY: Final = "restore it from a backup, or start with an empty data directory"
 
 
@@ -347,7 +357,7 @@ class SqliteStorage:
             finally:
                 os.close(folder)
             return identity
-        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        meta = self._meta()
         missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
         self._check(not missing, f"its identity (without {', '.join(sorted(missing))})")
         self._check(isinstance(meta["format"], int), "its format")
@@ -357,6 +367,7 @@ class SqliteStorage:
                 f"{where} was written by a newer repl-broker (format {meta['format']}, this one "
                 f"reads up to {FORMAT}); use that version, or another data directory"
             )
+        self._check_meta(meta)
         if meta["node_id"] != node_id and node_id is not None:
             raise ConfigError(
                 f"{where} belongs to node {meta['node_id']!r}, not to {node_id!r}; "
@@ -378,11 +389,20 @@ class SqliteStorage:
             # The schema can be damaged, too: hence the last.
             raise StorageError(f"{self._called} cannot be read: {error}; {self._remedy}") from None
 
+    def _meta(self) -> dict[str, Any]:
+        return dict(self._writer.execute("SELECT key, value FROM meta"))
+
+    def _check_meta(self, meta: Mapping[str, Any]) -> None:
+        """A store of before there was a checksum gets one with its next term or vote."""
+        is_sound = "checksum" not in meta or meta["checksum"] == _meta_checksum(meta)
+        self._check(is_sound, "its identity, term or vote")
+
     # --- the protocol ---
 
     def load(self) -> Loaded:
         with self._damage_told():
-            meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+            meta = self._meta()
+            self._check_meta(meta)
             row = self._writer.execute(
                 "SELECT idx, term, data, membership, checksum FROM snapshot"
             ).fetchone()
@@ -619,7 +639,10 @@ class SqliteStorage:
             raise
 
     def _put_meta(self, **values: int | str | None) -> None:
-        self._writer.executemany("REPLACE INTO meta VALUES (?, ?)", values.items())
+        self._check_meta(self._meta())  # or a new checksum would hide what is damaged
+        replace = "REPLACE INTO meta VALUES (?, ?)"
+        self._writer.executemany(replace, values.items())
+        self._writer.execute(replace, ("checksum", _meta_checksum(self._meta())))
 
 
 class StoreCopy(SqliteStorage):
@@ -731,6 +754,11 @@ def _statements(script: str) -> list[str]:
 def _checksum(entry: Entry) -> int:
     head = b"%d %d %d " % (entry.index, entry.term, entry.kind)
     return crc32(entry.data, crc32(head))
+
+
+def _meta_checksum(meta: Mapping[str, Any]) -> int:
+    values = [meta.get(key) for key in META_KEYS]
+    return crc32(json.dumps(values, default=repr).encode())  # a flipped bit can change a type
 
 
 def _snapshot_checksum(snapshot: Snapshot) -> int:
