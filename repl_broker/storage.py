@@ -45,6 +45,8 @@ __all__ = [
     "Storage",
     "StoreCopy",
     "copy_store",
+    "make_folder",
+    "sync",
 ]
 
 STORE_NAME: Final = "broker.db"  # of the database, in the data directory
@@ -295,7 +297,7 @@ class SqliteStorage:
 
     def _prepare_folder(self) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._folder)
             probe = self._folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -351,11 +353,7 @@ class SqliteStorage:
                     term=0,
                     vote=None,
                 )
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the files' names must last, too
-            finally:
-                os.close(folder)
+            sync(self._folder)  # the files' names must last, too
             return identity
         meta = self._meta()
         missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
@@ -745,6 +743,23 @@ def _unreadable(folder: Path, error: OSError) -> ConfigError:
         f"the data directory {str(folder)!r} cannot be read: {error.strerror or error}; "
         "run this as the node's user"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents, for this user only. The names of what was made are on disk then."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in made:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _statements(script: str) -> list[str]:

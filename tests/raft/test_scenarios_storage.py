@@ -233,6 +233,32 @@ def test_the_names_of_new_files_are_on_disk_too(
     assert synced[0] >= {"broker.db", "broker.db-wal"}
 
 
+def test_the_names_of_new_folders_are_on_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 29: a power loss could take the whole store with them."""
+    synced: list[tuple[Path, list[str]]] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            synced.append((path, sorted(entry.name for entry in path.iterdir())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    monkeypatch.chdir(tmp_path)
+    for start, made in ((tmp_path, "a/b/c"), (Path(), "d/e/f")):
+        SqliteStorage(start / made, "n1").close()
+        first, second, _ = Path(made).parts
+        assert (tmp_path / first / second, [Path(made).name]) in synced
+        assert (tmp_path / first, [second]) in synced
+        assert any(path == tmp_path and first in names for path, names in synced)
+    synced.clear()
+    SqliteStorage(tmp_path / "a/b/c", "n1").close()
+    assert synced == [], "nothing was made"
+
+
 def test_what_a_killed_process_left_is_on_disk_before_it_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
