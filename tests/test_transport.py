@@ -408,7 +408,6 @@ async def test_garbage_gives_frames_or_one_error(
         st.tuples(st.integers(0, 4), VALUES, st.text(max_size=3), VALUES)
         | st.tuples(st.integers(0, 4), VALUES),
         max_size=4,
-        unique_by=lambda frame: frame[1],  # the number of a request
     )
 )
 @settings(deadline=None)
