@@ -634,20 +634,28 @@ class Replica:
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot
-            self.state = BrokerState.restore(snapshot.data)
+            try:
+                self.state = BrokerState.restore(snapshot.data)
+            except ValueError as error:
+                raise StorageError(f"{error}; restore the store from a backup") from None
             mark = SnapshotMark(snapshot.index, snapshot.term, _membership(snapshot.membership))
             self._snapshot_index = mark.index
         self._unsnapped_bytes = sum(len(entry.data) for entry in loaded.entries)
         self._stamped_at = trio.current_time()
-        self._core = Core(
-            self.node_id,
-            self.options,
-            self._random,
-            trio.current_time(),
-            hard_state=loaded.hard_state,
-            mark=mark,
-            entries=loaded.entries,
-        )
+        try:
+            self._core = Core(
+                self.node_id,
+                self.options,
+                self._random,
+                trio.current_time(),
+                hard_state=loaded.hard_state,
+                mark=mark,
+                entries=loaded.entries,
+            )
+        except ValueError as error:
+            raise StorageError(
+                f"the log's members cannot be read ({error}); restore the store from a backup"
+            ) from None
         self._loaded = True
         self._notice_removal(mark.membership)
 
