@@ -9,7 +9,7 @@ is to do what a node does when it starts, and to read the retained history
 below the snapshot, too.
 
 The seal is a note in the copy of what was found in it, so that a restore
-notices what has no checksum: entries missing at the end, and the identity.
+notices what has no checksum: entries missing at the end.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from repl_broker.storage import (
     SqliteStorage,
     StoreCopy,
     copy_store,
+    make_folder,
+    sync,
 )
 from repl_broker.wire import decode_entry
 
@@ -125,7 +127,7 @@ def backup(folder: Path, file: Path, *, force: bool, now_ms: int) -> dict[str, A
         with contextlib.closing(StoreCopy(copy.parent, called)) as storage:
             seal = {**check(storage, called).as_json(), "time": time_text(now_ms)}
             storage.write_notes({SEAL: seal})
-        _sync(copy)
+        sync(copy)
         size = copy.stat().st_size
         _put_in_place(copy, file, force)
     return {"file": str(file), **seal, "bytes": size}
@@ -170,9 +172,9 @@ def restore(file: Path, folder: Path, node_id: str | None, *, now_ms: int) -> di
             contents = check(storage, called)
             made_at = _check_seal(storage, contents, called)
             record = _found_alone(storage, contents.standing, node_id, now_ms)
-        _sync(copy)
+        sync(copy)
         _put_in_place(copy, folder / STORE_NAME, force=False)
-        _sync(folder.parent)
+        sync(folder.parent)
     return {"data_dir": str(folder), "made_at": made_at, "seq": contents.seq, **record}
 
 
@@ -213,7 +215,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
     """Make it, or find it empty; it is as before if anything fails."""
     is_new = not folder.exists()
     if is_new:
-        folder.mkdir(mode=0o700, parents=True)
+        make_folder(folder)
     elif not folder.is_dir() or any(folder.iterdir()):
         what = "is not empty" if folder.is_dir() else "is not a folder"
         raise ConfigError(f"{str(folder)!r} {what}; name a new one with --data-dir")
@@ -262,13 +264,4 @@ def _put_in_place(copy: Path, target: Path, force: bool) -> None:
             if os.path.lexists(target):
                 raise _exists(target) from None
             copy.replace(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)

@@ -60,6 +60,7 @@ async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
     """Whether one of ``[cluster] join`` belongs to a cluster: then nobody must start another.
 
     Asked before a node with an empty store bootstraps: it may have lost its data.
+    Raises ConfigError if one of them refuses to say.
     """
     transport = Transport(
         Me("", replica.node_id, replica.incarnation),
@@ -69,6 +70,7 @@ async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
         admit=lambda node_id, incarnation, cluster_id: None,
     )
     found: list[str] = []
+    refusals: list[str] = []
 
     async def ask(address: Address) -> None:
         try:
@@ -76,8 +78,11 @@ async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
                 (address.host, address.port), "who", None, seconds=FIND_SECONDS
             )
             joiner = msgspec.convert(answer, Joiner)
-        except (PeerRefusedError, PeerUnreachableError, ValueError) as error:
+        except (PeerUnreachableError, ValueError) as error:
             log.info("found no cluster at address=%s reason=%r", address, str(error))
+            return
+        except PeerRefusedError as error:
+            refusals.append(f"does not bootstrap: the node at {address} refuses this one: {error}")
             return
         if joiner.cluster_id and joiner.id != replica.node_id:
             found.append(str(address))
@@ -85,6 +90,8 @@ async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
     async with trio.open_nursery() as nursery:
         for address in config.cluster.join:
             nursery.start_soon(ask, address)
+    if refusals:
+        raise ConfigError(refusals[0])
     if found:
         log.warning("does not bootstrap: there is a cluster address=%s", found[0])
     return bool(found)

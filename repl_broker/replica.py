@@ -533,20 +533,21 @@ class Replica:
 
     async def hand_over(self) -> None:
         """If this node leads and another can, let it, within an election timeout."""
-        if not self.leads or len(self.membership.voters) < 2:
-            return
-        target = self._best_successor()
-        if target is None:
+        if self._best_successor() is None:
             return
         with trio.move_on_after(self.options.election_timeout_seconds):
-            with suppress(RequestError, NotLeaderError):
-                await self.transfer(target)
-            while self.leader in (None, self.node_id):
+            while (target := self._best_successor()) is not None:
+                with suppress(RequestError, NotLeaderError):
+                    await self.transfer(target)
+                await self._pause()
+                while self._core.transfer_target == target:
+                    await self._pause()
+            while self._core.leader is None:
                 await self._news.park()
             log.info("handed over leader=%s term=%d", self.leader, self.term)
 
     def _best_successor(self) -> str | None:
-        """The voter that answers and has most of the log."""
+        """The voter that answers and has most of the log; None if this node does not lead."""
         progress = self.progress()
         candidates = [
             (progress[peer].match_index, peer)
@@ -573,7 +574,12 @@ class Replica:
     # --- what comes from peers ---
 
     def receive(self, rpc: Rpc) -> None:
-        """Take an RPC of a peer; ``turn`` when there are no more for now."""
+        """Take an RPC of a peer; ``turn`` when there are no more for now.
+
+        Raises ValueError for one that no peer sends.
+        """
+        if isinstance(rpc, SnapshotReceived):
+            raise ValueError("a snapshot comes in pieces")
         if self._loaded:
             self._events.append(Receive(rpc))
 
@@ -640,19 +646,27 @@ class Replica:
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot
-            self.state = BrokerState.restore(snapshot.data)
+            try:
+                self.state = BrokerState.restore(snapshot.data)
+            except ValueError as error:
+                raise StorageError(f"{error}; restore the store from a backup") from None
             mark = SnapshotMark(snapshot.index, snapshot.term, _membership(snapshot.membership))
         self._upkeep.loaded(mark.index, sum(len(entry.data) for entry in loaded.entries))
         self._stamped_at = trio.current_time()
-        self._core = Core(
-            self.node_id,
-            self.options,
-            self._random,
-            trio.current_time(),
-            hard_state=loaded.hard_state,
-            mark=mark,
-            entries=loaded.entries,
-        )
+        try:
+            self._core = Core(
+                self.node_id,
+                self.options,
+                self._random,
+                trio.current_time(),
+                hard_state=loaded.hard_state,
+                mark=mark,
+                entries=loaded.entries,
+            )
+        except ValueError as error:
+            raise StorageError(
+                f"the log's members cannot be read ({error}); restore the store from a backup"
+            ) from None
         self._loaded = True
         self._notice_removal(mark.membership)
 
@@ -1045,7 +1059,7 @@ class Replica:
             waiting = {offer.peer for offer in batch.offers if isinstance(offer, Forwarded)}
             self._events.extend(TellCommit(peer) for peer in sorted(waiting))
         elif entry.kind is EntryKind.DATA:
-            time_ms, commands = decode_entry(entry.data)
+            time_ms, commands = _readable(entry)
             self._stamped_at = trio.current_time()
         elif entry.kind is EntryKind.MEMBERSHIP:
             self._notice_removal(Membership.decode(entry.data))
@@ -1161,6 +1175,16 @@ _REFUSALS: Final[dict[Refusal, tuple[str, str]]] = {
 
 def _refused(refusal: Refusal) -> RequestError:
     return RequestError(*_REFUSALS[refusal])
+
+
+def _readable(entry: Entry) -> tuple[int, list[Command]]:
+    try:
+        return decode_entry(entry.data)
+    except ValueError as error:
+        raise StorageError(
+            f"entry {entry.index} of the log cannot be read: {error}; if a newer version wrote it, "
+            "start that one"
+        ) from None
 
 
 def _membership(data: bytes) -> Membership:

@@ -9,7 +9,8 @@ In the SQLite store a write is one transaction in WAL mode with
 After any error nothing may be acknowledged that is not already: the store then
 refuses everything (what a failed fsync left behind is unknown). Every row has a
 checksum of its own, so that bit rot is told from a torn tail, which SQLite
-drops by itself.
+drops by itself. It would take damage within its write-ahead log for such a
+tail, so that is looked through before SQLite sees it (``wal.py``).
 
 The log outlives its compaction: an entry that a snapshot covers stays as long
 as the state machine retains a message of it, since history is read from it.
@@ -33,6 +34,7 @@ from zlib import crc32
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.wal import is_damaged
 
 __all__ = [
     "STORE_NAME",
@@ -43,6 +45,8 @@ __all__ = [
     "Storage",
     "StoreCopy",
     "copy_store",
+    "make_folder",
+    "sync",
 ]
 
 STORE_NAME: Final = "broker.db"  # of the database, in the data directory
@@ -50,6 +54,16 @@ FORMAT: Final = 1
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
 COPY_STEPS: Final = 100  # of SQLite, between two chances for a copy to be interrupted
+META_KEYS: Final = (  # that have a checksum together; the others are notes
+    "format",
+    "cluster_id",
+    "epoch",
+    "node_id",
+    "incarnation",
+    "adopted",
+    "term",
+    "vote",
+)
 REMEDY: Final = "restore it from a backup, or start with an empty data directory"
 
 
@@ -272,6 +286,7 @@ class SqliteStorage:
             self._prepare_folder()
             self._lock()
             with self._damage_told():
+                _check_wal(self._path, self._called, self._remedy)
                 self._writer = self._connect()
                 self._reader = self._connect()
                 self._tidier = self._connect()
@@ -282,7 +297,7 @@ class SqliteStorage:
 
     def _prepare_folder(self) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._folder)
             probe = self._folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -298,13 +313,11 @@ class SqliteStorage:
 
     def _lock(self) -> None:
         try:
-            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = _open_lock(self._folder)
         except OSError as error:  # another user's, from an earlier run
             raise self._unwritable(error) from None
         self._closing.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _take(lock):
             holder = os.read(lock, 32).decode(errors="replace").strip()
             by = f" (process {holder})" if holder.isdigit() else ""
             raise StoreLockedError(
@@ -340,13 +353,9 @@ class SqliteStorage:
                     term=0,
                     vote=None,
                 )
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the files' names must last, too
-            finally:
-                os.close(folder)
+            sync(self._folder)  # the files' names must last, too
             return identity
-        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        meta = self._meta()
         missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
         self._check(not missing, f"its identity (without {', '.join(sorted(missing))})")
         self._check(isinstance(meta["format"], int), "its format")
@@ -356,6 +365,7 @@ class SqliteStorage:
                 f"{where} was written by a newer repl-broker (format {meta['format']}, this one "
                 f"reads up to {FORMAT}); use that version, or another data directory"
             )
+        self._check_meta(meta)
         if meta["node_id"] != node_id and node_id is not None:
             raise ConfigError(
                 f"{where} belongs to node {meta['node_id']!r}, not to {node_id!r}; "
@@ -373,14 +383,24 @@ class SqliteStorage:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the schema can be damaged, too
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+            # The schema can be damaged, too: hence the last.
             raise StorageError(f"{self._called} cannot be read: {error}; {self._remedy}") from None
+
+    def _meta(self) -> dict[str, Any]:
+        return dict(self._writer.execute("SELECT key, value FROM meta"))
+
+    def _check_meta(self, meta: Mapping[str, Any]) -> None:
+        """A store of before there was a checksum gets one with its next term or vote."""
+        is_sound = "checksum" not in meta or meta["checksum"] == _meta_checksum(meta)
+        self._check(is_sound, "its identity, term or vote")
 
     # --- the protocol ---
 
     def load(self) -> Loaded:
         with self._damage_told():
-            meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+            meta = self._meta()
+            self._check_meta(meta)
             row = self._writer.execute(
                 "SELECT idx, term, data, membership, checksum FROM snapshot"
             ).fetchone()
@@ -410,9 +430,7 @@ class SqliteStorage:
             raise self._damaged(what)
 
     def _damaged(self, what: str) -> StorageError:
-        return StorageError(
-            f"{self._called} is damaged: {what} is not what was written; {self._remedy}"
-        )
+        return _damage(self._called, what, self._remedy)
 
     def write(self, *batches: WriteBatch) -> None:
         with self._writing() as writer:
@@ -619,7 +637,10 @@ class SqliteStorage:
             raise
 
     def _put_meta(self, **values: int | str | None) -> None:
-        self._writer.executemany("REPLACE INTO meta VALUES (?, ?)", values.items())
+        self._check_meta(self._meta())  # or a new checksum would hide what is damaged
+        replace = "REPLACE INTO meta VALUES (?, ?)"
+        self._writer.executemany(replace, values.items())
+        self._writer.execute(replace, ("checksum", _meta_checksum(self._meta())))
 
 
 class StoreCopy(SqliteStorage):
@@ -646,11 +667,13 @@ def copy_store(folder: Path, target: Path) -> None:
 
     ``target`` must not exist, or be empty; it becomes one file without slack,
     not synced. The node writes on meanwhile, and its write-ahead log is not cut
-    short before the end. Raises ConfigError where there is no store, and
-    sqlite3.Error; a signal that raises becomes KeyboardInterrupt.
+    short before the end. Raises ConfigError where there is no store, StorageError
+    for a damaged write-ahead log, and sqlite3.Error; a signal that raises becomes
+    KeyboardInterrupt.
     """
     _require_store(folder)
     source = folder / STORE_NAME
+    _check_wal_at_rest(folder)
     # Not read-only: the last to close a file is to remove its write-ahead log.
     name = f"{source.absolute().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(name, uri=True, isolation_level=None)) as connection:
@@ -669,13 +692,74 @@ def _require_store(folder: Path) -> None:
     try:
         is_there = (folder / STORE_NAME).is_file()
     except OSError as error:
-        raise ConfigError(
-            f"{where} cannot be read: {error.strerror or error}; run this as the node's user"
-        ) from None
+        raise _unreadable(folder, error) from None
     if not is_there:
         raise ConfigError(
             f"there is no store in {where}; name the node's own with --data-dir or --config"
         )
+
+
+def _check_wal(store: Path, called: str, remedy: str) -> None:
+    """Before SQLite sees it: SQLite would drop what is behind the damage, and then remove it."""
+    name = Path(f"{store}-wal")
+    with contextlib.suppress(FileNotFoundError), name.open("rb", buffering=0) as file:
+        if is_damaged(file):
+            raise _damage(called, "its write-ahead log", remedy)
+        # One that was killed may have left a commit in memory only. Now it counts.
+        os.fsync(file.fileno())
+
+
+def _check_wal_at_rest(folder: Path) -> None:
+    """As a node does when it starts. Of one that runs the log is in use, and was looked at."""
+    try:
+        lock = _open_lock(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    try:
+        if _take(lock):
+            _check_wal(folder / STORE_NAME, f"the store {str(folder / STORE_NAME)!r}", REMEDY)
+    finally:
+        os.close(lock)
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _damage(called: str, what: str, remedy: str) -> StorageError:
+    return StorageError(f"{called} is damaged: {what} is not what was written; {remedy}")
+
+
+def _unreadable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the data directory {str(folder)!r} cannot be read: {error.strerror or error}; "
+        "run this as the node's user"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents, for this user only. The names of what was made are on disk then."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in made:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _statements(script: str) -> list[str]:
@@ -685,6 +769,11 @@ def _statements(script: str) -> list[str]:
 def _checksum(entry: Entry) -> int:
     head = b"%d %d %d " % (entry.index, entry.term, entry.kind)
     return crc32(entry.data, crc32(head))
+
+
+def _meta_checksum(meta: Mapping[str, Any]) -> int:
+    values = [meta.get(key) for key in META_KEYS]
+    return crc32(json.dumps(values, default=repr).encode())  # a flipped bit can change a type
 
 
 def _snapshot_checksum(snapshot: Snapshot) -> int:

@@ -195,7 +195,7 @@ class Transport:
         self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
         self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
-        self._strangers = 0
+        self._strangers: dict[_Frames, trio.CancelScope] = {}  # handshakes, the oldest first
         self._warned: set[tuple[str, str]] = set()
         self._refused = 0
         self._garbage = 0
@@ -311,11 +311,7 @@ class Transport:
                 log.error("cannot accept peers for now error=%r", str(error))
                 await trio.sleep(0.1)
                 continue
-            if self._strangers >= self.options.strangers_max:
-                self._refused += 1
-                await trio.aclose_forcefully(stream)
-            else:
-                nursery.start_soon(self.serve, stream)
+            nursery.start_soon(self.serve, stream)
 
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """One connection of a peer, from its handshake to its end. Raises nothing."""
@@ -329,14 +325,10 @@ class Transport:
                 await trio.aclose_forcefully(stream)
 
     async def _serve(self, frames: _Frames) -> None:
-        self._strangers += 1
         peer: str | None = None
         try:
-            try:
-                with trio.fail_after(self.options.handshake_seconds):
-                    peer = await self._welcome(frames)
-            finally:
-                self._strangers -= 1
+            with trio.fail_after(self.options.handshake_seconds) as patience:
+                peer = await self._meet(frames, patience)
             frames.bytes_max = self.options.frame_bytes_max
             await self._listen(peer, frames)
         except (PeerRefusedError, trio.TooSlowError) as error:
@@ -351,6 +343,16 @@ class Transport:
             # An error of ours ends this connection, and nothing else.
             self._garbage += 1
             log.exception("failed to serve %s", frames.peer)
+
+    async def _meet(self, frames: _Frames, patience: trio.CancelScope) -> str:
+        """Who it is, within a bound of time and of strangers: the oldest makes room."""
+        if len(self._strangers) >= self.options.strangers_max:
+            self._strangers.pop(next(iter(self._strangers))).cancel()
+        self._strangers[frames] = patience
+        try:
+            return await self._welcome(frames)
+        finally:
+            self._strangers.pop(frames, None)
 
     def _warn(self, text: str, peer: str, reason: str) -> None:
         """Once for each peer and reason: who is refused comes back again and again."""

@@ -414,8 +414,13 @@ def test_a_file_that_is_not_whole_without_another_is_refused(tmp_path: Path) -> 
         ("DELETE FROM log WHERE idx = 1", "its entries is not what was saved"),
         ("DELETE FROM log WHERE idx = 12", "its index is not what was saved"),
         ("UPDATE snapshot SET data = x'00'", "the snapshot at 6 is not what was written"),
-        ("UPDATE meta SET value = 'n2' WHERE key = 'node_id'", "its node is not what was saved"),
-        ("UPDATE meta SET value = 9 WHERE key = 'term'", "its term is not what was saved"),
+        ("UPDATE meta SET value = 'n2' WHERE key = 'node_id'", "its identity, term or vote is not"),
+        ("UPDATE meta SET value = 9 WHERE key = 'term'", "its identity, term or vote is not"),
+        (
+            "UPDATE meta SET (key, value) = (iif(key = 'term', 'term', 'gone'), 9) "
+            "WHERE key IN ('term', 'checksum')",
+            "its term is not what was saved",
+        ),
         ("UPDATE meta SET value = '{' WHERE key = 'backup'", "its note 'backup' is not"),
         ("UPDATE meta SET value = '1' WHERE key = 'backup'", "is not what was saved"),
         ("UPDATE meta SET value = 'x' WHERE key = 'format'", "its format is not"),

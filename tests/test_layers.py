@@ -35,7 +35,7 @@ LAYERS = (
     ("state",),
     ("transport",),
     ("storage", "writer"),
-    ("wire", "sse"),
+    ("wire", "sse", "wal"),
     ("command",),
     ("message",),
     ("logs",),

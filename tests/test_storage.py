@@ -23,7 +23,14 @@ from hypothesis.stateful import (
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
-from repl_broker.storage import Identity, Loaded, MemoryStorage, SqliteStorage, Storage
+from repl_broker.storage import (
+    Identity,
+    Loaded,
+    MemoryStorage,
+    SqliteStorage,
+    Storage,
+    copy_store,
+)
 
 Reopen = Callable[[], Storage]
 
@@ -426,6 +433,85 @@ def test_damage_is_told_and_not_served(used: Path, statement: str, what: str) ->
     storage.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "value = 'n3' WHERE key = 'vote'",
+        "value = NULL WHERE key = 'vote'",
+        "value = x'6e32' WHERE key = 'vote'",
+        "value = 6 WHERE key = 'term'",
+        "value = '7' WHERE key = 'term'",
+        "value = 'x' WHERE key = 'cluster_id'",
+        "value = 'x' WHERE key = 'epoch'",
+        "value = 'x' WHERE key = 'incarnation'",
+        "key = 'adopteD' WHERE key = 'adopted'",
+        "value = 1 WHERE key = 'checksum'",
+        "value = 'x' WHERE key = 'checksum'",
+        "value = NULL WHERE key = 'checksum'",
+    ],
+)
+def test_a_damaged_vote_or_identity_is_told(used: Path, change: str) -> None:
+    """RAFT.md scenario 26: or the node could vote twice in a term."""
+    storage = SqliteStorage(used, "n1")
+    storage.adopt("c" * 32, "0badcafe")
+    storage.write(WriteBatch(hard_state=HardState(7, "n2")))
+    storage.close()
+    damage(used, f"UPDATE meta SET {change}")
+    with pytest.raises(StorageError, match="its identity, term or vote is not what was written"):
+        SqliteStorage(used, "n1")
+
+
+def test_a_vote_that_changes_under_a_store_is_told_when_it_is_loaded(used: Path) -> None:
+    """RAFT.md scenario 26."""
+    storage = SqliteStorage(used, "n1")
+    damage(used, "UPDATE meta SET value = 'n3' WHERE key = 'vote'")
+    with pytest.raises(StorageError, match="its identity, term or vote is not what was written"):
+        storage.load()
+    storage.close()
+
+
+def test_a_new_term_does_not_hide_that_the_identity_is_damaged(used: Path) -> None:
+    """RAFT.md scenario 26: it has the same checksum."""
+    storage = SqliteStorage(used, "n1")
+    damage(used, "UPDATE meta SET value = 'x' WHERE key = 'cluster_id'")
+    with pytest.raises(StorageError, match="its identity, term or vote is not what was written"):
+        storage.write(WriteBatch(hard_state=HardState(8)))
+    storage.close()
+
+
+def test_a_store_without_a_checksum_of_its_vote_gets_one_with_the_next(used: Path) -> None:
+    """Those that were made before there was one."""
+    damage(used, "DELETE FROM meta WHERE key = 'checksum'")
+    storage = SqliteStorage(used, "n1")
+    storage.write(WriteBatch(hard_state=HardState(7, "n2")))
+    storage.close()
+    storage = SqliteStorage(used, "n1")
+    assert storage.load().hard_state == HardState(7, "n2")
+    storage.close()
+    damage(used, "UPDATE meta SET value = 'n3' WHERE key = 'vote'")
+    with pytest.raises(StorageError, match="its identity, term or vote"):
+        SqliteStorage(used, "n1")
+
+
+def test_notes_are_no_part_of_the_checksum(used: Path) -> None:
+    storage = SqliteStorage(used, "n1")
+    storage.write_notes({"a": [1], "b": "x"})
+    storage.write_notes({"a": None})
+    storage.close()
+    damage(used, "DELETE FROM meta WHERE key = 'b'")
+    SqliteStorage(used, "n1").close()
+
+
+def test_a_write_of_entries_leaves_the_checksum_alone(used: Path) -> None:
+    """It is what most writes are."""
+    storage = SqliteStorage(used, "n1")
+    statements: list[str] = []
+    storage._writer.set_trace_callback(statements.append)
+    storage.write(WriteBatch((entry(6),)))
+    assert not [statement for statement in statements if "meta" in statement]
+    storage.close()
+
+
 def test_damage_in_history_is_found_when_it_is_read(used: Path) -> None:
     damage(used, "UPDATE log SET data = x'00' WHERE idx = 1")
     storage = SqliteStorage(used, "n1")
@@ -458,6 +544,53 @@ def test_a_torn_tail_is_dropped(used: Path) -> None:
     storage = SqliteStorage(used, "n1")
     assert [e.index for e in storage.load().entries] == [3, 4, 5, 6]
     storage.close()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name.startswith("broker.db")}
+
+
+@pytest.fixture
+def rotten(tmp_path: Path) -> Path:
+    """The folder of a node that was killed, and in whose write-ahead log a bit flipped then."""
+    storage = SqliteStorage(tmp_path / "old", "n1")
+    storage.write(WriteBatch(hard_state=HardState(7, "n2")))
+    for index in range(1, 6):
+        storage.write(WriteBatch((entry(index),)))
+    (tmp_path / "new").mkdir()
+    for name, content in files_of(tmp_path / "old").items():
+        changed = bytearray(content)
+        if name == "broker.db-wal":
+            changed[len(changed) // 2] ^= 1
+        if name != "broker.db-shm":
+            (tmp_path / "new" / name).write_bytes(changed)
+    storage.close()
+    return tmp_path / "new"
+
+
+def test_damage_within_the_write_ahead_log_is_no_torn_tail(rotten: Path) -> None:
+    """RAFT.md scenario 26: SQLite would drop the vote and all entries, without a word."""
+    before = files_of(rotten)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"its write-ahead log is not .* from a backup"):
+            SqliteStorage(rotten, "n1")
+    assert files_of(rotten) == before, "what is left is there for whoever can read it"
+
+
+def test_a_backup_of_a_damaged_write_ahead_log_is_refused(rotten: Path, tmp_path: Path) -> None:
+    """RAFT.md scenario 26: SQLite would drop what is behind the damage, and remove the log."""
+    before = files_of(rotten)
+    with pytest.raises(StorageError, match=r"its write-ahead log is not .* from a backup"):
+        copy_store(rotten, tmp_path / "copy")
+    assert files_of(rotten) == before
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_log_that_cannot_be_read_is_refused_in_one_line(used: Path) -> None:
+    (used / "broker.db-wal").mkdir()
+    with pytest.raises(StorageError, match=r"cannot be read: .*directory") as caught:
+        SqliteStorage(used, "n1")
+    assert "\n" not in str(caught.value)
 
 
 # --- the data directory ---

@@ -48,6 +48,8 @@ _RPCS: Final[dict[int, type[Rpc]]] = {
 _NUMBERS: Final = {kind: number for number, kind in _RPCS.items()}
 _NAMES: Final = {kind: tuple(f.name for f in fields(kind)) for kind in _NUMBERS}
 
+NUMBER_MAX: Final = 2**63 - 1  # of the store
+
 _EntryFields = tuple[int, int, int, bytes]
 _MarkFields = tuple[int, int, bytes]
 
@@ -83,11 +85,34 @@ def decode_rpc(data: bytes) -> Rpc:
         checked = msgspec.convert(tuple(values), _TYPES[kind])
         named = zip(_NAMES[kind], checked, strict=True)
         rpc = kind(**{name: _UNPACK.get(name, _as_it_is)(value) for name, value in named})
+        _check(rpc)
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise ValueError(f"not an RPC: {error}") from None
-    if any(isinstance(v, int) and v < 0 for v in checked):
-        raise ValueError("not an RPC: a negative number")
     return rpc
+
+
+def _check(rpc: Rpc) -> None:
+    """Raise ValueError for what no peer says, and the core and the store could not take."""
+    numbers = [getattr(rpc, name) for name in _NAMES[type(rpc)]]
+    if isinstance(rpc, Append):
+        _check_entries(rpc)
+        numbers.append(rpc.prev_index + len(rpc.entries))
+    if isinstance(rpc, SnapshotReceived):
+        numbers += [rpc.mark.index, rpc.mark.term]
+    if any(isinstance(n, int) and not 0 <= n <= NUMBER_MAX for n in numbers):
+        raise ValueError("a number out of range")
+
+
+def _check_entries(rpc: Append) -> None:
+    term = rpc.prev_term
+    for index, entry in enumerate(rpc.entries, rpc.prev_index + 1):
+        if entry.index != index:
+            raise ValueError(f"entry {entry.index} where {index} was to come")
+        if not term <= entry.term <= rpc.term:
+            raise ValueError(f"entry {index} of term {entry.term} after term {term}")
+        if entry.kind is EntryKind.MEMBERSHIP:
+            Membership.decode(entry.data)
+        term = entry.term
 
 
 def _as_it_is(value: Any) -> Any:

@@ -1145,6 +1145,8 @@ class Core:
             progress.paused = True
         if self.role is Role.FOLLOWER and event.peer == self.leader:
             self._suspect_leader()
+        if event.peer == self.transfer_target:
+            self._end_transfer()
 
     def _suspect_leader(self) -> None:
         """A process that ends closes its connections: do not wait a whole election timeout.

@@ -8,8 +8,12 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgpack
 import pytest
 
+from repl_broker.raft.log import Entry, EntryKind, Snapshot, WriteBatch
+from repl_broker.state import BrokerState
+from repl_broker.storage import SqliteStorage
 from tests.process.node import Node, serve
 
 pytestmark = pytest.mark.process
@@ -143,6 +147,58 @@ def test_a_store_that_lacks_an_entry(stopped: Path) -> None:
 def test_a_store_without_its_identity(stopped: Path) -> None:
     change(stopped, "DELETE FROM meta WHERE key = 'epoch'")
     assert "damaged: its identity (without epoch)" in refusal_with(stopped)
+
+
+def test_a_store_whose_members_cannot_be_read(stopped: Path) -> None:
+    """As they were written, says the checksum; so by another version."""
+    storage = SqliteStorage(stopped, "n1")
+    last = storage.load().entries[-1]
+    nobody = Entry(last.index + 1, last.term, EntryKind.MEMBERSHIP, b"nobody")
+    storage.write(WriteBatch((nobody,)))
+    storage.close()
+    assert "the log's members cannot be read (not a membership" in refusal_with(stopped)
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "words"),
+    [
+        (Snapshot(1, 1, msgpack.packb([0])), "the snapshot has format 0; this version reads"),
+        (
+            Snapshot(1, 1, BrokerState().snapshot(), b"nobody"),
+            "the snapshot's members cannot be read (not a membership",
+        ),
+    ],
+    ids=["format", "members"],
+)
+def test_a_store_with_a_snapshot_of_another_version(
+    stopped: Path, snapshot: Snapshot, words: str
+) -> None:
+    storage = SqliteStorage(stopped, "n1")
+    storage.save_snapshot(snapshot)
+    storage.close()
+    line = refusal_with(stopped)
+    assert words in line
+    assert "restore the store from a backup" in line
+
+
+def test_a_store_whose_vote_has_rotted(stopped: Path) -> None:
+    change(stopped, "UPDATE meta SET value = 'n3' WHERE key = 'vote'")
+    assert "damaged: its identity, term or vote" in refusal_with(stopped)
+
+
+def test_a_write_ahead_log_with_a_bit_that_has_flipped(tmp_path: Path) -> None:
+    """SQLite would take it for a torn tail, and drop what was acknowledged behind it."""
+    with Node(tmp_path / "data") as node:
+        node.start()
+        for number in range(5):
+            node.publish("chat", f"{number}")
+        node.kill()
+    log = node.data_dir / "broker.db-wal"
+    content = bytearray(log.read_bytes())
+    content[len(content) // 2] ^= 1
+    log.write_bytes(content)
+    for _ in range(2):
+        assert "damaged: its write-ahead log" in refusal_with(node.data_dir)
 
 
 def change(data_dir: Path, statement: str) -> None:

@@ -35,6 +35,7 @@ INDEXES: Final = range(1, 40)
 DATABASE: Final = "broker.db"
 WAL: Final = "broker.db-wal"
 PAGE_BYTES: Final = 4096  # SQLite's; in its write-ahead log each has a head
+WAL_HEAD_BYTES: Final = 32
 FRAME_HEAD_BYTES: Final = 24
 
 Image = dict[str, bytes]  # the files, by name
@@ -138,10 +139,15 @@ def torn(before: Image, after: Image) -> Iterator[Image]:
     """All that can be there when the power goes in between.
 
     A checkpoint changes the database from a write-ahead log that is on disk, and
-    touches that only when the database is on disk.
+    touches that only when the database is on disk. A log that starts anew has its
+    header on disk before a frame is written.
     """
     if before[DATABASE] == after[DATABASE]:
-        yield from _mixed_in(WAL, before, after)
+        old, new = before.get(WAL, b""), after[WAL]
+        started = new[:WAL_HEAD_BYTES] + old[WAL_HEAD_BYTES:]
+        if started != old:
+            yield before
+        yield from _mixed_in(WAL, {**before, WAL: started}, after)
         return
     yield from _mixed_in(DATABASE, before, after)
     moved = {**before, DATABASE: after[DATABASE]}

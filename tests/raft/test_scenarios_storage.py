@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.raft.cluster import Cluster, entries_of
 from tests.raft.power_loss import (
     DEADLY,
     NAMES,
+    WAL_HEAD_BYTES,
     Found,
     Image,
     expected,
@@ -124,6 +127,30 @@ def test_a_process_that_dies_in_a_write_leaves_all_of_it_or_nothing(tmp_path: Pa
             storage.close()
 
 
+@needs_seccomp
+def test_a_new_log_has_its_header_on_disk_before_its_frames(tmp_path: Path) -> None:
+    """RAFT.md scenario 25: what ``torn`` and ``wal.py`` rely on. Killed at the first barrier."""
+    script = """
+        import sys
+        from pathlib import Path
+        from repl_broker.raft.log import HardState, WriteBatch
+        from repl_broker.storage import SqliteStorage
+        from tests.raft import seccomp
+        storage = SqliteStorage(Path(sys.argv[1]), "n1")
+        storage.write(WriteBatch(hard_state=HardState(1, "n1")))
+        storage.tidy()
+        (Path(sys.argv[1]) / "before").write_bytes(Path(sys.argv[1], "broker.db-wal").read_bytes())
+        seccomp.kill_at_sync()
+        storage.write(WriteBatch(hard_state=HardState(2, "n2")))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGSYS
+    before, after = ((tmp_path / name).read_bytes() for name in ("before", "broker.db-wal"))
+    assert before[:WAL_HEAD_BYTES] != after[:WAL_HEAD_BYTES]
+    assert before[WAL_HEAD_BYTES:] == after[WAL_HEAD_BYTES:]
+    assert recover(image(tmp_path), tmp_path / "copy").loaded.hard_state == HardState(1, "n1")
+
+
 # --- a term and its entries ---------------------------------------------------------------
 
 
@@ -204,6 +231,59 @@ def test_the_names_of_new_files_are_on_disk_too(
     SqliteStorage(folder, "n1").close()
     assert len(synced) == 1
     assert synced[0] >= {"broker.db", "broker.db-wal"}
+
+
+def test_the_names_of_new_folders_are_on_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 29: a power loss could take the whole store with them."""
+    synced: list[tuple[Path, list[str]]] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            synced.append((path, sorted(entry.name for entry in path.iterdir())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    monkeypatch.chdir(tmp_path)
+    for start, made in ((tmp_path, "a/b/c"), (Path(), "d/e/f")):
+        SqliteStorage(start / made, "n1").close()
+        first, second, _ = Path(made).parts
+        assert (tmp_path / first / second, [Path(made).name]) in synced
+        assert (tmp_path / first, [second]) in synced
+        assert any(path == tmp_path and first in names for path, names in synced)
+    synced.clear()
+    SqliteStorage(tmp_path / "a/b/c", "n1").close()
+    assert synced == [], "nothing was made"
+
+
+def test_what_a_killed_process_left_is_on_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAFT.md scenario 25: it died between the write and the barrier; then it may be lost yet."""
+    storage = SqliteStorage(tmp_path / "first", "n1")
+    storage.write(WriteBatch(hard_state=HardState(7, "n2")))
+    folder = put(image(tmp_path / "first"), tmp_path / "second")
+    storage.close()
+    log = (folder / "broker.db-wal").stat()
+    synced: list[bool] = []
+    fsync, connect = os.fsync, sqlite3.connect
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.path.samestat(os.fstat(descriptor), log))
+        fsync(descriptor)
+
+    def check(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        assert synced == [True]
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    monkeypatch.setattr(sqlite3, "connect", check)
+    storage = SqliteStorage(folder, "n1")
+    assert storage.load().hard_state == HardState(7, "n2")
+    storage.close()
 
 
 # --- a disk that fails --------------------------------------------------------------------

@@ -29,23 +29,17 @@ from repl_broker.wire import decode_entry
 
 NUMBERS: Final = st.integers(0, 2**63 - 1)
 NAMES: Final = st.text(max_size=8)
-ENTRIES: Final = st.lists(
-    st.builds(Entry, NUMBERS, NUMBERS, st.sampled_from(EntryKind), st.binary(max_size=8)),
-    max_size=3,
-).map(tuple)
 MEMBERS: Final = st.builds(
     Member, id=NAMES, raft_address=NAMES, http_url=NAMES, voter=st.booleans()
 )
-MARKS: Final = st.builds(
-    SnapshotMark, NUMBERS, NUMBERS, st.lists(MEMBERS, max_size=3).map(tuple).map(Membership)
-)
+MEMBERSHIPS: Final = st.lists(MEMBERS, max_size=3).map(tuple).map(Membership)
+MARKS: Final = st.builds(SnapshotMark, NUMBERS, NUMBERS, MEMBERSHIPS)
 OTHER_FIELDS: Final[dict[str, st.SearchStrategy[Any]]] = {
     "sender": NAMES,
     "receiver": NAMES,
     "granted": st.booleans(),
     "transfer": st.booleans(),
     "accepted": st.booleans(),
-    "entries": ENTRIES,
     "mark": MARKS,
 }
 KINDS: Final[tuple[type[Rpc], ...]] = (
@@ -60,9 +54,35 @@ KINDS: Final[tuple[type[Rpc], ...]] = (
     SnapshotReceived,
     TimeoutNow,
 )
+
+
+@st.composite
+def appends(draw: st.DrawFn) -> Append:
+    """As a leader sends them: the indexes ascend by one, the terms never fall."""
+    terms = sorted(draw(st.lists(NUMBERS, min_size=2, max_size=5)))
+    prev_index = draw(st.integers(0, 2**63 - 9))
+    entries = []
+    for index, term in enumerate(terms[1:-1], prev_index + 1):
+        kind = draw(st.sampled_from(EntryKind))
+        is_membership = kind is EntryKind.MEMBERSHIP
+        data = MEMBERSHIPS.map(Membership.encode) if is_membership else st.binary(max_size=8)
+        entries.append(Entry(index, term, kind, draw(data)))
+    return Append(
+        sender=draw(NAMES),
+        receiver=draw(NAMES),
+        term=terms[-1],
+        prev_index=prev_index,
+        prev_term=terms[0],
+        entries=tuple(entries),
+        commit=draw(NUMBERS),
+    )
+
+
 RPCS: Final[st.SearchStrategy[Rpc]] = st.one_of(
     [
-        st.builds(kind, **{f.name: OTHER_FIELDS.get(f.name, NUMBERS) for f in fields(kind)})
+        appends()
+        if kind is Append
+        else st.builds(kind, **{f.name: OTHER_FIELDS.get(f.name, NUMBERS) for f in fields(kind)})
         for kind in KINDS
     ]
 )
@@ -149,6 +169,51 @@ def test_an_entry_of_an_unknown_kind_is_refused_before_it_is_in_the_log() -> Non
     entry = [1, 1, 3, b""]
     with pytest.raises(ValueError, match="3 is not a valid EntryKind"):
         decode_rpc(msgpack.packb([5, "a", "b", 1, 0, 0, [entry], 0]))
+
+
+def append(*entries: tuple[int, int, int, bytes], prev: tuple[int, int] = (4, 2)) -> bytes:
+    """What node a would say in term 3."""
+    data: bytes = msgpack.packb([5, "a", "b", 3, *prev, entries, 0])
+    return data
+
+
+NO_OP: Final = (5, 2, 1, b"")
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (append((6, 2, 1, b"")), "entry 6 where 5 was to come"),
+        (append((4, 2, 1, b"")), "entry 4 where 5"),
+        (append(NO_OP, NO_OP), "entry 5 where 6"),
+        (append(NO_OP, (7, 2, 1, b"")), "entry 7 where 6"),
+        (append((5, 1, 1, b"")), "entry 5 of term 1 after term 2"),
+        (append((5, 3, 1, b""), (6, 2, 1, b"")), "entry 6 of term 2 after term 3"),
+        (append((5, 4, 1, b"")), "entry 5 of term 4"),
+        (append((5, 2, 2, b"nobody")), "not a membership"),
+        (append(NO_OP, (6, 2, 2, b"")), "not a membership"),
+        (append((2**63, 2, 1, b""), prev=(2**63 - 1, 2)), "out of range"),
+        (append(prev=(2**63, 2)), "out of range"),
+        (msgpack.packb([10, "a", "b", 2**63]), "out of range"),
+        (msgpack.packb([10, "a", "b", -1]), "out of range"),
+        (
+            msgpack.packb([9, "a", "b", 1, (2**63, 1, Membership().encode())]),
+            "out of range",
+        ),
+        (msgpack.packb([9, "a", "b", 1, (1, -1, Membership().encode())]), "out of range"),
+    ],
+)
+def test_what_the_core_or_the_store_could_not_take_is_refused(said: bytes, why: str) -> None:
+    """RAFT.md scenario 49: it would end the node, and not only the connection."""
+    with pytest.raises(ValueError, match=f"not an RPC: .*{why}"):
+        decode_rpc(said)
+
+
+def test_an_append_that_fits_is_taken() -> None:
+    """RAFT.md scenario 49."""
+    taken = decode_rpc(append(NO_OP, (6, 3, 2, Membership().encode()), (7, 3, 0, b"")))
+    assert isinstance(taken, Append)
+    assert [(e.index, e.term) for e in taken.entries] == [(5, 2), (6, 3), (7, 3)]
 
 
 def test_a_command_of_an_unknown_kind_is_named() -> None:
