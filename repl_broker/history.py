@@ -33,8 +33,13 @@ class History:
     """Reads what the applied log holds. ``state`` gives the newest state."""
 
     def __init__(
-        self, storage: Storage, state: Callable[[], BrokerState], in_thread: InThread
+        self,
+        storage: Storage,
+        state: Callable[[], BrokerState],
+        in_thread: InThread,
+        all_written: Callable[[], Awaitable[None]],
     ) -> None:
+        self._all_written = all_written
         # Few at a time: a herd of streams that catch up must not hold up publishing.
         self.readers = trio.CapacityLimiter(LOG_READERS_MAX)
         self._storage = storage
@@ -85,6 +90,9 @@ class History:
     async def _read(self, indexes: list[int]) -> dict[int, bytes]:
         try:
             found: dict[int, bytes] = await self._in_thread(self._storage.read, indexes)
+            if late := [index for index in indexes if index not in found]:
+                await self._all_written()  # applied before this disk had them, perhaps
+                found |= await self._in_thread(self._storage.read, late)
         except StorageError as error:
             self._damage_found(error)
             raise

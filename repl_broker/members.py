@@ -89,7 +89,7 @@ class Members:
         self._replica = replica
         self._me = me
         others = tuple(address for address in join if str(address) != me.raft_address)
-        self._join = others if replica.is_empty else ()
+        self._join = others if replica.is_empty or replica.adopted else ()
         self._on_adopted = on_adopted
         self._transport: Transport | None = None
         self._changed = trio.Event()  # set when the members change
@@ -137,7 +137,9 @@ class Members:
 
         Raises ConfigError if the cluster will not have it.
         """
-        if self._join and not self.has_joined:
+        if self._join:
+            if not self._replica.is_empty:  # it was taken in; does the cluster know?
+                await self._wait_to_be_led()
             await self._ask_to_join()
         while True:
             changed = self._changed
@@ -147,16 +149,26 @@ class Members:
             self._connect()  # who has gone has heard of it by now
 
     async def _ask_to_join(self) -> None:
-        while not self.has_joined:
+        while not self._is_led:
             refusals: list[str] = []
             for address in self._join:
                 answer = await self._ask_one_to_join(address, refusals)
                 if answer:
-                    return
-            if refusals:
+                    break
+            if refusals and not answer:
                 raise ConfigError(refusals[0])
-            with trio.move_on_after(JOIN_RETRY_SECONDS):
-                await self._changed.wait()
+            await self._wait_to_be_led()
+
+    @property
+    def _is_led(self) -> bool:
+        """Whether a leader talks to this node, and its membership is committed."""
+        replica = self._replica
+        return replica.leader is not None and replica.node_id in replica.committed_membership.ids
+
+    async def _wait_to_be_led(self) -> None:
+        with trio.move_on_after(5 * self._replica.options.election_timeout_seconds):
+            while not self._is_led:
+                await self._pause()
 
     async def _ask_one_to_join(self, address: Address, refusals: list[str]) -> bool:
         me = self._me

@@ -23,6 +23,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -54,13 +55,14 @@ class Offer:
 class Proposal(Offer):
     """One command of a client of this node."""
 
-    __slots__ = ("away", "failure", "outcome", "settled", "started")
+    __slots__ = ("away", "doubtful", "failure", "outcome", "settled", "started")
 
     def __init__(self, command: Command) -> None:
         super().__init__((command,), (encode_command(command),))
         self.started = trio.current_time()
         self.settled = trio.Event()
         self.away = False  # it may be in a log
+        self.doubtful = False  # an earlier attempt may be, for good
         self.outcome: Outcome | None = None
         self.failure: RequestError | None = None
 
@@ -101,6 +103,7 @@ class Proposals:
         self.idle = trio.Event()  # set when nothing is unsettled any more
         self.unsettled: set[Proposal] = set()
         self._waiting: deque[Offer] = deque()
+        self._applied_term = 0
         self._placed: dict[int, list[tuple[int, int, Proposal]]] = {}  # term, ordinal
         self._recent: OrderedDict[int, tuple[int, Sequence[Outcome]]] = OrderedDict()
 
@@ -187,6 +190,14 @@ class Proposals:
                 self._recent.popitem(last=False)
         if index in self._placed:
             self._settle(index, term, outcomes)
+        if term > self._applied_term:  # terms only grow: what is behind, of an older one, is lost
+            self._applied_term = term
+            for later in sorted(i for i in self._placed if i > index):
+                placed = self._placed.pop(later)
+                kept = [p for p in placed if p[0] >= term]
+                if kept:
+                    self._placed[later] = kept
+                self.put_back([p for t, _, p in placed if t < term])
 
     def skipped(self, upto: int) -> None:
         """A snapshot took the place of the entries up to ``upto``: what they did is not known."""
@@ -200,6 +211,7 @@ class Proposals:
             if not isinstance(offer, Proposal):
                 continue
             if offer.may_be_repeated:
+                offer.doubtful = True
                 again.append(offer)
             else:
                 self.fail(offer, outcome_unknown())
@@ -212,11 +224,11 @@ class Proposals:
 
     def give_up(self, proposal: Proposal, refusal: RequestError) -> None:
         """It has waited too long: ``refusal`` if it is in no log, and else unknown."""
-        self.fail(proposal, outcome_unknown() if proposal.away else refusal)
+        self.fail(proposal, outcome_unknown() if proposal.away or proposal.doubtful else refusal)
 
-    def fail_all(self, failure: RequestError) -> None:
+    def give_up_all(self, refusal: RequestError) -> None:
         for proposal in [*self.unsettled]:
-            self.fail(proposal, failure)
+            self.give_up(proposal, refusal)
 
     def _settle(self, index: int, term: int, outcomes: Sequence[Outcome]) -> None:
         again: list[Offer] = []
@@ -224,6 +236,8 @@ class Proposals:
         for placed_term, ordinal, proposal in self._placed.pop(index):
             if placed_term != term:
                 again.append(proposal)
+            elif ordinal >= len(outcomes):
+                self.fail(proposal, outcome_unknown())  # a peer gave a place that there is not
             elif not proposal.settled.is_set():
                 proposal.outcome = outcomes[ordinal]
                 self._count(now - proposal.started)
@@ -233,6 +247,12 @@ class Proposals:
     def _settled(self, proposal: Proposal) -> None:
         proposal.settled.set()
         self.unsettled.discard(proposal)
+        if not proposal.away:  # it waits for nothing any more, and takes no room
+            with suppress(ValueError):
+                self._waiting.remove(proposal)
+                self.waiting_bytes -= proposal.size
+                self.room.set()
+                self.room = trio.Event()
         if not self.unsettled:
             self.idle.set()
             self.idle = trio.Event()

@@ -39,7 +39,7 @@ from repl_broker.command import Command, Configure, Expire, Settings
 from repl_broker.errors import ReplBrokerError, RequestError, StorageError
 from repl_broker.history import History, InThread
 from repl_broker.message import Message
-from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, outcome_unknown
+from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals
 from repl_broker.raft.core import (
     ChangeMembership,
     Compact,
@@ -71,7 +71,7 @@ from repl_broker.raft.log import (
     WriteBatch,
 )
 from repl_broker.raft.rpc import Rpc, SnapshotReceived
-from repl_broker.snapshots import SnapshotReceiver, send_snapshot
+from repl_broker.snapshots import SnapshotReceiver, SnapshotRefusedError, send_snapshot
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
@@ -198,6 +198,17 @@ class _Question:
         self.answered.set()
 
 
+class _SharedRead:
+    """One question for the safe index, of all reads that wait."""
+
+    __slots__ = ("answered", "failure", "index")
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.index = 0
+        self.failure: ReplBrokerError | None = None
+
+
 class _Install(NamedTuple):
     """In the writer's queue: a received snapshot takes the place of the log."""
 
@@ -260,9 +271,11 @@ class Replica:
         self._on_restored = on_restored
         self._on_members = on_members
         self._in_thread = in_thread
-        self._history = History(storage, lambda: self.state, in_thread)
+        self._history = History(storage, lambda: self.state, in_thread, self._all_written)
         self._writer = writer or ThreadWriter()
         self._writing = False  # what the core asked for; jobs of upkeep do not count
+        self._due_number = self._durable_number = 0  # of writes: the last asked for, and reported
+        self._durable = trio.lowlevel.ParkingLot()  # woken when that moves
         self._core = Core(
             storage.identity.node_id, self.options, self._random, 0.0
         )  # until the store is read
@@ -284,8 +297,11 @@ class Replica:
         self._token = 0
         self._asked: dict[int, _Batch | _Question] = {}  # by token: given to the core
         self._own: dict[int, _Batch] = {}  # by index: appended here, not applied yet
+        self._next_read: _SharedRead | None = None  # to be asked when the one before is answered
+        self._reading = trio.Lock()
         self._proposals = Proposals()
         self._forwards = 0
+        self._full_at = -1  # the commit index when there was no room for a proposal
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
         self._receiver = SnapshotReceiver(storage, self._written)
@@ -398,12 +414,13 @@ class Replica:
         not known. Cancelling stops the wait, not the command.
         """
         proposals = self._proposals
-        while proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
-            await proposals.room.wait()
+        with trio.move_on_after(WAIT_SECONDS_MAX):
+            while proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
+                await proposals.room.wait()
+        if proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
+            raise self._no_leader()
         if self._closing:
-            raise RequestError(
-                "shutting_down", "The node is shutting down; use another, or try again later."
-            )
+            raise _shutting_down()
         proposal = Proposal(command)
         proposals.add(proposal)
         self.turn()
@@ -455,11 +472,33 @@ class Replica:
         raise self._no_leader()
 
     async def _safe_index(self) -> int:
-        """Up to where a read that begins now must have applied."""
+        """Up to where a read that begins now must have applied.
+
+        All reads that wait share one question: whoever comes after it was asked
+        waits for the next (dissertation §6.4).
+        """
+        shared = self._next_read
+        if shared is None:
+            shared = self._next_read = _SharedRead()
+            self._start(self._ask_for_all, shared)
+        await shared.answered.wait()
+        if shared.failure is not None:
+            raise shared.failure
+        return shared.index
+
+    async def _ask_for_all(self, shared: _SharedRead) -> None:
+        async with self._reading:
+            self._next_read = None
+            try:
+                shared.index = await self._ask_safe_index()
+            except (NotLeaderError, PeerRefusedError, PeerUnreachableError) as error:
+                shared.failure = error
+            shared.answered.set()
+
+    async def _ask_safe_index(self) -> int:
         if self.leads:
             return await self._ask(Read)
-        found: int = await self.call_leader("read", self._core.term)
-        return found
+        return _said(await self.call_leader("read", self._core.term), int)
 
     async def call_leader(self, name: str, argument: Any, *, seconds: float | None = None) -> Any:
         """Ask the leader, and wait for its answer as long as no other leads.
@@ -621,7 +660,7 @@ class Replica:
             raise NotLeaderError
 
     async def _on_snapshot_begin(self, peer: str, argument: Any) -> None:
-        await self._receiver.begin(peer, argument)
+        await self._receiver.begin(peer, argument, self._core.term)
 
     async def _on_snapshot_state(self, peer: str, argument: Any) -> None:
         await self._receiver.state(peer, argument)
@@ -709,7 +748,7 @@ class Replica:
             self._closing = True
             self._nursery = None
             self._proposals.room.set()
-            self._proposals.fail_all(outcome_unknown())
+            self._proposals.give_up_all(_shutting_down())
             await self._writer.close()
 
     async def _drive(self) -> None:
@@ -765,6 +804,7 @@ class Replica:
         if effects.send:
             self.peers.flush()
         if effects.persist is not None:
+            self._due_number = effects.persist_number
             self._due((effects.persist_number, effects.persist))
         if effects.restore is not None:
             self._receiver.installing = True
@@ -779,6 +819,8 @@ class Replica:
                 asked.refuse(refusal)
             else:
                 self._proposals.put_back(asked.offers)
+                if refusal is Refusal.BUSY and self._core.transfer_target is None:
+                    self._full_at = self._core.committed_index  # asking again before is vain
         for token, index in effects.readable:
             question = self._asked.pop(token)
             assert isinstance(question, _Question)
@@ -864,7 +906,9 @@ class Replica:
         if not self._proposals.is_waiting:
             return False
         if self.leads:
-            return self._core.takes_proposals and not self._core.is_writing
+            core = self._core
+            is_full = core.committed_index == self._full_at
+            return core.takes_proposals and not core.is_writing and not is_full
         return self._core.leader is not None and self._forwards < FORWARDS_MAX
 
     def _send_off(self) -> None:
@@ -893,7 +937,7 @@ class Replica:
         encoded = [data for offer in offers for data in offer.encoded]
         try:
             found = await self.call_leader("propose", (self._core.term, encoded))
-            place = msgspec.convert(found, tuple[int, int, int])
+            place = _said(found, tuple[int, int, int])
         except (NotLeaderError, PeerRefusedError):
             await self._pause()  # the next leader is not known yet
             self._proposals.put_back(offers)
@@ -942,7 +986,9 @@ class Replica:
             self._writes += 1
             size = sum(len(entry.data) for batch in batches for entry in batch.entries)
             self._upkeep.wrote(size)
-            self._events.append(Persisted(due[-1][0]))
+            self._durable_number = due[-1][0]
+            self._durable.unpark_all()
+            self._events.append(Persisted(self._durable_number))
             self._write_next()
             self.turn()
 
@@ -959,14 +1005,9 @@ class Replica:
         found, data = self._receiver.complete
         assert found == mark, "only what the core asked for is installed"
         state = await self._in_thread(BrokerState.restore, data)
-        await self._written(self._install_staged)
-        state.losses_version = self.state.losses_version + 1
-        state.topics_version = self.state.topics_version + 1
-        self.state = state
-        self._committed.clear()
-        self._own.clear()
-        self._upkeep.loaded(mark.index, 0)
-        self._log_bytes = 0
+        with self._upkeep.held():  # no compaction of the state that is about to go
+            await self._written(self._install_staged)
+            self._replace_state(state, mark)
         self._snapshots_received += 1
         self._receiver.complete = None
         self._receiver.installing = False
@@ -978,6 +1019,16 @@ class Replica:
         log.info("installed a snapshot index=%d term=%d", mark.index, mark.term)
         self._write_next()
         self.turn()
+
+    def _replace_state(self, state: BrokerState, mark: SnapshotMark) -> None:
+        state.losses_version = self.state.losses_version + 1
+        state.topics_version = self.state.topics_version + 1
+        self.state = state
+        self._stamped_at = trio.current_time()
+        self._committed.clear()
+        self._own.clear()
+        self._upkeep.loaded(mark.index, 0)
+        self._log_bytes = 0
 
     def _install_staged(self) -> None:
         self._storage.install()
@@ -1084,13 +1135,16 @@ class Replica:
     async def _configure(self) -> None:
         """As leader, have all nodes use what this node's file says."""
         while True:
-            if self._seen.role is Role.LEADER and self._seen.has_committed:
+            seen = self._seen
+            if seen.role is Role.LEADER and seen.has_committed:
                 await self.wait_applied(self._core.committed_index)
                 is_new = self._core.log.last_index <= 1
                 if (is_new or self.state.settings != self._settings) and not self._closing:
                     with suppress(RequestError):  # another leader's business, then
                         await self.propose(Configure(self._settings))
                 self._configured.set()
+                if seen != self._seen:
+                    continue
             await self._news.park()
 
     async def _catch_up(self) -> None:
@@ -1122,14 +1176,35 @@ class Replica:
         try:
             with self._upkeep.held():
                 live = self.state.live_entries()
+                await self._all_written()  # what is applied may not be on this disk yet
                 await send_snapshot(call, self._storage, snapshot, live, term, self._in_thread)
-        except (NotLeaderError, PeerRefusedError, PeerUnreachableError) as error:
+                self._post(SnapshotSent(peer))
+                await self._until_level(peer, term)  # or it would need another at once
+        except (
+            NotLeaderError,
+            PeerRefusedError,
+            PeerUnreachableError,
+            SnapshotRefusedError,
+        ) as error:
             log.warning("could not send a snapshot peer=%s reason=%r", peer, str(error))
             await self._pause()
             self._post(SnapshotFailed(peer))
         else:
             self._snapshots_sent += 1
-            self._post(SnapshotSent(peer))
+
+    async def _all_written(self) -> None:
+        """Until this disk has all that was asked for so far: what is applied may be on the
+        disks of others only."""
+        number = self._due_number
+        while self._durable_number < number:
+            await self._durable.park()
+
+    async def _until_level(self, peer: str, term: int) -> None:
+        with trio.move_on_after(2 * PIECE_SECONDS_MAX):
+            while self.leads and self._core.term == term and peer in self._core.progress:
+                if self._core.progress[peer].match >= self._core.log.index_before(LOG_BYTES_KEPT):
+                    return
+                await trio.sleep(self.options.heartbeat_interval_seconds)
 
     def _snapshot(self) -> Snapshot:
         index = self.state.applied_index
@@ -1144,6 +1219,12 @@ class Replica:
             if self.leads and self.state.expiry_due(self._time_ms()) and not self._closing:
                 with suppress(RequestError):  # it may have waited into the shutdown
                     await self.propose(Expire())
+
+
+def _shutting_down() -> RequestError:
+    return RequestError(
+        "shutting_down", "The node is shutting down; use another, or try again later."
+    )
 
 
 class NoSuchRequestError(ReplBrokerError):
@@ -1175,6 +1256,14 @@ _REFUSALS: Final[dict[Refusal, tuple[str, str]]] = {
 
 def _refused(refusal: Refusal) -> RequestError:
     return RequestError(*_REFUSALS[refusal])
+
+
+def _said(found: Any, kind: type[T]) -> T:
+    """A peer's answer, if it is of that kind; what it did is not known otherwise."""
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise PeerUnreachableError(f"it answered something else: {error}") from None
 
 
 def _readable(entry: Entry) -> tuple[int, list[Command]]:

@@ -76,6 +76,8 @@ async def send_snapshot(
         if rows:
             sent += len(rows)
             await call("snapshot-entries", (transfer, rows))
+    if sent != len(wanted):
+        raise SnapshotRefusedError(f"{len(wanted) - sent} of its entries are not on this disk")
     await call("snapshot-end", (transfer, sent))
 
 
@@ -108,10 +110,12 @@ class SnapshotReceiver:
         self._locked = locked  # runs a call in the writer's turn
         self._incoming: _Incoming | None = None
 
-    async def begin(self, sender: str, argument: Any) -> None:
+    async def begin(self, sender: str, argument: Any, own_term: int) -> None:
         transfer, term, index, snapshot_term, membership, size, checksum = msgspec.convert(
             argument, tuple[str, int, int, int, bytes, int, int]
         )
+        if term < own_term:
+            raise SnapshotRefusedError(f"the term is {own_term} here, and not {term}")
         if self.installing or self.complete:
             raise SnapshotRefusedError("another snapshot is being installed")
         mark = SnapshotMark(index, snapshot_term, Membership.decode(membership))
@@ -120,6 +124,8 @@ class SnapshotReceiver:
     async def state(self, sender: str, argument: Any) -> None:
         transfer, offset, piece, checksum = msgspec.convert(argument, tuple[str, int, bytes, int])
         incoming = self._expect(sender, transfer)
+        if incoming.staged:
+            self._refuse("a piece of state came behind entries")
         room = incoming.size - len(incoming.state)
         if offset != len(incoming.state) or len(piece) > room or crc32(piece) != checksum:
             self._refuse(f"the piece at {offset} is damaged or out of place")

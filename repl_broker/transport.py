@@ -59,6 +59,7 @@ PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 HELLO_BYTES_MAX: Final = 4096  # of a frame before the handshake is done
 READ_BYTES: Final = 256 << 10
+KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
@@ -397,6 +398,8 @@ class Transport:
             outbox.life = nursery.cancel_scope
             nursery.start_soon(outbox.run)
             if peer:
+                if peer in self._inbound:
+                    self._inbound[peer].life.cancel()  # it dialled anew: that one is half open
                 self._inbound[peer] = outbox
             try:
                 while (frame := await frames.receive_or_end()) is not None:
@@ -406,6 +409,10 @@ class Transport:
                             if frames.has_frame:
                                 continue
                         case (1, int(number), str(name), argument):
+                            if not under_way.available_tokens:  # heartbeats come behind it
+                                outbox.put((_REFUSAL, number, "too much is asked at a time"))
+                                outbox.flush()
+                                continue
                             turn = object()
                             await under_way.acquire_on_behalf_of(turn)
                             ask = (number, name, argument)
@@ -861,3 +868,5 @@ def _bound_silence(stream: trio.abc.Stream, silence_ms: int) -> None:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)

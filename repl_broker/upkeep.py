@@ -94,7 +94,8 @@ class Upkeep:
 
     def applied(self) -> None:
         """Look whether there is something to do."""
-        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
+        compacts = self._snapshot_due() and not self.is_held
+        if compacts or self._written_bytes >= TIDY_BYTES:
             self._due.set()
 
     def _snapshot_due(self) -> bool:

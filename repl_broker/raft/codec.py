@@ -48,7 +48,7 @@ _RPCS: Final[dict[int, type[Rpc]]] = {
 _NUMBERS: Final = {kind: number for number, kind in _RPCS.items()}
 _NAMES: Final = {kind: tuple(f.name for f in fields(kind)) for kind in _NUMBERS}
 
-NUMBER_MAX: Final = 2**63 - 1  # of the store
+NUMBER_MAX: Final = 2**62  # half of what the store holds: there is room to count on
 
 _EntryFields = tuple[int, int, int, bytes]
 _MarkFields = tuple[int, int, bytes]
