@@ -477,7 +477,8 @@ class ClusterConfig:
         (),
         ListOf(HostPort()),
         "The Raft addresses of nodes to ask for membership, if the data directory is "
-        "empty. A node that belongs to a cluster does not ask again.",
+        "empty. The list may be the same on all nodes: each passes over its own address. A node "
+        "that belongs to a cluster does not ask again.",
         option="--join",
     )
     secret_file: Path | None = key(

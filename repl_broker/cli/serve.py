@@ -36,7 +36,8 @@ __all__ = ["serve"]
     "--bootstrap",
     is_flag=True,
     help="Start a cluster, with this node as its first member. It changes nothing on a node "
-    "that belongs to one, so a service unit can keep it.",
+    "that belongs to one, so a service unit can keep it. With --join ([cluster] join) beside it, "
+    "a node without data asks those first, and joins a cluster that is there.",
 )
 @click.option(
     "--join",
