@@ -139,7 +139,7 @@ class Members:
         """
         if self._join:
             if not self._replica.is_empty:  # it was taken in; does the cluster know?
-                await self._wait_to_be_led()
+                await self._wait_to_be_led(self._patience)
             await self._ask_to_join()
         while True:
             changed = self._changed
@@ -151,13 +151,19 @@ class Members:
     async def _ask_to_join(self) -> None:
         while not self._is_led:
             refusals: list[str] = []
+            accepted = False
             for address in self._join:
-                answer = await self._ask_one_to_join(address, refusals)
-                if answer:
+                accepted = await self._ask_one_to_join(address, refusals)
+                if accepted:
                     break
-            if refusals and not answer:
+            if refusals and not accepted:
                 raise ConfigError(refusals[0])
-            await self._wait_to_be_led()
+            # What one leader has accepted, it may lose; asking again does no harm.
+            await self._wait_to_be_led(self._patience if accepted else JOIN_RETRY_SECONDS)
+
+    @property
+    def _patience(self) -> float:
+        return 5 * self._replica.options.election_timeout_seconds
 
     @property
     def _is_led(self) -> bool:
@@ -165,8 +171,8 @@ class Members:
         replica = self._replica
         return replica.leader is not None and replica.node_id in replica.committed_membership.ids
 
-    async def _wait_to_be_led(self) -> None:
-        with trio.move_on_after(5 * self._replica.options.election_timeout_seconds):
+    async def _wait_to_be_led(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
             while not self._is_led:
                 await self._pause()
 
