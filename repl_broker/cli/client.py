@@ -165,7 +165,11 @@ class Client:
         ``silence`` is how many seconds without a byte mean that the stream is dead.
         """
         params = httpx.QueryParams([("topic", each) for each in filters])
-        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        headers = {
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            "Connection": "close",  # coming back over one that is about to close costs a retry
+        }
         if cursor is not None:
             headers["Last-Event-ID"] = cursor
         elif after is not None:
