@@ -99,6 +99,7 @@ class Proposals:
         self.commit_seconds = 0.0  # sum, from propose to settled
         self.commit_buckets = [0] * (len(COMMIT_BUCKETS_SECONDS) + 1)
         self.waiting_bytes = 0
+        self.waiting_since = 0.0  # when the first of those that wait came
         self.room = trio.Event()  # set when something was taken
         self.idle = trio.Event()  # set when nothing is unsettled any more
         self.unsettled: set[Proposal] = set()
@@ -111,9 +112,16 @@ class Proposals:
     def is_waiting(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """How many offers wait."""
+        return len(self._waiting)
+
     def add(self, offer: Offer) -> None:
         if isinstance(offer, Proposal):
             self.unsettled.add(offer)
+        if not self._waiting:
+            self.waiting_since = trio.current_time()
         self._waiting.append(offer)
         self.waiting_bytes += offer.size
 

@@ -95,7 +95,8 @@ RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from me
 LOG_BYTES_KEPT: Final = 32 << 20  # of entries in memory, for followers that lag
 LOG_BYTES_MAX: Final = 256 << 20  # … while one is being sent a snapshot
 CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
-FORWARDS_MAX: Final = 8  # on their way to the leader at a time; each takes all that waits
+FORWARDS_MAX: Final = 2  # on their way to the leader at a time; each takes all that waits
+GATHER_SECONDS_MAX: Final = 0.0005  # for those who were served together to come again together
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
 PIECE_SECONDS_MAX: Final = 30  # for one piece of a snapshot to be taken in
@@ -301,6 +302,7 @@ class Replica:
         self._reading = trio.Lock()
         self._proposals = Proposals()
         self._forwards = 0
+        self._together = 0  # how many offers went together the last time
         self._full_at = -1  # the commit index when there was no room for a proposal
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
@@ -423,7 +425,7 @@ class Replica:
             raise _shutting_down()
         proposal = Proposal(command)
         proposals.add(proposal)
-        self.turn()
+        self._offered_more()
         await self._settle(proposal)
         if proposal.failure is not None:
             raise proposal.failure
@@ -640,7 +642,7 @@ class Replica:
         commands = [decode_command(each) for each in encoded]
         offer = Forwarded(peer, commands, encoded)
         self._proposals.add(offer)
-        self.turn()
+        self._offered_more()
         await offer.decided.wait()
         if offer.place is None:
             raise NotLeaderError
@@ -778,6 +780,8 @@ class Replica:
             self._awake.set()
         else:
             more = self._events or self._committed or self._may_send_off()
+            if self._proposals.is_waiting and self._gathers():
+                deadline = min(deadline, self._gathered_at())
             if more or deadline < self._deadline:
                 self._awake.set()
             self._deadline = deadline
@@ -903,13 +907,34 @@ class Replica:
     # --- proposals on their way ---
 
     def _may_send_off(self) -> bool:
-        if not self._proposals.is_waiting:
+        if not self._proposals.is_waiting or self._gathers():
             return False
         if self.leads:
             core = self._core
             is_full = core.committed_index == self._full_at
             return core.takes_proposals and not core.is_writing and not is_full
         return self._core.leader is not None and self._forwards < FORWARDS_MAX
+
+    def _offered_more(self) -> None:
+        """Send off what waits, if that may be now; else whoever ends the wait does."""
+        if self._may_send_off():
+            self.turn()
+        elif self._gathers() and self._gathered_at() < self._deadline:
+            self._deadline = self._gathered_at()
+            self._awake.set()
+
+    def _gathers(self) -> bool:
+        """Whether to wait a moment, so that more go together.
+
+        Clients that publish one after the other and were answered together come
+        again nearly together: an entry for the first of them alone costs as much
+        as one for all.
+        """
+        few = self._proposals.waiting < self._together
+        return few and trio.current_time() < self._gathered_at()
+
+    def _gathered_at(self) -> float:
+        return self._proposals.waiting_since + GATHER_SECONDS_MAX
 
     def _send_off(self) -> None:
         """Make an entry of what waits, when the writer is free; or let the leader do it."""
@@ -918,6 +943,7 @@ class Replica:
         offers = self._proposals.take(ENTRY_BYTES_MAX)
         if not offers:
             return
+        self._together = len(offers)
         if self.leads:
             self._offer(offers)
         else:

@@ -85,7 +85,9 @@ async def test_one_entry_takes_a_bounded_part_of_what_waits(
         assert node.replica.state.seq == 10
 
 
-async def test_more_than_a_bound_waits_in_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_than_a_bound_waits_in_its_callers(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("repl_broker.replica.PENDING_BYTES_MAX", 1000)
     async with running_node() as node, trio.open_nursery() as nursery:
         node.gate.shut()
@@ -94,8 +96,32 @@ async def test_more_than_a_bound_waits_in_its_callers(monkeypatch: pytest.Monkey
         await wait_all_tasks_blocked()
         assert node.replica.statistics().pending <= 8
         node.gate.open()
-        await wait_all_tasks_blocked()
+        await trio.sleep(1)
         assert node.replica.state.seq == 50
+
+
+async def test_who_were_served_together_are_waited_for_a_moment(autojump_clock: MockClock) -> None:
+    """An entry for the first of them alone would cost as much as one for all."""
+    async with running_node() as node:
+
+        async def round_of(count: int, seconds: float) -> list[int]:
+            """Each comes so much later than the one before; how many went into each entry."""
+            before = len(node.disk.writes)
+            async with trio.open_nursery() as nursery:
+                for _ in range(count):
+                    nursery.start_soon(node.replica.propose, publish())
+                    await trio.sleep(seconds)
+            writes = node.disk.writes[before:]
+            return [len(decode_messages(w.entries[0].data)) for w in writes]
+
+        node.gate.shut()
+        async with trio.open_nursery() as nursery:
+            for _ in range(9):
+                nursery.start_soon(node.replica.propose, publish())
+            await wait_all_tasks_blocked()
+            node.gate.open()
+        assert await round_of(8, 0.00001) == [8], "the eight that went together come again"
+        assert await round_of(2, 0.1) == [1, 1], "who comes alone waits for a moment only"
 
 
 async def test_a_cancelled_caller_stops_waiting_and_the_command_happens() -> None:

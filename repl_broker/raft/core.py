@@ -927,8 +927,8 @@ class Core:
 
     def _on_append_reply(self, rpc: AppendReply) -> None:
         progress = self.progress.get(rpc.sender)
-        if progress is None:
-            return
+        if progress is None or rpc.index > self.log.last_index:
+            return  # no member, or it acknowledges what was never sent
         progress.heard_at = self._now
         if rpc.accepted:
             if progress.accepted(rpc.index):

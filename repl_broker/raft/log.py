@@ -82,6 +82,11 @@ class WriteBatch:
     hard_state: HardState | None = None
     truncate_from: int | None = None
 
+    @property
+    def is_one_entry(self) -> bool:
+        """Whether all that it does is to add one entry."""
+        return len(self.entries) == 1 and self.hard_state is None and self.truncate_from is None
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Member:
