@@ -432,6 +432,18 @@ async def test_a_read_that_begins_while_one_is_asked_for_waits_for_the_next(
             assert node.replica.state.seq == 1
 
 
+async def test_a_read_on_a_node_whose_log_has_ended_is_refused(autojump_clock: MockClock) -> None:
+    """Requests are answered for a moment more, after the disk has failed."""
+    async with running_cluster() as cluster:
+        node = follower_of(cluster, await cluster.leader())
+        cluster.kill(node.id)
+        await trio.sleep(0.1)
+        assert node.replica._nursery is None
+        with trio.fail_after(10), pytest.raises(RequestError) as refused:
+            await node.replica.read_barrier()
+        assert refused.value.code == "no_leader"
+
+
 # --- nonsense ---
 
 
