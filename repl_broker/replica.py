@@ -479,6 +479,8 @@ class Replica:
         All reads that wait share one question: whoever comes after it was asked
         waits for the next (dissertation §6.4).
         """
+        if self._nursery is None:
+            raise NotLeaderError  # it has ended; requests are answered for a moment more
         shared = self._next_read
         if shared is None:
             shared = self._next_read = _SharedRead()

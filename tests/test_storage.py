@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.raft.codec import NUMBER_MAX
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import (
     Identity,
@@ -69,6 +70,13 @@ def test_what_was_written_is_there_after_reopening(reopen: Reopen) -> None:
     entries = (entry(1, b"a"), entry(2, b"b\0\xff", term=3))
     reopen().write(WriteBatch(entries, HardState(3, "n1")))
     assert reopen().load() == Loaded(HardState(3, "n1"), None, list(entries))
+
+
+def test_the_greatest_term_that_a_peer_may_name_can_be_kept(reopen: Reopen) -> None:
+    """RAFT.md scenarios 30, 49: and the next one, for who stands after it."""
+    for term in (NUMBER_MAX, NUMBER_MAX + 1):
+        reopen().write(WriteBatch(hard_state=HardState(term, "n1")))
+        assert reopen().load().hard_state == HardState(term, "n1")
 
 
 def test_a_write_without_hard_state_leaves_it(reopen: Reopen) -> None:

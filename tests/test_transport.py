@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import memory_stream_pair
 
 from repl_broker.errors import ReplBrokerError
+from repl_broker.raft.codec import NUMBER_MAX
 from repl_broker.raft.log import Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
 from repl_broker.transport import (
@@ -189,6 +192,60 @@ async def test_a_lost_connection_is_told_and_made_again() -> None:
             listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
             await nursery.start(Node("b").transport.run, listeners)
             assert await a.transport.call("b", "ask", 1, seconds=10) == ("a", "ask", 1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_requests_that_wait_keep_no_heartbeat_waiting() -> None:
+    """RAFT.md scenario 9: as many as may be under way kept all behind them from being read."""
+    a, b = Node("a"), Node("b", requests_max=4)
+    refusals: list[str] = []
+
+    async def hang() -> None:
+        try:
+            await a.transport.call("b", "hang", None, seconds=30)
+        except PeerRefusedError as error:
+            refusals.append(str(error))
+
+    async with running(a, b):
+        await connected(a, "b")
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(hang)
+            await trio.testing.wait_all_tasks_blocked()
+            a.transport.send(heartbeat("a", "b"))
+            a.transport.flush()
+            with trio.fail_after(2):
+                assert await b.wait_heard(1) == [heartbeat("a", "b")]
+                while len(refusals) < 2:
+                    await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert refusals == ["too much is asked at a time"] * 2
+
+
+async def test_requests_that_were_answered_make_room_for_more() -> None:
+    a, b = Node("a"), Node("b", requests_max=4)
+    async with running(a, b):
+        for number in range(20):
+            assert await a.transport.call("b", "ask", number, seconds=10) == ("a", "ask", number)
+
+
+async def test_who_dials_anew_takes_the_place_of_its_old_connection() -> None:
+    """The old one is half open: what is sent over it is lost until the kernel gives it up."""
+    a, b = Node("a"), Node("b")
+    hello_of = _Link(a.transport, "b", ("", 0))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            ends = []
+            for _ in range(2):
+                ours, theirs = memory_stream_pair()
+                nursery.start_soon(b.transport.serve, ours)
+                await hello_of._greet(_Frames(_Line(theirs, 0), HELLO_BYTES_MAX))
+                await trio.testing.wait_all_tasks_blocked()
+                ends.append(theirs)
+            assert await ends[0].receive_some() == b"", "it was ended"
+            b.transport.send(heartbeat("b", "a"))
+            b.transport.flush()
+            assert await ends[1].receive_some() != b""
             nursery.cancel_scope.cancel()
 
 
@@ -518,6 +575,21 @@ async def test_an_rpc_in_another_nodes_name_ends_the_connection() -> None:
         assert b.heard == []
 
 
+@pytest.mark.parametrize("number", [-1, NUMBER_MAX + 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("name", ["term", "commit", "round"])
+async def test_a_number_that_no_store_takes_ends_the_connection(name: str, number: int) -> None:
+    """RAFT.md scenario 49: such a term ended the node, or could not be counted on from."""
+    a, b = Node("a"), Node("b")
+    numbers: dict[str, Any] = {name: number}
+    async with running(a, b):
+        await connected(a, "b")
+        a.transport.send(replace(heartbeat("a", "b"), **numbers))
+        a.transport.flush()
+        await a.lost.wait()
+        assert b.transport.statistics().garbage == 1
+        assert b.heard == []
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -553,6 +625,54 @@ async def test_an_append_that_no_leader_sends_ends_the_connection(
         a.transport.send(heartbeat("a", "b"))
         a.transport.flush()
         assert await b.wait_heard(1) == [heartbeat("a", "b")]
+
+
+async def test_strangers_who_come_again_and_again_keep_no_peer_out() -> None:
+    """More of them than are let wait, each of whom makes the oldest go."""
+    node, peer = Node("a", strangers_max=8), Node("b")
+    stop = trio.Event()
+
+    async def stranger() -> None:
+        while not stop.is_set():
+            with suppress(OSError, trio.BrokenResourceError):
+                async with await trio.open_tcp_stream(*node.address) as stream:
+                    await stream.receive_some(1)
+            await trio.sleep(0.01)
+
+    async with running(node):
+        async with trio.open_nursery() as strangers:
+            for _ in range(16):
+                strangers.start_soon(stranger)
+            while len(node.transport._strangers) < 8:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            async with running(peer):
+                peer.transport.set_peers({"a": node.address})
+                await connected(peer, "a")
+            stop.set()
+            while strangers.child_tasks:
+                for waiting in [*node.transport._strangers.values()]:
+                    waiting.cancel()
+                await trio.sleep(0.01)
+
+
+async def test_without_a_file_descriptor_left_the_node_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And serves its peers again when there is one."""
+    node, peer = Node("a"), Node("b")
+
+    def full(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with running(node):
+        with monkeypatch.context() as patch:
+            patch.setattr("repl_broker.transport.os.dup", full)
+            async with await trio.open_tcp_stream(*node.address) as stream:
+                with suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+        async with running(peer):
+            peer.transport.set_peers({"a": node.address})
+            await connected(peer, "a")
 
 
 async def test_strangers_at_the_door_are_bounded() -> None:

@@ -1,0 +1,279 @@
+"""Whether a node is part of a cluster, its secret, and how others reach it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from repl_broker.broker import Broker
+from repl_broker.cluster import (
+    SECRET_BYTES_MAX,
+    SECRET_BYTES_MIN,
+    find_cluster,
+    is_clustered,
+    own_record,
+    read_secret,
+)
+from repl_broker.config import Address, Config
+from repl_broker.errors import ConfigError
+from repl_broker.members import Joiner
+from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, WriteBatch
+from repl_broker.replica import Replica
+from tests.nodes import Clock, Disk, configured
+from tests.test_transport import SECRET, Node, running
+
+JOIN = configured(cluster={"join": (Address("n9", 4081),)})
+EVERYWHERE = Address("0.0.0.0", 4081)
+
+
+async def loaded(disk: Disk | None = None, config: Config | None = None) -> Replica:
+    replica = Replica(disk or Disk(), Broker.settings(config or Config()), now_ms=Clock())
+    await replica.load(joins=config is not None and bool(config.cluster.join))
+    return replica
+
+
+def written(*members: Member) -> Disk:
+    """The disk of a node that has led; with ``members``, if there are any, in its log."""
+    disk = Disk()
+    entries = [Entry(1, 1, EntryKind.NO_OP, b"")]
+    if members:
+        entries.append(Entry(2, 1, EntryKind.MEMBERSHIP, Membership(members).encode()))
+    disk.write(WriteBatch(tuple(entries), HardState(1, "n1")))
+    return disk
+
+
+def adopted() -> Disk:
+    disk = Disk("n2")
+    disk.adopt("c" * 32, "0badcafe")
+    return disk
+
+
+# --- whether it is part of one ---
+
+
+@pytest.mark.parametrize(
+    ("config", "bootstrap", "clustered"),
+    [(Config(), False, False), (Config(), True, True), (JOIN, False, True), (JOIN, True, True)],
+    ids=["alone", "bootstrap", "join", "both"],
+)
+async def test_an_empty_node_is_clustered_if_it_is_asked_to(
+    config: Config, bootstrap: bool, clustered: bool
+) -> None:
+    replica = await loaded(config=config)
+    assert is_clustered(replica, config, bootstrap=bootstrap) is clustered
+
+
+@pytest.mark.parametrize(
+    "disk", [written(Member("n1", "n1:4081", "", voter=True)), adopted()], ids=["began", "joined"]
+)
+@pytest.mark.parametrize("config", [Config(), JOIN], ids=["plain", "join"])
+async def test_a_node_that_belongs_to_a_cluster_stays_so_whatever_it_is_asked(
+    disk: Disk, config: Config
+) -> None:
+    """Started without the options of its first start, it must not go on alone."""
+    replica = await loaded(disk)
+    for bootstrap in (False, True):
+        assert is_clustered(replica, config, bootstrap=bootstrap)
+
+
+async def test_a_single_nodes_data_is_not_lost_to_a_cluster_that_it_joins() -> None:
+    replica = await loaded(written())
+    with pytest.raises(ConfigError, match="holds the data of a single node") as refused:
+        is_clustered(replica, JOIN, bootstrap=False)
+    assert "--bootstrap" in str(refused.value)
+    assert is_clustered(replica, JOIN, bootstrap=True)
+    assert not is_clustered(replica, Config(), bootstrap=False)
+
+
+# --- the secret ---
+
+
+def with_secret(tmp_path: Path, secret: bytes, mode: int = 0o600) -> Config:
+    path = tmp_path / "secret"
+    path.write_bytes(secret)
+    path.chmod(mode)
+    return configured(cluster={"secret_file": path}, raft={"bind": EVERYWHERE})
+
+
+@pytest.mark.parametrize("size", [SECRET_BYTES_MIN, SECRET_BYTES_MAX])
+def test_a_secret_is_read_without_the_space_around_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    secret = b"s" * size
+    assert read_secret(with_secret(tmp_path, secret + b"\n")) == secret
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, 0), (SECRET_BYTES_MIN - 1, 15), (SECRET_BYTES_MAX + 1, 4097), (10_000_000, 4098)],
+)
+def test_a_secret_that_is_too_short_or_too_long_is_refused(
+    tmp_path: Path, size: int, told: int
+) -> None:
+    """A device file, say: no more is read than is needed to refuse it."""
+    config = with_secret(tmp_path, b"s" * size)
+    with pytest.raises(ConfigError, match=f"has {told} bytes; wanted 16 to 4,096") as refused:
+        read_secret(config)
+    assert "openssl rand" in str(refused.value)
+    assert "sss" not in str(refused.value)
+
+
+def test_space_makes_no_secret_longer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has 1 bytes"):
+        read_secret(with_secret(tmp_path, b"s" + b" " * 20))
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640])
+def test_a_secret_that_others_may_read_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert read_secret(with_secret(tmp_path, b"s" * 32, mode)) == b"s" * 32
+    (warning,) = caplog.messages
+    assert warning.startswith(f"others may read the secret file={tmp_path}/secret")
+
+
+def test_a_secret_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    config = configured(cluster={"secret_file": tmp_path / "none"})
+    with pytest.raises(ConfigError, match=r"cannot read .*none': No such file or directory"):
+        read_secret(config)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "n1.example"])
+def test_without_a_secret_raft_does_not_listen_beyond_this_machine(host: str) -> None:
+    config = configured(raft={"bind": Address(host, 4081)})
+    with pytest.raises(ConfigError, match="secret_file is needed"):
+        read_secret(config)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_on_this_machine_alone_no_secret_is_needed(host: str) -> None:
+    assert read_secret(configured(raft={"bind": Address(host, 4081)})) == b""
+
+
+# --- how others reach it ---
+
+
+async def record_of(**sections: dict[str, Any]) -> Member:
+    """The record of a node that listens as configured, at ports that the system chose."""
+    raft = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    http = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    try:
+        record = own_record(configured(None, **sections), await loaded(), raft, http)
+        ports = [str(each[0].socket.getsockname()[1]) for each in (raft, http)]
+    finally:
+        for listener in (*raft, *http):
+            await listener.aclose()
+    return Member(
+        record.id,
+        record.raft_address.replace(ports[0], "RAFT"),
+        record.http_url.replace(ports[1], "HTTP"),
+        record.voter,
+        record.incarnation,
+    )
+
+
+async def test_a_node_is_reached_where_it_listens() -> None:
+    found = await record_of(
+        raft={"bind": Address("10.0.0.1", 0)}, http={"bind": Address("10.0.0.2", 0)}
+    )
+    assert found == Member("n1", "10.0.0.1:RAFT", "http://10.0.0.2:HTTP", True, "1" * 16)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_a_node_that_listens_everywhere_has_to_say_how_it_is_reached(host: str) -> None:
+    with pytest.raises(ConfigError, match="advertise is needed"):
+        await record_of(raft={"bind": Address(host, 4081)})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_what_is_advertised_counts_for_http_on_every_address_too(host: str) -> None:
+    found = await record_of(
+        raft={"bind": Address(host, 4081), "advertise": Address("n1.example", 5081)},
+        http={"bind": Address(host, 0)},
+    )
+    assert (found.raft_address, found.http_url) == ("n1.example:5081", "http://n1.example:HTTP")
+
+
+async def test_a_wildcard_cannot_be_advertised() -> None:
+    with pytest.raises(ConfigError, match="advertise is needed"):
+        await record_of(raft={"advertise": EVERYWHERE})
+
+
+async def test_a_public_url_and_tls_are_told_to_the_others(tmp_path: Path) -> None:
+    found = await record_of(http={"tls_certificate": tmp_path / "certificate.pem"})
+    assert found.http_url == "https://127.0.0.1:HTTP"
+    found = await record_of(http={"public_url": "https://chat.example/broker"})
+    assert found.http_url == "https://chat.example/broker"
+
+
+async def test_an_ipv6_address_is_told_in_brackets() -> None:
+    found = await record_of(raft={"bind": Address("fd00::1", 0)})
+    assert found.raft_address == "[fd00::1]:RAFT"
+
+
+# --- whether there is one already ---
+
+
+class Asked(Node):
+    """Whom a node asks, before it founds a cluster."""
+
+    joiner = Joiner("n9", "9" * 16, "c" * 32)
+
+    async def answer(self, peer: str, name: str, argument: Any) -> Any:
+        assert (peer, name) == ("", "who")
+        return self.joiner
+
+
+async def found_at(*addresses: tuple[str, int]) -> bool:
+    config = configured(cluster={"join": tuple(Address(*each) for each in addresses)})
+    with trio.fail_after(5):
+        return await find_cluster(await loaded(), config, SECRET)
+
+
+async def test_a_node_that_belongs_to_a_cluster_is_found(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = Asked("n9")
+    async with running(asked):
+        assert await found_at(asked.address)
+    assert "does not bootstrap: there is a cluster" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "joiner",
+    [Joiner("n9", "9" * 16, ""), Joiner("n1", "1" * 16, "c" * 32), ("nonsense",)],
+    ids=["of none yet", "itself", "nonsense"],
+)
+async def test_a_node_that_proves_no_cluster_keeps_nobody_from_founding_one(
+    joiner: Any,
+) -> None:
+    asked = Asked("n9")
+    asked.joiner = joiner
+    async with running(asked):
+        assert not await found_at(asked.address)
+
+
+async def test_where_nobody_answers_there_is_no_cluster() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = listener.socket.getsockname()[:2]
+    await listener.aclose()
+    assert not await found_at(address)
+
+
+@pytest.mark.parametrize("why", ["secret", "objection"])
+async def test_one_that_refuses_to_say_keeps_a_node_from_founding_a_cluster(why: str) -> None:
+    """RAFT.md scenario 41: a second cluster under the same names is worse than none."""
+    if why == "secret":
+        asked = Asked("n9", secret=b"another secret")
+    else:
+        asked = Asked("n9", objection="node 'n1' has lost its data")
+    async with running(asked):
+        with pytest.raises(ConfigError, match=r"does not bootstrap: .* refuses this one") as told:
+            await found_at(asked.address)
+    assert ("the secrets of node" if why == "secret" else "has lost its data") in str(told.value)

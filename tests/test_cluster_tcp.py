@@ -1,0 +1,145 @@
+"""Whole nodes over real connections, in real time: what only the transport's limits show.
+
+Their disks are memory. All else of a cluster is in test_cluster.py, where time
+is Trio's mock clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from repl_broker import cluster as clustering
+from repl_broker.broker import Broker
+from repl_broker.config import Address, Config
+from repl_broker.hub import Hub
+from repl_broker.members import Members
+from repl_broker.raft.core import CoreOptions
+from repl_broker.raft.log import Member
+from repl_broker.raft.rpc import Append, Rpc
+from repl_broker.replica import Replica
+from tests.nodes import Clock, Disk, Gate
+from tests.test_cluster import SMALL, publish
+
+SECRET = b"a secret of this cluster"
+OPTIONS = CoreOptions(election_timeout_seconds=2.0, heartbeat_interval_seconds=0.1)
+
+
+class TcpNode:
+    """A node that listens on loopback."""
+
+    def __init__(self, node_id: str, config: Config, join: tuple[Address, ...]) -> None:
+        self.id = node_id
+        self.config = config
+        self.join = join
+        self.disk = Disk(node_id)
+        self.gate = Gate()
+        self.hub = Hub(self.disk.identity.epoch, config.limits.tail_bytes)
+        self.replica = Replica(
+            self.disk,
+            Broker.settings(config),
+            now_ms=Clock(),
+            on_applied=lambda applied: self.hub.publish(applied.events, self.replica.state.seq),
+            on_restored=lambda: self.hub.jump(self.replica.state.seq),
+            on_members=lambda members: self.members.follow(members),
+            snapshot_entries=config.raft.snapshot_entries,
+            core_options=OPTIONS,
+            in_thread=self.gate,
+            writer=self.gate,
+            randomness=random.Random(node_id),
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await self.replica.load(joins=bool(self.join))
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.address = Address("127.0.0.1", listeners[0].socket.getsockname()[1])
+        incarnation = self.disk.identity.incarnation
+        me = Member(self.id, str(self.address), f"http://{self.id}", True, incarnation)
+        self.members = Members(self.replica, me, join=self.join)
+        self.transport = clustering.connect(self.replica, self.members, SECRET)
+        self.broker = Broker(self.replica, self.hub, self.config, self.members)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(clustering.run, self.transport, self.members, listeners)
+            await nursery.start(self.replica.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def tcp_cluster(config: Config | None = None) -> AsyncIterator[list[TcpNode]]:
+    """Three voters, level and connected with each other; the first is the leader."""
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nodes: list[TcpNode] = []
+            for number in range(1, 4):
+                join = (nodes[0].address,) if nodes else ()
+                nodes.append(TcpNode(f"n{number}", config or Config(), join))
+                await nursery.start(nodes[-1].run)
+            while not all(map(_is_settled, nodes)):  # noqa: ASYNC110
+                await trio.sleep(0.02)
+            yield sorted(nodes, key=lambda node: not node.replica.leads)
+            nursery.cancel_scope.cancel()
+
+
+def _is_settled(node: TcpNode) -> bool:
+    members = node.replica.committed_membership
+    connected = node.transport.statistics().connected
+    return members.voters == {"n1", "n2", "n3"} and connected == 2 and node.broker.ready
+
+
+async def test_many_reads_through_a_follower_depose_no_leader() -> None:
+    """RAFT.md scenarios 9, 44: each was a request, and heartbeats waited behind them."""
+    async with tcp_cluster() as nodes:
+        leader, follower, _ = nodes
+        term = leader.replica.term
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(follower.replica.read_barrier)
+        assert {node.replica.term for node in nodes} == {term}
+        assert leader.replica.leads
+
+
+async def test_many_publishes_through_a_follower_depose_no_leader() -> None:
+    async with tcp_cluster() as nodes:
+        leader, follower, _ = nodes
+        term = leader.replica.term
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(follower.replica.propose, publish(b"%d" % number))
+        assert {node.replica.term for node in nodes} == {term}
+        assert leader.replica.state.seq == 300
+
+
+async def test_a_node_that_is_removed_while_it_gets_a_snapshot_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RAFT.md scenario 9: it does not stand for ever, and its operator learns why."""
+    monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
+    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    async with tcp_cluster(SMALL) as nodes:
+        leader, behind, _ = nodes
+        begun = trio.Event()
+        receive = behind.replica.receive
+
+        async def begin(peer: str, argument: Any) -> None:
+            begun.set()
+            await trio.sleep_forever()
+
+        def lose_entries(rpc: Rpc) -> None:
+            if not (isinstance(rpc, Append) and rpc.entries):
+                receive(rpc)
+
+        behind.replica.handlers["snapshot-begin"] = begin
+        behind.transport._on_rpc = lose_entries
+        for number in range(120):
+            await leader.replica.propose(publish(b'"%06d"' % number))
+        await begun.wait()
+        behind.transport._on_rpc = receive
+        await leader.broker.remove_member(behind.id)
+        with trio.fail_after(10):
+            await behind.replica.removed.wait()

@@ -1,0 +1,269 @@
+"""Proposals on their way: what becomes of one that was placed, lost, put back or given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from repl_broker.command import Publish
+from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.proposals import RECENT_ENTRIES_MAX, Forwarded, Proposal, Proposals
+from repl_broker.state import Outcome, Published
+from repl_broker.wire import encode_command
+
+REFUSAL = RequestError("no_leader", "Nothing was changed.")
+
+
+def proposed(proposals: Proposals, *, key: str | None = None, data: bytes = b"1") -> Proposal:
+    """One that waits. Only with a key it may be repeated."""
+    proposal = Proposal(Publish("chat", (data,), key, b"digest" if key else b""))
+    proposals.add(proposal)
+    return proposal
+
+
+def forwarded(proposals: Proposals) -> Forwarded:
+    command = Publish("chat", (b"1",), None, b"")
+    offer = Forwarded("n2", (command,), (encode_command(command),))
+    proposals.add(offer)
+    return offer
+
+
+def outcomes(count: int = 1) -> list[Outcome]:
+    return [Published(seq, seq, 0, replayed=False) for seq in range(1, count + 1)]
+
+
+def ended_unknown(proposal: Proposal) -> bool:
+    return proposal.settled.is_set() and isinstance(proposal.failure, OutcomeUnknownError)
+
+
+# --- taking, and room ---
+
+
+async def test_what_goes_next_is_bounded_and_at_least_one() -> None:
+    proposals = Proposals()
+    first, second, third = (proposed(proposals, data=b"x" * 100) for _ in range(3))
+    assert proposals.take(first.size + second.size) == [first, second]
+    assert proposals.waiting_bytes == third.size
+    assert proposals.take(1) == [third]
+    assert proposals.take(1) == []
+
+
+async def test_room_is_told_when_something_was_taken() -> None:
+    proposals = Proposals()
+    proposed(proposals)
+    room = proposals.room
+    proposals.take(1000)
+    assert room.is_set()
+    assert proposals.waiting_bytes == 0
+
+
+async def test_what_waits_and_is_given_up_makes_room() -> None:
+    """Or a node without a leader fills up with what nobody waits for."""
+    proposals = Proposals()
+    given_up, other = proposed(proposals), proposed(proposals)
+    room = proposals.room
+    proposals.give_up(given_up, REFUSAL)
+    assert room.is_set()
+    assert proposals.waiting_bytes == other.size
+    assert proposals.take(1000) == [other]
+    assert proposals.waiting_bytes == 0
+
+
+async def test_what_was_given_up_while_it_was_away_does_not_wait_again() -> None:
+    proposals = Proposals()
+    given_up, other = proposed(proposals), proposed(proposals)
+    taken = proposals.take(1000)
+    proposals.give_up(given_up, REFUSAL)
+    proposals.put_back(taken)
+    assert proposals.waiting_bytes == other.size
+    assert proposals.take(1000) == [other]
+
+
+async def test_what_is_put_back_goes_before_all_others_in_its_order() -> None:
+    proposals = Proposals()
+    first, second = proposed(proposals), proposed(proposals)
+    taken = proposals.take(1000)
+    third = proposed(proposals)
+    proposals.put_back(taken)
+    assert proposals.take(1000) == [first, second, third]
+
+
+# --- giving up ---
+
+
+async def test_what_is_in_no_log_ends_as_refused() -> None:
+    proposals = Proposals()
+    waits, was_put_back = proposed(proposals), proposed(proposals)
+    proposals.put_back(proposals.take(1000))
+    for proposal in (waits, was_put_back):
+        proposals.give_up(proposal, REFUSAL)
+        assert proposal.failure is REFUSAL
+    assert not proposals.unsettled
+    assert proposals.commands == 0
+
+
+async def test_what_may_be_in_a_log_ends_as_unknown() -> None:
+    proposals = Proposals()
+    away, placed = proposed(proposals), proposed(proposals)
+    proposals.take(1000)
+    proposals.place([placed], 1, 1)
+    for proposal in (away, placed):
+        proposals.give_up(proposal, REFUSAL)
+        assert ended_unknown(proposal)
+
+
+async def test_what_may_not_be_repeated_ends_as_unknown_once_it_is_lost() -> None:
+    proposals = Proposals()
+    proposal = proposed(proposals)
+    proposals.lose(proposals.take(1000))
+    assert ended_unknown(proposal)
+    assert not proposals.is_waiting
+
+
+async def test_what_was_lost_and_is_repeated_stays_doubtful() -> None:
+    """RAFT.md scenario 46: its first attempt may be kept, whatever becomes of the second."""
+    proposals = Proposals()
+    proposal = proposed(proposals, key="k")
+    proposals.lose(proposals.take(1000))
+    assert not proposal.settled.is_set()
+    proposals.put_back(proposals.take(1000))  # the next leader refused the second
+    assert not proposal.away
+    proposals.give_up(proposal, REFUSAL)
+    assert ended_unknown(proposal)
+    assert proposals.waiting_bytes == 0
+
+
+async def test_at_the_end_each_is_told_what_is_known_of_it() -> None:
+    proposals = Proposals()
+    away = proposed(proposals)
+    proposals.take(1000)
+    waits = proposed(proposals)
+    idle = proposals.idle
+    proposals.give_up_all(REFUSAL)
+    assert ended_unknown(away)
+    assert waits.failure is REFUSAL
+    assert idle.is_set()
+    assert (proposals.unsettled, proposals.waiting_bytes) == (set(), 0)
+
+
+async def test_an_outcome_that_comes_after_giving_up_changes_nothing() -> None:
+    proposals = Proposals()
+    proposal = proposed(proposals)
+    proposals.place(proposals.take(1000), 1, 1)
+    proposals.give_up(proposal, REFUSAL)
+    proposals.applied(1, 1, outcomes(), keep=True)
+    assert proposal.outcome is None
+    assert proposals.commands == 0
+
+
+# --- what is applied ---
+
+
+async def test_each_gets_the_outcome_of_its_place() -> None:
+    proposals = Proposals()
+    waiting = [proposed(proposals) for _ in range(3)]
+    proposals.place(proposals.take(1000), 7, 2, ordinal=1)
+    proposals.applied(7, 2, outcomes(4), keep=True)
+    assert [p.outcome for p in waiting] == outcomes(4)[1:]
+    assert proposals.commands == 3
+
+
+async def test_another_entry_at_its_place_has_it_offered_again() -> None:
+    """RAFT.md scenario 47."""
+    proposals = Proposals()
+    proposal = proposed(proposals)
+    proposals.place(proposals.take(1000), 7, 2)
+    proposals.applied(7, 3, outcomes(), keep=True)
+    assert not proposal.settled.is_set()
+    assert proposals.take(1000) == [proposal]
+
+
+async def test_an_entry_of_a_higher_term_has_all_behind_it_offered_again() -> None:
+    """RAFT.md scenario 47: the new log may be shorter, and nothing comes to its place."""
+    proposals = Proposals()
+    first, second = proposed(proposals), proposed(proposals, data=b"2")
+    newer = proposed(proposals, data=b"3")
+    proposals.take(1000)
+    proposals.place([first], 6, 1)
+    proposals.place([second], 7, 1)
+    proposals.place([newer], 7, 2)
+    proposals.applied(4, 1, outcomes(), keep=True)
+    assert not proposals.is_waiting, "they may come yet"
+    proposals.applied(5, 2, outcomes(), keep=True)
+    again = proposals.take(1000)
+    assert set(again) == {first, second}
+    proposals.place(again, 8, 2)
+    proposals.applied(7, 2, outcomes(), keep=True)
+    assert newer.outcome == outcomes()[0], "what is of that term is at its place"
+    proposals.applied(8, 2, outcomes(2), keep=True)
+    assert {p.outcome for p in again if isinstance(p, Proposal)} == {*outcomes(2)}
+    assert not proposals.unsettled
+
+
+async def test_a_place_that_its_entry_does_not_have_ends_as_unknown() -> None:
+    """It is a peer that gives it."""
+    proposals = Proposals()
+    proposal = proposed(proposals)
+    proposals.place_late(proposals.take(1000), (7, 1, 5), 6)
+    proposals.applied(7, 1, outcomes(), keep=True)
+    assert ended_unknown(proposal)
+
+
+async def test_an_answer_that_comes_after_its_entry_finds_the_outcome() -> None:
+    proposals = Proposals()
+    proposal = proposed(proposals)
+    taken = proposals.take(1000)
+    proposals.applied(7, 1, outcomes(), keep=True)
+    proposals.place_late(taken, (7, 1, 0), 7)
+    assert proposal.outcome == outcomes()[0]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_an_answer_that_comes_far_too_late_is_as_good_as_lost(key: str | None) -> None:
+    proposals = Proposals()
+    proposal = proposed(proposals, key=key)
+    taken = proposals.take(1000)
+    for index in range(1, RECENT_ENTRIES_MAX + 2):
+        proposals.applied(index, 1, outcomes(), keep=True)
+    proposals.place_late(taken, (1, 1, 0), RECENT_ENTRIES_MAX + 1)
+    assert ended_unknown(proposal) == (key is None)
+    assert proposal.doubtful == (key is not None)
+
+
+async def test_what_a_snapshot_covers_is_as_good_as_lost() -> None:
+    """RAFT.md scenario 46."""
+    proposals = Proposals()
+    plain, keyed, behind = proposed(proposals), proposed(proposals, key="k"), proposed(proposals)
+    proposals.take(1000)
+    proposals.place([plain], 6, 1)
+    proposals.place([keyed], 7, 1)
+    proposals.place([behind], 8, 1)
+    proposals.skipped(7)
+    assert ended_unknown(plain)
+    assert proposals.take(1000) == [keyed]
+    assert keyed.doubtful
+    proposals.applied(8, 1, outcomes(), keep=True)
+    assert behind.outcome == outcomes()[0]
+
+
+# --- what peers sent ---
+
+
+async def test_what_a_peer_sent_gets_its_place_and_no_more() -> None:
+    proposals = Proposals()
+    own, offer = proposed(proposals), forwarded(proposals)
+    proposals.place(proposals.take(1000), 7, 2)
+    assert offer.place == (7, 2, 1)
+    assert offer.decided.is_set()
+    proposals.applied(7, 2, outcomes(2), keep=False)
+    assert own.outcome == outcomes()[0]
+
+
+async def test_what_a_peer_sent_goes_back_to_it_when_this_node_leads_no_more() -> None:
+    """RAFT.md scenario 47: never on."""
+    proposals = Proposals()
+    own, offer = proposed(proposals), forwarded(proposals)
+    proposals.refuse_forwarded()
+    assert offer.decided.is_set()
+    assert offer.place is None
+    assert proposals.waiting_bytes == own.size
+    assert proposals.take(1000) == [own]

@@ -1,0 +1,262 @@
+"""Snapshots on their way: what a receiver takes, what it refuses, and what is never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from repl_broker.raft.log import Entry, EntryKind, Member, Membership, Snapshot, WriteBatch
+from repl_broker.snapshots import (
+    PIECE_BYTES,
+    SnapshotReceiver,
+    SnapshotRefusedError,
+    send_snapshot,
+)
+from tests.nodes import Disk
+
+MEMBERS = Membership((Member("n1", "n1:4081", "http://n1", voter=True, incarnation="1" * 16),))
+STATE = b"0123456789"
+TERM = 3  # of the leader
+INDEX = 9  # of the snapshot
+HISTORY = [Entry(index, 1, EntryKind.DATA, b"entry %d" % index) for index in range(1, INDEX + 3)]
+LIVE = [2, 5, 9]
+
+
+async def at_once(call: Callable[..., object], *arguments: Any) -> Any:
+    return call(*arguments)
+
+
+class Receiving:
+    """A receiver with its disk, and a leader's disk from which it can be sent a snapshot."""
+
+    def __init__(self) -> None:
+        self.disk = Disk("n2")
+        self.receiver = SnapshotReceiver(self.disk, at_once)
+        self.leader = Disk("n1")
+        self.leader.write(WriteBatch(tuple(HISTORY)))
+        self.asked: list[str] = []
+        self.own_term = 1
+
+    async def begin(
+        self, transfer: str = "t", *, sender: str = "n1", term: int = TERM, state: bytes = STATE
+    ) -> None:
+        mark = (INDEX, 2, MEMBERS.encode())
+        argument = (transfer, term, *mark, len(state), crc32(state))
+        await self.receiver.begin(sender, argument, self.own_term)
+
+    async def state(self, offset: int, piece: bytes, *, checksum: int | None = None) -> None:
+        found = crc32(piece) if checksum is None else checksum
+        await self.receiver.state("n1", ("t", offset, piece, found))
+
+    async def entries(self, *entries: Entry, damage: int = 0) -> None:
+        rows = [
+            (e.index, e.term, int(e.kind), e.data, crc32(e.data, e.index) ^ damage) for e in entries
+        ]
+        await self.receiver.entries("n1", ("t", rows))
+
+    async def end(self, count: int = 0) -> None:
+        await self.receiver.end("n1", ("t", count))
+
+    async def send(self, state: bytes = STATE, live: list[int] = LIVE) -> None:
+        """As a leader does it."""
+
+        async def call(name: str, argument: Any) -> None:
+            self.asked.append(name)
+            match name:
+                case "snapshot-begin":
+                    await self.receiver.begin("n1", argument, self.own_term)
+                case "snapshot-state":
+                    await self.receiver.state("n1", argument)
+                case "snapshot-entries":
+                    await self.receiver.entries("n1", argument)
+                case _:
+                    await self.receiver.end("n1", argument)
+
+        snapshot = Snapshot(INDEX, 2, state, MEMBERS.encode())
+        await send_snapshot(call, self.leader, snapshot, live, TERM, at_once)
+
+
+def refusal(match: str) -> pytest.RaisesExc[SnapshotRefusedError]:
+    return pytest.RaisesExc(SnapshotRefusedError, match=match)
+
+
+# --- one that arrives ---
+
+
+@pytest.mark.parametrize("size", [0, 10, PIECE_BYTES, 2 * PIECE_BYTES + 1])
+async def test_what_was_sent_is_staged_whole_and_installed_as_it_was(size: int) -> None:
+    """RAFT.md scenario 31: with the retained history that it covers, and nothing else."""
+    receiving = Receiving()
+    state = bytes(index % 251 for index in range(size))
+    await receiving.send(state)
+    assert receiving.receiver.complete is not None
+    mark, data = receiving.receiver.complete
+    assert (mark.index, mark.term, mark.membership, data) == (INDEX, 2, MEMBERS, state)
+    assert receiving.disk.load().snapshot is None, "the core decides whether it is put in place"
+    receiving.disk.install()
+    assert receiving.disk.snapshot == Snapshot(INDEX, 2, state, MEMBERS.encode())
+    assert receiving.disk.read([*range(20)]) == {i: b"entry %d" % i for i in LIVE}
+    assert receiving.asked.count("snapshot-state") == -(-size // PIECE_BYTES)
+
+
+async def test_a_snapshot_without_history_is_complete_all_the_same() -> None:
+    receiving = Receiving()
+    await receiving.send(live=[])
+    assert receiving.receiver.complete is not None
+    receiving.disk.install()
+    assert receiving.disk.entries == {}
+
+
+async def test_a_sender_whose_disk_lacks_entries_does_not_end_the_snapshot() -> None:
+    """RAFT.md scenario 31: one that lacks history would be installed, and be no copy."""
+    receiving = Receiving()
+    receiving.leader.drop([5])
+    with refusal("1 of its entries are not on this disk"):
+        await receiving.send()
+    assert "snapshot-end" not in receiving.asked
+    assert receiving.receiver.complete is None
+
+
+# --- beginning ---
+
+
+async def test_a_snapshot_of_an_older_term_is_not_begun() -> None:
+    """RAFT.md scenario 32: nor does it put an end to the one of the leader."""
+    receiving = Receiving()
+    await receiving.begin()
+    receiving.own_term = TERM
+    with refusal(f"the term is {TERM} here, and not {TERM - 1}"):
+        await receiving.begin("stale", sender="n3", term=TERM - 1)
+    await receiving.state(0, STATE)
+    await receiving.end()
+    assert receiving.receiver.complete is not None
+
+
+async def test_a_new_beginning_puts_an_end_to_the_one_before() -> None:
+    receiving = Receiving()
+    await receiving.begin("first")
+    await receiving.begin()
+    with refusal("of no snapshot that was begun"):
+        await receiving.receiver.state("n1", ("first", 0, STATE, crc32(STATE)))
+    await receiving.state(0, STATE)
+    await receiving.end()
+    assert receiving.receiver.complete is not None
+
+
+async def test_what_another_sends_is_not_mixed_in() -> None:
+    receiving = Receiving()
+    await receiving.begin()
+    with refusal("of no snapshot that was begun"):
+        await receiving.receiver.state("n3", ("t", 0, STATE, crc32(STATE)))
+    await receiving.state(0, STATE)
+    await receiving.end()
+
+
+@pytest.mark.parametrize("moment", ["complete", "installing"])
+async def test_none_is_begun_while_one_is_put_in_place(moment: str) -> None:
+    """RAFT.md scenario 33: what is staged is read by the install."""
+    receiving = Receiving()
+    await receiving.send()
+    if moment == "installing":
+        receiving.receiver.complete = None
+        receiving.receiver.installing = True
+    staged = receiving.disk.staged
+    with refusal("another snapshot is being installed"):
+        await receiving.begin("next")
+    assert receiving.disk.staged is staged
+
+
+async def test_another_that_begins_while_one_is_staged_is_not_mixed_with_it() -> None:
+    """RAFT.md scenario 33."""
+    receiving = Receiving()
+
+    async def slowly(call: Callable[..., object], *arguments: Any) -> None:
+        call(*arguments)
+        receiving.receiver._locked = at_once
+        await receiving.begin("next", sender="n3")
+
+    await receiving.begin()
+    await receiving.state(0, STATE)
+    receiving.receiver._locked = slowly
+    with refusal("of no snapshot that was begun"):
+        await receiving.entries(HISTORY[1])
+    assert receiving.disk.staged is not None
+    assert receiving.disk.staged[1] == {}
+
+
+# --- pieces ---
+
+Piece = Callable[[Receiving], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        lambda r: r.state(5, STATE[5:], checksum=1),
+        lambda r: r.state(6, STATE[6:]),
+        lambda r: r.state(0, STATE[:5]),
+        lambda r: r.state(5, STATE[5:] + b"more"),
+        lambda r: r.entries(HISTORY[1], damage=1),
+        lambda r: r.entries(HISTORY[0], HISTORY[INDEX]),
+        lambda r: r.end(),
+    ],
+    ids=["damaged", "hole", "again", "too long", "entry damaged", "entry not covered", "cut short"],
+)
+async def test_a_piece_that_does_not_fit_ends_the_snapshot(piece: Piece) -> None:
+    """RAFT.md scenario 33: nothing is seen of it, and the sender begins again."""
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE[:5])
+    with refusal("the snapshot is not sound"):
+        await piece(receiving)
+    with refusal("of no snapshot that was begun"):
+        await receiving.state(5, STATE[5:])
+    assert receiving.receiver.complete is None
+    await receiving.send()
+    assert receiving.receiver.complete is not None
+
+
+async def test_a_piece_of_state_that_comes_behind_entries_is_refused() -> None:
+    """RAFT.md scenario 33: the state is staged by then, and would stay without that piece."""
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE[:5])
+    await receiving.entries()
+    with refusal("a piece of state came behind entries"):
+        await receiving.state(5, STATE[5:])
+    with refusal("of no snapshot that was begun"):
+        await receiving.end()
+
+
+async def test_state_whose_pieces_are_sound_and_make_another_is_refused() -> None:
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE[::-1])
+    with refusal("its state is cut short or damaged"):
+        await receiving.end()
+    assert receiving.receiver.complete is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_another_count_of_entries_than_was_sent_is_refused(count: int) -> None:
+    """RAFT.md scenario 33."""
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE)
+    await receiving.entries(HISTORY[1], HISTORY[4])
+    with refusal(f"2 of its {count} entries have arrived"):
+        await receiving.end(count)
+    assert receiving.receiver.complete is None
+
+
+@pytest.mark.parametrize("argument", [None, (), ("t",), ("t", "0", b"", 0), ("t", 0, 1, 0)])
+async def test_what_is_no_piece_is_nonsense_and_disturbs_nothing(argument: object) -> None:
+    receiving = Receiving()
+    await receiving.begin()
+    with pytest.raises(ValueError):
+        await receiving.receiver.state("n1", argument)
+    await receiving.state(0, STATE)
+    await receiving.end()
