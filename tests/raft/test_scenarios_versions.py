@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from repl_broker.raft.codec import decode_rpc, encode_rpc
+from repl_broker.raft.codec import NUMBER_MAX, decode_rpc, encode_rpc
 from repl_broker.raft.log import Entry, EntryKind, Member, Membership, SnapshotMark
 from repl_broker.raft.rpc import (
     Append,
@@ -27,7 +27,7 @@ from repl_broker.raft.rpc import (
 )
 from repl_broker.wire import decode_entry
 
-NUMBERS: Final = st.integers(0, 2**63 - 1)
+NUMBERS: Final = st.integers(0, NUMBER_MAX)
 NAMES: Final = st.text(max_size=8)
 MEMBERS: Final = st.builds(
     Member, id=NAMES, raft_address=NAMES, http_url=NAMES, voter=st.booleans()
@@ -60,7 +60,7 @@ KINDS: Final[tuple[type[Rpc], ...]] = (
 def appends(draw: st.DrawFn) -> Append:
     """As a leader sends them: the indexes ascend by one, the terms never fall."""
     terms = sorted(draw(st.lists(NUMBERS, min_size=2, max_size=5)))
-    prev_index = draw(st.integers(0, 2**63 - 9))
+    prev_index = draw(st.integers(0, NUMBER_MAX - 8))
     entries = []
     for index, term in enumerate(terms[1:-1], prev_index + 1):
         kind = draw(st.sampled_from(EntryKind))
