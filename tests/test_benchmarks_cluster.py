@@ -48,7 +48,7 @@ needs_tools = pytest.mark.skipif(
 
 @pytest.mark.process
 @needs_tools
-@pytest.mark.parametrize("peer", [Single, Etcd, JetStream])
+@pytest.mark.parametrize("peer", [Single, Three, Etcd, JetStream])
 def test_every_peer_gives_plausible_figures_and_leaves_nothing(
     peer: type[Cluster], tmp_path: Path
 ) -> None:
@@ -60,13 +60,14 @@ def test_every_peer_gives_plausible_figures_and_leaves_nothing(
     assert found.failed == {}
     rows = {figure.row.name: figure.value for figure in found.figures}
     assert ("messages in batches of 5, 2 connections" in rows) == (peer is not Etcd)
-    assert ("publishes through a follower, 3 connections" in rows) == (peer is Etcd)
+    has_followers = peer in (Etcd, Three)
+    assert ("publishes through a follower, 3 connections" in rows) == has_followers
     assert rows["publishes, 3 connections"] > 1
     assert 0 < rows["publish p50, 1 connection"] <= rows["publish p99, 1 connection"]
     for trial in found.trials:
         assert 0 < trial.value < 30_000, trial
     tried = {trial.row for trial in found.trials}
-    assert tried == ({FAILOVER, HAND_OVER, QUIET} if peer is Etcd else set())
+    assert tried == ({FAILOVER, HAND_OVER, QUIET} if has_followers else set())
     assert list(tmp_path.iterdir()) == [tmp_path / "load"]
 
 
