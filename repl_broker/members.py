@@ -139,7 +139,7 @@ class Members:
         """
         if self._join:
             if not self._replica.is_empty:  # it was taken in; does the cluster know?
-                await self._wait_to_be_led(self._patience)
+                await self._wait_to_be_led(self._replica.patience)
             await self._ask_to_join()
         while True:
             changed = self._changed
@@ -159,11 +159,7 @@ class Members:
             if refusals and not accepted:
                 raise ConfigError(refusals[0])
             # What one leader has accepted, it may lose; asking again does no harm.
-            await self._wait_to_be_led(self._patience if accepted else JOIN_RETRY_SECONDS)
-
-    @property
-    def _patience(self) -> float:
-        return 5 * self._replica.options.election_timeout_seconds
+            await self._wait_to_be_led(self._replica.patience if accepted else JOIN_RETRY_SECONDS)
 
     @property
     def _is_led(self) -> bool:
@@ -174,7 +170,7 @@ class Members:
     async def _wait_to_be_led(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
             while not self._is_led:
-                await self._pause()
+                await self._replica.pause()
 
     async def _ask_one_to_join(self, address: Address, refusals: list[str]) -> bool:
         me = self._me
@@ -339,7 +335,7 @@ class Members:
         replica = self._replica
         # The time is for finding the leader. What it does takes as long as it takes,
         # within bounds of its own: that nothing was changed could not be said then.
-        end = trio.current_time() + 5 * replica.options.election_timeout_seconds
+        end = trio.current_time() + replica.patience
         while trio.current_time() < end:
             try:
                 if replica.leads:
@@ -361,16 +357,12 @@ class Members:
                     raise OutcomeUnknownError(
                         "The leader was lost while it carried this out; see GET /v1/cluster."
                     ) from None
-            await self._pause()
+            await self._replica.pause()
         raise RequestError(
             "no_leader",
             "The node knows no leader: a majority of the cluster's voters must run and reach "
             "each other. Nothing was changed.",
         )
-
-    async def _pause(self) -> None:
-        with trio.move_on_after(self._replica.options.heartbeat_interval_seconds):
-            await self._replica.wait_news()
 
     def _connected(self) -> list[str]:
         transport = self._require_transport()

@@ -378,6 +378,11 @@ class Replica:
         return self._core.committed_membership
 
     @property
+    def patience(self) -> float:
+        """For so many seconds a request waits for a leader."""
+        return PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+
+    @property
     def log_readers(self) -> trio.CapacityLimiter:
         return self._history.readers
 
@@ -434,7 +439,7 @@ class Replica:
 
     async def _settle(self, proposal: Proposal) -> None:
         """Wait for the outcome, while there is hope: a leader, or soon one."""
-        patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        patience = self.patience
         end = trio.current_time() + max(WAIT_SECONDS_MAX, patience)
         while True:
             with trio.move_on_after(patience):
@@ -463,12 +468,12 @@ class Replica:
         if self._is_alone and self._caught_up:
             await trio.lowlevel.checkpoint()
             return
-        with trio.move_on_after(PATIENCE_ELECTIONS * self.options.election_timeout_seconds):
+        with trio.move_on_after(self.patience):
             while True:
                 try:
                     await self.wait_applied(await self._safe_index())
                 except (NotLeaderError, PeerRefusedError, PeerUnreachableError):
-                    await self._pause()
+                    await self.pause()
                 else:
                     return
         raise self._no_leader()
@@ -515,7 +520,7 @@ class Replica:
         assert leader is not None
         if not self.peers.is_connected(leader):
             raise PeerUnreachableError(f"there is no connection to {leader!r}", sent=False)
-        patience = seconds or PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        patience = seconds or self.patience
         with trio.CancelScope() as scope:
             self._leader_calls[scope] = term
             try:
@@ -524,7 +529,7 @@ class Replica:
                 del self._leader_calls[scope]
         raise PeerUnreachableError(f"{leader!r} does not lead any more")
 
-    async def _pause(self) -> None:
+    async def pause(self) -> None:
         """Until the leader changes, or for about a heartbeat."""
         with trio.move_on_after(self.options.heartbeat_interval_seconds):
             await self._news.park()
@@ -532,10 +537,6 @@ class Replica:
     async def wait_applied(self, index: int) -> None:
         while self.state.applied_index < index:
             await self._progressed.park()
-
-    async def wait_news(self) -> None:
-        """Until role, term or leader change."""
-        await self._news.park()
 
     async def fetch(self, locations: Sequence[Location]) -> list[Message]:
         """The messages at ``locations``, in that order, up to the first that is gone by now.
@@ -563,7 +564,7 @@ class Replica:
                     case None:
                         return question.index
                     case Refusal.NOT_READY:  # its first entry is about to be committed
-                        await self._pause()
+                        await self.pause()
                     case refusal:
                         raise _refused(refusal)
         raise _refused(Refusal.NOT_READY)
@@ -582,9 +583,9 @@ class Replica:
             while (target := self._best_successor()) is not None:
                 with suppress(RequestError, NotLeaderError):
                     await self.transfer(target)
-                await self._pause()
+                await self.pause()
                 while self._core.transfer_target == target:
-                    await self._pause()
+                    await self.pause()
             while self._core.leader is None:
                 await self._news.park()
             log.info("handed over leader=%s term=%d", self.leader, self.term)
@@ -967,13 +968,13 @@ class Replica:
             found = await self.call_leader("propose", (self._core.term, encoded))
             place = _said(found, tuple[int, int, int])
         except (NotLeaderError, PeerRefusedError):
-            await self._pause()  # the next leader is not known yet
+            await self.pause()  # the next leader is not known yet
             self._proposals.put_back(offers)
         except PeerUnreachableError as error:
             if error.sent:
                 self._proposals.lose(offers)
             else:
-                await self._pause()
+                await self.pause()
                 self._proposals.put_back(offers)
         else:
             self._proposals.place_late(offers, place, self.state.applied_index)
@@ -1215,7 +1216,7 @@ class Replica:
             SnapshotRefusedError,
         ) as error:
             log.warning("could not send a snapshot peer=%s reason=%r", peer, str(error))
-            await self._pause()
+            await self.pause()
             self._post(SnapshotFailed(peer))
         else:
             self._snapshots_sent += 1
