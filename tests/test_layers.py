@@ -35,7 +35,7 @@ LAYERS = (
     ("state",),
     ("transport",),
     ("storage", "writer"),
-    ("wire", "sse", "wal"),
+    ("wire", "sse", "wal", "journal"),
     ("command",),
     ("message",),
     ("logs",),

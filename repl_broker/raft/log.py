@@ -83,9 +83,9 @@ class WriteBatch:
     truncate_from: int | None = None
 
     @property
-    def is_one_entry(self) -> bool:
-        """Whether all that it does is to add one entry."""
-        return len(self.entries) == 1 and self.hard_state is None and self.truncate_from is None
+    def only_adds(self) -> bool:
+        """Whether all that it does is to add entries."""
+        return self.hard_state is None and self.truncate_from is None
 
 
 @dataclass(frozen=True, slots=True, order=True)
