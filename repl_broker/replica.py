@@ -89,6 +89,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
+TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
 RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from memory
@@ -430,8 +431,14 @@ class Replica:
             raise _shutting_down()
         proposal = Proposal(command)
         proposals.add(proposal)
+        if self.leads and self._writer.is_quick:
+            # The write is done in place: others that are about to propose go with it.
+            await trio.lowlevel.cancel_shielded_checkpoint()
         self._offered_more()
-        await self._settle(proposal)
+        if proposal.settled.is_set():
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await self._settle(proposal)
         if proposal.failure is not None:
             raise proposal.failure
         assert proposal.outcome is not None
@@ -777,7 +784,10 @@ class Replica:
             return
         self._turning = True
         try:
-            deadline = self._take_turn()
+            for _ in range(TURNS_MAX):  # more than one: for what was written in place
+                deadline = self._take_turn()
+                if not self._events or self._failure is not None:
+                    break
         except Exception as error:  # noqa: BLE001  the driving task raises it
             self._failure = error
             self._awake.set()
@@ -1021,7 +1031,8 @@ class Replica:
             self._write_next()
             self.turn()
 
-        self._writer.submit(lambda: self._storage.write(*batches), done)
+        quick = self._storage.is_quick(*batches)
+        self._writer.submit(lambda: self._storage.write(*batches), done, quick=quick)
 
     def _fail(self, error: Exception) -> None:
         """Nothing may follow: the driving task raises it, and the node ends."""
