@@ -625,12 +625,7 @@ class Replica:
     # --- what comes from peers ---
 
     def receive(self, rpc: Rpc) -> None:
-        """Take an RPC of a peer; ``turn`` when there are no more for now.
-
-        Raises ValueError for one that no peer sends.
-        """
-        if isinstance(rpc, SnapshotReceived):
-            raise ValueError("a snapshot comes in pieces")
+        """Take an RPC of a peer; ``turn`` when there are no more for now."""
         if self._loaded:
             self._events.append(Receive(rpc))
 

@@ -23,8 +23,7 @@ from hypothesis.stateful import (
 )
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
-from repl_broker.raft.codec import NUMBER_MAX
-from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import (
     Identity,
     Loaded,

@@ -647,6 +647,8 @@ class Core:
                     term=self.term,
                     accepted=False,
                     index=0,
+                    hint_index=0,
+                    hint_term=0,
                 )
             )
         elif isinstance(rpc, PreVote):
@@ -759,6 +761,8 @@ class Core:
                 term=self.term,
                 accepted=True,
                 index=index,
+                hint_index=0,
+                hint_term=0,
             )
         )
 

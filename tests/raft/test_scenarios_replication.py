@@ -19,7 +19,7 @@ from repl_broker.raft.core import (
 from repl_broker.raft.log import Entry, EntryKind, HardState, SnapshotMark
 from repl_broker.raft.progress import Mode
 from repl_broker.raft.rpc import Append, AppendReply, Heartbeat, HeartbeatReply, Rpc
-from tests.raft.cluster import Chosen, Cluster, entries_of, is_heartbeat, members
+from tests.raft.cluster import Chosen, Cluster, accepted, entries_of, is_heartbeat, members
 
 LEADER = [1, 1, 1, 4, 4, 5, 5, 6, 6, 6]
 FIGURE_7 = {
@@ -51,10 +51,6 @@ def append(
         entries=tuple(entries_of(terms, index + 1)),
         commit=commit,
     )
-
-
-def accepted(index: int, *, term: int, sender: str = "n2", receiver: str = "n1") -> AppendReply:
-    return AppendReply(sender=sender, receiver=receiver, term=term, accepted=True, index=index)
 
 
 @pytest.mark.parametrize("name", list(FIGURE_7))

@@ -20,7 +20,7 @@ from repl_broker.raft.core import Receive, Role
 from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
 from repl_broker.raft.rpc import Append, AppendReply, PreVote, PreVoteReply, Vote, VoteReply
 from repl_broker.storage import SqliteStorage
-from tests.raft.cluster import Cluster, entries_of
+from tests.raft.cluster import Cluster, accepted, entries_of
 from tests.raft.power_loss import (
     DEADLY,
     NAMES,
@@ -368,7 +368,7 @@ def test_a_vote_whose_write_failed_is_never_given() -> None:
     """RAFT.md scenario 27: the driver does not report the write, so the core has nothing to say."""
     cluster = Cluster()
     cluster.slow = {"n1"}
-    request = Vote(sender="n2", receiver="n1", term=1, last_index=0, last_term=0)
+    request = Vote(sender="n2", receiver="n1", term=1, last_index=0, last_term=0, transfer=False)
     for _ in range(3):
         cluster.receive(request)
     pass_time(cluster, "n1")
@@ -410,7 +410,7 @@ def test_a_leader_whose_write_failed_does_not_count_itself(size: int) -> None:
     cluster.propose("n1")
     cluster.fly(Append)
     if size == 3:
-        reply = AppendReply(sender="n2", receiver="n1", term=1, accepted=True, index=1)
+        reply = accepted(1, term=1)
         cluster.receive(reply)
     pass_time(cluster, "n1")
     assert cluster["n1"].committed_index == 1
