@@ -453,8 +453,9 @@ class Pieces(trio.abc.HalfCloseableStream):
 async def frames_of(data: bytes, sizes: list[int]) -> list[Any]:
     frames = _Frames(_Line(Pieces(data, sizes), 0), HELLO_BYTES_MAX)
     found = []
-    while (frame := await frames.receive_or_end()) is not None:
-        found.append(frame)
+    while await frames.more():
+        while (frame := frames.take()) is not None:
+            found.append(frame)
     return found
 
 

@@ -413,20 +413,23 @@ class Core:
         self._fresh.append(rpc)
 
     def _hand_out_write(self) -> None:
-        hard_state = HardState(self.term, self.vote)
-        changed = hard_state != self._hard_state
+        before = self._hard_state
+        changed = self.term != before.term or self.vote != before.vote
         if self.role is Role.LEADER and self._unwritten:
             self._accept(self.node_id, self._unwritten[-1].index)
         if changed or self._unwritten or self._truncate_from is not None:
             self._write_number += 1
             self._writes.append((self._write_number, self._now))
             self._effects.persist_number = self._write_number
+            if changed:
+                self._hard_state = HardState(self.term, self.vote)
             self._effects.persist = WriteBatch(
-                tuple(self._unwritten), hard_state if changed else None, self._truncate_from
+                tuple(self._unwritten), self._hard_state if changed else None, self._truncate_from
             )
-            self._hard_state = hard_state
             self._unwritten = []
             self._truncate_from = None
+        if not self._fresh:
+            return
         fresh, self._fresh = self._fresh, []
         for rpc in fresh:
             if self._writes:
@@ -836,9 +839,10 @@ class Core:
     def _send_appends(self) -> None:
         if self.role is not Role.LEADER:
             return
-        for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
-            self._send_append(peer)
-        self._wants_append.clear()
+        if self._wants_append:
+            for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
+                self._send_append(peer)
+            self._wants_append.clear()
         if self._now >= self._tell_at:
             self._tell_commits()
 
