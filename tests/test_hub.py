@@ -105,6 +105,18 @@ def test_a_removed_topic_is_told_in_its_place() -> None:
     ]
 
 
+def test_a_stream_that_was_told_of_removals_finds_its_place_behind_those() -> None:
+    """They have the position of the message before them."""
+    hub, channel = hub_with("*")
+    first, second, later = (TopicDeleted(name, 1) for name in "abc")
+    hub.publish([message(1), first, second, message(2)], 2)
+    assert channel.offset_after(1) == 1
+    assert channel.offset_after(1, {first, second}) == 3
+    assert channel.offset_after(1, {first, second, later}) == 3
+    assert channel.offset_after(1, {later}) == 1
+    assert channel.offset_after(1, {second}) is None, "the log knows what of this is still to tell"
+
+
 def test_leaving_frees_everything() -> None:
     hub, channel = hub_with("chat", ">")
     second = hub.join(channel.filters)
