@@ -24,6 +24,7 @@ LAYERS = (
     ("daemon",),
     ("web.*",),
     ("cluster", "broker"),
+    ("fanout",),
     ("subscription",),
     ("members",),
     ("replica",),

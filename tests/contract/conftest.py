@@ -3,7 +3,7 @@
 A test sees a ``Node``: a URL, a client, and ``stop``. How the node is run stays
 here, so that the same suite can hold another front end, or a node in a process
 of its own, to the same contract: add it to ``FRONT_ENDS``. A module whose tests
-concern publishing, or reading requests at all, runs over each of them with
+concern publishing, event streams, or reading requests at all, runs over each of them with
 ``pytestmark = over_all_front_ends``; the others run over the first.
 """
 
