@@ -1,7 +1,7 @@
 """What a node can do, measured beside what it stands on and what does the like.
 
 ``python -m benchmarks`` makes the table of docs/explanation/performance.md. With
-``stalled`` after it, a run on the node alone.
+``stalled`` or ``churn`` after it, one of two runs on the node alone.
 
     __main__  options, the order of things
     command   what all commands have in common
@@ -10,6 +10,8 @@
               ASGI on Hypercorn (bare.py)
     node      our server's command and configuration
     stalled   readers that stop reading, among many that go on
+    churn     readers that come and vanish; what is left of them
+    network   where a client can vanish in silence
     processes servers on loopback, ended by their ids
     commits   SQLite commits alone
     load      compiles and runs load.c, the load generator

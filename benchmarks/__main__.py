@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, and print one table; or ``stalled``."""
+"""``python -m benchmarks``: measure, and print one table; or ``stalled``, or ``churn``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import stalled
+from benchmarks import churn, stalled
 from benchmarks.command import add_options, allow_files, end_in_order, named, progress
 from benchmarks.load import BenchmarkError
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import OtherWork, as_json, as_table, conditions
 from benchmarks.suite import Found, Scale, measure
 
-OTHERS = {"stalled": stalled.main}
+OTHERS = {"stalled": stalled.main, "churn": churn.main}
 GENERATOR_FILES = 600  # that are open beside the subscribers': publishers, and room to spare
 
 
@@ -94,8 +94,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measure a node, and three of them, beside Nchan, Redis, NATS, bare ASGI on "
         "Hypercorn, and SQLite alone.",
-        epilog="python -m benchmarks stalled: readers that stop reading, among those that go on; "
-        "it has --help.",
+        epilog="python -m benchmarks stalled: readers that stop reading, among those that go on. "
+        "python -m benchmarks churn: readers that come and vanish. Both have --help.",
     )
     add_options(parser)
     parser.add_argument(

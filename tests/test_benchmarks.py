@@ -10,10 +10,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import __main__, stalled
+from benchmarks import __main__, network, stalled
+from benchmarks.churn import Found as Churned
+from benchmarks.churn import Holding, as_lines, is_settled, leaks
 from benchmarks.figures import Figure, Row
 from benchmarks.load import BenchmarkError, Generator, Load
 from benchmarks.node import connections_max, single_node
@@ -313,6 +316,86 @@ def test_too_much_memory_and_readers_that_did_not_stall_are_not_ok(
     assert bad.startswith(said) or said in bad
 
 
+# --- readers that come and vanish ---
+
+BEFORE = Holding(20, 50.0, 0, 0, 2, 0)
+CHURNED = Churned(
+    {"reset": 500, "end": 490, "silence": 10},
+    2500,
+    80,
+    2.0,
+    5.5,
+    BEFORE,
+    BEFORE,
+    BEFORE,
+    [50.0, 50.5],
+)
+
+
+def test_a_node_that_let_go_of_all_readers_leaks_nothing() -> None:
+    assert list(leaks(CHURNED)) == []
+    assert list(as_lines(CHURNED)) == [
+        "readers: 1,000 (500 by reset, 490 by end, 10 by silence), 500 a second",
+        "messages: 2,500 read, all in order, of 80 published",
+        "settled: 5.5 s after the last had vanished",
+        "open files: 20 before, 20 at the peak of memory, 20 after",
+        "memory, MB: 50.0 before, 50.0 at the peak of memory, 50.0 after",
+        "memory on the way, MB: 50.0 50.5",
+        "left: 0 streams, 0 channels",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({"files": 21}, "1 files are open that were not before"),
+        ({"subscribers": 3}, "3 subscribers are left, and no reader is"),
+        ({"channels": 2}, "2 channels are left, and no reader is"),
+        ({"connections": 4}, "2 connections are left of readers"),
+        ({"connections_failed_total": 1}, "1 connections were ended by errors of the node"),
+        ({"rss_mb": 83.0}, "the node has grown by 33.0 MB"),
+    ],
+)
+def test_whatever_a_node_keeps_of_readers_is_a_leak(left: dict[str, Any], said: str) -> None:
+    after = replace(BEFORE, **left)
+    (leak,) = leaks(replace(CHURNED, after=after))
+    assert leak.startswith(said)
+
+
+def test_a_node_has_settled_when_only_those_who_ask_are_left() -> None:
+    assert is_settled(BEFORE, None)
+    assert is_settled(BEFORE, BEFORE)
+    for left in ({"files": 21}, {"subscribers": 1}, {"channels": 1}, {"connections": 3}):
+        assert not is_settled(replace(BEFORE, **left), BEFORE)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(bool(network.why_not()), reason=network.why_not() or "-")
+def test_a_silenced_client_is_heard_no_more() -> None:
+    """In a network of its own, which another process enters, since it stays there."""
+    script = (
+        "import socket\n"
+        "from benchmarks.network import enter_own_network, silence\n"
+        "assert enter_own_network() == ''\n"
+        "listener = socket.create_server(('127.0.0.1', 4080))\n"
+        "pairs = []\n"
+        "for address in ('127.0.0.2', '127.0.0.3'):\n"
+        "    client = socket.create_connection(('127.0.0.1', 4080), source_address=(address, 0))\n"
+        "    pairs.append((client, listener.accept()[0]))\n"
+        "silence(['127.0.0.2'])\n"
+        "for client, _ in pairs:\n"
+        "    client.send(b'x')\n"
+        "assert pairs[1][1].recv(1) == b'x'\n"
+        "try:\n"
+        "    pairs[0][1].recv(1, socket.MSG_DONTWAIT)\n"
+        "except BlockingIOError:\n"
+        "    print('silent')\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("silent\n", "")
+
+
 # --- the command ---
 
 
@@ -327,6 +410,8 @@ def test_too_much_memory_and_readers_that_did_not_stall_are_not_ok(
         ),
         (["--subscribers", "100,20000"], 2, "each 1 to 18900"),
         (["stalled", "--help"], 0, "--stalled"),
+        (["churn", "--help"], 0, "--count"),
+        (["churn", "--count", "0"], 2, "1 to 10000000"),
     ],
 )
 def test_the_command_explains_itself(arguments: list[str], status: int, said: str) -> None:
