@@ -330,7 +330,8 @@ async def test_another_leader_shows_at_once(
     app: QuartTrio, node: Node, autojump_clock: MockClock
 ) -> None:
     async with feed(app) as opened:
-        await opened.sample()
+        with standing_still(autojump_clock):
+            await opened.sample()
         began = trio.current_time()
         with mock.patch.object(Broker, "leadership", (7, "n2")):
             await opened.sample()
