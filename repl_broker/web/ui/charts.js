@@ -47,7 +47,7 @@ export class Charts {
           y: { range: (_, least, most) => [0, most > 0 ? most * 1.15 : 1] },
         },
         axes: [
-          { ...axis, grid: { show: false }, size: 24, space: 80, values: (_, at) => at.map(shortTime) },
+          { ...axis, grid: { show: false }, size: 24, space: 60, incrs: [60, 120, 300], values: (_, at) => at.map(shortTime) },
           {
             ...axis,
             grid: { stroke: colour("--line"), width: 1 },

@@ -68,7 +68,7 @@ export class TopicPanel {
     say($("fact-subscribers"), count(topic.subscribers));
     say($("fact-first"), topic.first_id ?? "–");
     say($("fact-last"), topic.last_id ?? "–");
-    say($("fact-created"), topic.created_at.slice(0, 19).replace("T", " "));
+    say($("fact-created"), topic.created_at.slice(0, 16).replace("T", " "));
     say(
       $("fact-retention"),
       `${plural(retention.messages, "message")}, ${period(retention.seconds)}, ${bytes(retention.bytes)}`,
