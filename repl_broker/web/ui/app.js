@@ -9,6 +9,7 @@ import { Topics } from "./topics.js";
 import { isName, TopicPanel } from "./topic.js";
 
 const SILENCE_MILLISECONDS = 8000; // a sample comes every second
+const SLEEP_MILLISECONDS = 30_000; // after which a page that nobody sees lets go of its streams
 const THEMES = ["auto", "light", "dark"];
 
 const series = new Series();
@@ -21,15 +22,19 @@ let feed = new AbortController();
 let hello = null;
 let last = null; // the last sample
 let wasLost = false;
+let isAsleep = false;
+let knowsPast = false; // whether the minutes before were asked for
 
 // --- the feed ---
 
 /** Open the feed for what is to be seen now; the one before ends. */
 function listen() {
+  if (isAsleep) return;
   feed.abort();
   feed = new AbortController();
   const { signal } = feed;
-  const query = new URLSearchParams({ ...topics.query, topic: panel.name, past: hello ? 0 : 1 });
+  const query = new URLSearchParams({ ...topics.query, topic: panel.name, past: knowsPast ? 0 : 1 });
+  knowsPast = true;
   follow(`ui/feed?${query}`, {
     signal,
     silence: SILENCE_MILLISECONDS,
@@ -77,7 +82,7 @@ function recall(past) {
     series.add(node.time_ms / 1000, between(before, { clock, node }, hello.commit_buckets_seconds));
     before = { clock, node };
   }
-  last ??= before && { ...before, cluster: null };
+  if (before && !(last?.clock >= before.clock)) last = { ...before, cluster: last?.cluster ?? null };
 }
 
 function learn(sample) {
@@ -91,9 +96,9 @@ function learn(sample) {
 function show(sample) {
   const { node, figures } = sample;
   say($("tile-published"), rate(figures?.published));
-  say($("tile-published-more"), `${count(node.messages)} since the start`);
+  say($("tile-published-more"), `${count(node.messages)} through this node`);
   say($("tile-delivered"), rate(figures?.delivered));
-  say($("tile-delivered-more"), `${count(node.deliveries)} since the start`);
+  say($("tile-delivered-more"), `${count(node.deliveries)} by this node`);
   say($("tile-latency"), latency(figures?.most));
   say($("tile-latency-more"), figures?.half ? `half within ${latency(figures.half)}` : "no writes this second");
   say($("tile-streams"), count(node.subscribers));
@@ -179,6 +184,30 @@ function setUpTheme() {
   });
 }
 
+/** A browser has six connections to a node for all tabs: a tab that nobody sees takes none. */
+function setUpSleep() {
+  let timer = 0;
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(timer);
+    if (document.hidden) timer = setTimeout(sleep, SLEEP_MILLISECONDS);
+    else if (isAsleep) wake();
+  });
+}
+
+function sleep() {
+  isAsleep = true;
+  feed.abort();
+  panel.sleep();
+}
+
+function wake() {
+  isAsleep = false;
+  knowsPast = false;
+  listen();
+  panel.wake();
+}
+
 setUpTheme();
+setUpSleep();
 addEventListener("hashchange", route);
 route();

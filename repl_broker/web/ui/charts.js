@@ -2,7 +2,7 @@
 
 import { $, latency, rate, say } from "./format.js";
 
-const SPAN_SECONDS = 300;
+const SPAN_SECONDS = [60, 300]; // at least and at most
 const CHARTS = [
   { id: "chart-published", lines: [["published", "--teal"]], format: rate, unit: "messages a second published" },
   { id: "chart-delivered", lines: [["delivered", "--blue"]], format: rate, unit: "messages a second delivered" },
@@ -43,11 +43,11 @@ export class Charts {
         legend: { show: false },
         padding: [8, 6, 0, 0],
         scales: {
-          x: { range: (_, least, most) => [most - SPAN_SECONDS, most] },
+          x: { range: (_, least, most) => [most - span(most - least), most] },
           y: { range: (_, least, most) => [0, most > 0 ? most * 1.15 : 1] },
         },
         axes: [
-          { ...axis, grid: { show: false }, size: 24, space: 60, incrs: [60, 120, 300], values: (_, at) => at.map(shortTime) },
+          { ...axis, grid: { show: false }, size: 24, space: 90, incrs: [15, 30, 60, 120, 300], values: (_, at) => at.map(longTime) },
           {
             ...axis,
             grid: { stroke: colour("--line"), width: 1 },
@@ -116,6 +116,6 @@ function longTime(seconds) {
   return new Date(seconds * 1000).toLocaleTimeString("en-GB");
 }
 
-function shortTime(seconds) {
-  return longTime(seconds).slice(0, 5);
+function span(seconds) {
+  return Math.min(SPAN_SECONDS[1], Math.max(SPAN_SECONDS[0], seconds));
 }

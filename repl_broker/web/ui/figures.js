@@ -26,7 +26,7 @@ export function between(before, now, bounds) {
   const counts = now.node.commit_buckets.map((each, i) => each - before.node.commit_buckets[i]);
   const commands = now.node.commands - before.node.commands;
   return {
-    published: per("messages"),
+    published: per("seq"), // of the cluster, through any node
     delivered: per("deliveries"),
     commands: per("commands"),
     writes: per("writes"),

@@ -92,6 +92,10 @@ export class Tail {
     this.#frame = 0;
   }
 
+  get isPaused() {
+    return this.#paused;
+  }
+
   pause(on) {
     const before = this.#paused;
     this.#paused = on;
@@ -124,8 +128,12 @@ export class Tail {
       this.#since++;
       return;
     }
-    if (this.#takeToken()) this.#due.push(block);
-    else this.#isPartial = true;
+    if (!this.#takeToken()) {
+      this.#isPartial = true;
+      return;
+    }
+    this.#due.push(block);
+    if (this.#due.length > 2 * ROWS_MAX) this.#due.splice(0, ROWS_MAX); // a hidden page draws nothing
   }
 
   #forget() {
@@ -253,6 +261,11 @@ export class Tail {
 
   #tick() {
     const now = performance.now();
+    const list = $("tail");
+    if (this.#held && !list.matches(":hover") && !list.contains(document.activeElement)) {
+      this.#held = false; // what had the focus is gone, without a word
+      if (!this.#paused) this.#resume();
+    }
     const { arrived, since } = this.#window;
     if (!arrived && this.#isPartial && !this.#paused && !this.#held) this.#drawKept(); // it is quiet now
     const seconds = (now - since) / 1000;

@@ -50,6 +50,16 @@ export class TopicPanel {
     $("topic-name").focus({ preventScroll: true });
   }
 
+  /** Let go of the tail's stream; what is shown stays. */
+  sleep() {
+    this.#tail.stop();
+  }
+
+  /** Go on: the tail begins anew, unless it was being read. */
+  wake() {
+    if (this.name && !this.#tail.isPaused) this.#started = false;
+  }
+
   /** What the feed says of the topic; null if there is none. */
   show(topic) {
     if (!this.name || (topic && topic.name !== this.name)) return;
