@@ -51,7 +51,6 @@ HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -162,6 +161,7 @@ class _Feed(ResponseBody):
             "version": __version__,
             "period_seconds": PERIOD_SECONDS,
             "commit_buckets_seconds": COMMIT_BUCKETS_SECONDS,
+            "default_retention": self._broker.state.settings.retention,
         }
         data = sse.retry(RETRY_MS) + sse.event("hello", "0", encode_json(hello))
         if self._past:

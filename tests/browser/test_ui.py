@@ -341,6 +341,16 @@ def test_a_topic_is_created_used_changed_and_deleted(
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#fact-retention")).to_contain_text("9 messages")
 
+    publish(node.url, "made.here", 2)
+    page.get_by_role("button", name="Retention").click()
+    page.get_by_label("Messages", exact=True).fill("1")
+    page.get_by_role("button", name="Save").click()
+    expect(error).to_contain_text("Less will be kept")
+    assert node.get("/v1/topics/made.here")["messages"] == 2
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#fact-retention")).to_contain_text("1 message,")
+    expect(page.locator("#fact-messages")).to_have_text("1")
+
     page.get_by_role("button", name="Delete", exact=True).click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("made.here, with 1 message")

@@ -157,6 +157,7 @@ async def test_a_feed_begins_with_who_it_is_and_what_there_is(app: QuartTrio, no
     async with feed(app) as opened:
         hello = (await opened.events())["hello"]
         assert hello["node"] == node.broker.node_id
+        assert hello["default_retention"]["messages"] == Config().topics.retention.messages
         sample = await opened.sample()
     assert sample["cluster"]["leader"] == node.broker.node_id
     assert sample["node"]["messages"] == 1

@@ -72,6 +72,7 @@ function greet(said) {
     last = null;
   }
   hello = said;
+  panel.defaults = said.default_retention;
   say($("version"), said.version);
   document.title = `${said.node} · repl-broker`;
 }

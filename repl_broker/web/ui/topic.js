@@ -14,9 +14,11 @@ export function isName(text) {
 
 export class TopicPanel {
   name = "";
+  defaults = {}; // what a topic keeps that does not say otherwise
   #topic = null;
   #tail = new Tail();
   #started = false;
+  #agreed = ""; // limits of which the user knows what they may cost
 
   constructor() {
     $("publish-form").addEventListener("submit", (event) => this.#publish(event));
@@ -114,10 +116,11 @@ export class TopicPanel {
     for (const limit of LIMITS) {
       const field = $(`settings-${limit}`);
       field.value = topic?.own[limit] ?? "";
-      field.placeholder = "the node’s default";
+      field.placeholder = `${this.defaults[limit] ?? ""} (the default)`;
     }
     this.#show($("settings"), $("settings-error"));
     $("settings").dataset.topic = topic?.name ?? "";
+    this.#agreed = "";
     (isNew ? $("settings-name") : $("settings-messages")).focus();
   }
 
@@ -134,6 +137,11 @@ export class TopicPanel {
       }
       if (value !== "") retention[limit] = Number(value);
     }
+    if (changed && this.#isLess(retention) && this.#agreed !== JSON.stringify(retention)) {
+      this.#agreed = JSON.stringify(retention);
+      refuse(error, "Less will be kept.", "What is beyond the new limits goes at once, for good. Save again to do so.");
+      return;
+    }
     await doing($("settings-form"), error, async () => {
       if (changed) {
         await call("PUT", `topics/${changed}`, JSON.stringify({ retention }));
@@ -143,6 +151,11 @@ export class TopicPanel {
       }
       $("settings").close();
     });
+  }
+
+  #isLess(retention) {
+    const before = this.#topic?.retention;
+    return before && LIMITS.some((limit) => (retention[limit] ?? this.defaults[limit]) < before[limit]);
   }
 
   #openDelete() {
