@@ -34,7 +34,7 @@ from repl_broker.message import (
     time_text,
 )
 from repl_broker.replica import Replica, ReplicaStatistics
-from repl_broker.state import Outcome, Published, Refused, Topic, TopicChanged
+from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
 from repl_broker.transport import TransportStatistics
 
@@ -135,6 +135,20 @@ class Broker:
     @property
     def node_id(self) -> str:
         return self._replica.node_id
+
+    @property
+    def state(self) -> BrokerState:
+        """What this node has applied; to look at, and nothing else."""
+        return self._replica.state
+
+    @property
+    def leadership(self) -> tuple[int, str | None]:
+        """The term and who leads in it, as far as this node knows."""
+        return self._replica.term, self._replica.leader
+
+    def subscribers(self, topic: str) -> int:
+        """Streams on this node that follow ``topic``."""
+        return self._hub.subscribers(topic)
 
     # --- publishing ---
 
