@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TURN_SECONDS_MAX: Final = 0.004  # of writing, until other tasks (Raft's heartbeats) have their turn
+TURN_SECONDS_MAX: Final = 0.001  # of writing, until others (publishes, heartbeats) have a turn
 TURN_READERS: Final = 16  # between two looks at the clock
 EVENTS_MAX: Final = 64  # of the epoll set, in one turn
 ADVANCE_BATCHES_MAX: Final = 4  # for one reader that catches up along the tail, in one turn
