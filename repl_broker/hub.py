@@ -334,6 +334,9 @@ class Hub:
 
     def publish(self, events: Sequence[Message | TopicDeleted], position: int) -> None:
         """Tell the streams what an entry did. ``position`` is the last sequence number given."""
+        if not self._channels:
+            self.position = position
+            return
         woken: set[Channel] = set()
         room = APPENDS_MAX
         left_out: set[str] = set()  # topics of what finds no room

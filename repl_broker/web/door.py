@@ -231,6 +231,8 @@ class Door:
         self.stopping = False
         self.hypercorn_config = _hypercorn_config(options)
         self._listeners = tuple(listeners)
+        for listener in listeners:
+            find_dead_peers(listener.socket)  # what it accepts inherits that
         in_place = options.answer_in_place and ssl_context is None
         self._publishing = publishing if in_place else None
         self._streams = streams if in_place else None
@@ -338,7 +340,6 @@ class Door:
 
     def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         self._accepted += 1
-        find_dead_peers(stream.socket)
         transport = Transport(stream.socket, self.options.write_timeout_seconds)
         if self.connections < self.options.connections_max:
             client = self._receive(transport)
