@@ -188,14 +188,14 @@ def test_a_server_that_delivers_everything_passes_however_it_cuts_its_writes(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lose(3), "subscriber 2 got message 4 where 3 was due"),
-        (lose(0), "subscriber 2 got message 1 where 0 was due"),
+        (lose(3), r"subscriber \d got message 4 where 3 was due"),
+        (lose(0), r"subscriber \d got message 1 where 0 was due"),
         (lose(MESSAGES - 1), "1 of 3 subscribers do not have as many"),
-        (repeat, "subscriber 2 got message 3 where 4 was due"),
-        (exchange(), "subscriber 2 got message 4 where 3 was due"),
-        (give_another, "subscriber 2 got message 2 where 3 was due"),
-        (skip_an_id, "subscriber 2 got id 9 where 8 was due"),
-        (keep_an_id, "subscriber 2 got id 7 where 8 was due"),
+        (repeat, r"subscriber \d got message 3 where 4 was due"),
+        (exchange(), r"subscriber \d got message 4 where 3 was due"),
+        (give_another, r"subscriber \d got message 2 where 3 was due"),
+        (skip_an_id, r"subscriber \d got id 9 where 8 was due"),
+        (keep_an_id, r"subscriber \d got id 7 where 8 was due"),
     ],
     ids=["lost", "first lost", "last lost", "repeated", "exchanged", "other", "id", "same id"],
 )

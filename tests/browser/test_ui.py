@@ -529,6 +529,7 @@ def test_everything_is_done_with_the_keyboard_alone(node: DemoNode, open_page: O
     expect(focused).to_have_text("keys.000")
     keyboard.press("Enter")
     expect(page.locator("#topic-name")).to_be_focused()
+    expect(page.locator("#topic-delete")).to_be_enabled()  # once the feed has told of it
     tab_to(page, "button", "Delete")
     keyboard.press("Enter")
     keyboard.type("keys.000")

@@ -43,6 +43,7 @@ export class TopicPanel {
     this.#topic = null;
     this.#started = false;
     this.#tail.stop();
+    $("topic-edit").disabled = $("topic-delete").disabled = true; // until the feed has told of it
     $("topic-panel").hidden = !name;
     $("topics-page").classList.toggle("has-topic", Boolean(name));
     if (!name) return;
