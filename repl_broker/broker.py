@@ -43,7 +43,7 @@ __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "Topic
 T = TypeVar("T")
 
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
-INLINE_BYTES_MAX: Final = 64 << 10  # a larger body is checked in a thread
+INLINE_BYTES_MAX: Final = 256 << 10  # a larger body is checked in a thread
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
