@@ -34,6 +34,7 @@ expect = playwright.expect
 pytestmark = pytest.mark.browser
 
 WAIT_MILLISECONDS_MAX = 20_000
+expect.set_options(timeout=WAIT_MILLISECONDS_MAX)  # reconnecting alone may take 5 s, its default
 BYTES_MAX = 150 * 1024
 MANY_TOPICS = 10_000
 ROWS_MAX = 80  # elements of the list of topics, however many there are
