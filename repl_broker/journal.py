@@ -24,6 +24,8 @@ What cannot be told: damage to the last record looks like a torn one.
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,7 +55,8 @@ class Journal:
         """Open a file that ``make`` made; no record in it has this ``salt``."""
         self._salt = salt
         self._at = 0
-        self._file = os.open(path, os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC)
+        self._page = memoryview(mmap.mmap(-1, RECORD_BYTES_MAX))  # aligned, as O_DIRECT wants it
+        self._file = _open(path, self._page[:BLOCK_BYTES])
 
     @staticmethod
     def make(path: Path) -> None:
@@ -98,7 +101,8 @@ class Journal:
         body = _BODY.pack(first, len(entries), len(behind)) + behind
         record = _HEAD.pack(self._salt, _checksum(body, self._salt)) + body
         size = _block_after(len(record))
-        written = os.pwrite(self._file, record.ljust(size, b"\0"), self._at)
+        self._page[:size] = record.ljust(size, b"\0")
+        written = os.pwrite(self._file, self._page[:size], self._at)
         if written < size:
             raise OSError(f"only {written} of {size} bytes were written")
         self._at += size
@@ -110,6 +114,25 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _open(path: Path, block: memoryview) -> int:
+    """For writes that are durable when they return, and go past the page cache if the file
+    system can do that: it saves a copy, and the search for what is to be written back."""
+    flags = os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC
+    file = -1
+    try:
+        file = os.open(path, flags | os.O_DIRECT)
+        with path.open("rb") as old:
+            old.readinto(block)
+        os.pwrite(file, block, 0)  # what is there already: some refuse only now
+    except OSError as error:
+        if file >= 0:
+            os.close(file)
+        if error.errno != errno.EINVAL:
+            raise
+        file = os.open(path, flags)
+    return file
 
 
 def _record_at(data: bytes, at: int, salt: bytes) -> list[Entry]:

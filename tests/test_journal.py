@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 import stat
@@ -90,6 +92,34 @@ def test_a_write_is_synced_when_it_returns(journal: Journal) -> None:
     assert flags & os.O_DSYNC
 
 
+@pytest.mark.parametrize("refused", ["opening", "writing"])
+def test_a_file_system_without_direct_writes_gets_others(path: Path, refused: str) -> None:
+    Journal.make(path)
+    before = path.read_bytes()
+    open_file, write = os.open, os.pwrite
+
+    def is_direct(file: int) -> bool:
+        return bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)
+
+    def open_or_refuse(path: Path, flags: int, *mode: int) -> int:
+        if refused == "opening" and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "it cannot do that")
+        return open_file(path, flags, *mode)
+
+    def write_or_refuse(file: int, data: bytes, at: int) -> int:
+        if refused == "writing" and is_direct(file):
+            raise OSError(errno.EINVAL, "it cannot do that")
+        return write(file, data, at)
+
+    with patch.object(os, "open", open_or_refuse), patch.object(os, "pwrite", write_or_refuse):
+        journal = Journal(path, SALT)
+        assert path.read_bytes() == before
+        journal.append([entry(1)])
+    assert not is_direct(journal._file)
+    assert indexes(path) == [1]
+    journal.close()
+
+
 def test_no_write_touches_a_block_of_the_one_before(journal: Journal, path: Path) -> None:
     """A disk that fails in the middle of a block may lose the whole block."""
     written: list[tuple[int, int]] = []
@@ -148,9 +178,9 @@ def test_a_short_write_is_an_error(journal: Journal, path: Path) -> None:
     real = os.pwrite
 
     def full(file: int, data: bytes, at: int) -> int:
-        return real(file, data[:100], at)
+        return real(file, data[:512], at)
 
-    with patch.object(os, "pwrite", full), pytest.raises(OSError, match="100 of 4096 bytes"):
+    with patch.object(os, "pwrite", full), pytest.raises(OSError, match="512 of 4096 bytes"):
         journal.append([entry(1, 1000)])
     assert indexes(path) == []
 
