@@ -781,7 +781,9 @@ class Replica:
         self._turning = True
         try:
             for _ in range(TURNS_MAX):  # more than one: for what was written in place
-                deadline = self._take_turn()
+                deadline = self._step()
+                if not self._events:  # else acknowledge what was written, and apply then
+                    self._apply_committed()
                 if not self._events or self._failure is not None:
                     break
         except Exception as error:  # noqa: BLE001  the driving task raises it
@@ -799,12 +801,11 @@ class Replica:
         finally:
             self._turning = False
 
-    def _take_turn(self) -> float:
+    def _step(self) -> float:
         self._send_off()
         events, self._events = self._events, []
         effects = self._core.step(trio.current_time(), events)
         self._carry_out(effects)
-        self._apply_committed()
         self._notice_changes()
         return effects.deadline
 

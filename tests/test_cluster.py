@@ -11,8 +11,9 @@ from trio.testing import MockClock
 from repl_broker.command import CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
+from repl_broker.raft.rpc import AppendReply, Rpc
 from repl_broker.replica import Replica
-from repl_broker.state import Published, TopicChanged
+from repl_broker.state import Applied, Published, TopicChanged
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from tests.network import Cluster, running_cluster
 from tests.nodes import Disk, configured, events
@@ -71,6 +72,33 @@ async def test_many_publishers_on_all_nodes_are_served_in_batches(
         assert cluster["n1"].replica.state.seq == 300
         assert sorted(map(int, await history(cluster["n2"].replica))) == [*range(300)]
         assert cluster["n1"].replica.statistics().last_index < 100, "what waits goes together"
+
+
+async def test_a_follower_acknowledges_an_entry_before_it_applies_the_ones_before(
+    autojump_clock: MockClock,
+) -> None:
+    """The leader's clients wait for the first, and nobody for the second."""
+    async with running_cluster() as cluster:
+        leader, follower = cluster["n1"].replica, cluster["n2"]
+        done: list[tuple[str, int]] = []
+        send, tell = follower.line.send, follower.replica._on_applied
+
+        def note_sent(rpc: Rpc) -> None:
+            if isinstance(rpc, AppendReply):
+                done.append(("acknowledged", rpc.index))
+            send(rpc)
+
+        def note_applied(applied: Applied) -> None:
+            done.append(("applied", follower.replica.state.applied_index))
+            tell(applied)
+
+        follower.line.send = note_sent  # type: ignore[method-assign]
+        follower.replica._on_applied = note_applied
+        first = leader.statistics().last_index + 1
+        for _ in range(5):
+            await leader.propose(publish())
+        for index in range(first, first + 4):
+            assert done.index(("acknowledged", index + 1)) < done.index(("applied", index))
 
 
 async def test_an_acknowledged_publish_is_on_the_disks_of_a_majority(
