@@ -24,7 +24,7 @@ const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript
 // none of them is in the types that users see.
 const INTERNAL = [
   ...["argument", "block", "call", "drop", "emit", "given", "guard", "handle", "held", "isOpen", "isProven"],
-  ...["isSuspect", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
+  ...["isSuspect", "isJoined", "splits", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
   ...["settle", "start", "stop", "to", "wake", "want", "wish", "wishes"],
 ];
 
@@ -45,7 +45,7 @@ export async function files() {
   return { "client.js": await bundle(), "client.d.ts": types };
 }
 
-async function bundle() {
+export async function bundle() {
   const { outputFiles } = await build({
     absWorkingDir: ROOT,
     entryPoints: ["src/index.ts"],

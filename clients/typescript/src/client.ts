@@ -135,7 +135,7 @@ export function connect({
   const on = (name: string, act: (event: PageTransitionEvent) => unknown): void =>
     globalThis.addEventListener?.(name, act as EventListener, page);
   on("online", () => streams?.wake(true));
-  on("visibilitychange", () => document.hidden || streams?.wake(false));
+  on("visibilitychange", () => streams?.wake());
   on("pagehide", suspend);
   on("pageshow", ({ persisted }) => persisted && resume());
   void resume();

@@ -8,8 +8,8 @@ type Handler = (event: never) => unknown;
 export interface Emitter {
   /** Returns what ends it. */
   on(name: Name, listener: Handler): () => void;
-  /** Call `own` handlers and all who listen. Returns whether each of `own`, or anybody, was there. */
-  emit<N extends Name>(name: N, event: ClientEvents[N], own?: (Handler | undefined)[]): boolean;
+  /** Call all who listen. Returns how many there are. */
+  emit<N extends Name>(name: N, event: ClientEvents[N]): number;
   /** Call a function of the user's. What it throws, at once or later, is an `error`. */
   guard(call: () => unknown, isLast?: boolean): void;
 }
@@ -23,18 +23,17 @@ export function makeEmitter(): Emitter {
     return () => void found.delete(listener);
   }
 
-  function emit(name: Name, event: unknown, own: (Handler | undefined)[] = []): boolean {
+  function emit(name: Name, event: unknown): number {
     const found = [...(listeners[name] ?? [])];
     const isError = name === "error";
-    for (const handler of [...own, ...found]) guard(() => handler?.(event as never), isError);
-    const isHeard = found.length > 0 || (own.length > 0 && own.every(Boolean));
-    if (isError && !isHeard) report(event);
-    return isHeard;
+    for (const listener of found) guard(() => listener(event as never), isError);
+    if (isError && !found.length) report(event);
+    return found.length;
   }
 
   function guard(call: () => unknown, isLast?: boolean): void {
     (async () => call())().catch((cause: unknown) => {
-      const error = new ReplBrokerError("handler_failed", `A handler failed: ${cause}`, 0, cause);
+      const error = new ReplBrokerError("handler_failed", `${cause}`, 0, cause);
       if (isLast) report(error);
       else emit("error", error);
     });

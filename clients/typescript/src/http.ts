@@ -10,7 +10,7 @@ export interface Http {
   urls: string[];
   /** The node to ask. */
   url(): string;
-  /** Ask another node from now on, unless that was done meanwhile. */
+  /** This node does not answer: ask another one from now on, unless that was done meanwhile. */
   leave(url: string): void;
   /** What the token is now; "" without one. */
   token(): Promise<string>;
@@ -39,18 +39,15 @@ export function makeHttp(
 
   function leave(left: string): void {
     if (left === url()) urls.push(urls.shift() as string);
+    held = undefined; // who knows how long this has lasted
   }
 
   const token = (): Promise<string> =>
-    (held ??= (async () => (typeof own === "string" ? own : own()))().catch((error) => {
-      held = undefined;
-      throw error;
-    }));
+    (held ??= (async () => (typeof own === "string" ? own : own()))());
 
   async function send(path: string, type: string, init: RequestInit, isAgain?: boolean): Promise<Response> {
     const node = url();
-    const mine = token();
-    const bearer = await mine;
+    const bearer = await token();
     const response = await fetch(node + path, {
       ...init,
       headers: { ...init.headers, ...(bearer && { Authorization: `Bearer ${bearer}` }) },
@@ -59,7 +56,7 @@ export function makeHttp(
     const found = headers.get("Content-Type") ?? "";
     if (ok && (status === 204 || found.includes(type))) return response;
     if (status === 401 && !isAgain) {
-      if (held === mine) held = undefined;
+      held = undefined;
       return send(path, type, init, true);
     }
     const { code, detail } = found.includes("json") ? await response.json() : response;
@@ -84,7 +81,7 @@ export function makeHttp(
         return await (response.status === 204 || response.json());
       } catch (found) {
         given?.throwIfAborted();
-        error = broken(node, limit.aborted ? "no answer in time" : found);
+        error = broken(node, found);
       }
       if (!isTemporary(error)) throw error;
       leave(node);

@@ -24,14 +24,18 @@ import { makeStream, type Stream } from "./stream.js";
 
 interface Member extends Wish {
   lane?: Lane | undefined;
+  /** How often it was joined to others in vain. */
+  splits?: number;
   /** It was refused in company, and not accepted in any since. */
   isSuspect?: boolean;
 }
 
 interface Lane extends Stream {
   cursor: string;
-  /** Those that the stream was opened with. */
+  /** Those that the stream was opened with, as in its URL. */
   filters: string;
+  /** Members of another lane were moved here, and nothing has come since. */
+  isJoined?: boolean;
   /** The cursor is one that the broker gave, and not only what it was asked for. */
   isProven?: boolean;
 }
@@ -49,18 +53,15 @@ export function makeLanes(
 ): HeldStreams {
   const all = new Map<string, Member>();
   let lanes: Lane[] = []; // the first is the main one
-  let timer: ReturnType<typeof setTimeout> | undefined;
   let wasOpen = false;
 
   const members = (lane?: Lane): Member[] => [...all.values()].filter((member) => member.lane === lane);
-  const filtersOf = (given: Iterable<Wish>): string[] => [...new Set([...given].flatMap(({ filters }) => filters))];
+  const filtersOf = (lane: Lane): string =>
+    [...new Set(members(lane).flatMap(({ filters }) => filters))].map((each) => `&topic=${encodeURIComponent(each)}`).join("");
 
   function want(wishes: Wish[]): void {
-    for (const wish of wishes) {
-      all.set(wish.key, { ...wish });
-    }
+    for (const wish of wishes) all.set(wish.key, { ...wish });
     settle(0);
-    tell();
   }
 
   function drop(prefix: string): void {
@@ -73,22 +74,23 @@ export function makeLanes(
     post({ state, error: error && { ...error } });
   }
 
-  /** See to it that everybody is in the right lane, after what else changes meanwhile. */
+  /** Soon see to it that everybody is in the right lane. */
   function settle(ms: number): void {
-    clearTimeout(timer);
-    timer = setTimeout(() => {
+    setTimeout(() => {
       const [main] = tidy();
-      for (const lane of lanes) {
-        if (!main || !isLevel(lane, main)) continue;
-        if (distance(lane.cursor, main.cursor) < 0) {
-          main.cursor = lane.cursor;
-          main.filters = ""; // to be opened again
+      const level = lanes.filter((lane) => main && isLevel(lane, main));
+      for (const lane of level[0] ? [main!, ...level] : []) {
+        for (const member of members(lane)) {
+          member.lane = main;
+          member.after = lane.cursor; // to come back to
         }
-        for (const member of members(lane)) member.lane = main;
+        if (distance(lane.cursor, main!.cursor) < 0) main!.cursor = lane.cursor;
+        main!.isJoined = true;
+        main!.filters = ""; // to be opened again
       }
       for (const member of members()) house(member);
-      for (const lane of tidy()) if (lane.filters !== `${filtersOf(members(lane))}`) lane.start();
-      if (!lanes.length) tell();
+      for (const lane of tidy()) if (lane.filters !== filtersOf(lane)) lane.start();
+      tell();
     }, ms);
   }
 
@@ -100,22 +102,25 @@ export function makeLanes(
   /** Whether `lane` may be moved over. */
   function isLevel(lane: Lane, main: Lane): boolean {
     const lead = distance(lane.cursor, main.cursor);
-    return lane !== main && lane.isOpen() && (lane.isProven || lead <= 0) && lead >= -NEAR;
+    const most = lead <= 0 ? 1 : 0; // once in vain, it is tried again when the main lane has passed it
+    return (
+      lane !== main &&
+      lane.isOpen() &&
+      lead >= -NEAR &&
+      (lane.isProven || lead <= 0) &&
+      members(lane).every(({ splits = 0 }) => splits <= most)
+    );
   }
 
   /** A lane for one without: with others that begin at the same place. It waits if there are too many. */
   function house(member: Member): void {
     const { after, isSuspect } = member;
     const found = lanes.find((lane) => !isSuspect && !lane.isProven && lane.cursor === after);
-    member.lane = found ?? (lanes.length < LANES_MAX ? open(after) : undefined);
+    member.lane = found ?? (lanes[LANES_MAX - 1] ? undefined : open(after));
   }
 
   function open(cursor: string): Lane {
-    const query = (): string => {
-      const filters = filtersOf(members(lane));
-      lane.filters = `${filters}`;
-      return `${new URLSearchParams([["after", lane.cursor], ...filters.map((each) => ["topic", each])])}`;
-    };
+    const query = (): string => `after=${encodeURIComponent(lane.cursor)}${(lane.filters = filtersOf(lane))}`;
     const stream = makeStream(
       http,
       openTimeout,
@@ -133,8 +138,13 @@ export function makeLanes(
     const [main] = lanes as [Lane];
     const isSubscribed = block.event === "subscribed";
     lane.isProven ||= !isSubscribed || !isId(lane.cursor);
-    if (isId(block.id)) lane.cursor = block.id;
     const found = members(lane);
+    if (lane.isJoined && block.event === "gap" && !lanes[LANES_MAX - 2]) {
+      split(found);
+      return;
+    }
+    lane.isJoined &&= isSubscribed;
+    if (isId(block.id)) lane.cursor = block.id;
     post({ to: found.map(({ key }) => key), block });
     if (isSubscribed) {
       wasOpen = true;
@@ -142,6 +152,15 @@ export function makeLanes(
       if (lane === main) tell();
     }
     if (lanes.some((other) => isLevel(other, main))) settle(SETTLE_MS);
+  }
+
+  /** Joining them made a gap, which says nothing of each: they are to hear of their own. */
+  function split(found: Member[]): void {
+    for (const member of found) {
+      member.lane = undefined;
+      member.splits = (member.splits ?? 0) + 1;
+    }
+    settle(0);
   }
 
   function lost(lane: Lane, error: ReplBrokerError, failures: number): void {
@@ -177,7 +196,8 @@ export function makeLanes(
       tell();
     },
     close() {
-      clearTimeout(timer);
+      post = () => {};
+      all.clear();
       lanes.forEach((lane) => lane.stop());
     },
   };

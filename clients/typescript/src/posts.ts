@@ -29,7 +29,7 @@ export interface Streams {
   want(wishes: Wish[]): void;
   /** The subscriptions whose keys begin so. */
   drop(prefix: string): void;
-  wake(certain: boolean): void;
+  wake(certain?: boolean): void;
   close(): void;
 }
 

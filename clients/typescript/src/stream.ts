@@ -17,10 +17,10 @@ export interface Stream {
   start(): void;
   stop(): void;
   /**
-   * The page is shown again, or the network is back: then it is `certain` that connections broke,
+   * The page is shown again or hidden, or the network is back: then it is `certain` that connections broke,
    * and there is no need to wait to see it.
    */
-  wake(certain: boolean): void;
+  wake(certain?: boolean): void;
   /**
    * Has the time come to connect, or to take it for dead? The timer asks that; but timers of
    * hidden pages are late by up to a minute, so whoever has a better one may ask, too.
@@ -111,7 +111,7 @@ export function makeStream(
     lost(error, failures);
   }
 
-  function wake(certain: boolean): void {
+  function wake(certain?: boolean): void {
     if (certain || !attempt) start();
     else look();
   }

@@ -61,6 +61,8 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     };
   }
 
+  const tell = (error: ReplBrokerError): unknown => events.emit("error", error);
+
   const wishes = (): Wish[] => [...entries.values()].map(({ wish }) => wish);
 
   function end(key: string): void {
@@ -75,8 +77,11 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     if (block) {
       onBlock(found, block);
     } else if (!next) {
-      for (const { wish } of found) end(wish.key);
-      events.emit("error", error as ReplBrokerError, found.map(({ given }) => given.onError));
+      for (const { wish, given } of found) {
+        end(wish.key);
+        events.guard(() => (given.onError ?? tell)(error as ReplBrokerError));
+      }
+      if (!to) tell(error as ReplBrokerError);
     } else if (error || next !== state) {
       state = next;
       events.emit("state", { state, error });
@@ -91,21 +96,19 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     } catch {}
     if (!content || (isMessage && !(isId(id) && content.topic))) {
       const text = `No broker sends this: ${data.slice(0, 99)}`;
-      events.emit("error", new ReplBrokerError("malformed_event", text));
+      tell(new ReplBrokerError("malformed_event", text));
       content = {};
     }
-    const concerned: Entry[] = [];
     for (const entry of found) {
-      const { wish } = entry;
+      const { wish, given } = entry;
       const { after } = wish;
       const isNew = isId(id) && !(distance(id, after) <= 0);
       if (event === "subscribed") {
         if (!isId(after)) wish.after = id;
         entry.settle();
       } else if (event === "gap") {
-        // It tells what a lane lost. One that is further than the lane was may have had that.
-        if (isNew || !(distance(after, content.after) > 0)) concerned.push(entry);
-        if (isNew || content.reason !== "retention") wish.after = id;
+        wish.after = id; // messages may come again after one of another kind than retention
+        events.guard(() => given.onGap?.(content));
       } else if (isNew) {
         wish.after = id;
         if (isMessage && entry.matches(content.topic)) events.guard(() => entries.has(wish.key) && entry.handle(content as never));
@@ -115,9 +118,8 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
       deletions.add(id + data);
       if (found.some(({ matches }) => matches(content.topic))) events.emit(event, content);
     }
-    if (concerned.length && !events.emit("gap", content, concerned.map(({ given }) => given.onGap))) {
-      const text = `Messages after ${content.after} are gone (${content.reason}).`;
-      events.emit("error", new ReplBrokerError("gap", text));
+    if (event === "gap" && !events.emit(event, content) && found.some(({ given }) => !given.onGap)) {
+      tell(new ReplBrokerError("gap", `Messages after ${content.after} are gone (${content.reason}).`));
     }
   }
 

@@ -1,0 +1,11 @@
+import { defineConfig } from "vitest/config";
+
+export default defineConfig({
+  test: {
+    include: ["tests/*.test.ts"],
+    testTimeout: 20_000,
+    hookTimeout: 30_000,
+    // What nobody handles fails the run, whichever test it came from.
+    dangerouslyIgnoreUnhandledErrors: false,
+  },
+});
