@@ -24,7 +24,7 @@ const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript
 // none of them is in the types that users see.
 const INTERNAL = [
   ...["argument", "block", "call", "drop", "emit", "given", "guard", "handle", "held", "isOpen", "isProven"],
-  ...["isSuspect", "isJoined", "splits", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
+  ...["isSuspect", "isJoined", "apart", "apartUntil", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
   ...["settle", "start", "stop", "to", "wake", "want", "wish", "wishes"],
 ];
 

@@ -16,6 +16,7 @@
 // accepted alone but not with the others is one too many: a stream has at most 128 filters.
 
 import type { Block } from "./blocks.js";
+import { now } from "./clock.js";
 import { distance, isId } from "./cursor.js";
 import type { ReplBrokerError } from "./errors.js";
 import type { Http } from "./http.js";
@@ -24,8 +25,9 @@ import { makeStream, type Stream } from "./stream.js";
 
 interface Member extends Wish {
   lane?: Lane | undefined;
-  /** How often it was joined to others in vain. */
-  splits?: number;
+  /** For how long it was not to be joined to others after the last time that this was in vain, in ms. */
+  apart?: number;
+  apartUntil?: number;
   /** It was refused in company, and not accepted in any since. */
   isSuspect?: boolean;
 }
@@ -42,6 +44,7 @@ interface Lane extends Stream {
 
 const LANES_MAX = 4; // over HTTP/1.1 a browser has six connections to a host
 const NEAR = 1000; // messages that are rather asked for again than to have another lane
+const APART_MS = 500; // and twice that with each time
 const SETTLE_MS = 20; // subscriptions that are made together move together
 
 /** The streams of one client, or of all tabs. */
@@ -102,13 +105,12 @@ export function makeLanes(
   /** Whether `lane` may be moved over. */
   function isLevel(lane: Lane, main: Lane): boolean {
     const lead = distance(lane.cursor, main.cursor);
-    const most = lead <= 0 ? 1 : 0; // once in vain, it is tried again when the main lane has passed it
     return (
       lane !== main &&
       lane.isOpen() &&
       lead >= -NEAR &&
       (lane.isProven || lead <= 0) &&
-      members(lane).every(({ splits = 0 }) => splits <= most)
+      members(lane).every(({ apartUntil = 0 }) => now() > apartUntil)
     );
   }
 
@@ -158,7 +160,8 @@ export function makeLanes(
   function split(found: Member[]): void {
     for (const member of found) {
       member.lane = undefined;
-      member.splits = (member.splits ?? 0) + 1;
+      member.apart = 2 * (member.apart ?? APART_MS);
+      member.apartUntil = now() + member.apart;
     }
     settle(0);
   }

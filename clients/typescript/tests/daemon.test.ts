@@ -128,7 +128,11 @@ test("subscriptions with the same topics all get each message once, in one order
   }
   await broker.publish("same.a", 1, 2);
   await until(() => order.length === 4, "four");
-  expect(order).toEqual(["one 1", "two 1", "one 2", "two 2"]);
+  const of = (name: string): string[] => order.filter((each) => each.startsWith(name));
+  expect([of("one"), of("two")]).toEqual([
+    ["one 1", "one 2"],
+    ["two 1", "two 2"],
+  ]);
 });
 
 test("a subscription ends by close, by its signal, and with the client", async () => {
