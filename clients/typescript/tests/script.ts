@@ -43,8 +43,13 @@ beforeEach(() => {
   });
 });
 
-afterEach(() => {
+/** End what `open` gave. */
+export function closeAll(): void {
   for (const client of clients.splice(0)) client.close();
+}
+
+afterEach(() => {
+  closeAll();
   vi.restoreAllMocks();
   vi.useRealTimers();
   vi.unstubAllGlobals();
@@ -88,8 +93,13 @@ export class Body {
   }
 
   async send(text: string | Uint8Array): Promise<void> {
-    this.#controller.enqueue(typeof text === "string" ? new TextEncoder().encode(text) : text);
+    this.enqueue(typeof text === "string" ? new TextEncoder().encode(text) : text);
     await pass();
+  }
+
+  /** Send, and do not wait until it is read. */
+  enqueue(bytes: Uint8Array): void {
+    this.#controller.enqueue(bytes);
   }
 
   /** `subscribed`, as the broker begins. */
