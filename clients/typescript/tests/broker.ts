@@ -79,7 +79,12 @@ export class Broker {
     await this.#exited;
   }
 
-  /** Kill it, and forget its data. */
+  /** Its data is gone. It must not run. */
+  forget(): void {
+    rmSync(join(this.folder, "data"), { recursive: true });
+  }
+
+  /** Kill it, and leave nothing. */
   async remove(): Promise<void> {
     await this.kill();
     rmSync(this.folder, { recursive: true, force: true });
