@@ -23,7 +23,7 @@ const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript
 // Properties that only the client itself sees: they get short names. The build sees to it that
 // none of them is in the types that users see.
 const INTERNAL = [
-  ...["argument", "block", "call", "drop", "emit", "given", "guard", "handle", "held", "isOpen", "isProven"],
+  ...["argument", "block", "call", "drop", "emit", "given", "handle", "held", "isOpen", "isProven"],
   ...["isSuspect", "isJoined", "apart", "apartUntil", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
   ...["settle", "start", "stop", "to", "wake", "want", "wish", "wishes"],
 ];

@@ -60,7 +60,8 @@ export interface Client {
    * until the subscription is closed. All subscriptions share one stream.
    *
    * @param filters topics, or patterns: `orders.*`, `orders.>`.
-   * @param onMessage if it throws, that is an `error` event; the others are called all the same.
+   * @param onMessage if it throws, or rejects, that is reported as an uncaught error is, and the
+   *   others are called all the same.
    * @throws AbortError if the client is closed, or the signal aborted.
    */
   subscribe<T = unknown>(

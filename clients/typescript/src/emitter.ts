@@ -1,4 +1,3 @@
-import { ReplBrokerError } from "./errors.js";
 import type { ClientEvents } from "./types.js";
 
 type Name = keyof ClientEvents;
@@ -10,8 +9,6 @@ export interface Emitter {
   on(name: Name, listener: Handler): () => void;
   /** Call all who listen. Returns how many there are. */
   emit<N extends Name>(name: N, event: ClientEvents[N]): number;
-  /** Call a function of the user's. What it throws, at once or later, is an `error`. */
-  guard(call: () => unknown, isLast?: boolean): void;
 }
 
 export function makeEmitter(): Emitter {
@@ -25,22 +22,16 @@ export function makeEmitter(): Emitter {
 
   function emit(name: Name, event: unknown): number {
     const found = [...(listeners[name] ?? [])];
-    const isError = name === "error";
-    for (const listener of found) guard(() => listener(event as never), isError);
-    if (isError && !found.length) report(event);
+    for (const listener of found) guard(() => listener(event as never));
+    if (name === "error" && !found.length) report(event);
     return found.length;
   }
 
-  function guard(call: () => unknown, isLast?: boolean): void {
-    (async () => call())().catch((cause: unknown) => {
-      const error = new ReplBrokerError("handler_failed", `${cause}`, 0, cause);
-      if (isLast) report(error);
-      else emit("error", error);
-    });
-  }
-
-  return { on, emit, guard };
+  return { on, emit };
 }
+
+/** Call a function of the user's. What it throws, at once or later, is reported, and stops nobody. */
+export const guard = (call: () => unknown): unknown => (async () => call())().catch(report);
 
 // A page's own reporting sees it. Elsewhere reportError may end the process, as in Deno.
 const report = (error: unknown): void => (globalThis.document ? reportError : console.error)(error);

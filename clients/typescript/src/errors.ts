@@ -5,8 +5,7 @@
  *     ├── ProblemError         the broker said no, in its own words
  *     └── ConnectionError      no answer, or none of a broker
  *
- * The codes of the first itself: `gap`, messages are gone and nobody listens for that;
- * `handler_failed`, a function of yours threw `cause`, and the others were called all the same;
+ * The codes of the first itself: `gap`, messages are gone and nobody listens for that, and
  * `malformed_event`.
  */
 export class ReplBrokerError extends Error {

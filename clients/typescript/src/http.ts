@@ -73,7 +73,7 @@ export function makeHttp(
     const headers = /P/.test(method) && { "Content-Type": "application/json", "Idempotency-Key": key };
     for (let attempt = 1; ; attempt++) {
       const node = url();
-      const limit = AbortSignal.timeout(Math.max(1, Math.min(ATTEMPT_MS_MAX, end - now())) | 0);
+      const limit = AbortSignal.timeout(Math.min(ATTEMPT_MS_MAX, Math.abs(end - now())) | 1);
       const signal = AbortSignal.any([limit, given ?? limit]);
       let error: ReplBrokerError;
       try {

@@ -1,6 +1,6 @@
 import type { Block } from "./blocks.js";
 import { distance, isId } from "./cursor.js";
-import type { Emitter } from "./emitter.js";
+import { type Emitter, guard } from "./emitter.js";
 import { errorOf, ReplBrokerError } from "./errors.js";
 import { matcher } from "./filters.js";
 import { randomKey } from "./http.js";
@@ -79,7 +79,7 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     } else if (!next) {
       for (const { wish, given } of found) {
         end(wish.key);
-        events.guard(() => (given.onError ?? tell)(error as ReplBrokerError));
+        guard(() => (given.onError ?? tell)(error as ReplBrokerError));
       }
       if (!to) tell(error as ReplBrokerError);
     } else if (error || next !== state) {
@@ -108,10 +108,10 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
         entry.settle();
       } else if (event === "gap") {
         wish.after = id; // messages may come again after one of another kind than retention
-        events.guard(() => given.onGap?.(content));
+        guard(() => given.onGap?.(content));
       } else if (isNew) {
         wish.after = id;
-        if (isMessage && entry.matches(content.topic)) events.guard(() => entries.has(wish.key) && entry.handle(content as never));
+        if (isMessage && entry.matches(content.topic)) guard(() => entries.has(wish.key) && entry.handle(content as never));
       }
     }
     if (event === "topic-deleted" && !deletions.has(id + data)) {

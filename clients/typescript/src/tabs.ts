@@ -47,19 +47,34 @@ export function makeTabs(
     if (isThere && !isClosed) channel.postMessage({ sender: tab, ...talk });
   };
 
-  /** Call the holder. If there is none, the next one asks for all wishes anyway. */
+  /**
+   * Call the holder. If there is none, the next one asks for all wishes anyway.
+   * (The build shortens names of properties, and what is marked as a key with them.)
+   */
   const call = (call: keyof HeldStreams) => (argument?: unknown): void => {
     if (held) held[call](argument as never);
     else say({ call, argument });
   };
 
-  const wish = (): void => call("want")(own.wishes());
+  const wish = (): void => call(/* @__KEY__ */ "want")(own.wishes());
 
   // --- who holds them ---
 
   function stand(options: LockOptions = {}): void {
-    // If it is taken away, somebody else has the streams now, and says hello.
-    lock(name, options, takeOver).catch(() => isClosed || stand());
+    lock(name, options, takeOver).catch(() => {
+      if (isClosed) return;
+      follow(); // it was taken away
+      stand();
+    });
+  }
+
+  /** Somebody else has the streams now. */
+  function follow(sender?: string): void {
+    held?.close();
+    held = undefined;
+    unanswered = 0;
+    holder = sender;
+    wish();
   }
 
   function takeOver(): void {
@@ -75,7 +90,7 @@ export function makeTabs(
   /** From time to time: is the holder there? */
   function ask(): void {
     if (held || unanswered++ < PINGS_MAX) {
-      call("poke")();
+      call(/* @__KEY__ */ "poke")();
     } else if (isThere) {
       unanswered = 0;
       stand({ steal: true });
@@ -90,11 +105,7 @@ export function makeTabs(
       held?.[call](argument as never);
       if (held) watch(sender);
     } else if (!post) {
-      held?.close();
-      held = undefined;
-      unanswered = 0;
-      holder = sender;
-      wish();
+      follow(sender);
     } else if (!held && sender === (holder ??= sender)) {
       unanswered = 0;
       own.receive(post);
@@ -120,9 +131,9 @@ export function makeTabs(
   }).catch(takeOver); // no locks for this page: it has its own streams
 
   return {
-    want: call("want"),
-    drop: call("drop"),
-    wake: call("wake"),
+    want: call(/* @__KEY__ */ "want"),
+    drop: call(/* @__KEY__ */ "drop"),
+    wake: call(/* @__KEY__ */ "wake"),
     close() {
       held?.close();
       clearInterval(timer);

@@ -5,8 +5,7 @@
  *     ├── ProblemError         the broker said no, in its own words
  *     └── ConnectionError      no answer, or none of a broker
  *
- * The codes of the first itself: `gap`, messages are gone and nobody listens for that;
- * `handler_failed`, a function of yours threw `cause`, and the others were called all the same;
+ * The codes of the first itself: `gap`, messages are gone and nobody listens for that, and
  * `malformed_event`.
  */
 declare class ReplBrokerError extends Error {
@@ -226,7 +225,8 @@ interface Client {
      * until the subscription is closed. All subscriptions share one stream.
      *
      * @param filters topics, or patterns: `orders.*`, `orders.>`.
-     * @param onMessage if it throws, that is an `error` event; the others are called all the same.
+     * @param onMessage if it throws, or rejects, that is reported as an uncaught error is, and the
+     *   others are called all the same.
      * @throws AbortError if the client is closed, or the signal aborted.
      */
     subscribe<T = unknown>(filters: string | readonly string[], onMessage: (message: Message<T>) => unknown, options?: SubscribeOptions): Subscription;
