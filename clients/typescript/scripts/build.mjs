@@ -25,7 +25,7 @@ const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript
 const INTERNAL = [
   ...["argument", "block", "call", "drop", "emit", "given", "handle", "held", "isOpen", "isProven"],
   ...["isSuspect", "isJoined", "apart", "apartUntil", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
-  ...["settle", "start", "stop", "to", "wake", "want", "wish", "wishes"],
+  ...["settle", "start", "stop", "to", "url", "count", "key", "wake", "want", "wish", "wishes"],
 ];
 
 const MINIFY = {

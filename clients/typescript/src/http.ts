@@ -35,8 +35,6 @@ export function makeHttp(
   let held: Promise<string> | undefined;
   const url = (): string => urls[0] as string;
 
-  new URL(url()); // there is one
-
   function leave(left: string): void {
     if (left === url()) urls.push(urls.shift() as string);
     held = undefined; // who knows how long this has lasted

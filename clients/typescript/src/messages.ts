@@ -19,32 +19,28 @@ export async function* messages<T>(
   const { signal } = options;
   const end = new AbortController();
   let { after } = options;
-  let queue: Message<T>[] = [];
-  let error: ReplBrokerError | undefined;
+  let queue: (Message<T> | ReplBrokerError)[] = [];
   let subscription: Subscription | undefined;
   let wake = (): void => {};
   signal?.addEventListener("abort", () => wake(), end);
-  const onMessage = (message: Message<T>): void => {
-    queue.push(message);
-    if (queue.length >= QUEUE_MAX) {
-      after = message.id;
+  const add = (found: Message<T> | ReplBrokerError): void => {
+    if (queue.push(found) >= QUEUE_MAX) {
+      after = subscription!.cursor;
       subscription!.close();
       subscription = undefined;
     }
     wake();
   };
-  const onError = (found: ReplBrokerError): void => {
-    error = found;
-    wake();
-  };
   try {
     while (!signal?.aborted) {
-      if (error) throw error;
-      subscription ??= subscribe(onMessage, { ...options, after, onError, signal: end.signal });
+      subscription ??= subscribe(add, { ...options, after, onError: add, signal: end.signal });
       if (!queue.length) await new Promise<void>((resolve) => (wake = resolve));
       const read = queue;
       queue = [];
-      for (const message of read) if (!signal?.aborted) yield message;
+      for (const found of read) {
+        if (found instanceof Error) throw found;
+        if (!signal?.aborted) yield found;
+      }
     }
   } finally {
     end.abort();

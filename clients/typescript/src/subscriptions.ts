@@ -24,7 +24,7 @@ interface Entry {
 /** The subscriptions of this tab: who they are, and where each of them is. */
 export interface Subscriptions {
   add(filters: string | readonly string[], onMessage: OnMessage, options?: SubscribeOptions): Subscription;
-  /** All of them, from where they are. */
+  /** All of them, from where they are. What is still on its way is not heeded any more. */
   wishes(): Wish[];
   /** What the streams say. */
   receive(post: Post): void;
@@ -63,7 +63,15 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
 
   const tell = (error: ReplBrokerError): unknown => events.emit("error", error);
 
-  const wishes = (): Wish[] => [...entries.values()].map(({ wish }) => wish);
+  function wishes(): Wish[] {
+    const found = [...entries.values()];
+    entries.clear();
+    return found.map((entry) => {
+      entry.wish.key = tab + randomKey(); // what comes under the old one is too late
+      entries.set(entry.wish.key, entry);
+      return entry.wish;
+    });
+  }
 
   function end(key: string): void {
     entries.get(key)?.settle();
@@ -72,19 +80,20 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
 
   function receive({ to, block, state: next, error: text }: Post): void {
     const error = text && errorOf(text);
-    const found = (to ?? []).flatMap((key) => entries.get(key) ?? []);
-    if (to && !found.length) return; // it is for other tabs
-    if (block) {
-      onBlock(found, block);
-    } else if (!next) {
+    const found = to?.flatMap((key) => entries.get(key) ?? []);
+    if (next) {
+      if (!error && next === state) return;
+      state = next;
+      events.emit("state", { state, error });
+    } else if (!found) {
+      tell(error as ReplBrokerError);
+    } else if (block) {
+      if (found[0]) onBlock(found, block);
+    } else {
       for (const { wish, given } of found) {
         end(wish.key);
         guard(() => (given.onError ?? tell)(error as ReplBrokerError));
       }
-      if (!to) tell(error as ReplBrokerError);
-    } else if (error || next !== state) {
-      state = next;
-      events.emit("state", { state, error });
     }
   }
 

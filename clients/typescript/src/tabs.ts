@@ -7,6 +7,9 @@
 // A holder that is closed or crashes gives up the lock by that. One that only stands still does
 // not: the others ask it from time to time, and take the lock from it if it does not answer.
 // Whoever has it says hello; from then on the others heed nobody else.
+//
+// What is said to a page that stands still may never arrive, as browsers have it. So each counts
+// what it says. Who misses something has the streams of this tab begun again, where they were.
 
 import type { HeldStreams, Post, Streams } from "./posts.js";
 import type { Subscriptions } from "./subscriptions.js";
@@ -14,6 +17,8 @@ import type { Subscriptions } from "./subscriptions.js";
 /** What tabs say to each other: what the streams say, or a call of their holder, or just hello. */
 interface Talk {
   sender: string;
+  /** Of all that it has said. */
+  count: number;
   post?: Post;
   call?: keyof HeldStreams;
   argument?: unknown;
@@ -32,19 +37,19 @@ export function makeTabs(
   let release = (): void => {};
   const end = new Promise<void>((resolve) => (release = resolve));
   const timer = setInterval(ask, PING_MS);
-  const known = new Set<string>(); // tabs that are watched
+  const counts = new Map<string, number>(); // the last of each tab
+  let count = 0;
   let held: HeldStreams | undefined; // if this tab is the holder
   let holder: string | undefined;
-  let isThere = false; // and the others may know
-  let isClosed = false;
+  let isThere: boolean | undefined; // true: and the others may know. false: it was closed
   let unanswered = 0;
 
   /** Have a lock until the end, or do not keep it. */
   const lock = (of: string, options: LockOptions, got: () => unknown): Promise<unknown> =>
-    navigator.locks.request(of, options, () => isClosed || got() || end);
+    navigator.locks.request(of, options, () => isThere === false || got() || end);
 
-  const say = (talk?: Omit<Talk, "sender">): void => {
-    if (isThere && !isClosed) channel.postMessage({ sender: tab, ...talk });
+  const say = (talk?: Omit<Talk, "sender" | "count">): void => {
+    if (isThere) channel.postMessage({ sender: tab, count: ++count, ...talk });
   };
 
   /**
@@ -56,13 +61,16 @@ export function makeTabs(
     else say({ call, argument });
   };
 
-  const wish = (): void => call(/* @__KEY__ */ "want")(own.wishes());
+  const wish = (): void => {
+    call(/* @__KEY__ */ "drop")(tab);
+    call(/* @__KEY__ */ "want")(own.wishes());
+  };
 
   // --- who holds them ---
 
   function stand(options: LockOptions = {}): void {
     lock(name, options, takeOver).catch(() => {
-      if (isClosed) return;
+      if (!isThere) return;
       follow(); // it was taken away
       stand();
     });
@@ -82,7 +90,6 @@ export function makeTabs(
       say({ post });
       own.receive(post);
     });
-    known.clear();
     say();
     wish();
   }
@@ -100,24 +107,27 @@ export function makeTabs(
   // --- what the others say ---
 
   channel.onmessage = ({ data }: MessageEvent<Talk>) => {
-    const { sender, post, call, argument } = data;
+    const { sender, count, post, call, argument } = data;
+    const before = counts.get(sender);
+    if (before === undefined) watch(sender);
+    const isLost = count !== (before ?? 0) + 1;
+    counts.set(sender, count);
     if (call) {
       held?.[call](argument as never);
-      if (held) watch(sender);
+      if (held && isLost) say(); // what else did they want? All are asked.
     } else if (!post) {
       follow(sender);
     } else if (!held && sender === (holder ??= sender)) {
       unanswered = 0;
-      own.receive(post);
+      if (isLost) wish();
+      else own.receive(post);
     }
   };
 
   /** When a tab is gone, so are its subscriptions. */
   function watch(other: string): void {
-    if (known.has(other)) return;
-    known.add(other);
     lock(name + other, {}, () => {
-      known.delete(other);
+      counts.delete(other);
       held?.drop(other);
       return true;
     });
@@ -137,7 +147,7 @@ export function makeTabs(
     close() {
       held?.close();
       clearInterval(timer);
-      isClosed = true;
+      isThere = false;
       release();
       channel.close();
     },

@@ -191,6 +191,24 @@ describe.skipIf(!EXECUTABLE)("in Chromium", () => {
     await broker.waitStreams(1);
   });
 
+  test("a tab that stood still while messages came to another gets them all", async () => {
+    await profile();
+    const first = await tab("pause");
+    const second = await tab("pause");
+    await broker.publish("pause", 0);
+    await waitSeen(second, 1);
+    const goOn = await stop(second);
+    await broker.publish("pause", 1, 2, 3);
+    await waitSeen(first, 4);
+    await goOn();
+    await broker.publish("pause", 4);
+    for (const page of [first, second]) {
+      await page.waitForFunction(() => window.seen.at(-1) === "pause 4");
+      expect(await seen(page)).toEqual(lines("pause", 5));
+    }
+    await broker.waitStreams(1);
+  });
+
   test("when a tab is gone, what it alone asked for is not asked for any more", async () => {
     await profile();
     await tab("rest.a");
