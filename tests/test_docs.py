@@ -49,6 +49,7 @@ PAGES: Final = (
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
+    ROOT / "clients" / "typescript" / "README.md",
 )
 WRITTEN: Final = tuple(page for page in PAGES if REFERENCE not in page.parents)
 WAIT_SECONDS_MAX: Final = 30

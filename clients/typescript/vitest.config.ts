@@ -5,6 +5,7 @@ export default defineConfig({
     include: ["tests/*.test.ts"],
     testTimeout: 20_000,
     hookTimeout: 30_000,
+    maxWorkers: 3, // they wait more than they work
     // What nobody handles fails the run, whichever test it came from.
     dangerouslyIgnoreUnhandledErrors: false,
   },

@@ -2,7 +2,7 @@
 // types. Both are copied to where the daemon serves them from, so that it needs no Node.
 //
 //     node scripts/build.mjs           build
-//     node scripts/build.mjs --check   only see whether what is there is what would be built
+//     node scripts/build.mjs --check   and see whether what the daemon serves is just that
 //
 // Prints the size, and fails if it is over the limit.
 
@@ -76,9 +76,9 @@ if (isMain) {
     await mkdir(place, { recursive: true });
     for (const [name, text] of Object.entries(built)) {
       const path = join(place, name);
-      if (!process.argv.includes("--check")) await writeFile(path, text);
-      else if (place !== PLACES[0] && (await readFile(path, "utf8").catch(() => "")) !== text)
-        throw new Error(`${path} is not what the sources give: npm run build`);
+      const isUpToDate = (await readFile(path, "utf8").catch(() => "")) === text;
+      if (!process.argv.includes("--check") || place === PLACES[0]) await writeFile(path, text);
+      else if (!isUpToDate) throw new Error(`${path} is not what the sources give: npm run build`);
     }
   }
 }

@@ -36,6 +36,7 @@ export interface TopicSettings {
 export interface Topics {
   /** A page of topics, in name order, of those that `match` a filter. */
   list(options?: { match?: string; after?: string; limit?: number; signal?: AbortSignal }): Promise<TopicPage>;
+  /** A topic as it is now; `topic_not_found` if there is none. */
   get(name: string): Promise<Topic>;
   /**
    * Create a topic; `topic_exists` if it is there, which an earlier try whose answer was lost may
@@ -44,7 +45,7 @@ export interface Topics {
   create(name: string, settings?: TopicSettings): Promise<Topic>;
   /** Create a topic, or change its settings. */
   put(name: string, settings?: TopicSettings): Promise<Topic>;
-  /** Remove a topic and its history. */
+  /** Remove a topic and its history; `topic_not_found`, as with `create`, may mean that it was done. */
   delete(name: string): Promise<void>;
 }
 

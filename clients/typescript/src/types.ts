@@ -50,8 +50,11 @@ export interface StateEvent {
 
 /** What `client.on` can listen to. */
 export interface ClientEvents {
+  /** The stream's state has changed, or another attempt has failed. */
   state: StateEvent;
+  /** Messages of this client's topics are gone. The subscription's own `onGap` is called, too. */
   gap: Gap;
+  /** A topic that is followed was deleted. */
   "topic-deleted": TopicDeleted;
   /** What has no better place to go to. Without a listener it goes to the console. */
   error: ReplBrokerError;
@@ -71,6 +74,7 @@ export interface SubscribeOptions {
 
 /** A subscription that is under way. */
 export interface Subscription {
+  /** What it was asked for. */
   readonly filters: readonly string[];
   /** The position up to which all has been handed over: what to give as `after` later. */
   readonly cursor: string | undefined;

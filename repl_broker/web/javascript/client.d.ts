@@ -87,8 +87,11 @@ interface StateEvent {
 }
 /** What `client.on` can listen to. */
 interface ClientEvents {
+    /** The stream's state has changed, or another attempt has failed. */
     state: StateEvent;
+    /** Messages of this client's topics are gone. The subscription's own `onGap` is called, too. */
     gap: Gap;
+    /** A topic that is followed was deleted. */
     "topic-deleted": TopicDeleted;
     /** What has no better place to go to. Without a listener it goes to the console. */
     error: ReplBrokerError;
@@ -106,6 +109,7 @@ interface SubscribeOptions {
 }
 /** A subscription that is under way. */
 interface Subscription {
+    /** What it was asked for. */
     readonly filters: readonly string[];
     /** The position up to which all has been handed over: what to give as `after` later. */
     readonly cursor: string | undefined;
@@ -167,6 +171,7 @@ interface Topics {
         limit?: number;
         signal?: AbortSignal;
     }): Promise<TopicPage>;
+    /** A topic as it is now; `topic_not_found` if there is none. */
     get(name: string): Promise<Topic>;
     /**
      * Create a topic; `topic_exists` if it is there, which an earlier try whose answer was lost may
@@ -175,7 +180,7 @@ interface Topics {
     create(name: string, settings?: TopicSettings): Promise<Topic>;
     /** Create a topic, or change its settings. */
     put(name: string, settings?: TopicSettings): Promise<Topic>;
-    /** Remove a topic and its history. */
+    /** Remove a topic and its history; `topic_not_found`, as with `create`, may mean that it was done. */
     delete(name: string): Promise<void>;
 }
 
