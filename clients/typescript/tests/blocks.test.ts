@@ -115,7 +115,7 @@ test("the client reads a stream as the standard has it, cut anywhere", async () 
       await pass((expected.retry ?? 2000) + 1);
       expect(asked[0]?.url.searchParams.get("after")).toBe(expected.id || "0000000a-1");
     }),
-    { numRuns: 300 },
+    { numRuns: 200 },
   );
 });
 

@@ -140,7 +140,7 @@ export async function startCluster(keys: Record<string, unknown> = {}): Promise<
 
 /** Look again and again, for what only shows from outside. */
 export async function until(isSo: () => boolean | Promise<boolean>, what: string): Promise<void> {
-  const end = performance.now() + 15_000;
+  const end = performance.now() + 25_000;
   while (!(await isSo())) {
     if (performance.now() > end) throw new Error(`waited in vain for ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 10));

@@ -123,8 +123,7 @@ describe.skipIf(!EXECUTABLE)("in Chromium", () => {
 
   test("twelve tabs have one connection, and each gets what it asked for", async () => {
     await profile();
-    const tabs = [];
-    for (let number = 0; number < 12; number++) tabs.push(await tab(["tabs.all", `tabs.${number}`]));
+    const tabs = await Promise.all([...Array(12).keys()].map((number) => tab(["tabs.all", `tabs.${number}`])));
     await broker.waitStreams(1);
     await broker.publish("tabs.all", "everybody");
     for (let number = 0; number < 12; number++) await broker.publish(`tabs.${number}`, number);

@@ -72,12 +72,9 @@ test("a node that is killed and started again is gone on with, with nothing lost
   const seen: unknown[] = [];
   await client.subscribe("again", ({ data }) => seen.push(data)).ready;
   const end = publishing(open({ urls: broker.url }), "again");
-  for (let round = 0; round < 2; round++) {
-    const before = seen.length;
-    await until(() => seen.length > before + 20, "messages");
-    await broker.kill();
-    await broker.start();
-  }
+  await until(() => seen.length > 20, "messages");
+  await broker.kill();
+  await broker.start();
   const before = seen.length;
   await until(() => seen.length > before + 20, "messages");
   const count = await end();

@@ -26,6 +26,7 @@ export function answering(next: Answer): void {
 beforeEach(() => {
   asked = [];
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setInterval", "clearInterval", "performance", "Date"] });
+  vi.spyOn(Math, "random").mockReturnValue(0.5); // waits are half of what they may be
   vi.stubGlobal("fetch", async (url: string, init: RequestInit = {}) => {
     const request: Asked = {
       method: init.method ?? "GET",
