@@ -1,11 +1,17 @@
-"""What a node can do, measured beside what it stands on.
+"""What a node can do, measured beside what it stands on and what does the like.
 
-``python -m benchmarks`` makes the table of docs/explanation/performance.md.
+``python -m benchmarks`` makes the table of docs/explanation/performance.md. With
+``stalled`` or ``churn`` after it, one of two runs on the node alone.
 
     __main__  options, the order of things
-    command   what both commands have in common
-    suite     what is measured
-    peers     what is measured: ours, bare ASGI on Hypercorn (bare.py)
+    command   what all commands have in common
+    suite     what the table measures
+    peers     what is measured: ours, one node and three; Nchan, Redis, NATS; bare
+              ASGI on Hypercorn (bare.py)
+    node      our server's command and configuration
+    stalled   readers that stop reading, among many that go on
+    churn     readers that come and vanish; what is left of them
+    network   where a client can vanish in silence
     processes servers on loopback, ended by their ids
     commits   SQLite commits alone
     load      compiles and runs load.c, the load generator

@@ -15,6 +15,7 @@ __all__ = [
     "median_of",
     "number",
     "ratio",
+    "shares",
     "spread",
     "values",
 ]
@@ -59,9 +60,18 @@ def _spread(found: Sequence[float]) -> float:
     return (max(found) - min(found)) / middle if middle else 0.0
 
 
-def generator_bound(row: Row, figures: Sequence[Figure]) -> bool:
-    """Whether the load generator may have been the limit."""
-    return any(f.generator > GENERATOR_SHARE_MAX for f in figures if f.row == row)
+def generator_bound(row: Row, figures: Sequence[Figure], peer: str | None = None) -> bool:
+    """Whether the load generator may have been the limit, for this peer or for any."""
+    return any(
+        f.generator > GENERATOR_SHARE_MAX
+        for f in figures
+        if f.row == row and peer in (None, f.peer)
+    )
+
+
+def shares(row: Row, peer: str, figures: Sequence[Figure]) -> list[float]:
+    """Of a core, what the load generator took in each round."""
+    return [f.generator for f in figures if f.row == row and f.peer == peer]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

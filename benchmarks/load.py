@@ -39,7 +39,7 @@ class Nats:
     in_flight: int = 1  # of one publisher
 
     def options(self) -> list[str]:
-        return ["-n", "-t", self.subject, "-f", str(self.in_flight)]
+        return ["-P", "jetstream", "-t", self.subject, "-f", str(self.in_flight)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,10 @@ class Load:
     seconds: float = 2.0
     requests: int = 1_000_000
     rate: float = 0.0  # requests a second; 0: each publisher as fast as it is answered
+    protocol: str = "ours"
+    patience_seconds: float = 20.0  # for what is owed when the last was sent
+    in_step: bool = False  # the next publish only when every subscriber has the last
+    stalled: int = 0  # of the subscribers: they stop reading until the others have everything
     other: Post | Nats | None = None  # what to send to a server that is not ours
 
     def options(self) -> list[str]:
@@ -64,8 +68,12 @@ class Load:
             "-s": self.seconds,
             "-m": self.requests,
             "-r": self.rate,
+            "-P": self.protocol,
+            "-l": self.patience_seconds,
+            "-z": self.stalled,
         }
         own = [str(part) for pair in pairs.items() for part in pair]
+        own += ["-e"] if self.in_step else []
         return own + (self.other.options() if self.other else [])
 
 
@@ -100,6 +108,6 @@ class Generator:
         except subprocess.TimeoutExpired:
             raise BenchmarkError(f"no end after {RUN_SECONDS_MAX} s: {load}") from None
         if done.returncode:
-            raise BenchmarkError(f"{load}: {(done.stderr or done.stdout).strip()}")
+            raise BenchmarkError(f"{load}: {done.stderr.strip()}")
         figures: dict[str, float] = json.loads(done.stdout)
         return figures

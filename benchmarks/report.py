@@ -20,28 +20,38 @@ from benchmarks.figures import (
     median_of,
     number,
     ratio,
+    shares,
     spread,
     values,
 )
-from benchmarks.peers import HYPERCORN, OURS, SQLITE
-from benchmarks.suite import Scale, rows_in_order
+from benchmarks.peers import HYPERCORN, OURS, PEERS, SQLITE, Peer
+from benchmarks.suite import Found, Scale, rows_in_order
 
 __all__ = ["OtherWork", "as_json", "as_table", "conditions", "file_system", "machine"]
 
+NOTHING = "–"
 
-def conditions(scale: Scale, rounds: int, folder: Path) -> dict[str, str]:
+
+def conditions(
+    scale: Scale, rounds: int, folder: Path, peers: Sequence[Peer], left_out: Sequence[str] = ()
+) -> dict[str, str]:
     """What has to be known to compare the figures with others."""
     packages = ("trio", "hypercorn", "quart")
-    return {
+    versions = dict.fromkeys(peer.version() for peer in peers)
+    about = {
         **machine(folder),
         "Python": f"{platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in packages)
         + f", SQLite {sqlite3.sqlite_version}",
-        "messages": f"{scale.message_bytes} bytes of JSON",
+        "peers": ", ".join(filter(None, versions)),
+        "messages": f"{scale.delivered_bytes} bytes of JSON to subscribers, "
+        f"{scale.message_bytes} where there are none",
         "runs": f"median of {rounds}, {scale.seconds:g} s each "
         f"(latency: {scale.latency_seconds:g} s), peers in turn",
-        "batches": f"over {scale.batch_connections} connections",
+        "publishers": "one, which waits for each answer, where nothing else is said; latency over "
+        f"{scale.latency_connections} connections, batches over {scale.batch_connections}",
     }
+    return about | ({"left out": "; ".join(left_out)} if left_out else {})
 
 
 def machine(folder: Path) -> dict[str, str]:
@@ -78,39 +88,63 @@ def _own_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def as_table(figures: Sequence[Figure]) -> str:
-    """The table as Markdown. ``ratio`` is ours to the peer on its left."""
-    lines = [["", OURS, HYPERCORN, "ratio", SQLITE, "ratio", "spread"]]
-    lines += [[_name(row, figures), *_cells(row, figures)] for row in rows_in_order(figures)]
-    return "\n".join([markdown(lines), "", *_notes(figures)])
+def as_table(found: Found, scale: Scale) -> str:
+    """The table as Markdown. In brackets: ours to the peer of that column."""
+    figures, peers = found.figures, columns(found)
+    lines = [["", *peers, "spread"]]
+    for row in rows_in_order(figures):
+        cells = [_cell(row, peer, figures) for peer in peers]
+        name = f"{row.name}, {row.unit}" if row.unit else row.name
+        lines.append([name, *cells, f"{spread(row, peers, figures):.0%}"])
+    return "\n".join([markdown(lines), "", *_notes(found, scale)])
 
 
-def _notes(figures: Sequence[Figure]) -> Iterator[str]:
-    yield "SQLite alone: rows a second, in commits of as many rows as there are connections."
+def columns(found: Found) -> list[str]:
+    """The peers that gave anything, in a fixed order."""
+    gave = {figure.peer for figure in found.figures}
+    return [name for name in (*(peer.name for peer in PEERS.values()), SQLITE) if name in gave]
+
+
+def _cell(row: Row, peer: str, figures: Sequence[Figure]) -> str:
+    value = median_of(row, peer, figures)
+    if value is None:
+        return NOTHING
+    if not row.unit:
+        return number(value)
+    bound = " *" if generator_bound(row, figures, peer) else ""
+    own = ratio(median_of(row, OURS, figures), value) if peer != OURS else ""
+    return f"{number(value)}{bound}" + (f" ({own})" if own else "")
+
+
+def _notes(found: Found, scale: Scale) -> Iterator[str]:
+    figures, peers = found.figures, columns(found)
+    if OURS in peers:
+        yield f"In brackets: {OURS}'s figure to that peer's, in this run."
     yield "Spread: of the rounds, (largest - smallest) / median, the greatest of the peers."
+    if SQLITE in peers:
+        yield f"{SQLITE}: rows a second, in commits of as many rows as there are connections."
+    yield f"{NOTHING}: not measured. Batches are ours; {HYPERCORN} only reads their bytes."
+    if HYPERCORN in peers:
+        cap = PEERS["hypercorn"].subscribers_max
+        yield (
+            f"{HYPERCORN} is measured up to {cap:,} subscribers: a delivery takes it about 0.1 ms, "
+            f"so that each message to more would take seconds, and {scale.latency_rate:g} "
+            f"publishes/s to {scale.crowd:,} are more than it can do."
+        )
+    if given := [figure.generator for figure in figures if figure.generator]:
+        yield f"The load generator took {min(given):.2f} to {max(given):.2f} of a core."
     if any(generator_bound(row, figures) for row in rows_in_order(figures)):
-        yield "*: the load generator took most of a core; the server may be able to do more."
+        yield "*: there it took most of one in some round; the server may be able to do more."
+    for peer, why in found.failed.items():
+        yield f"{peer} failed, and is in no round after that: {why}"
 
 
-def _name(row: Row, figures: Sequence[Figure]) -> str:
-    return f"{row.name}, {row.unit}{' *' if generator_bound(row, figures) else ''}"
-
-
-def _cells(row: Row, figures: Sequence[Figure]) -> Iterator[str]:
-    ours = median_of(row, OURS, figures)
-    yield number(ours)
-    for peer in (HYPERCORN, SQLITE):
-        theirs = median_of(row, peer, figures)
-        yield number(theirs)
-        yield ratio(ours, theirs)
-    yield f"{spread(row, (OURS, HYPERCORN, SQLITE), figures):.0%}"
-
-
-def as_json(figures: Sequence[Figure]) -> Iterator[str]:
+def as_json(found: Found) -> Iterator[str]:
     """A line for each row and peer, with the value of each round."""
+    figures = found.figures
     for row in rows_in_order(figures):
         ours = median_of(row, OURS, figures)
-        for peer in (OURS, HYPERCORN, SQLITE):
+        for peer in columns(found):
             value = median_of(row, peer, figures)
             if value is not None:
                 yield json.dumps(
@@ -121,6 +155,7 @@ def as_json(figures: Sequence[Figure]) -> Iterator[str]:
                         "value": round(value, 3),
                         "ratio": round(ours / value, 4) if ours is not None and value else None,
                         "rounds": [round(v, 3) for v in values(row, peer, figures)],
+                        "generator": [round(v, 3) for v in shares(row, peer, figures)],
                     },
                     ensure_ascii=False,
                 )

@@ -34,7 +34,7 @@ from repl_broker.message import (
     time_text,
 )
 from repl_broker.replica import Replica, ReplicaStatistics
-from repl_broker.state import Outcome, Published, Refused, Topic, TopicChanged
+from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
 from repl_broker.transport import TransportStatistics
 
@@ -43,7 +43,7 @@ __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "Topic
 T = TypeVar("T")
 
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
-INLINE_BYTES_MAX: Final = 64 << 10  # a larger body is checked in a thread
+INLINE_BYTES_MAX: Final = 256 << 10  # a larger body is checked in a thread
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -135,6 +135,20 @@ class Broker:
     @property
     def node_id(self) -> str:
         return self._replica.node_id
+
+    @property
+    def state(self) -> BrokerState:
+        """What this node has applied; to look at, and nothing else."""
+        return self._replica.state
+
+    @property
+    def leadership(self) -> tuple[int, str | None]:
+        """The term and who leads in it, as far as this node knows."""
+        return self._replica.term, self._replica.leader
+
+    def subscribers(self, topic: str) -> int:
+        """Streams on this node that follow ``topic``."""
+        return self._hub.subscribers(topic)
 
     # --- publishing ---
 

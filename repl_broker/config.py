@@ -585,6 +585,13 @@ class LimitsConfig:
         "How long a stream is silent before it gets a heartbeat. Clients take a stream for "
         "dead after three of the default.",
     )
+    dead_reader_seconds: int = key(
+        60,
+        Whole("seconds", 5, 3600),
+        "How long the machine of a stream's reader may acknowledge nothing of what was sent to "
+        "it; then it has vanished, and its connection is reset. A reader that only does not read "
+        "is kept. Less finds the dead sooner, and cuts off who is out of reach for a moment.",
+    )
     header_timeout_seconds: int = key(
         10,
         Whole("seconds", 1, 300),

@@ -26,6 +26,7 @@ from repl_broker import __version__, cluster
 from repl_broker.broker import Broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError, ReplBrokerError
+from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.replica import Replica
@@ -34,6 +35,7 @@ from repl_broker.storage import SqliteStorage
 from repl_broker.web.app import create_app
 from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
+from repl_broker.web.streams import Streams
 
 __all__ = ["Running", "run", "serve"]
 
@@ -137,7 +139,17 @@ async def serve(
         broker = Broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
-        door = Door(app, listeners, _options(config), publishing=publishing, ssl_context=tls)
+        limits = config.limits
+        fanout_options = FanoutOptions(limits.heartbeat_seconds, limits.dead_reader_seconds)
+        streams = Streams(broker, Fanout(replica, hub, fanout_options), config)
+        door = Door(
+            app,
+            listeners,
+            _options(config),
+            publishing=publishing,
+            streams=streams,
+            ssl_context=tls,
+        )
         async with trio.open_nursery() as nursery:
             if members is not None:
                 await nursery.start(cluster.run, transport, members, raft_listeners)

@@ -3,15 +3,19 @@
 Streams with the same filters share one *channel*; for the commonest, a single
 topic, that is the topic's channel. Applying an entry appends each message, once
 encoded, to the tails of the channels that it matches. A stream holds no queue:
-it has an offset into its channel's tail and takes from there what it can send.
+it has a place in its channel's tail and takes from there what it can send.
 
-Tails are bounded together (``tail_bytes_max``): the oldest frame of the whole
-hub goes first. A stream whose offset is gone was slow; it reads on from the log
+    Channel    a tail, and the sockets that have had all of it (fanout.py)
+    Batch      events that follow each other: one write sends them
+    Place      how far a stream has come
+
+Tails are bounded together (``tail_bytes_max``): the oldest event of the whole
+hub goes first. A stream whose place is gone was slow; it reads on from the log
 (subscription.py), and delays no one.
 
-Everything here is synchronous, but for ``Channel.wait``: appending and joining
-cannot interleave, so a stream that is level with the log misses nothing and
-sees nothing twice.
+Everything here is synchronous, but for waiting: appending and joining cannot
+interleave, so a stream that is level with the log misses nothing and sees
+nothing twice.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 from msgspec.json import encode as encode_json
@@ -27,20 +31,93 @@ from msgspec.json import encode as encode_json
 from repl_broker import sse
 from repl_broker.message import FilterSet, Message, TopicDeleted, event_id
 
-__all__ = ["Batch", "Channel", "Hub", "HubStatistics"]
+if TYPE_CHECKING:
+    from repl_broker.fanout import Reader
+
+__all__ = ["Batch", "Channel", "Hub", "HubStatistics", "Place"]
 
 APPENDS_MAX: Final = 50_000  # to tails, for one entry; beyond it streams read it from the log
 ROUTES_MAX: Final = 1_000_000  # channels in all remembered routes of topics
-FRAME_OVERHEAD_BYTES: Final = 128  # of a frame in a tail, beside its own bytes
+FRAME_OVERHEAD_BYTES: Final = 128  # of an event in a tail, beside its own bytes
+DROPPED_MIN: Final = 64  # places of dropped events at the front of a tail, until they are cleared
 
 
-class Batch(NamedTuple):
-    """Frames taken from a tail, joined: one write sends them."""
+class Place(NamedTuple):
+    """How far a stream has come. Streams that have had the same share one object.
 
-    data: bytes
-    frames: int
-    offset: int  # where to take from next
-    seq: int  # the position after them
+    Everything up to ``seq`` was sent, and of the removals at that very position
+    those that were ``told``. ``offset`` is what it takes next from its channel.
+    """
+
+    offset: int
+    seq: int
+    told: tuple[TopicDeleted, ...] = ()
+
+
+class Batch:
+    """Events in the order of the log, from a tail or from the log itself.
+
+    ``marks`` says where each stands in that order; ``removals`` has those that
+    tell of a topic's removal, by their number in the batch.
+    """
+
+    __slots__ = ("_chunks", "_data", "_pieces", "events", "marks", "removals")
+
+    def __init__(
+        self,
+        events: list[bytes],
+        marks: list[int],
+        removals: Sequence[tuple[int, TopicDeleted]] = (),
+    ) -> None:
+        self.events = events
+        self.marks = marks
+        self.removals = removals
+        self._data: bytes | None = None
+        self._pieces: list[bytes] | None = None
+        self._chunks: bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @property
+    def data(self) -> bytes:
+        """All of it, for whoever frames it."""
+        if self._data is None:
+            self._data = b"".join(self.events)
+        return self._data
+
+    @property
+    def chunks(self) -> bytes:
+        """All of it as HTTP/1.1 sends it: a chunk an event, so that it can be cut anywhere."""
+        if self._chunks is None:
+            self._pieces = [sse.chunk(event) for event in self.events]
+            self._chunks = b"".join(self._pieces)
+        return self._chunks
+
+    def cut(self, sent_bytes: int) -> tuple[int, bytes, int]:
+        """What a write of ``chunks`` has begun that ended early.
+
+        The number of events, the last of them if it is not whole, and how much of it was sent.
+        """
+        assert self._pieces is not None, "it was sent, so there are chunks"
+        for number, piece in enumerate(self._pieces):
+            if sent_bytes <= 0:
+                return number, b"", 0
+            if sent_bytes < len(piece):
+                return number + 1, piece, sent_bytes
+            sent_bytes -= len(piece)
+        return len(self), b"", 0
+
+    def place(self, before: Place, count: int | None = None) -> Place:
+        """Where a stream is that was at ``before`` and got ``count`` of them; all, if None."""
+        count = len(self) if count is None else count
+        if not count:
+            return before
+        seq = self.marks[count - 1] // 2
+        told = [d for number, d in self.removals if number < count and d.position == seq]
+        if before.told and before.seq == seq:
+            told[:0] = before.told
+        return Place(before.offset + count, seq, tuple(told))
 
 
 class HubStatistics(NamedTuple):
@@ -51,72 +128,117 @@ class HubStatistics(NamedTuple):
 
 
 class Channel:
-    """The newest frames of one filter set, in order."""
+    """The newest events of one filter set, in order."""
 
-    __slots__ = ("_base", "_complete_after", "_frames", "_lot", "_marks", "filters", "subscribers")
+    __slots__ = (
+        "_base", "_complete_after", "_dropped", "_events", "_lot", "_marks", "_removals", "filters",
+        "flushed_at", "level", "place", "subscribers",
+    )  # fmt: skip
 
     def __init__(self, filters: FilterSet, position: int) -> None:
         self.filters = filters
         self.subscribers = 0
-        self._complete_after = _mark(position)  # everything later is in the tail
-        self._frames: deque[bytes] = deque()
-        self._marks: deque[int] = deque()  # where each stands in the order
-        self._base = 0  # the offset of the first frame
-        self._lot = trio.lowlevel.ParkingLot()
+        # Sockets that have had everything up to ``place``, or more; fanout.py keeps these three.
+        self.level: dict[Reader, None] = {}
+        self.place = Place(0, position)
+        self.flushed_at = 0.0
+        # Everything later is in the tail; a removal at this very position may have been before.
+        self._complete_after = mark(position, removal=True)
+        self._events: list[bytes] = []
+        self._marks: list[int] = []  # where each stands in the order
+        self._dropped = 0  # of them, at the front, are gone
+        self._removals: list[tuple[int, TopicDeleted]] = []  # by their offsets
+        self._base = 0  # the offset of the first event that is there
+        self._lot: trio.lowlevel.ParkingLot | None = None  # few channels have anyone who waits
 
     @property
     def end(self) -> int:
-        """The offset of the next frame to come."""
-        return self._base + len(self._frames)
+        """The offset of the next event to come."""
+        return self._base + len(self._events) - self._dropped
 
-    def offset_after(self, seq: int) -> int | None:
-        """Where a stream that has seen everything up to ``seq`` goes on, if the tail reaches."""
-        if _mark(seq) < self._complete_after:
-            return None
-        return self._base + bisect_right(self._marks, _mark(seq))
+    @property
+    def base(self) -> int:
+        """The offset of the first event that is there."""
+        return self._base
 
-    def take(self, offset: int, bytes_max: int) -> Batch | None:
-        """Frames from ``offset`` on, at least one; None if the tail begins after it."""
-        start = offset - self._base
-        if start < 0:
+    def offset_after(self, seq: int, told: Collection[TopicDeleted] = ()) -> int | None:
+        """Where a stream goes on that has had everything up to ``seq``, if the tail reaches.
+
+        Of removals at that position, it has had those that are ``told``.
+        """
+        if mark(seq) < self._complete_after:
             return None
-        assert start < len(self._frames), "there is something to take"
-        taken: list[bytes] = []
-        size = 0
-        for number in range(start, len(self._frames)):
-            frame = self._frames[number]
-            size += len(frame)
-            if taken and size > bytes_max:
-                break
-            taken.append(frame)
-        seq = self._marks[start + len(taken) - 1] // 2
-        return Batch(b"".join(taken), len(taken), offset + len(taken), seq)
+        offset = self._base + bisect_right(self._marks, mark(seq), self._dropped) - self._dropped
+        if told:
+            here = {deleted for _, deleted in self._removals if deleted.position == seq}
+            if here.issubset(told):
+                return offset + sum(d.position == seq for _, d in self._removals)
+            if not here.isdisjoint(told):
+                return None  # one lies before another that was told: the log knows which
+        return offset
+
+    def take(self, offset: int, bytes_max: int, upto: int | None = None) -> Batch | None:
+        """Events from ``offset`` on, at least one, none from ``upto`` on.
+
+        None if the tail begins after ``offset``.
+        """
+        if offset < self._base:
+            return None
+        start = offset - self._base + self._dropped
+        stop = len(self._events) if upto is None else upto - self._base + self._dropped
+        assert start < stop, "there is something to take"
+        size, end = len(self._events[start]), start + 1
+        while end < stop and (size := size + len(self._events[end])) <= bytes_max:
+            end += 1
+        removals = [
+            (at - offset, deleted)
+            for at, deleted in self._removals
+            if 0 <= at - offset < end - start
+        ]
+        return Batch(self._events[start:end], self._marks[start:end], removals)
 
     async def wait(self) -> None:
         """Until something is appended, or the hub closes."""
+        if self._lot is None:
+            self._lot = trio.lowlevel.ParkingLot()
         await self._lot.park()
 
     def wake(self) -> None:
-        self._lot.unpark_all()
+        if self._lot is not None:
+            self._lot.unpark_all()
 
-    def append(self, mark: int, frame: bytes) -> None:
-        self._frames.append(frame)
-        self._marks.append(mark)
+    def append(self, at: int, event: bytes, deleted: TopicDeleted | None = None) -> None:
+        if deleted is not None:
+            self._removals.append((self.end, deleted))
+        self._events.append(event)
+        self._marks.append(at)
 
     def drop_oldest(self) -> int:
         """Returns the bytes that it freed."""
+        freed_bytes = len(self._events[self._dropped])
+        self._complete_after = self._marks[self._dropped]
+        self._events[self._dropped] = b""
+        self._dropped += 1
         self._base += 1
-        self._complete_after = self._marks.popleft()
-        return len(self._frames.popleft())
+        if self._dropped >= max(DROPPED_MIN, len(self._events) // 2):
+            self._clear_dropped()
+        while self._removals and self._removals[0][0] < self._base:
+            self._removals.pop(0)
+        return freed_bytes
+
+    def _clear_dropped(self) -> None:
+        del self._events[: self._dropped]
+        del self._marks[: self._dropped]
+        self._dropped = 0
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._events) - self._dropped
 
     def skip(self, position: int) -> None:
         """Leave out what was just published, up to ``position``: its streams read the log."""
-        assert not self._frames
+        assert not len(self)
         self._base += 1  # so that a stream that was level notices
-        self._complete_after = _mark(position, removal=True)
+        self._complete_after = mark(position, removal=True)
 
 
 class Hub:
@@ -138,6 +260,8 @@ class Hub:
         self._subscribers = 0
         self._deliveries = 0
         self._taken: tuple[Channel, int, int, int, Batch | None] | None = None
+        self._dirty: dict[Channel, None] = {}  # sockets are level with it, and something came
+        self._flusher = trio.lowlevel.ParkingLot()
 
     # --- streams ---
 
@@ -173,20 +297,34 @@ class Hub:
         if len(self._order) > 64 + 2 * self._frames:
             self._order = deque(c for c in self._order if c.subscribers)
         self._taken = None
+        self._dirty.pop(channel, None)
 
     def take(self, channel: Channel, offset: int, bytes_max: int) -> Batch | None:
-        """``channel.take``, remembered: streams that are level take the same bytes object."""
+        """``channel.take``, remembered: streams that are at one place take the same bytes."""
         key = (channel, offset, channel.end, bytes_max)
         if self._taken is None or self._taken[:4] != key:
             self._taken = (*key, channel.take(offset, bytes_max))
-        batch = self._taken[4]
-        if batch is not None:
-            self._deliveries += batch.frames
-        return batch
+        return self._taken[4]
 
-    def delivered(self, messages: int) -> None:
-        """Count messages that a stream took from the log."""
-        self._deliveries += messages
+    def delivered(self, events: int) -> None:
+        """Count what was handed to streams."""
+        self._deliveries += events
+
+    async def wait_dirty(self) -> list[Channel]:
+        """Channels with something new for the sockets that are level; none once it closes."""
+        while not self._dirty and not self.closing:
+            await self._flusher.park()
+        dirty = list(self._dirty)
+        self._dirty.clear()
+        return dirty
+
+    def _wake(self, channels: Iterable[Channel]) -> None:
+        for channel in channels:
+            channel.wake()
+            if channel.level:
+                self._dirty[channel] = None
+        if self._dirty:
+            self._flusher.unpark_all()
 
     def subscribers(self, topic: str) -> int:
         """Streams on this node that follow ``topic``."""
@@ -196,6 +334,9 @@ class Hub:
 
     def publish(self, events: Sequence[Message | TopicDeleted], position: int) -> None:
         """Tell the streams what an entry did. ``position`` is the last sequence number given."""
+        if not self._channels:
+            self.position = position
+            return
         woken: set[Channel] = set()
         room = APPENDS_MAX
         left_out: set[str] = set()  # topics of what finds no room
@@ -208,9 +349,10 @@ class Hub:
                 left_out.add(event.topic)
                 woken.update(route)
             elif route:
-                mark, frame = self._encode(event)
+                at, frame = self._encode(event)
+                deleted = event if isinstance(event, TopicDeleted) else None
                 for channel in route:
-                    channel.append(mark, frame)
+                    channel.append(at, frame, deleted)
                     self._order.append(channel)
                     self._tail_bytes += len(frame) + FRAME_OVERHEAD_BYTES
                     self._frames += 1
@@ -219,8 +361,7 @@ class Hub:
             self._skip(woken, position)
         self.position = position
         self._trim()
-        for channel in woken:
-            channel.wake()
+        self._wake(woken)
 
     def _skip(self, channels: Iterable[Channel], position: int) -> None:
         for channel in channels:
@@ -232,14 +373,13 @@ class Hub:
         """The log was replaced up to ``position``: every stream reads on from there itself."""
         self._skip(self._channels.values(), position)
         self.position = position
-        for channel in self._channels.values():
-            channel.wake()
+        self._wake(self._channels.values())
 
     def close(self) -> None:
         """Wake every stream, to say good-bye; none will wait again."""
         self.closing = True
-        for channel in self._channels.values():
-            channel.wake()
+        self._wake(self._channels.values())
+        self._flusher.unpark_all()
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(
@@ -269,8 +409,8 @@ class Hub:
 
     def _encode(self, event: Message | TopicDeleted) -> tuple[int, bytes]:
         if isinstance(event, Message):
-            return _mark(event.seq), message_frame(self.epoch, event)
-        return _mark(event.position, removal=True), deleted_frame(self.epoch, event)
+            return mark(event.seq), message_frame(self.epoch, event)
+        return mark(event.position, removal=True), deleted_frame(self.epoch, event)
 
     def _trim(self) -> None:
         while self._tail_bytes > self._tail_bytes_max:
@@ -283,7 +423,7 @@ class Hub:
         self._frames -= 1
 
 
-def _mark(seq: int, *, removal: bool = False) -> int:
+def mark(seq: int, *, removal: bool = False) -> int:
     """The order within a tail: a topic's removal comes behind the message at its position."""
     return 2 * seq + removal
 

@@ -89,6 +89,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
+TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
 RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from memory
@@ -264,7 +265,7 @@ class Replica:
         }
         self.removed = trio.Event()  # this node is no member any more
         self.options = core_options or CoreOptions()
-        self._random = randomness or random.SystemRandom()
+        self._random = randomness or random.Random()  # noqa: S311  of timeouts
         self._storage = storage
         self._settings = settings
         self._now_ms = now_ms
@@ -285,6 +286,7 @@ class Replica:
         self._events: list[Event] = []  # for the core's next step
         self._turning = False
         self._deadline = 0.0  # when the next turn is due at the latest
+        self._alarm = trio.CancelScope()  # of the driving task's wait for that
         self._awake = trio.Event()
         self._failure: Exception | None = None  # of a turn, or of the disk
         self._seen = _Seen(Role.FOLLOWER, 0, None, has_committed=False)
@@ -421,17 +423,24 @@ class Replica:
         not known. Cancelling stops the wait, not the command.
         """
         proposals = self._proposals
-        with trio.move_on_after(WAIT_SECONDS_MAX):
-            while proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
-                await proposals.room.wait()
-        if proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
-            raise self._no_leader()
+        if proposals.waiting_bytes > PENDING_BYTES_MAX:
+            with trio.move_on_after(WAIT_SECONDS_MAX):
+                while proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
+                    await proposals.room.wait()
+            if proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
+                raise self._no_leader()
         if self._closing:
             raise _shutting_down()
         proposal = Proposal(command)
         proposals.add(proposal)
+        if self.leads and self._writer.is_quick:
+            # The write is done in place: others that are about to propose go with it.
+            await trio.lowlevel.cancel_shielded_checkpoint()
         self._offered_more()
-        await self._settle(proposal)
+        if proposal.settled.is_set():
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await self._settle(proposal)
         if proposal.failure is not None:
             raise proposal.failure
         assert proposal.outcome is not None
@@ -618,12 +627,7 @@ class Replica:
     # --- what comes from peers ---
 
     def receive(self, rpc: Rpc) -> None:
-        """Take an RPC of a peer; ``turn`` when there are no more for now.
-
-        Raises ValueError for one that no peer sends.
-        """
-        if isinstance(rpc, SnapshotReceived):
-            raise ValueError("a snapshot comes in pieces")
+        """Take an RPC of a peer; ``turn`` when there are no more for now."""
         if self._loaded:
             self._events.append(Receive(rpc))
 
@@ -763,9 +767,8 @@ class Replica:
             self.turn()
             if self._failure is not None:
                 raise self._failure
-            with trio.move_on_at(self._deadline):
-                await self._awake.wait()
-            await trio.lowlevel.checkpoint()  # even if there is always more to do
+            with trio.CancelScope(deadline=self._deadline) as self._alarm:
+                await self._awake.wait()  # which lets others run, even if there is more to do
 
     def turn(self) -> None:
         """Own the core: give it what has happened, carry out what it asks for.
@@ -777,7 +780,10 @@ class Replica:
             return
         self._turning = True
         try:
-            deadline = self._take_turn()
+            for _ in range(TURNS_MAX):  # more than one: for what was written in place
+                deadline = self._take_turn()
+                if not self._events or self._failure is not None:
+                    break
         except Exception as error:  # noqa: BLE001  the driving task raises it
             self._failure = error
             self._awake.set()
@@ -785,9 +791,11 @@ class Replica:
             more = self._events or self._committed or self._may_send_off()
             if self._proposals.is_waiting and self._gathers():
                 deadline = min(deadline, self._gathered_at())
-            if more or deadline < self._deadline:
+            if more:
                 self._awake.set()
             self._deadline = deadline
+            if deadline < self._alarm.deadline:  # to be woken too early does no harm
+                self._alarm.deadline = deadline
         finally:
             self._turning = False
 
@@ -923,8 +931,7 @@ class Replica:
         if self._may_send_off():
             self.turn()
         elif self._gathers() and self._gathered_at() < self._deadline:
-            self._deadline = self._gathered_at()
-            self._awake.set()
+            self._deadline = self._alarm.deadline = self._gathered_at()
 
     def _gathers(self) -> bool:
         """Whether to wait a moment, so that more go together.
@@ -1021,7 +1028,8 @@ class Replica:
             self._write_next()
             self.turn()
 
-        self._writer.submit(lambda: self._storage.write(*batches), done)
+        quick = self._storage.is_quick(*batches)
+        self._writer.submit(lambda: self._storage.write(*batches), done, quick=quick)
 
     def _fail(self, error: Exception) -> None:
         """Nothing may follow: the driving task raises it, and the node ends."""
@@ -1122,12 +1130,11 @@ class Replica:
                 if trio.current_time() > end:
                     break
             self._progressed.unpark_all()
-        core = self._core
-        if not self._committed and core.role is Role.LEADER and core.has_committed_in_term:
-            self._caught_up = True
+            self._upkeep.applied()
+        if not self._caught_up and not self._committed:
+            self._caught_up = self.leads and self._core.has_committed_in_term
         if self._log_bytes > RELEASE_BYTES:
             self._release_log()
-        self._upkeep.applied()
 
     def _apply(self, entry: Entry) -> None:
         self._log_bytes += len(entry.data)

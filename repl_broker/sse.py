@@ -7,7 +7,14 @@ event has exactly one ``data:`` line.
 
 from __future__ import annotations
 
-__all__ = ["event", "heartbeat", "message_event", "retry"]
+__all__ = ["LAST_CHUNK", "chunk", "event", "heartbeat", "message_event", "retry"]
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """A piece of a body as HTTP/1.1 frames it when its length is not known (RFC 9112 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def retry(milliseconds: int) -> bytes:

@@ -125,6 +125,7 @@ class Topic:
         "born_seq",
         "bytes",
         "created_ms",
+        "dropped",
         "name",
         "oldest_ms",
         "own",
@@ -143,6 +144,7 @@ class Topic:
         self.born_seq = born_seq  # the last sequence number given before it was created
         self.trimmed_seq = 0  # the highest sequence number that is no longer retained
         self.bytes = 0  # of data retained
+        self.dropped = 0  # how many messages were trimmed since it was loaded; local
         self.oldest_ms = 0  # when the oldest retained message was published
         self._sequences = array("Q")
         self._sizes = array("I")
@@ -169,6 +171,16 @@ class Topic:
     def last_seq(self) -> int | None:
         """The newest retained sequence number."""
         return self._sequences[-1] if len(self) else None
+
+    @property
+    def published(self) -> int:
+        """How many messages it got, from a beginning that differs from node to node."""
+        return self.dropped + len(self)
+
+    def seq_before_last(self, count: int) -> int:
+        """A cursor from which its newest ``count`` messages follow, or all it has; else 0."""
+        retained = len(self)
+        return self._sequences[-min(count, retained)] - 1 if retained else 0
 
     def after(self, seq: int) -> tuple[int, int] | None:
         """Sequence number and size of the first message that it retains above ``seq``."""
@@ -202,6 +214,7 @@ class Topic:
         start, end = self._head, self._head + count
         sequences, sizes = self._sequences[start:end], self._sizes[start:end]
         self.bytes -= sum(sizes)
+        self.dropped += count
         self.trimmed_seq = sequences[-1]
         self._head = end
         if end > 1024 and end * 2 > len(self._sequences):

@@ -5,12 +5,14 @@ block, so the replica calls them in a thread, one writer at a time; reading may
 go on beside a write.
 
 In the SQLite store a write is one transaction in WAL mode with
-``synchronous=FULL``: when ``write`` returns, an fsync has put it on the disk.
-After any error nothing may be acknowledged that is not already: the store then
-refuses everything (what a failed fsync left behind is unknown). Every row has a
-checksum of its own, so that bit rot is told from a torn tail, which SQLite
-drops by itself. It would take damage within its write-ahead log for such a
-tail, so that is looked through before SQLite sees it (``wal.py``).
+``synchronous=FULL``, or, if it only adds a few entries, one record of a journal
+that is moved into SQLite later, many at a time (``journal.py``). Either way it
+is on the disk when ``write`` returns. After any error nothing may be
+acknowledged that is not already: the store then refuses everything (what a
+failed fsync left behind is unknown). Every row has a checksum of its own, so
+that bit rot is told from a torn tail, which SQLite drops by itself. It would
+take damage within its write-ahead log for such a tail, so that is looked
+through before SQLite sees it (``wal.py``).
 
 The log outlives its compaction: an entry that a snapshot covers stays as long
 as the state machine retains a message of it, since history is read from it.
@@ -33,6 +35,7 @@ from typing import Any, Final, Protocol
 from zlib import crc32
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.journal import SALT_BYTES, Journal
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.wal import is_damaged
 
@@ -50,10 +53,12 @@ __all__ = [
 ]
 
 STORE_NAME: Final = "broker.db"  # of the database, in the data directory
-FORMAT: Final = 1
+JOURNAL_NAME: Final = "broker.journal"
+FORMAT: Final = 2  # 1 had no journal
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
 COPY_STEPS: Final = 100  # of SQLite, between two chances for a copy to be interrupted
+COPY_ATTEMPTS: Final = 5  # to read a journal that a node writes at the same time
 META_KEYS: Final = (  # that have a checksum together; the others are notes
     "format",
     "cluster_id",
@@ -104,6 +109,10 @@ class Storage(Protocol):
 
     def write(self, *batches: WriteBatch) -> None:
         """Make them durable, in order, all or none; they are on disk when this returns."""
+        ...
+
+    def is_quick(self, *batches: WriteBatch) -> bool:
+        """Whether ``write`` will take no longer than the disk does for one small write."""
         ...
 
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
@@ -182,6 +191,9 @@ class MemoryStorage:
             self.entries.update((entry.index, entry) for entry in batch.entries)
             self.hard_state = batch.hard_state or self.hard_state
 
+    def is_quick(self, *batches: WriteBatch) -> bool:
+        return True
+
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
         return {i: self.entries[i].data for i in indexes if i in self.entries}
 
@@ -247,7 +259,11 @@ CREATE TABLE staged_snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), idx INTEGER
 """
 
 
-_INSERT: Final = "INSERT INTO log VALUES (?, ?, ?, ?, ?)"
+_ROW: Final = "(?, ?, ?, ?, ?)"
+_INSERT: Final = f"INSERT INTO log VALUES {_ROW}"  # noqa: S608  of constants
+_INSERT_MANY: Final = 64  # rows by one statement: between two, another thread may take its time
+_INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608
+_SALT: Final = "journal"  # the key in meta: which of the journal's records count
 
 
 class SqliteStorage:
@@ -283,6 +299,10 @@ class SqliteStorage:
             _require_store(folder)
         self._wal_bytes_max = WAL_BYTES_MAX
         self._closing = contextlib.ExitStack()
+        self._journal: Journal | None = None
+        # What is in the journal alone, by index, in order. It grows in place, for threads that
+        # read; what is moved goes with the whole dictionary, which they may still hold.
+        self._pending: dict[int, Entry] = {}
         self._read_lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
@@ -294,6 +314,7 @@ class SqliteStorage:
                 self._reader = self._connect()
                 self._tidier = self._connect()
                 self.identity = self._identify(node_id)
+                self._open_journal()
             undo.pop_all()
 
     # --- opening ---
@@ -340,7 +361,7 @@ class SqliteStorage:
         return connection
 
     def _identify(self, node_id: str | None) -> Identity:
-        if not self._writer.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
+        if not _is_store(self._writer):
             if node_id is None:
                 raise ConfigError(f"{self._called} was not made by repl-broker")
             identity = Identity.draw(node_id)
@@ -356,7 +377,7 @@ class SqliteStorage:
                     term=0,
                     vote=None,
                 )
-            sync(self._folder)  # the files' names must last, too
+                _put_salt(self._writer, b"")
             return identity
         meta = self._meta()
         missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
@@ -381,6 +402,43 @@ class SqliteStorage:
             meta["incarnation"],
             bool(meta.get("adopted")),
         )
+
+    def _open_journal(self) -> None:
+        """Move what the last node to run left in the journal into SQLite, and begin it anew."""
+        path = self._folder / JOURNAL_NAME
+        try:
+            if salt := _salt(self._writer):
+                self._pending = {entry.index: entry for entry in Journal.read(path, salt)}
+        except ValueError as error:
+            raise self._damaged(f"its journal ({error})") from None
+        try:
+            if not salt:
+                Journal.make(path)
+                sync(self._folder)  # the files' names must last, too
+            with self._transaction(self._writer):
+                salt = self._move_pending()
+                if self._meta()["format"] < FORMAT:
+                    self._put_meta(format=FORMAT)
+            self._pending = {}
+            self._journal = Journal(path, salt)
+            self._closing.callback(self._journal.close)
+        except sqlite3.IntegrityError:
+            raise self._damaged("its journal (it has entries that are not new)") from None
+        except (sqlite3.OperationalError, OSError) as error:
+            raise self._write_failed(error) from None
+
+    def _move_pending(self) -> bytes:
+        """Within a transaction: the entries, and the salt of the journal without them."""
+        salt = secrets.token_bytes(SALT_BYTES)
+        _insert(self._writer, list(self._pending.values()))
+        _put_salt(self._writer, salt)
+        return salt
+
+    def _end_journal(self) -> None:
+        """A store that is closed is one file. Raises StorageError, OSError."""
+        with self._writing() as writer:
+            _put_salt(writer, b"")
+        (self._folder / JOURNAL_NAME).unlink()
 
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:
@@ -419,6 +477,7 @@ class SqliteStorage:
                 entry = self._sound_entry((index, term, kind, data, checksum))
                 self._check(index == start + len(entries) + 1, f"what should precede entry {index}")
                 entries.append(entry)
+            entries += self._pending.values()
         return Loaded(HardState(meta["term"], meta["vote"]), snapshot, entries)
 
     def _sound_snapshot(self, row: tuple[int, int, bytes, bytes, int]) -> Snapshot:
@@ -436,35 +495,48 @@ class SqliteStorage:
         return _damage(self._called, what, self._remedy)
 
     def write(self, *batches: WriteBatch) -> None:
-        if len(batches) == 1 and batches[0].is_one_entry:
-            self._write_entry(batches[0].entries[0])
+        if self._failed is not None:
+            raise StorageError(self._failed)
+        if entries := self._for_journal(batches):
+            self._write_journal(entries)
             return
         with self._writing() as writer:
             for batch in batches:
                 self._put(writer, batch)
 
-    def _write_entry(self, entry: Entry) -> None:
-        """The commonest write, as a statement that is a transaction of its own: it costs less."""
-        if self._failed is not None:
-            raise StorageError(self._failed)
-        row = (entry.index, entry.term, int(entry.kind), entry.data, _checksum(entry))
+    def is_quick(self, *batches: WriteBatch) -> bool:
+        return bool(self._for_journal(batches))
+
+    def _for_journal(self, batches: Sequence[WriteBatch]) -> list[Entry]:
+        """What these would write there; nothing if they are to be a transaction of SQLite's."""
+        if self._journal is None or not all(batch.only_adds for batch in batches):
+            return []
+        entries = [entry for batch in batches for entry in batch.entries]
+        return entries if self._journal.takes(entries) else []
+
+    def _write_journal(self, entries: Sequence[Entry]) -> None:
+        assert self._journal is not None
         try:
-            self._writer.execute(_INSERT, row)
-            self._bound_wal()
-        except (sqlite3.Error, OSError) as error:
+            self._journal.append(entries)
+        except OSError as error:
             raise self._write_failed(error) from error
+        self._pending.update((entry.index, entry) for entry in entries)
 
     def _put(self, writer: sqlite3.Connection, batch: WriteBatch) -> None:
         if batch.truncate_from is not None:
             writer.execute("DELETE FROM log WHERE idx >= ?", (batch.truncate_from,))
-        writer.executemany(_INSERT, _rows(batch.entries))
+        _insert(writer, batch.entries)
         if batch.hard_state is not None:
             self._put_meta(term=batch.hard_state.term, vote=batch.hard_state.vote)
 
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
+        pending = self._pending  # before SQLite is asked: what is moved meanwhile is still in it
         found = {}
         with self._read_lock, self._damage_told():
             for index in indexes:
+                if index in pending:
+                    found[index] = pending[index].data
+                    continue
                 row = self._reader.execute(
                     "SELECT term, kind, data, checksum FROM log WHERE idx = ?", (index,)
                 ).fetchone()
@@ -479,16 +551,19 @@ class SqliteStorage:
             )
 
     def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
+        pending = list(self._pending.values())
         with self._read_lock, self._damage_told():
-            found = self._reader.execute(
+            rows = self._reader.execute(
                 "SELECT idx, term, kind, data, checksum FROM log "
                 "WHERE idx > ? AND idx <= ? ORDER BY idx",
                 (after, upto),
             )
             try:
-                return _first_bytes(map(self._sound_entry, found), bytes_max)
+                return _first_bytes(
+                    _with(pending, map(self._sound_entry, rows), after, upto), bytes_max
+                )
             finally:
-                found.close()
+                rows.close()
 
     def _sound_entry(self, row: tuple[int, int, int, bytes, int]) -> Entry:
         with contextlib.suppress(TypeError, ValueError):  # a flipped bit can change a type
@@ -547,6 +622,8 @@ class SqliteStorage:
 
     def tidy(self) -> None:
         """Move what the write-ahead log holds into the database, beside the writer."""
+        if self._failed is not None:
+            raise StorageError(self._failed)
         try:
             self._tidier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
@@ -554,11 +631,14 @@ class SqliteStorage:
 
     @property
     def bytes(self) -> int:
-        return sum(_size(Path(f"{self._path}{suffix}")) for suffix in ("", "-wal"))
+        files = (self._path, Path(f"{self._path}-wal"), self._folder / JOURNAL_NAME)
+        return sum(map(_size, files))
 
     def close(self) -> None:
-        with contextlib.suppress(sqlite3.Error):  # a checkpoint only saves time at the next start
+        with contextlib.suppress(sqlite3.Error, OSError, StorageError):  # the next start does it
             if self._failed is None:
+                if self._journal is not None:
+                    self._end_journal()
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._closing.close()
 
@@ -617,9 +697,15 @@ class SqliteStorage:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         if self._failed is not None:
             raise StorageError(self._failed)
+        salt = None
         try:
             with self._transaction(self._writer):
+                if self._pending:  # what comes may change it
+                    salt = self._move_pending()
                 yield self._writer
+            if salt is not None and self._journal is not None:
+                self._journal.begin_anew(salt)
+                self._pending = {}
             self._bound_wal()
         except (sqlite3.Error, OSError) as error:
             raise self._write_failed(error) from error
@@ -678,6 +764,17 @@ class StoreCopy(SqliteStorage):
     def _lock(self) -> None:
         pass
 
+    def _open_journal(self) -> None:
+        try:
+            salt = _salt(self._writer)
+        except ValueError as error:
+            raise self._damaged(f"its journal ({error})") from None
+        if salt:  # it was copied by other means
+            raise StorageError(
+                f"{self._called} was copied from a node that ran or was killed, without "
+                f"{JOURNAL_NAME!r}, which has the newest entries; {self._remedy}"
+            )
+
 
 def copy_store(folder: Path, target: Path) -> None:
     """Copy the store as it is at this moment, beside a node that runs or with none.
@@ -696,12 +793,67 @@ def copy_store(folder: Path, target: Path) -> None:
     with contextlib.closing(sqlite3.connect(name, uri=True, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         connection.set_progress_handler(lambda: 0, COPY_STEPS)  # signals are looked at there
+        # First: what the node moves meanwhile is then in the copy, and has another salt there.
+        salt, entries = _read_journal(folder, connection)
         try:
             connection.execute("VACUUM INTO ?", (str(target),))
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
                 raise KeyboardInterrupt from None
             raise
+    _settle_copy(target, salt, entries)
+
+
+def _read_journal(folder: Path, connection: sqlite3.Connection) -> tuple[bytes, list[Entry]]:
+    """Its salt, and what is in it, beside a node that writes on and may begin it anew."""
+    for attempt in range(1, COPY_ATTEMPTS + 1):
+        try:
+            salt = _salt(connection)
+            return salt, Journal.read(folder / JOURNAL_NAME, salt) if salt else []
+        except ValueError as error:
+            if attempt == COPY_ATTEMPTS:
+                called = f"the store {str(folder / STORE_NAME)!r}"
+                raise _damage(called, f"its journal ({error})", REMEDY) from None
+    raise AssertionError
+
+
+def _settle_copy(copy: Path, salt: bytes, entries: Sequence[Entry]) -> None:
+    """Put into it what was in the journal alone: it goes without one."""
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        if copied := _salt(connection):
+            connection.execute("BEGIN")
+            if copied == salt:  # or all was moved meanwhile
+                _insert(connection, entries)
+            _put_salt(connection, b"")
+            connection.execute("COMMIT")
+
+
+def _is_store(connection: sqlite3.Connection) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone()
+    return found is not None
+
+
+def _salt(connection: sqlite3.Connection) -> bytes:
+    """Of the journal's records that count; empty without a journal. Raises ValueError."""
+    meta = {}
+    if _is_store(connection):
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+    if _SALT not in meta and meta.get("format") != FORMAT:
+        return b""
+    salt, _, checksum = str(meta.get(_SALT)).partition(" ")
+    if checksum != _salt_checksum(salt):
+        raise ValueError("its salt")
+    return bytes.fromhex(salt)
+
+
+def _put_salt(connection: sqlite3.Connection, salt: bytes) -> None:
+    """Within a transaction. Without one there is no journal."""
+    value = f"{salt.hex()} {_salt_checksum(salt.hex())}"
+    connection.execute("REPLACE INTO meta VALUES (?, ?)", (_SALT, value))
+
+
+def _salt_checksum(salt: str) -> str:
+    return f"{crc32(salt.encode()):08x}"
 
 
 def _require_store(folder: Path) -> None:
@@ -816,6 +968,29 @@ def _first_bytes(entries: Iterable[Entry], bytes_max: int) -> list[Entry]:
             break
         taken.append(entry)
     return taken
+
+
+def _insert(writer: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+    rows = _rows(entries)
+    start = 0
+    while len(rows) - start >= _INSERT_MANY:
+        many = rows[start : start + _INSERT_MANY]
+        writer.execute(_INSERT_ROWS, [value for row in many for value in row])
+        start += _INSERT_MANY
+    writer.executemany(_INSERT, rows[start:])
+
+
+def _with(
+    pending: Sequence[Entry], stored: Iterable[Entry], after: int, upto: int
+) -> Iterator[Entry]:
+    """The stored entries, then those pending ones that come behind them."""
+    last = after
+    for entry in stored:
+        last = entry.index
+        yield entry
+    for entry in pending:
+        if last < entry.index <= upto:
+            yield entry
 
 
 def _ranges(indexes: Iterable[int]) -> list[tuple[int, int]]:

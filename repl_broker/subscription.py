@@ -3,11 +3,15 @@
     start ── behind the tail ⇄ level with it ── end
               reads the log      takes from its channel
 
-A stream is *level* when it has an offset into its channel's tail; whatever is
+A stream is *level* when it has a place in its channel's tail; whatever is
 published from then on reaches it from there. One whose cursor is older, or that
 was too slow for the tail, reads on from the log until it is level. Finding the
 log read out and joining the tail is one synchronous step, so nothing falls
 between the two and nothing comes twice.
+
+Iterating gives the whole stream, as the web application sends it. The fan-out
+(fanout.py) needs a Subscription only until it is level, and another one when a
+reader has fallen behind its tail: ``open``, ``find_place``, ``read_log``.
 
 What the log can no longer give is told by ``event: gap`` before anything that
 comes after it. The id of each event is the cursor that a client resumes from:
@@ -27,12 +31,12 @@ from msgspec.json import encode as encode_json
 
 from repl_broker import sse
 from repl_broker.errors import RequestError
-from repl_broker.hub import Channel, Hub, deleted_frame, message_frame
+from repl_broker.hub import Batch, Channel, Hub, Place, deleted_frame, mark, message_frame
 from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_id
 from repl_broker.replica import Replica
 from repl_broker.state import BrokerState, Location, Scan
 
-__all__ = ["Subscription"]
+__all__ = ["CHUNK_BYTES_MAX", "Subscription", "farewell"]
 
 RETRY_MS: Final = 2000
 AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited for
@@ -48,6 +52,12 @@ class Subscription:
     drains. Memory: one chunk, whatever the client's speed.
     """
 
+    __slots__ = (
+        "_after", "_before", "_channel", "_ended", "_filters", "_heartbeat_seconds", "_hub",
+        "_losses_version", "_prelude", "_replica", "_resuming", "_scan", "_seq", "_told_deletions",
+        "_told_losses", "ahead", "place",
+    )  # fmt: skip
+
     def __init__(
         self,
         replica: Replica,
@@ -56,6 +66,8 @@ class Subscription:
         after: Cursor | str,
         heartbeat_seconds: float,
     ) -> None:
+        self.ahead: Cursor | None = None  # where the client is, and this node is not yet
+        self.place: Place | None = None  # in the channel's tail, when level
         self._replica = replica
         self._hub = hub
         self._filters = filters
@@ -64,18 +76,35 @@ class Subscription:
         self._channel: Channel | None = None
         self._seq = 0  # everything up to here was sent, or told to be lost
         self._told_losses: dict[str, int] = {}  # by topic, up to where
-        self._told_deletions: set[TopicDeleted] = set()
+        self._told_deletions: frozenset[TopicDeleted] = frozenset()  # at the position of _seq
+        self._before = Place(0, 0)  # where it was before the page that was read last
         self._losses_version = -1  # of the state, when it was last asked for losses
         self._scan: Scan | None = None  # of the log, while it is read
-        self._offset: int | None = None  # into the channel's tail, when level
         self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
-        self._ahead: Cursor | None = None  # where the client is, and this node is not yet
         self._ended = False
         self._prelude: Iterator[bytes] = iter(())
 
-    async def __aenter__(self) -> Subscription:
+    @classmethod
+    def behind(cls, replica: Replica, hub: Hub, channel: Channel, place: Place) -> Subscription:
+        """A stream of ``channel`` that got as far as ``place``, which its tail has dropped."""
+        cursor = Cursor(hub.epoch, place.seq)
+        stream = cls(replica, hub, channel.filters, cursor, 0)
+        stream._channel = channel
+        stream._resuming = False
+        stream._leave_tail(place)
+        return stream
+
+    def open(self) -> tuple[Channel, list[bytes]]:
+        """Join the channel, which whoever calls leaves in the end; how the stream begins.
+
+        ``latest`` is now, not when the first bytes are sent.
+        """
         self._channel = self._hub.join(self._filters)
-        self._prelude = iter(list(self._begin()))  # 'latest' is now, not at the first read
+        return self._channel, list(self._begin())
+
+    async def __aenter__(self) -> Subscription:
+        _, beginning = self.open()
+        self._prelude = iter(beginning)
         return self
 
     async def __aexit__(
@@ -93,44 +122,59 @@ class Subscription:
 
     async def __anext__(self) -> bytes:
         """The next bytes to send: whole events. Raises StopAsyncIteration at the end."""
-        assert self._channel is not None, "use 'async with'"
+        channel, hub = self._require_channel(), self._hub
         for chunk in self._prelude:
             await trio.lowlevel.checkpoint()
             return chunk
         if self._ended:
             raise StopAsyncIteration
-        if self._ahead is not None:
-            told = await self._reach(self._ahead)
+        if self.ahead is not None:
+            told = await self._reach(self.ahead)
             if told:
                 return told
         while True:
-            if self._hub.closing:
+            if hub.closing:
                 self._ended = True
-                return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311
-            if self._offset is None and not self._resuming:
-                self._offset = self._channel.offset_after(self._seq)
-                if self._offset is not None:
-                    self._scan = None  # what it has left comes from the tail now
-            if self._offset is None:
+                return farewell()
+            self.find_place()
+            if self.place is None:
                 async with self._replica.log_readers:
-                    page = await self._read_log()
+                    page = await self.read_log()
                 if page:
-                    return page
-            elif self._offset < self._channel.end:
-                batch = self._hub.take(self._channel, self._offset, CHUNK_BYTES_MAX)
+                    return page if isinstance(page, bytes) else self._delivered(page).data
+            elif self.place.offset < channel.end:
+                batch = hub.take(channel, self.place.offset, CHUNK_BYTES_MAX)
                 if batch is not None:
-                    self._offset = batch.offset
-                    self._seq = batch.seq
+                    self.place = batch.place(self.place)
                     await trio.lowlevel.checkpoint()
-                    return batch.data
-                self._offset = None  # too slow for the tail: back to the log
+                    return self._delivered(batch).data
+                self._leave_tail(self.place)  # too slow for it: back to the log
             else:
-                self._seq = self._hub.position
+                if self.place.seq < hub.position:
+                    self.place = Place(self.place.offset, hub.position)
                 with trio.move_on_after(self._heartbeat_seconds) as silence:
-                    await self._channel.wait()
+                    await channel.wait()
                 # A message may have come in the same moment: its id must not go before it.
-                if silence.cancelled_caught and self._offset == self._channel.end:
-                    return sse.heartbeat(self._id(self._hub.position))
+                if silence.cancelled_caught and self.place.offset == channel.end:
+                    return sse.heartbeat(self._id(hub.position))
+
+    def _delivered(self, batch: Batch) -> Batch:
+        self._hub.delivered(len(batch))
+        return batch
+
+    def find_place(self) -> None:
+        """See whether the tail reaches back to where the stream is."""
+        if self.place is None and not self._resuming:
+            channel, told = self._require_channel(), self._told_deletions
+            offset = channel.offset_after(self._seq, told)
+            if offset is not None:
+                self.place = Place(offset, self._seq, tuple(told))
+                self._scan = None  # what it has left comes from the tail now
+
+    def _leave_tail(self, place: Place) -> None:
+        self.place = None
+        self._seq = place.seq
+        self._told_deletions = frozenset(place.told)
 
     # --- beginning ---
 
@@ -143,7 +187,7 @@ class Subscription:
                 self._told_losses = state.losses(self._filters, 0)
                 yield self._gap("unknown_epoch", self._go_to_first(0))
             elif after.seq > state.seq:
-                self._ahead = after
+                self.ahead = after
             else:
                 self._seq = after.seq
         else:
@@ -152,6 +196,8 @@ class Subscription:
                 self._go_to_first(0)
             else:
                 self._seq = state.seq
+                told = state.deletions(self._filters, state.seq)
+                self.place = Place(self._require_channel().end, state.seq, tuple(told))
             yield self._subscribed(Cursor(epoch, self._seq))
 
     async def _reach(self, cursor: Cursor) -> bytes | None:
@@ -163,7 +209,11 @@ class Subscription:
                 except RequestError:
                     continue  # no leader tells, for now
                 break  # all that was ever acknowledged is here
-        self._ahead = None
+        return self.reached(cursor)
+
+    def reached(self, cursor: Cursor) -> bytes | None:
+        """Go on, from where this node is if it is not at ``cursor``: the gap then."""
+        self.ahead = None
         self._seq = min(cursor.seq, self._state.seq)
         return self._gap("ahead", None) if self._seq < cursor.seq else None
 
@@ -192,8 +242,11 @@ class Subscription:
 
     # --- the log ---
 
-    async def _read_log(self) -> bytes | None:
-        """The next bytes from the log; None when it may be read out."""
+    async def read_log(self) -> Batch | bytes | None:
+        """What comes next in the log: a page, or what is lost. None: look again, perhaps level.
+
+        Whoever calls has taken one of ``Replica.log_readers``.
+        """
         state = self._state
         self._resuming = False
         if state.losses_version != self._losses_version:
@@ -205,8 +258,8 @@ class Subscription:
         deletions = self._deletions(self._seq, upto)
         if not page and not deletions and upto == state.seq:
             # Read out, and nothing can be appended in between: level.
-            self._seq = upto
-            self._offset = self._require_channel().end
+            self._move(upto)
+            self.place = Place(self._require_channel().end, upto, tuple(self._told_deletions))
             self._scan = None
             self._told_losses.clear()
             return None
@@ -217,10 +270,15 @@ class Subscription:
                 return None
             upto = messages[-1].seq
             deletions = [d for d in deletions if d.position <= upto]
-        self._hub.delivered(len(messages))
-        self._seq = upto
-        self._note_told(deletions)
-        return b"".join(self._in_order(messages, deletions))
+        self._before = Place(0, self._seq, tuple(self._told_deletions))
+        self._move(upto, deletions)
+        return self._in_order(messages, deletions)
+
+    def go_back(self, page: Batch, count: int) -> None:
+        """Of the page that was read last, only ``count`` events were sent: go on behind those."""
+        self._scan = None  # a reader that waits costs a cursor, and no more
+        if count < len(page):
+            self._leave_tail(page.place(self._before, count))
 
     def _tell_losses(self) -> bytes | None:
         """A gap, if some topic has lost more than was told, and what was deleted with it."""
@@ -233,7 +291,7 @@ class Subscription:
         self._after = Cursor(epoch, after)
         first = self._go_to_first(after)
         deletions = self._deletions(after, self._seq)
-        self._note_told(deletions)
+        self._move(self._seq, deletions)
         # The cursor has moved on past where these happened, and must not go back.
         frames = (deleted_frame(epoch, d._replace(position=self._seq)) for d in deletions)
         return b"".join((self._gap("retention", first), *frames))
@@ -250,25 +308,31 @@ class Subscription:
         deletions = self._state.deletions(self._filters, after)
         return [d for d in deletions if d.position <= upto and d not in self._told_deletions]
 
-    def _note_told(self, deletions: Sequence[TopicDeleted]) -> None:
-        # Those before the cursor are not asked for again.
+    def _move(self, seq: int, deletions: Sequence[TopicDeleted] = ()) -> None:
+        # Removals before the cursor are not asked for again.
         told = self._told_deletions.union(deletions)
-        self._told_deletions = {d for d in told if d.position >= self._seq}
+        self._seq = seq
+        self._told_deletions = frozenset(d for d in told if d.position >= seq)
 
-    def _in_order(
-        self, messages: Sequence[Message], deletions: Sequence[TopicDeleted]
-    ) -> Iterator[bytes]:
+    def _in_order(self, messages: Sequence[Message], deletions: Sequence[TopicDeleted]) -> Batch:
         epoch = self._hub.epoch
+        events: list[bytes] = []
+        marks: list[int] = []
+        removals: list[tuple[int, TopicDeleted]] = []
         waiting = list(deletions)
-        for message in messages:
-            while waiting and waiting[0].position < message.seq:
-                yield deleted_frame(epoch, waiting.pop(0))
-            yield message_frame(epoch, message)
-        for deleted in waiting:
-            yield deleted_frame(epoch, deleted)
+        for message in (*messages, None):
+            while waiting and (message is None or waiting[0].position < message.seq):
+                deleted = waiting.pop(0)
+                removals.append((len(events), deleted))
+                events.append(deleted_frame(epoch, deleted))
+                marks.append(mark(deleted.position, removal=True))
+            if message is not None:
+                events.append(message_frame(epoch, message))
+                marks.append(mark(message.seq))
+        return Batch(events, marks, removals)
 
     def _require_channel(self) -> Channel:
-        assert self._channel is not None
+        assert self._channel is not None, "use 'async with', or open"
         return self._channel
 
     @property
@@ -277,3 +341,8 @@ class Subscription:
 
     def _id(self, seq: int) -> str:
         return event_id(self._hub.epoch, seq)
+
+
+def farewell() -> bytes:
+    """How a stream ends when the node drains: come back, but not all in one moment."""
+    return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311

@@ -402,23 +402,22 @@ class Transport:
                     self._inbound[peer].life.cancel()  # it dialled anew: that one is half open
                 self._inbound[peer] = outbox
             try:
-                while (frame := await frames.receive_or_end()) is not None:
-                    match frame:
-                        case (0, bytes(data)):
-                            self._take_rpc(peer, data)
-                            if frames.has_frame:
-                                continue
-                        case (1, int(number), str(name), argument):
-                            if not under_way.available_tokens:  # heartbeats come behind it
-                                outbox.put((_REFUSAL, number, "too much is asked at a time"))
-                                outbox.flush()
-                                continue
-                            turn = object()
-                            await under_way.acquire_on_behalf_of(turn)
-                            ask = (number, name, argument)
-                            nursery.start_soon(self._answer, peer, outbox, (under_way, turn), ask)
-                        case _:
-                            raise ValueError("a frame of no known kind")
+                while await frames.more():
+                    while (frame := frames.take()) is not None:
+                        match frame:
+                            case (0, bytes(data)):
+                                self._take_rpc(peer, data)
+                            case (1, int(number), str(name), argument):
+                                if not under_way.available_tokens:  # heartbeats come behind it
+                                    outbox.put((_REFUSAL, number, "too much is asked at a time"))
+                                    outbox.flush()
+                                    continue
+                                turn = object()
+                                await under_way.acquire_on_behalf_of(turn)
+                                ask = ((under_way, turn), number, name, argument)
+                                nursery.start_soon(self._answer, peer, outbox, *ask)
+                            case _:
+                                raise ValueError("a frame of no known kind")
                     self._on_received()
             finally:
                 if self._inbound.get(peer) is outbox:
@@ -436,9 +435,10 @@ class Transport:
         peer: str,
         outbox: _Outbox,
         held: tuple[trio.CapacityLimiter, object],
-        ask: tuple[int, str, Any],
+        number: int,
+        name: str,
+        argument: Any,
     ) -> None:
-        number, name, argument = ask
         try:
             try:
                 reply = (_REPLY, number, await self._on_request(peer, name, argument))
@@ -491,8 +491,10 @@ class _Line:
             return bytes(await self.stream.receive_some(READ_BYTES))
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            with suppress(BlockingIOError, InterruptedError):
+            try:
                 return self._socket.recv(READ_BYTES)
+            except (BlockingIOError, InterruptedError):
+                continue
 
 
 class _Outbox:
@@ -707,22 +709,20 @@ class _Link:
         return None
 
     async def _take_replies(self, frames: _Frames) -> None:
-        while True:
-            match await frames.receive_or_end():
-                case None:
-                    return
-                case (0, bytes(data)):
-                    self._transport._take_rpc(self._peer, data)
-                    if not frames.has_frame:
-                        self._transport._on_received()
-                case (2, int(number), reply):
-                    if number in self._calls:
-                        self._calls[number].answer(reply)
-                case (3, int(number), str(refusal)):
-                    if number in self._calls:
-                        self._calls[number].refuse(refusal)
-                case _:
-                    raise ValueError("a reply of no known kind")
+        while await frames.more():
+            while (frame := frames.take()) is not None:
+                match frame:
+                    case (0, bytes(data)):
+                        self._transport._take_rpc(self._peer, data)
+                    case (2, int(number), reply):
+                        if number in self._calls:
+                            self._calls[number].answer(reply)
+                    case (3, int(number), str(refusal)):
+                        if number in self._calls:
+                            self._calls[number].refuse(refusal)
+                    case _:
+                        raise ValueError("a reply of no known kind")
+            self._transport._on_received()
 
     def _disconnect(self) -> None:
         was, self.connected = self.connected, False
@@ -774,45 +774,42 @@ class _Frames:
         """For the handshake, when nobody else sends."""
         await self.line.send(_frame(frame))
 
-    @property
-    def has_frame(self) -> bool:
-        """Whether the next frame is here already."""
-        size = self._frame_size()
-        return size is not None and len(self._received) >= 4 + size
-
     async def receive(self) -> Any:
         """The next frame. Raises PeerUnreachable's cause: BrokenResourceError at the end."""
-        frame = await self.receive_or_end()
-        if frame is None:
-            raise trio.BrokenResourceError("the peer has closed the connection")
+        while (frame := self.take()) is None:
+            if not await self.more():
+                raise trio.BrokenResourceError("the peer has closed the connection")
         return frame
 
-    async def receive_or_end(self) -> Any:
-        """The next frame, or None at an end between frames. Raises ValueError for garbage."""
-        while not self.has_frame:
-            data = await self.line.receive()
-            if not data:
-                if self._received:
-                    raise ValueError("the connection ended within a frame")
-                return None
-            self._received += data
-        size = self._frame_size()
-        assert size is not None
-        with memoryview(self._received) as received:
-            body = bytes(received[4 : 4 + size])
-        del self._received[: 4 + size]
-        try:
-            return msgpack.unpackb(body, use_list=False, raw=False)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise ValueError(f"not msgpack: {error}") from None
+    async def more(self) -> bool:
+        """Wait until something comes; False at an end between frames. Raises ValueError at an
+        end within one."""
+        data = await self.line.receive()
+        if not data and self._received:
+            raise ValueError("the connection ended within a frame")
+        self._received += data
+        return bool(data)
 
-    def _frame_size(self) -> int | None:
-        if len(self._received) < 4:
+    def take(self) -> Any:
+        """The next frame, if all of it is here, or None. Raises ValueError for garbage."""
+        received = self._received
+        if len(received) < 4:
             return None
-        size = int.from_bytes(self._received[:4], "big")
+        size = int.from_bytes(received[:4], "big")
         if size > self.bytes_max:
             raise ValueError(f"a frame of {size} bytes; the limit is {self.bytes_max}")
-        return size
+        end = 4 + size
+        if len(received) < end:
+            return None
+        body = bytes(received[4:end])
+        del received[:end]
+        try:
+            frame = msgpack.unpackb(body, use_list=False, raw=False)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise ValueError(f"not msgpack: {error}") from None
+        if frame is None:
+            raise ValueError("a frame of no known kind")
+        return frame
 
 
 @asynccontextmanager

@@ -3,6 +3,13 @@
 A write is an fsync, and must not stop the event loop. Handing it to a thread of
 its own and hearing of its end by a callback costs less than a task that waits
 for a worker of Trio's, and a commit waits for nothing else.
+
+Two changes of threads still take as long as a small write does on a disk that
+keeps its cache when the power fails. So a job that is said to be *quick* is run
+in place, on the event loop, as long as half of those before it took less than
+``IN_PLACE_SECONDS_MAX``. After one that was slow, the next ones go to the thread
+again until the disk has shown that it is quick. A disk that hangs in such a job
+holds up the whole node: in a cluster the others then elect another leader.
 """
 
 from __future__ import annotations
@@ -11,21 +18,31 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Protocol
+from time import perf_counter
+from typing import Final, Protocol
 
 import trio
 
 __all__ = ["Done", "ThreadWriter", "Writer"]
 
+IN_PLACE_SECONDS_MAX: Final = 0.000_5  # the median of quick jobs, to be run in place
+SLOW_SECONDS: Final = 0.01  # a job that takes longer counts by itself
+STEP: Final = 1.05  # by which each quick job moves the estimate of the median
+
 Done = Callable[[Exception | None], None]
 
 
 class Writer(Protocol):
-    """Runs jobs, in order, beside the event loop."""
+    """Runs jobs, in order, beside the event loop or quickly in it."""
 
-    def submit(self, job: Callable[[], None], done: Done) -> None:
-        """Run ``job``; then call ``done`` in the event loop, with what it raised. ``done``
-        must not raise."""
+    @property
+    def is_quick(self) -> bool:
+        """Whether a quick job would be run in place now."""
+        ...
+
+    def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
+        """Run ``job``; then call ``done`` in the event loop, with what it raised: before this
+        returns, if it was run in place. ``done`` must not raise."""
         ...
 
     async def close(self) -> None:
@@ -34,30 +51,59 @@ class Writer(Protocol):
 
 
 class ThreadWriter:
-    """A thread, from the first job until ``close``."""
+    """A thread, from the first job until ``close``. ``clock`` gives seconds: what a job took."""
 
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], None], Done] | None] = SimpleQueue()
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
+        self._jobs: SimpleQueue[tuple[Callable[[], None], Done, bool] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._under_way = 0  # jobs in the thread, or on their way there and back
+        self._median_seconds = SLOW_SECONDS  # of quick jobs; nothing is known of the disk yet
 
-    def submit(self, job: Callable[[], None], done: Done) -> None:
+    @property
+    def is_quick(self) -> bool:
+        return not self._under_way and self._median_seconds < IN_PLACE_SECONDS_MAX
+
+    def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
+        if quick and self.is_quick:
+            done(self._run(job, quick))
+            return
         if self._thread is None:
             token = trio.lowlevel.current_trio_token()
-            self._thread = threading.Thread(target=self._run, args=(token,), name="writer")
+            self._thread = threading.Thread(target=self._work, args=(token,), name="writer")
             self._thread.daemon = True
             self._thread.start()
-        self._jobs.put((job, done))
+        self._under_way += 1
+        self._jobs.put((job, done, quick))
 
-    def _run(self, token: trio.lowlevel.TrioToken) -> None:
+    def _work(self, token: trio.lowlevel.TrioToken) -> None:
         while (item := self._jobs.get()) is not None:
-            job, done = item
-            error: Exception | None = None
-            try:
-                job()
-            except Exception as raised:  # noqa: BLE001  who submitted it decides
-                error = raised
+            job, done, quick = item
+            error = self._run(job, quick)
             with suppress(trio.RunFinishedError):
-                token.run_sync_soon(done, error)
+                token.run_sync_soon(self._tell, done, error)
+
+    def _tell(self, done: Done, error: Exception | None) -> None:
+        self._under_way -= 1
+        done(error)
+
+    def _run(self, job: Callable[[], None], quick: bool) -> Exception | None:
+        began = self._clock()
+        try:
+            job()
+        except Exception as raised:  # noqa: BLE001  who submitted it decides
+            return raised
+        if quick:
+            self._took(self._clock() - began)
+        return None
+
+    def _took(self, seconds: float) -> None:
+        if seconds > SLOW_SECONDS:
+            self._median_seconds = SLOW_SECONDS
+        elif seconds > self._median_seconds:
+            self._median_seconds *= STEP
+        else:
+            self._median_seconds /= STEP
 
     async def close(self) -> None:
         if self._thread is not None:

@@ -50,7 +50,7 @@ class Disk(MemoryStorage):
 
 
 class Gate:
-    """Stands in for worker threads and for the writer's; while it is shut, calls wait."""
+    """Stands in for worker threads and for the writer; while it is shut, calls wait."""
 
     def __init__(self) -> None:
         self.opened = trio.Event()
@@ -59,6 +59,10 @@ class Gate:
 
     def shut(self) -> None:
         self.opened = trio.Event()
+
+    @property
+    def is_quick(self) -> bool:
+        return self.opened.is_set()
 
     def open(self) -> None:
         self.opened.set()
@@ -69,7 +73,7 @@ class Gate:
         await self.opened.wait()
         return call(*arguments)
 
-    def submit(self, job: Callable[[], None], done: Done) -> None:
+    def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
         if self.opened.is_set():
             self._run(job, done)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from repl_broker import backup as module
+from repl_broker import storage as storage_module
 from repl_broker.backup import SEAL, backup, check, restore
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError
@@ -143,6 +145,146 @@ def test_a_running_node_writes_on_beside_a_backup_and_keeps_its_files(
     storage.write(WriteBatch((message(14, b"last"),)))
     storage.close()
     assert save(tmp_path / "data", tmp_path / "c.db")["seq"] == 12
+
+
+def pending(folder: Path) -> SqliteStorage:
+    """A store whose newest two messages, of twelve, are in the journal alone."""
+    storage = make_store(folder)
+    for index in (13, 14):
+        storage.write(WriteBatch((message(index, b"new"),)))
+    assert [*storage._pending] == [13, 14]
+    return storage
+
+
+def same_as(file: Path, storage: SqliteStorage) -> bool:
+    """Whether a backup has what the store has, and is whole without a journal."""
+    (file.parent / "check").mkdir()
+    shutil.copy(file, file.parent / "check" / "broker.db")
+    with contextlib.closing(StoreCopy(file.parent / "check", "the copy")) as copy:
+        found, wanted = copy.load(), storage.load()
+    shutil.rmtree(file.parent / "check")
+    return found == wanted
+
+
+def test_a_backup_beside_a_running_node_has_what_is_in_its_journal_alone(tmp_path: Path) -> None:
+    storage = pending(tmp_path / "data")
+    made = save(tmp_path / "data", tmp_path / "b.db")
+    assert (made["seq"], made["index"]) == (12, 14)
+    assert same_as(tmp_path / "b.db", storage)
+    assert [*storage._pending] == [13, 14], "the node's journal is left alone"
+    storage.write(WriteBatch((message(15, b"later"),)))
+    storage.close()
+    put_back(tmp_path / "b.db", tmp_path / "new")
+    storage = SqliteStorage(tmp_path / "new", "n1")
+    assert [e.index for e in storage.load().entries] == [*range(7, 16)], "and the founding"
+    storage.close()
+
+
+def test_a_killed_node_is_saved_with_what_is_in_its_journal(tmp_path: Path) -> None:
+    storage = pending(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    save(tmp_path / "killed", tmp_path / "b.db")
+    assert same_as(tmp_path / "b.db", storage)
+    storage.close()
+
+
+Act = Callable[[SqliteStorage], None]
+
+
+def move(storage: SqliteStorage) -> None:
+    storage.write(WriteBatch(hard_state=HardState(3, "n2")))
+
+
+def move_and_go_on(storage: SqliteStorage) -> None:
+    move(storage)
+    storage.write(WriteBatch((message(15, b"later"),)))
+
+
+def truncate(storage: SqliteStorage) -> None:
+    storage.write(WriteBatch((message(14, b"other", term=4),), HardState(4), 14))
+
+
+def append(storage: SqliteStorage) -> None:
+    storage.write(WriteBatch((message(15, b"later"),)))
+
+
+def restart(storage: SqliteStorage) -> None:
+    storage.close()
+    storage.__init__(storage._folder, "n1")  # type: ignore[misc]
+    append(storage)
+
+
+@pytest.mark.parametrize("act", [move, move_and_go_on, truncate, append, restart])
+@pytest.mark.parametrize("moment", ["salt", "journal", "copy"])
+def test_what_a_node_writes_while_it_is_saved_makes_no_backup_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Act, moment: str
+) -> None:
+    """After the salt was read, after the journal was, or after the database was."""
+    storage = pending(tmp_path / "data")
+    allowed = [storage.load().entries]
+    acted: list[bool] = []
+
+    def once() -> None:
+        if not acted:
+            acted.append(True)
+            act(storage)
+            allowed.append(storage.load().entries)
+
+    name = {"salt": "_salt", "journal": "_read_journal", "copy": "_settle_copy"}[moment]
+    real = getattr(storage_module, name)
+
+    def interposed(*arguments: Any) -> Any:
+        if moment == "copy":
+            once()
+        found = real(*arguments)
+        once()
+        return found
+
+    monkeypatch.setattr(storage_module, name, interposed)
+    made = save(tmp_path / "data", tmp_path / "b.db")
+    monkeypatch.undo()
+    assert acted
+    (tmp_path / "check").mkdir()
+    shutil.copy(tmp_path / "b.db", tmp_path / "check" / "broker.db")
+    with contextlib.closing(StoreCopy(tmp_path / "check", "the copy")) as copy:
+        found = copy.load().entries
+    # Where it was begun anew in between, the copy is of the moment when it was.
+    moved = allowed[0] if act in (move, move_and_go_on, restart) else []
+    assert found in (*allowed, moved)
+    assert made["index"] == found[-1].index
+    storage.close()
+
+
+def test_a_journal_that_is_begun_anew_again_and_again_is_read_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is of the old salt is written over, from its beginning on: that is no damage."""
+    storage = pending(tmp_path / "data")
+    times = iter(range(15, 15 + 4))
+    real = storage_module._salt
+
+    def salt(connection: sqlite3.Connection) -> bytes:
+        found = real(connection)
+        if (index := next(times, None)) is not None:
+            move(storage)
+            storage.write(WriteBatch((message(index, b"new"),)))
+        return found
+
+    monkeypatch.setattr(storage_module, "_salt", salt)
+    assert save(tmp_path / "data", tmp_path / "b.db")["index"] >= 14
+    storage.close()
+
+
+def test_a_database_that_was_copied_without_its_journal_is_refused(tmp_path: Path) -> None:
+    """It lacks what was acknowledged last, and nothing else would tell."""
+    storage = pending(tmp_path / "data")
+    storage.tidy()
+    storage.tidy()
+    shutil.copy(tmp_path / "data" / "broker.db", tmp_path / "copy.db")
+    storage.close()
+    with pytest.raises(StorageError, match=r"without 'broker\.journal', which has the newest"):
+        put_back(tmp_path / "copy.db", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_new_store_can_be_saved_and_restored(tmp_path: Path) -> None:

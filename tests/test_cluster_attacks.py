@@ -500,6 +500,8 @@ async def test_a_peer_that_says_to_have_more_than_there_is_ends_no_leader(
                 term=leader.replica.term,
                 accepted=True,
                 index=10_000,
+                hint_index=0,
+                hint_term=0,
             )
         )
         await trio.sleep(0.3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -9,7 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repl_broker.command import CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
-from repl_broker.replica import Replica
+from repl_broker.raft.core import TellCommit
+from repl_broker.replica import TURNS_MAX, Replica
 from repl_broker.state import BrokerState, Published, Refused
 from repl_broker.wire import decode_messages
 from tests.nodes import Clock, Disk, configured, running_node
@@ -133,6 +137,94 @@ async def test_a_cancelled_caller_stops_waiting_and_the_command_happens() -> Non
         node.gate.open()
         await wait_all_tasks_blocked()
         assert await history(node.replica) == [b"1"]
+
+
+async def test_who_propose_in_the_same_pass_go_into_one_entry_though_the_write_is_quick() -> None:
+    """The first would otherwise be written, alone, before the second has come."""
+    async with running_node() as node:
+        assert node.gate.is_quick
+        before = len(node.disk.writes)
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(node.replica.propose, publish())
+        writes = node.disk.writes[before:]
+        assert [len(decode_messages(w.entries[0].data)) for w in writes] == [20]
+
+
+async def test_a_publish_whose_write_is_quick_can_be_cancelled_like_any_other() -> None:
+    """It is answered without a wait, and a loop of them must end all the same."""
+    async with running_node() as node:
+        count = 0
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            while count < 100:
+                count += 1
+                await node.replica.propose(publish())
+        assert (count, scope.cancelled_caught) == (1, True)
+        assert await history(node.replica) == [b"1"]
+
+
+async def test_quick_writes_one_after_the_other_keep_nobody_from_running() -> None:
+    """They are made in the event loop, from which nothing else would take it away."""
+    async with running_node() as node:
+        passes = 0
+
+        async def propose_on() -> None:
+            while True:
+                await node.replica.propose(publish())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(propose_on)
+            nursery.start_soon(propose_on)
+            while passes < 100:
+                await trio.lowlevel.checkpoint()
+                passes += 1
+            assert 10 < node.replica.state.seq < 500
+            nursery.cancel_scope.cancel()
+
+
+async def test_one_turn_goes_on_to_others_after_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes of it: what is left the driving task does, when others have run."""
+    async with running_node() as node:
+        replica = node.replica
+        taken = 0
+        step = replica._core.step
+
+        def busy(now: float, events: list[Any]) -> Any:
+            nonlocal taken
+            taken += 1
+            replica._events.append(TellCommit("n9"))
+            return step(now, [])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(replica._core, "step", busy)
+            replica.turn()
+            assert taken == TURNS_MAX
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            assert taken > TURNS_MAX
+        await replica.propose(publish())
+        assert replica.state.seq == 1
+
+
+async def test_after_a_write_in_place_has_failed_the_core_takes_no_other_turn() -> None:
+    """RAFT.md scenario 27: what it would ask for rests on a disk that is gone."""
+    with pytest.RaisesGroup(StorageError, flatten_subgroups=True):
+        async with running_node() as node:
+            node.disk.error = StorageError("the disk is gone")
+            steps: list[int] = []
+            replica, step = node.replica, node.replica._core.step
+
+            def counted(now: float, events: list[Any]) -> Any:
+                steps.append(len(events))
+                effects = step(now, events)
+                replica._events.append(TellCommit("n9"))  # there would be more to do
+                return effects
+
+            replica._core.step = counted  # type: ignore[method-assign]
+            with suppress(OutcomeUnknownError):
+                await replica.propose(publish())
+    assert len(steps) == 1
 
 
 async def test_a_failing_disk_stops_the_node_and_answers_unknown() -> None:

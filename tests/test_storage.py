@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,18 +23,20 @@ from hypothesis.stateful import (
 )
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
-from repl_broker.raft.codec import NUMBER_MAX
-from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import (
     Identity,
     Loaded,
     MemoryStorage,
     SqliteStorage,
     Storage,
+    _meta_checksum,
     copy_store,
 )
+from tests.raft.power_loss import Image, image, put
 
 Reopen = Callable[[], Storage]
+LARGE = 70_000  # bytes: an entry of that size does not go into the journal
 
 
 def entry(index: int, data: bytes = b"data", term: int = 1) -> Entry:
@@ -198,6 +201,14 @@ class TwoStores(RuleBasedStateMachine):
         entries = tuple(entry(last + i, each, term) for i, each in enumerate(data, 1))
         self.do(lambda s: s.write(WriteBatch(entries, HardState(term, vote)), WriteBatch()))
 
+    @rule(data=st.lists(DATA, min_size=1, max_size=4), term=TERMS, count=st.integers(1, 4))
+    def append_to_journal(self, data: list[bytes], term: int, count: int) -> None:
+        last = max(self.last_index, self.snapshot_index)
+        entries = [entry(last + i, each, term) for i, each in enumerate(data, 1)]
+        batches = [WriteBatch(tuple(entries[:count])), WriteBatch(tuple(entries[count:]))]
+        assert self.disk.is_quick(*batches)
+        self.do(lambda s: s.write(*batches))
+
     @rule(index=INDEXES, data=st.none() | DATA)
     def truncate(self, index: int, data: bytes | None) -> None:
         index = max(self.snapshot_index + 1, min(index, self.last_index + 1))
@@ -238,6 +249,16 @@ class TwoStores(RuleBasedStateMachine):
         self.disk.close()
         self.disk = SqliteStorage(Path(self.folder.name), "n1")
 
+    @rule()
+    def kill(self) -> None:
+        """What is on the disk is found by the next, in another folder."""
+        old = self.folder
+        self.folder = TemporaryDirectory(prefix="stores")
+        put(image(Path(old.name)), Path(self.folder.name))
+        self.disk.close()
+        old.cleanup()
+        self.disk = SqliteStorage(Path(self.folder.name), "n1")
+
     @invariant()
     def they_are_equal(self) -> None:
         assert self.disk.load() == self.memory.load()
@@ -245,6 +266,7 @@ class TwoStores(RuleBasedStateMachine):
         for bytes_max in (1, 12, 1000):
             assert self.disk.history(1, 9, bytes_max) == self.memory.history(1, 9, bytes_max)
         assert self.disk.identity == self.memory.identity
+        assert [*self.disk._pending] == sorted(self.disk._pending)
 
     def teardown(self) -> None:
         self.disk.close()
@@ -377,8 +399,22 @@ def test_the_write_ahead_log_does_not_grow_for_ever(
     monkeypatch.setattr("repl_broker.storage.WAL_BYTES_MAX", 200_000)
     storage = SqliteStorage(tmp_path, "n1")
     for index in range(1, 30):
-        storage.write(WriteBatch((entry(index, b"x" * 50_000),)))
+        storage.write(WriteBatch((entry(index, b"x" * LARGE),)))
     assert (tmp_path / "broker.db-wal").stat().st_size < 300_000
+    storage.close()
+
+
+def test_what_is_moved_from_the_journal_is_cut_from_the_write_ahead_log_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repl_broker.storage.WAL_BYTES_MAX", 200_000)
+    monkeypatch.setattr("repl_broker.journal.JOURNAL_BYTES", 100_000)
+    storage = SqliteStorage(tmp_path, "n1")
+    for index in range(1, 300):
+        storage.write(WriteBatch((entry(index, b"x" * 5000),)))
+    assert (tmp_path / "broker.db-wal").stat().st_size < 500_000
+    assert (tmp_path / "broker.journal").stat().st_size == 100_000
+    assert storage.bytes > 300 * 5000
     storage.close()
 
 
@@ -394,12 +430,402 @@ def test_a_program_that_reads_the_file_does_not_hold_writes_up(
     attempts: list[str] = []
     storage._writer.set_trace_callback(lambda sql: attempts.append(sql) if "TRUNC" in sql else None)
     for index in range(1, 30):
-        storage.write(WriteBatch((entry(index, b"x" * 50_000),)))
+        storage.write(WriteBatch((entry(index, b"x" * LARGE),)))
     assert 1 <= len(attempts) < 10, "it is tried again only after the log has grown as much again"
     other.close()
     for index in range(30, 40):
-        storage.write(WriteBatch((entry(index, b"x" * 50_000),)))
+        storage.write(WriteBatch((entry(index, b"x" * LARGE),)))
     assert (tmp_path / "broker.db-wal").stat().st_size < 300_000
+    storage.close()
+
+
+# --- SQLite: what is in the journal alone ---
+
+
+def pending(folder: Path, count: int = 5) -> SqliteStorage:
+    """A store whose newest entries are in the journal alone."""
+    storage = SqliteStorage(folder, "n1")
+    storage.write(WriteBatch((entry(1), entry(2)), HardState(1, "n1")))
+    for index in range(3, count + 1):
+        storage.write(WriteBatch((entry(index),)))
+    assert [*storage._pending] == [*range(3, count + 1)]
+    return storage
+
+
+def killed(storage: SqliteStorage, folder: Path) -> Path:
+    """The folder of a node that was killed with this store."""
+    put(image(storage._folder), folder)
+    storage.close()
+    return folder
+
+
+def all_indexes(storage: SqliteStorage) -> list[int]:
+    """By all ways to read it, which must say the same."""
+    loaded = [e.index for e in storage.load().entries]
+    assert [e.index for e in storage.history(0, 99, 1 << 30)] == loaded
+    assert sorted(storage.read(range(99))) == loaded
+    return loaded
+
+
+def test_small_writes_of_entries_are_quick_and_others_are_not(tmp_path: Path) -> None:
+    storage = pending(tmp_path)
+    statements: list[str] = []
+    storage._writer.set_trace_callback(statements.append)
+    quick = [
+        (WriteBatch((entry(6),)),),
+        (WriteBatch((entry(7),)), WriteBatch((entry(8), entry(9)))),
+    ]
+    for batches in quick:
+        assert storage.is_quick(*batches)
+        storage.write(*batches)
+    assert statements == []
+    slow = [
+        (),
+        (WriteBatch(),),
+        (WriteBatch((entry(10, b"x" * LARGE),)),),
+        (WriteBatch(tuple(entry(i, b"x" * 1000) for i in range(11, 90))),),
+        (WriteBatch((entry(90),), HardState(2)),),
+        (WriteBatch((entry(91),)), WriteBatch((entry(91),), truncate_from=91)),
+    ]
+    for batches in slow:
+        statements.clear()
+        assert not storage.is_quick(*batches)
+        storage.write(*batches)
+        assert statements[-1] == "COMMIT"
+    assert all_indexes(storage) == [*range(1, 92)]
+    storage.close()
+
+
+def test_a_full_journal_is_moved_with_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repl_broker.journal.JOURNAL_BYTES", 3 * 4096)
+    storage = SqliteStorage(tmp_path, "n1")
+    left = []
+    for index in range(1, 9):
+        storage.write(WriteBatch((entry(index),)))
+        left.append(len(storage._pending))
+        assert all_indexes(storage) == [*range(1, index + 1)]
+    assert left == [1, 2, 3, 0, 1, 2, 3, 0]
+    storage.close()
+
+
+def test_readers_miss_nothing_while_entries_are_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in memory, in SQLite or in both, at each moment."""
+    storage = pending(tmp_path)
+    seen: list[list[int]] = []
+
+    def look(*_: object) -> None:
+        found = sorted(storage.read(range(9)))
+        assert [e.index for e in storage.history(0, 9, 1 << 30)] == found
+        seen.append(found)
+
+    assert storage._journal is not None
+    begin_anew = storage._journal.begin_anew
+    storage._writer.set_trace_callback(look)
+    monkeypatch.setattr(storage._journal, "begin_anew", lambda salt: (look(), begin_anew(salt)))
+    storage.write(WriteBatch(hard_state=HardState(2)))
+    assert len(seen) > 3
+    assert {*map(tuple, seen)} == {(1, 2, 3, 4, 5)}
+    storage._writer.set_trace_callback(None)
+    storage.close()
+
+
+def test_a_reader_that_began_before_a_move_has_what_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may move all between two looks of one reader."""
+    storage = pending(tmp_path)
+
+    class Lock:
+        def __enter__(self) -> None:
+            storage.write(WriteBatch(hard_state=HardState(2)))
+            storage.write(WriteBatch((entry(6),)))
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(storage, "_read_lock", Lock())
+    assert sorted(storage.read(range(6))) == [1, 2, 3, 4, 5]
+    storage.write(WriteBatch((entry(7),)))
+    assert [e.index for e in storage.history(0, 7, 1 << 30)] == [1, 2, 3, 4, 5, 6, 7]
+    monkeypatch.undo()
+    storage.close()
+
+
+def test_a_transaction_that_is_rolled_back_moves_nothing(tmp_path: Path) -> None:
+    """The journal goes on where it was, and so does a node that was killed then."""
+    storage = pending(tmp_path / "first")
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        storage.drop(broken())
+    assert all_indexes(storage) == [1, 2, 3, 4, 5]
+    storage.write(WriteBatch((entry(6),)))
+    folder = killed(storage, tmp_path / "second")
+    storage = SqliteStorage(folder, "n1")
+    assert all_indexes(storage) == [1, 2, 3, 4, 5, 6]
+    storage.close()
+
+
+def test_a_disk_that_is_full_when_entries_are_moved_loses_none(tmp_path: Path) -> None:
+    """The journal has its room already; the node ends at the first move."""
+    script = """
+        import resource, sys
+        from pathlib import Path
+        from repl_broker.errors import StorageError
+        from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
+        from repl_broker.storage import SqliteStorage
+        folder = Path(sys.argv[1])
+        storage = SqliteStorage(folder, "n1")
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = (folder / "broker.db-wal").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # the disk is full now
+        for i in range(1, 4):
+            storage.write(WriteBatch((Entry(i, 1, EntryKind.DATA, b"data"),)))
+        try:
+            storage.write(WriteBatch(hard_state=HardState(2)))
+            sys.exit("the write should have failed")
+        except StorageError as error:
+            print(error)
+        storage.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "failed to write" in result.stdout
+    assert "Check the disk and its free space" in result.stdout
+    storage = SqliteStorage(tmp_path, "n1")
+    assert all_indexes(storage) == [1, 2, 3]
+    assert storage.load().hard_state == HardState()
+    storage.close()
+
+
+def test_a_disk_without_room_for_a_journal_is_told_at_the_start(tmp_path: Path) -> None:
+    """And not when the first half of it is full; with more room the node starts."""
+    script = """
+        import resource, sys
+        from pathlib import Path
+        from repl_broker.storage import SqliteStorage
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+        SqliteStorage(Path(sys.argv[1]), "n1")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "StorageError" in result.stderr
+    assert "failed to write: [Errno 27] File too large" in result.stderr
+    pending(tmp_path).close()
+
+
+def test_a_store_that_was_closed_is_one_file(tmp_path: Path) -> None:
+    storage = pending(tmp_path)
+    assert (tmp_path / "broker.journal").stat().st_mode & 0o777 == 0o600
+    storage.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broker.db", "lock"]
+    connection = sqlite3.connect(tmp_path / "broker.db")
+    assert connection.execute("SELECT count(*) FROM log").fetchone() == (5,)
+    connection.close()
+
+
+@pytest.mark.parametrize("salt", [True, False], ids=["killed", "stopped"])
+def test_a_journal_of_an_older_life_brings_nothing_back(tmp_path: Path, salt: bool) -> None:
+    """Put beside a store that has moved all of it, and truncated some."""
+    storage = pending(tmp_path / "first")
+    old = (tmp_path / "first" / "broker.journal").read_bytes()
+    storage.write(WriteBatch((entry(4, b"new", 2),), HardState(2), 4))
+    if salt:
+        folder = killed(storage, tmp_path / "second")
+    else:
+        storage.close()
+        folder = tmp_path / "first"
+    (folder / "broker.journal").write_bytes(old)
+    storage = SqliteStorage(folder, "n1")
+    assert storage.load().entries == [entry(1), entry(2), entry(3), entry(4, b"new", 2)]
+    storage.close()
+
+
+def _cut(content: bytes) -> bytes:
+    return content[:1000]
+
+
+def _flip(content: bytes) -> bytes:
+    return content[:40] + bytes([content[40] ^ 1]) + content[41:]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (None, "it is not there"),
+        (_cut, "1000 bytes of 1048576"),
+        (_flip, "a record before the last, at byte 0"),
+    ],
+    ids=["missing", "cut", "flipped"],
+)
+def test_a_damaged_journal_is_told_and_left_as_it_is(
+    tmp_path: Path, change: Callable[[bytes], bytes] | None, what: str
+) -> None:
+    """RAFT.md scenario 26: what is missing was acknowledged."""
+    folder = killed(pending(tmp_path / "first"), tmp_path / "second")
+    path = folder / "broker.journal"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    before = image(folder).get("broker.journal")
+    for _ in range(2):
+        with pytest.raises(StorageError, match=rf"its journal \({what}\) is not .* from a backup"):
+            SqliteStorage(folder, "n1")
+        with pytest.raises(StorageError, match=rf"its journal \({what}\) is not .* from a backup"):
+            copy_store(folder, tmp_path / "copy")
+    assert (image(folder).get("broker.journal") == before) is True
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE meta SET value = replace(value, substr(value, 1, 1), 'x') WHERE key = 'journal'",
+        "UPDATE meta SET value = NULL WHERE key = 'journal'",
+        "UPDATE meta SET value = ' 00000001' WHERE key = 'journal'",
+        "UPDATE meta SET key = 'journaM' WHERE key = 'journal'",
+    ],
+)
+def test_without_a_sound_salt_the_journal_is_not_taken_for_an_empty_one(
+    tmp_path: Path, statement: str
+) -> None:
+    """RAFT.md scenario 26: or a flipped bit would cost all that is in it."""
+    folder = killed(pending(tmp_path / "first"), tmp_path / "second")
+    damage(folder, statement)
+    with pytest.raises(StorageError, match=r"its journal \(its salt\) is not what was written"):
+        SqliteStorage(folder, "n1")
+    with pytest.raises(StorageError, match=r"its journal \(its salt\) is not what was written"):
+        copy_store(folder, tmp_path / "copy")
+    assert (folder / "broker.journal").exists()
+
+
+def test_entries_in_the_journal_that_are_in_the_store_too_are_damage(tmp_path: Path) -> None:
+    folder = killed(pending(tmp_path / "first"), tmp_path / "second")
+    damage(folder, "INSERT INTO log VALUES (4, 1, 0, x'00', 0)")
+    with pytest.raises(StorageError, match="it has entries that are not new"):
+        SqliteStorage(folder, "n1")
+
+
+def test_an_install_an_adoption_and_a_founding_leave_nothing_pending(tmp_path: Path) -> None:
+    """Each may make what was pending wrong, or end the log that it belongs to."""
+    acts: list[Callable[[SqliteStorage], None]] = [
+        lambda s: s.adopt("c" * 32, "0badcafe"),
+        lambda s: s.begin_install(Snapshot(9, 2, b"theirs")),
+        lambda s: s.install(),
+        lambda s: s.found_cluster(s.identity, WriteBatch((entry(3, term=4),), HardState(4), 3), {}),
+    ]
+    storage = pending(tmp_path / "first")
+    for index, act in enumerate(acts, 6):
+        storage.write(WriteBatch((entry(index),)))
+        act(storage)
+        assert storage._pending == {}
+    folder = killed(storage, tmp_path / "second")
+    storage = SqliteStorage(folder, "n1")
+    assert storage.load().hard_state == HardState(4)
+    assert sorted(storage.read(range(99))) == [3]
+    storage.close()
+
+
+# --- SQLite: a store of a version without a journal ---
+
+
+def as_format_1(folder: Path) -> None:
+    """What that version would have written. The store is closed."""
+    connection = sqlite3.connect(folder / "broker.db")
+    with connection:
+        connection.execute("DELETE FROM meta WHERE key = 'journal'")
+        connection.execute("UPDATE meta SET value = 1 WHERE key = 'format'")
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        connection.execute("REPLACE INTO meta VALUES ('checksum', ?)", (_meta_checksum(meta),))
+    connection.close()
+
+
+def format_of(folder: Path) -> int:
+    connection = sqlite3.connect(folder / "broker.db")
+    (found,) = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+    connection.close()
+    return int(found)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [None, b"", bytes(5000), bytes(1 << 20), b"x" * (2 << 20)],
+    ids=["nothing", "empty", "a part", "all", "something else"],
+)
+def test_a_store_of_format_1_is_upgraded_whatever_a_killed_upgrade_left(
+    used: Path, left: bytes | None
+) -> None:
+    """Killed before there is a journal, within it, behind it: the store was of format 1 still."""
+    before = SqliteStorage(used, "n1")
+    expected = before.load(), before.identity
+    before.close()
+    as_format_1(used)
+    if left is not None:
+        (used / "broker.journal").write_bytes(left)
+    storage = SqliteStorage(used, "n1")
+    assert (storage.load(), storage.identity) == expected
+    storage.write(WriteBatch((entry(6),)))
+    folder = killed(storage, used / "killed")
+    assert format_of(folder) == 2
+    storage = SqliteStorage(folder, "n1")
+    assert [e.index for e in storage.load().entries] == [3, 4, 5, 6]
+    storage.close()
+
+
+def test_an_upgrade_that_is_killed_anywhere_can_be_made_again(
+    used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each barrier and each statement, with the files as they are then."""
+    as_format_1(used)
+    images: list[Image] = []
+    fsync, connect = os.fsync, sqlite3.connect
+
+    def keep(*_: object) -> None:
+        images.append(image(used))
+
+    def sync(descriptor: int) -> None:
+        keep()
+        fsync(descriptor)
+        keep()
+
+    def watched(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(keep)
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        patch.setattr(sqlite3, "connect", watched)
+        storage = SqliteStorage(used, "n1")
+    keep()
+    logs = [(each.get("broker.db-wal"), each.get("broker.journal")) for each in images]
+    moments = len({*logs})
+    assert moments == 3, "before it, with a journal, and behind it"
+    for number, each in enumerate(images):
+        again = SqliteStorage(put(each, tmp_path / f"again {number}"), "n1")
+        assert [e.index for e in again.load().entries] == [3, 4, 5]
+        again.close()
+    storage.close()
+
+
+def test_a_copy_of_a_store_of_format_1_is_of_format_1(used: Path, tmp_path: Path) -> None:
+    """A version that cannot read the journal may restore it; there is none in it."""
+    as_format_1(used)
+    (tmp_path / "copy").mkdir()
+    copy_store(used, tmp_path / "copy" / "broker.db")
+    assert format_of(tmp_path / "copy") == 1
+    storage = SqliteStorage(tmp_path / "copy", "n1")
+    assert [e.index for e in storage.load().entries] == [3, 4, 5]
     storage.close()
 
 
@@ -515,7 +941,8 @@ def test_a_write_of_entries_leaves_the_checksum_alone(used: Path) -> None:
     storage = SqliteStorage(used, "n1")
     statements: list[str] = []
     storage._writer.set_trace_callback(statements.append)
-    storage.write(WriteBatch((entry(6),)))
+    storage.write(WriteBatch((entry(6, b"x" * LARGE),)))
+    assert statements
     assert not [statement for statement in statements if "meta" in statement]
     storage.close()
 
@@ -538,9 +965,9 @@ def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> No
 def test_a_torn_tail_is_dropped(used: Path) -> None:
     """RAFT.md scenario 26: what a crash left half written was never acknowledged."""
     storage = SqliteStorage(used, "n1")
-    storage.write(WriteBatch((entry(6, b"whole"),)))
+    storage.write(WriteBatch((entry(6, b"whole"),), HardState(1)))
     whole = (used / "broker.db-wal").read_bytes()
-    storage.write(WriteBatch((entry(7, b"torn" * 2000),)))
+    storage.write(WriteBatch((entry(7, b"torn" * 2000),), HardState(2)))
     torn = (used / "broker.db-wal").read_bytes()
     image = {p.name: p.read_bytes() for p in used.iterdir() if p.name != "broker.db-shm"}
     storage.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +13,11 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from trio.testing import memory_stream_pair
 
 from repl_broker.errors import ReplBrokerError
-from repl_broker.raft.codec import NUMBER_MAX
-from repl_broker.raft.log import Entry, EntryKind
+from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
 from repl_broker.transport import (
     HELLO_BYTES_MAX,
@@ -454,8 +453,9 @@ class Pieces(trio.abc.HalfCloseableStream):
 async def frames_of(data: bytes, sizes: list[int]) -> list[Any]:
     frames = _Frames(_Line(Pieces(data, sizes), 0), HELLO_BYTES_MAX)
     found = []
-    while (frame := await frames.receive_or_end()) is not None:
-        found.append(frame)
+    while await frames.more():
+        while (frame := frames.take()) is not None:
+            found.append(frame)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The thread that writes: order, errors, and its end."""
+"""The thread that writes: order, errors, its end, and when it is passed by."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ class Jobs:
         self.threads: set[int] = set()
         self.news = trio.Event()
 
-    def submit(self, writer: ThreadWriter, number: int, job: Callable[[], None]) -> None:
+    def submit(
+        self, writer: ThreadWriter, number: int, job: Callable[[], None], *, quick: bool = False
+    ) -> None:
         def run() -> None:
             self.threads.add(threading.get_ident())
             self.ran.append(number)
             job()
 
-        writer.submit(run, partial(self.done, number))
+        writer.submit(run, partial(self.done, number), quick=quick)
 
     def done(self, number: int, error: Exception | None) -> None:
         assert trio.lowlevel.current_trio_token() is not None, "it is called in the event loop"
@@ -42,6 +44,23 @@ class Jobs:
 
 def nothing() -> None:
     pass
+
+
+class Disk:
+    """Time that passes in the jobs only."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds  # that a job takes
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def write(self) -> None:
+        self.now += self.seconds
+
+
+QUICK, SLOW, STALL = 0.000_2, 0.002, 0.05  # seconds of a job
 
 
 async def test_jobs_run_one_at_a_time_in_their_order_and_in_another_thread() -> None:
@@ -119,6 +138,157 @@ async def test_a_writer_that_was_closed_can_be_used_again() -> None:
         await writer.close()
         await writer.close()
     assert jobs.ran == [0, 1]
+
+
+# --- in place ---
+
+
+async def quick_writer(disk: Disk, jobs: Jobs) -> ThreadWriter:
+    """A writer that knows its disk to be quick. Its jobs so far are forgotten."""
+    writer = ThreadWriter(disk)
+    for number in range(200):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+        if writer.is_quick:
+            break
+    assert writer.is_quick
+    jobs.__init__()  # type: ignore[misc]
+    return writer
+
+
+def in_place(jobs: Jobs) -> bool:
+    """Whether all jobs since the last call ran in the event loop; or none did."""
+    threads, jobs.threads = jobs.threads, set()
+    assert len(threads) == 1
+    return threads == {threading.get_ident()}
+
+
+async def test_a_writer_that_knows_nothing_of_its_disk_uses_its_thread() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = ThreadWriter(disk)
+    assert not writer.is_quick
+    for number in range(20):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    assert not in_place(jobs)
+    await writer.close()
+
+
+async def test_a_quick_job_of_a_quick_disk_is_done_when_submit_returns() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    for number in range(1000):
+        jobs.submit(writer, number, disk.write, quick=True)
+        assert jobs.heard[-1] == (number, None)
+    assert in_place(jobs)
+    await writer.close()
+
+
+async def test_a_job_that_is_not_quick_never_runs_in_place() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    jobs.submit(writer, 0, disk.write)
+    await jobs.wait_heard(1)
+    assert not in_place(jobs)
+    await writer.close()
+
+
+async def test_a_quick_job_waits_its_turn_behind_others() -> None:
+    """It may rest on what they write, and the store takes one writer at a time."""
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    go_on = threading.Event()
+    jobs.submit(writer, 0, lambda: _waited(go_on))
+    assert not writer.is_quick
+    jobs.submit(writer, 1, disk.write, quick=True)
+    assert jobs.heard == []
+    go_on.set()
+    await jobs.wait_heard(2)
+    assert jobs.heard == [(0, None), (1, None)]
+    assert writer.is_quick, "all that was under way is over"
+    await writer.close()
+
+
+async def test_after_a_stall_the_next_jobs_go_to_the_thread_until_the_disk_is_quick() -> None:
+    """It held up the whole node once; one more is not risked."""
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    disk.seconds = STALL
+    jobs.submit(writer, 0, disk.write, quick=True)
+    assert in_place(jobs)
+    disk.seconds = QUICK
+    for number in range(1, 50):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    assert not in_place(jobs)
+    for number in range(50, 150):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    jobs.threads.clear()
+    jobs.submit(writer, 150, disk.write, quick=True)
+    assert in_place(jobs)
+    await writer.close()
+
+
+async def test_a_disk_that_grows_slow_gets_its_jobs_in_the_thread() -> None:
+    """Half of them take more than is allowed; one that does is no reason yet."""
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    disk.seconds = SLOW
+    jobs.submit(writer, 0, disk.write, quick=True)
+    disk.seconds = QUICK
+    jobs.submit(writer, 1, disk.write, quick=True)
+    jobs.submit(writer, 2, disk.write, quick=True)
+    assert in_place(jobs)
+    disk.seconds = SLOW
+    for number in range(3, 60):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    jobs.threads.clear()
+    jobs.submit(writer, 60, disk.write, quick=True)
+    await jobs.wait_heard(61)
+    assert not in_place(jobs)
+    await writer.close()
+
+
+async def test_what_jobs_that_are_not_quick_take_says_nothing_of_the_others() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    disk.seconds = STALL
+    for number in range(10):
+        jobs.submit(writer, number, disk.write)
+    await jobs.wait_heard(10)
+    assert writer.is_quick
+    await writer.close()
+
+
+async def test_an_error_in_place_reaches_who_submitted_the_job() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    full = OSError(28, "No space left on device")
+
+    def fail() -> None:
+        raise full
+
+    jobs.submit(writer, 0, fail, quick=True)
+    jobs.submit(writer, 1, disk.write, quick=True)
+    assert jobs.heard == [(0, full), (1, None)]
+    await writer.close()
+
+
+async def test_a_job_may_be_submitted_when_one_in_place_is_done() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    heard: list[int] = []
+
+    def done(number: int, error: Exception | None) -> None:
+        heard.append(number)
+        if number < 3:
+            writer.submit(disk.write, partial(done, number + 1), quick=True)
+
+    writer.submit(disk.write, partial(done, 0), quick=True)
+    assert heard == [0, 1, 2, 3]
+    await writer.close()
 
 
 def _waited(event: threading.Event) -> None:

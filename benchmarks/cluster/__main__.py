@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.cluster.nodes import Cluster
 from benchmarks.cluster.report import as_json, as_table, conditions
 from benchmarks.cluster.suite import PEERS, Found, Scale, measure
-from benchmarks.command import add_options, allow_files, progress
+from benchmarks.command import add_options, allow_files, end_in_order, named, progress
 from benchmarks.load import BenchmarkError
 from benchmarks.report import OtherWork, file_system
 
@@ -26,6 +26,7 @@ def main() -> int:
     rounds = options.rounds or (1 if options.quick else 3)
     peers = [peer for peer in options.peers if _is_there(peer)]
     allow_files()
+    end_in_order()
     try:
         with tempfile.TemporaryDirectory(dir=options.dir, prefix="benchmarks-") as name:
             found, about = _measure(scale, rounds, Path(name), peers)
@@ -82,7 +83,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--peers",
-        type=_named,
+        type=lambda text: named(text, PEERS),
         default=list(PEERS.values()),
         help=f"some of {','.join(PEERS)} (default: all)",
     )
@@ -94,13 +95,6 @@ def _trials(text: str) -> int:
     if not 0 <= trials <= 1000:
         raise argparse.ArgumentTypeError("0 to 1000")
     return trials
-
-
-def _named(text: str) -> list[type[Cluster]]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PEERS)}")
-    return [PEERS[name] for name in PEERS if name in names]
 
 
 if __name__ == "__main__":

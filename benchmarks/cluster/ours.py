@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.cluster.nodes import PostCluster, ask
 from benchmarks.load import BenchmarkError, Load, Post
-from benchmarks.peers import single_node
+from benchmarks.node import single_node
 from benchmarks.processes import Process, free_ports
 
 __all__ = ["Single", "Three"]
@@ -28,7 +27,7 @@ class Three(PostCluster):
 
     def _node(self, index: int, raft: int, port: int) -> Process:
         name = _id(index)
-        command = [sys.executable, "-m", *single_node(port, self.folder / name)]
+        command = single_node(port, self.folder / name)
         command += ["--node-id", name, "--raft", f"127.0.0.1:{raft}"]
         command += ["--join", self._founder] if index else ["--bootstrap"]
         return Process(f"repl-broker {name}", command, port, self.folder / f"{name}.log")
@@ -78,8 +77,7 @@ class Single(Three):
     size = 1
 
     def _node(self, index: int, raft: int, port: int) -> Process:
-        command = [sys.executable, "-m", *single_node(port, self.folder)]
-        return Process("repl-broker", command, port, self.folder / "log")
+        return Process("repl-broker", single_node(port, self.folder), port, self.folder / "log")
 
 
 def _id(index: int) -> str:

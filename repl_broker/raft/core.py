@@ -105,7 +105,7 @@ class CoreOptions:
     window_appends_max: int = 64  # unanswered appends a peer …
     window_bytes_max: int = 8 << 20  # … and their bytes
     uncommitted_bytes_max: int = 64 << 20  # beyond it proposals are refused
-    commit_delay_seconds: float = 0.001  # for which an append may come that tells of a commit
+    commit_delay_seconds: float = 0.003  # for an append that tells of a commit, if many come
 
 
 class Uniform(Protocol):
@@ -349,6 +349,8 @@ class Core:
         self._fresh: list[Rpc] = []  # rest on the write of this very step
         self._effects = Effects()
         self._wants_append: set[str] = set()  # peers to whom entries or a commit may go
+        self._appended_at = -math.inf  # as leader, the last time …
+        self._append_gap = math.inf  # … and how long that was after the time before
         self._untold: set[str] = set()  # peers who may not know of a commit …
         self._tell_at = math.inf  # … and when they are told, if no append does
         self._restart_election_timer()
@@ -413,20 +415,23 @@ class Core:
         self._fresh.append(rpc)
 
     def _hand_out_write(self) -> None:
-        hard_state = HardState(self.term, self.vote)
-        changed = hard_state != self._hard_state
+        before = self._hard_state
+        changed = self.term != before.term or self.vote != before.vote
         if self.role is Role.LEADER and self._unwritten:
             self._accept(self.node_id, self._unwritten[-1].index)
         if changed or self._unwritten or self._truncate_from is not None:
             self._write_number += 1
             self._writes.append((self._write_number, self._now))
             self._effects.persist_number = self._write_number
+            if changed:
+                self._hard_state = HardState(self.term, self.vote)
             self._effects.persist = WriteBatch(
-                tuple(self._unwritten), hard_state if changed else None, self._truncate_from
+                tuple(self._unwritten), self._hard_state if changed else None, self._truncate_from
             )
-            self._hard_state = hard_state
             self._unwritten = []
             self._truncate_from = None
+        if not self._fresh:
+            return
         fresh, self._fresh = self._fresh, []
         for rpc in fresh:
             if self._writes:
@@ -647,6 +652,8 @@ class Core:
                     term=self.term,
                     accepted=False,
                     index=0,
+                    hint_index=0,
+                    hint_term=0,
                 )
             )
         elif isinstance(rpc, PreVote):
@@ -759,6 +766,8 @@ class Core:
                 term=self.term,
                 accepted=True,
                 index=index,
+                hint_index=0,
+                hint_term=0,
             )
         )
 
@@ -811,6 +820,8 @@ class Core:
         entry = Entry(self.log.last_index + 1, self.term, kind, data)
         self._append_to_log(entry)
         self._uncommitted_bytes += len(data)
+        self._append_gap = self._now - self._appended_at
+        self._appended_at = self._now
         if kind is EntryKind.MEMBERSHIP:
             self._follow_membership()
             self._serve_reads()  # fewer may be a majority now
@@ -832,9 +843,10 @@ class Core:
     def _send_appends(self) -> None:
         if self.role is not Role.LEADER:
             return
-        for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
-            self._send_append(peer)
-        self._wants_append.clear()
+        if self._wants_append:
+            for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
+                self._send_append(peer)
+            self._wants_append.clear()
         if self._now >= self._tell_at:
             self._tell_commits()
 
@@ -853,7 +865,10 @@ class Core:
                 progress.sent(progress.next - 1 + len(entries), sum(len(e.data) for e in entries))
         if progress.mode is Mode.REPLICATE and progress.told_commit < self.committed_index:
             self._untold.add(peer)
-            self._tell_at = min(self._tell_at, self._now + options.commit_delay_seconds)
+            # Where entries come one after the other, the next will tell.
+            delay = options.commit_delay_seconds
+            wait = delay if self._append_gap <= delay else 0.0
+            self._tell_at = min(self._tell_at, self._now + wait)
 
     def _tell_commits(self) -> None:
         """Tell those whom no append has told."""
@@ -891,6 +906,10 @@ class Core:
             )
         )
         progress.told_commit = min(self.committed_index, prev_index + len(entries))
+        if progress.told_commit == self.committed_index:
+            self._untold.discard(peer)
+            if not self._untold:
+                self._tell_at = math.inf
 
     def _send_snapshot(self, peer: str, progress: Progress) -> None:
         progress.snapshot(self.log.compacted_index)

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgpack
 import msgspec
 
 __all__ = [
+    "NUMBER_MAX",
     "REMOVED_MAX",
     "Entry",
     "EntryKind",
@@ -26,6 +27,7 @@ __all__ = [
     "Log",
     "Member",
     "Membership",
+    "Number",
     "Snapshot",
     "SnapshotMark",
     "WriteBatch",
@@ -33,6 +35,10 @@ __all__ = [
 
 
 REMOVED_MAX: Final = 100  # incarnations that were removed and are remembered
+NUMBER_MAX: Final = 2**62  # half of what the store holds: there is room to count on
+
+# Of an index or a term, as peers may name it.
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 
 
 class EntryKind(IntEnum):
@@ -43,12 +49,11 @@ class EntryKind(IntEnum):
     MEMBERSHIP = 2  # who belongs to the cluster from this entry on (dissertation §4.1)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One place of the log."""
 
-    index: int  # from 1, without holes where it is appended
-    term: int
+    index: Number  # from 1, without holes where it is appended
+    term: Number
     kind: EntryKind
     data: bytes
 
@@ -83,9 +88,9 @@ class WriteBatch:
     truncate_from: int | None = None
 
     @property
-    def is_one_entry(self) -> bool:
-        """Whether all that it does is to add one entry."""
-        return len(self.entries) == 1 and self.hard_state is None and self.truncate_from is None
+    def only_adds(self) -> bool:
+        """Whether all that it does is to add entries."""
+        return self.hard_state is None and self.truncate_from is None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -7,9 +7,9 @@ entry", heartbeats with a round serve ReadIndex (§6.4).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
-from repl_broker.raft.log import Entry, SnapshotMark
+from repl_broker.raft.log import Entry, Number, SnapshotMark
 
 __all__ = [
     "Append",
@@ -27,56 +27,49 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rpc:
-    """Base of all RPCs."""
+class Rpc(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all RPCs. Each has a number, its ``tag``, that is never another's (codec.py)."""
 
     sender: str
     receiver: str
-    term: int
+    term: Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreVote(Rpc):
+class PreVote(Rpc, frozen=True, kw_only=True, tag=1):
     """Would you vote for me in ``term``? Asking changes nobody's state."""
 
-    last_index: int
-    last_term: int
+    last_index: Number
+    last_term: Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreVoteReply(Rpc):
+class PreVoteReply(Rpc, frozen=True, kw_only=True, tag=2):
     """``term`` is the one asked for if granted, and else the sender's own."""
 
     granted: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vote(Rpc):
+class Vote(Rpc, frozen=True, kw_only=True, tag=3):
     """Vote for me in ``term``. ``transfer``: the leader itself asked me to stand."""
 
-    last_index: int
-    last_term: int
-    transfer: bool = False
+    last_index: Number
+    last_term: Number
+    transfer: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VoteReply(Rpc):
+class VoteReply(Rpc, frozen=True, kw_only=True, tag=4):
     granted: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Append(Rpc):
+class Append(Rpc, frozen=True, kw_only=True, tag=5):
     """Entries to follow the one at ``prev_index``; the leader's commit index."""
 
-    prev_index: int
-    prev_term: int
+    prev_index: Number
+    prev_term: Number
     entries: tuple[Entry, ...]
-    commit: int
+    commit: Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendReply(Rpc):
+class AppendReply(Rpc, frozen=True, kw_only=True, tag=6):
     """Accepted: the log is on disk and equal to the leader's up to ``index``.
 
     Refused: the entry at ``index`` (the append's ``prev_index``) did not match;
@@ -84,36 +77,32 @@ class AppendReply(Rpc):
     """
 
     accepted: bool
-    index: int
-    hint_index: int = 0
-    hint_term: int = 0
+    index: Number
+    hint_index: Number
+    hint_term: Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit(Rpc):
+class Commit(Rpc, frozen=True, kw_only=True, tag=11):
     """What the receiver acknowledged is committed up to ``index``.
 
     Not answered: if it is lost, the next append or heartbeat says the same.
     """
 
-    index: int
+    index: Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat(Rpc):
+class Heartbeat(Rpc, frozen=True, kw_only=True, tag=7):
     """The leader lives. ``commit`` is no further than what the receiver acknowledged."""
 
-    commit: int
-    round: int  # grows; a reply proves that the sender was leader when it began
+    commit: Number
+    round: Number  # grows; a reply proves that the sender was leader when it began
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeartbeatReply(Rpc):
-    round: int
+class HeartbeatReply(Rpc, frozen=True, kw_only=True, tag=8):
+    round: Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotReceived(Rpc):
+class SnapshotReceived(Rpc, frozen=True, kw_only=True, tag=9):
     """A whole snapshot from the leader has arrived and its checksums hold.
 
     The chunks are the driver's business; the core sees the last one only.
@@ -122,6 +111,5 @@ class SnapshotReceived(Rpc):
     mark: SnapshotMark
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeoutNow(Rpc):
+class TimeoutNow(Rpc, frozen=True, kw_only=True, tag=10):
     """Stand for election at once: the leader hands over (dissertation §3.10)."""

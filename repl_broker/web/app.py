@@ -5,7 +5,7 @@
 The table of routes is here, whole; what a route does is in the module of its
 noun. Reading requests strictly is in parameters.py and body.py, errors leave
 through problems.py. The same table is described in openapi.py, and a test
-compares the two.
+compares the two. The dashboard (ui.py) is beside it: its routes are the page's own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from repl_broker.web.messages import Messages
 from repl_broker.web.operations import Operations
 from repl_broker.web.statics import StaticFiles
 from repl_broker.web.topics import Topics
+from repl_broker.web.ui import Dashboard
 
 __all__ = ["create_app"]
 
@@ -52,6 +53,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = config.limits.batch_bytes
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
     _route(app, broker, BodyLimits.of(config.limits), Operations(broker, door))
+    Dashboard(broker, config, door).register(app)
     for path, folder in apps.items():
         StaticFiles(path, folder).register(app)
     problems.register(app)

@@ -7,6 +7,7 @@ Hypercorn calls ``TCPServer`` are written here, around its HTTP/1.1 protocol:
 
     Door         accepts, counts, caps, stops; one nursery holds every connection
     Publisher    one client, as long as it only publishes: answered in place (publisher.py)
+    Streams      event streams: opened in place, then the socket is the fan-out's (streams.py)
     Connection   one client: a task that reads, and one task per request that runs the app
     _Protocol    Hypercorn's HTTP/1.1 state machine, less HTTP/2 and WebSocket
     Transport    the TCP socket (tcp.py), on which a write without progress is a broken one
@@ -61,9 +62,10 @@ from hypercorn.typing import (
 )
 
 from repl_broker.errors import PROBLEMS, ConfigError
-from repl_broker.web.head import begins_with_publish, head_end, is_plain
+from repl_broker.web.head import begins_in_place, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
+from repl_broker.web.streams import Streams
 from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
 
 __all__ = ["QUART_ONLY", "Door", "DoorOptions", "DoorStatistics", "open_listeners"]
@@ -110,7 +112,7 @@ class DoorOptions:
     linger_bytes_max: int = 64 * 1024 * 1024
     """How much of it is discarded."""
     answer_in_place: bool = field(default_factory=lambda: QUART_ONLY not in os.environ)
-    """Publishes do without Quart. Off for tests only: every answer is to be the same."""
+    """Publishes and event streams do without Quart. Off for tests only: answers are the same."""
 
     @property
     def patience(self) -> Patience:
@@ -136,6 +138,12 @@ class DoorStatistics:
     """Turned away because ``connections_max`` was reached."""
     failed: int
     """Ended by an exception, of the application's or of the protocol's."""
+    lagging: int = 0
+    """Event streams that are behind: they wait to be writable, or for the log."""
+    unsent_bytes: int = 0
+    """What is held for those that are not writable."""
+    dead: int = 0
+    """Event streams that were ended since the client's kernel had vanished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +204,8 @@ class _RefusedError(Exception):
 class Door:
     """Accepts on ``listeners`` and runs ``app`` for each request, until stopped.
 
-    Ordinary publishes are answered by ``publishing`` instead, if it is given. With
+    Ordinary publishes are answered by ``publishing`` instead, if it is given, and
+    event streams are opened by ``streams``, whose fan-out runs as long as the door. With
     an ``ssl_context`` every connection is TLS, and all of it the app's; the
     context's ALPN is set to ``http/1.1``. The door owns the listeners and closes
     them. It sends no lifespan events: starting and stopping the application is
@@ -210,6 +219,7 @@ class Door:
         options: DoorOptions,
         *,
         publishing: Publishing | None = None,
+        streams: Streams | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         if ssl_context is not None:
@@ -221,8 +231,12 @@ class Door:
         self.stopping = False
         self.hypercorn_config = _hypercorn_config(options)
         self._listeners = tuple(listeners)
+        for listener in listeners:
+            find_dead_peers(listener.socket)  # what it accepts inherits that
         in_place = options.answer_in_place and ssl_context is None
         self._publishing = publishing if in_place else None
+        self._streams = streams if in_place else None
+        self._fanout = None if self._streams is None else self._streams.fanout
         self._life = trio.CancelScope()
         self._open: set[Connection | Publisher] = set()
         self._refusals = 0
@@ -240,16 +254,21 @@ class Door:
 
     def takes_back(self, data: bytes | bytearray) -> bool:
         """Whether the request that begins with ``data`` is better answered in place."""
-        return self._publishing is not None and begins_with_publish(bytes(data))
+        return self._publishing is not None and begins_in_place(bytes(data))
 
     @property
     def connections(self) -> int:
         """Open connections, those being refused not counted."""
-        return len(self._open)
+        return len(self._open) + (0 if self._fanout is None else len(self._fanout))
 
     def statistics(self) -> DoorStatistics:
         """Counts at this moment, for metrics."""
-        return DoorStatistics(self.connections, self._accepted, self._refused, self._failed)
+        counts = (self.connections, self._accepted, self._refused)
+        if self._fanout is None:
+            return DoorStatistics(*counts, self._failed)
+        of = self._fanout.statistics()
+        failed = self._failed + of.failed
+        return DoorStatistics(*counts, failed, of.lagging, of.unsent_bytes, of.dead)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve. Returns after ``stop``, when the last connection has ended or been aborted.
@@ -261,10 +280,14 @@ class Door:
                 async with trio.open_nursery() as beside:
                     if self._publishing is not None:
                         beside.start_soon(self._watch, self._publishing.body_seconds)
+                    if self._fanout is not None:
+                        await beside.start(self._fanout.run)
                     async with trio.open_nursery() as nursery:
                         for listener in self._listeners:
                             nursery.start_soon(self._accept, listener, nursery)
                         task_status.started()
+                    if self._fanout is not None:
+                        await self._fanout.wait_empty()
                     beside.cancel_scope.cancel()
             finally:
                 self._close_listeners()
@@ -317,9 +340,8 @@ class Door:
 
     def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         self._accepted += 1
-        find_dead_peers(stream.socket)
         transport = Transport(stream.socket, self.options.write_timeout_seconds)
-        if len(self._open) < self.options.connections_max:
+        if self.connections < self.options.connections_max:
             client = self._receive(transport)
             self._open.add(client)
             nursery.start_soon(self._serve, client)
@@ -336,7 +358,9 @@ class Door:
             return Connection(self, transport)
         transport.write_timeout_seconds = self.options.write_timeout_seconds  # no stream any more
         peer = _host_port(_peer_address(transport.socket))
-        publisher = Publisher(transport, self._publishing, self.options.patience, peer, data)
+        publisher = Publisher(
+            transport, self._publishing, self._streams, self.options.patience, peer, data
+        )
         if self.stopping:
             publisher.close_if_idle()  # which this one is not, but it is to know
         return publisher

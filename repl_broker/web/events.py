@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
@@ -14,8 +15,9 @@ from repl_broker.message import parse_event_id
 from repl_broker.subscription import Subscription
 from repl_broker.web.parameters import Query, read_query
 
-__all__ = ["Events"]
+__all__ = ["PATH", "Events", "read_after", "read_events_query"]
 
+PATH: Final = "/v1/events"
 EVENT_STREAM: Final = "text/event-stream"
 LAST_EVENT_ID: Final = "Last-Event-ID"
 _WORDS: Final = frozenset({"earliest", "latest"})
@@ -29,8 +31,9 @@ class Events:
 
     async def stream(self) -> Response:
         """Open a stream; for HEAD, only say whether it could be opened."""
-        query = read_query(request.query_string, ("topic", "after"), repeated=("topic",))
-        subscription = self._broker.subscribe(query.get("topic", ()), _after(query))
+        query = read_events_query(request.query_string)
+        after = read_after(query, request.headers.getlist(LAST_EVENT_ID))
+        subscription = self._broker.subscribe(query.get("topic", ()), after)
         if request.method == "HEAD":
             response = Response(b"", content_type=EVENT_STREAM)
             del response.headers["Content-Length"]
@@ -64,12 +67,19 @@ class _EventStream(ResponseBody):
         await self._subscription.__aexit__(exc_type, exc_value, tb)
 
 
-def _after(query: Query) -> str:
-    """Where the stream begins. A browser that reconnects sends the header, which wins."""
+def read_events_query(query_string: bytes) -> Query:
+    """What a stream is asked for with. Raises ``invalid_parameter``."""
+    return read_query(query_string, ("topic", "after"), repeated=("topic",))
+
+
+def read_after(query: Query, given: Sequence[str]) -> str:
+    """Where the stream begins: a browser that reconnects has ``given`` a header, which wins.
+
+    Raises ``invalid_event_id``, ``invalid_parameter``.
+    """
     after = query.get("after", ["latest"])[0]
     if after not in _WORDS:
         parse_event_id(after)
-    given = request.headers.getlist(LAST_EVENT_ID)
     if len(given) > 1:
         raise RequestError("invalid_parameter", f"{LAST_EVENT_ID} is given twice; give it once.")
     return given[0] if given and given[0] else after

@@ -2,19 +2,19 @@
 
 Two questions are answered here, about the bytes up to the blank line:
 
-    is_plain       is it HTTP/1.1 in the one form that nobody reads in two ways?
-    read_publish   is it a publish that can be answered in place, and which?
+    is_plain    is it HTTP/1.1 in the one form that nobody reads in two ways?
+    read_head   is it a publish, or a stream, that can be answered in place, and which?
 
 Request smuggling (RFC 9112 section 11.2) lives on forms that two parsers read
 differently: a bare LF, a folded line, a length given twice. h11 and llhttp are
 each lenient somewhere, so neither is asked about those: a regular expression
 goes over the raw bytes first. What is not plain is refused by the door on every
-route. What is plain but no ordinary publish is not an error: Quart judges it.
+route. What is plain but neither of those is not an error: Quart judges it.
 
-A publish is read by llhttp, after that check. Its header fields are a short
-list: those that do not concern the answer are passed over, and one that would
-change how the request is framed or answered (``Expect``, ``Transfer-Encoding``,
-a second ``Origin``) leaves the request to Quart.
+Either is read by llhttp, after that check. Its header fields are a short list:
+those that do not concern the answer are passed over, and one that would change
+how the request is framed or answered (``Expect``, ``Transfer-Encoding``, a
+second ``Origin``) leaves the request to Quart.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from typing import Final, NamedTuple
 
 import httptools
 
-__all__ = ["HEAD_ENDS", "PublishHead", "begins_with_publish", "head_end", "is_plain"]
-__all__ += ["may_become_publish", "read_publish"]
+__all__ = ["HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place", "head_end", "is_plain"]
+__all__ += ["may_be_in_place", "read_head"]
 
 HEAD_ENDS: Final = b"\r\n\r\n"
 PUBLISH_BEGINS: Final = b"POST /v1/"
+EVENTS_BEGINS: Final = b"GET /v1/events"
 _CACHED_BYTES_MAX: Final = 1024  # of a head that is remembered
 _CACHED_HEADS_MAX: Final = 1024
 
@@ -43,6 +44,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(
     rb"POST (/v1/(?:messages|topics/([A-Za-z0-9_.\-]{1,255})/messages)) HTTP/1\.1\r\n"
+)
+# The characters that a query needs no escape for (RFC 3986 3.4).
+_EVENTS_LINE = re.compile(
+    rb"GET (/v1/events(?:\?([A-Za-z0-9_.~%!$&'()*+,;=:@/?\-]*))?) HTTP/1\.1\r\n"
 )
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 _MEDIA_TYPE = re.compile(
@@ -84,30 +89,59 @@ def is_plain(head: bytes) -> bool:
     return len(lengths) < 2 and not (lengths and b"," in lengths[0])
 
 
-def may_become_publish(data: bytes) -> bool:
-    """Whether an unfinished head may still turn out to be a publish in the strict form."""
-    begins = data.startswith(PUBLISH_BEGINS) or PUBLISH_BEGINS.startswith(data)
-    return begins and data.count(b"\n") == data.count(b"\r\n")
+class EventsHead(NamedTuple):
+    """A request for an event stream, as far as its head tells."""
+
+    query: bytes
+    last_event_id: str | None
+    origin: str
+    close: bool
 
 
-def read_publish(head: bytes) -> PublishHead | None:
-    """The publish that a whole head asks for; None for whatever else, and in doubt.
+Head = PublishHead | EventsHead
+
+
+def may_be_in_place(data: bytes) -> bool:
+    """Whether an unfinished head may still turn out to be of either kind, in the strict form."""
+    return any(
+        data.startswith(begins) or begins.startswith(data)
+        for begins in (PUBLISH_BEGINS, EVENTS_BEGINS)
+    ) and data.count(b"\n") == data.count(b"\r\n")
+
+
+def read_head(head: bytes) -> Head | None:
+    """The publish or stream that a whole head asks for; None for whatever else, and in doubt.
 
     A client that publishes all the time sends the same head all the time, so
     short ones are remembered.
     """
-    return _recall(head) if len(head) <= _CACHED_BYTES_MAX else _read(head)
+    if head.startswith(EVENTS_BEGINS):
+        return _read_events(head)
+    return _recall(head) if len(head) <= _CACHED_BYTES_MAX else _read_publish(head)
 
 
-def begins_with_publish(data: bytes) -> bool:
-    """Whether these are the whole head of a publish, and perhaps more."""
-    end = data.find(HEAD_ENDS) + len(HEAD_ENDS)
-    return data.startswith(PUBLISH_BEGINS) and read_publish(data[:end]) is not None
+def begins_in_place(data: bytes) -> bool:
+    """Whether these are a whole head of either kind, and perhaps more."""
+    if not data.startswith((PUBLISH_BEGINS, EVENTS_BEGINS)):
+        return False
+    return read_head(data[: data.find(HEAD_ENDS) + len(HEAD_ENDS)]) is not None
 
 
-def _read(head: bytes) -> PublishHead | None:
+def _read_publish(head: bytes) -> PublishHead | None:
     line = _REQUEST_LINE.match(head)
-    if line is None or not is_plain(head):
+    fields = None if line is None else _read_fields(head, b"POST", line[1])
+    return None if line is None or fields is None else fields.publish(line[2])
+
+
+def _read_events(head: bytes) -> EventsHead | None:
+    line = _EVENTS_LINE.match(head)
+    fields = None if line is None else _read_fields(head, b"GET", line[1])
+    return None if line is None or fields is None else fields.events(line[2] or b"")
+
+
+def _read_fields(head: bytes, method: bytes, target: bytes) -> _Fields | None:
+    """The header fields, if httptools agrees that this is the request."""
+    if not is_plain(head):
         return None
     fields = _Fields()
     parser = httptools.HttpRequestParser(fields)
@@ -115,12 +149,11 @@ def _read(head: bytes) -> PublishHead | None:
         parser.feed_data(head)
     except httptools.HttpParserError:
         return None
-    target, topic = line[1], line[2]
     agreed = (fields.target, parser.get_method(), parser.get_http_version())
-    return fields.publish(topic) if agreed == (target, b"POST", "1.1") else None
+    return fields if agreed == (target, method, "1.1") else None
 
 
-_recall = lru_cache(_CACHED_HEADS_MAX)(_read)
+_recall = lru_cache(_CACHED_HEADS_MAX)(_read_publish)
 
 
 class _Fields:
@@ -144,31 +177,48 @@ class _Fields:
         fields = self._fields
         media_type = _MEDIA_TYPE.fullmatch(fields.get(b"content-type", b""))
         length = _DIGITS.fullmatch(fields.get(b"content-length", b""))
-        connection = fields.get(b"connection", b"keep-alive").lower()
-        if (
-            media_type is None
-            or length is None
-            or connection not in (b"keep-alive", b"close")
-            or b"host" not in fields
-            or not self._repeated.isdisjoint(_ONCE)
-            or not _UNUSUAL.isdisjoint(fields)
-        ):
+        if media_type is None or length is None or not self._is_ordinary():
             return None
         is_json = media_type[1] is not None
         if topic is None and is_json:
             return None  # 415, which is Quart's to say
-        key = fields.get(b"idempotency-key")
         return PublishHead(
             self.target.decode("ascii"),
             None if topic is None else topic.decode("ascii"),
             not is_json,
             int(length[0]),
-            None if key is None else key.decode("latin-1"),
-            fields.get(b"origin", b"").decode("latin-1"),
-            connection == b"close",
+            self._text(b"idempotency-key"),
+            self._text(b"origin") or "",
+            self._says_close(),
         )
+
+    def events(self, query: bytes) -> EventsHead | None:
+        if b"content-length" in self._fields or not self._is_ordinary():
+            return None
+        return EventsHead(
+            query, self._text(b"last-event-id"), self._text(b"origin") or "", self._says_close()
+        )
+
+    def _is_ordinary(self) -> bool:
+        return (
+            self._connection() in (b"keep-alive", b"close")
+            and b"host" in self._fields
+            and self._repeated.isdisjoint(_ONCE)
+            and _UNUSUAL.isdisjoint(self._fields)
+        )
+
+    def _connection(self) -> bytes:
+        return self._fields.get(b"connection", b"keep-alive").lower()
+
+    def _says_close(self) -> bool:
+        return self._connection() == b"close"
+
+    def _text(self, name: bytes) -> str | None:
+        value = self._fields.get(name)
+        return None if value is None else value.decode("latin-1")
 
 
 _ONCE = frozenset(
     {b"host", b"content-type", b"content-length", b"connection", b"idempotency-key", b"origin"}
+    | {b"last-event-id"}
 )

@@ -238,6 +238,26 @@ METRICS: Final = (
         "Connections that an error of the node ended; the log has each.",
         lambda now: now.door.failed,
     ),
+    NodeMetric(
+        "lagging_subscribers",
+        "gauge",
+        "Event streams that are behind: the client does not read, or the log is being read for it. "
+        "They delay no one. Streams under TLS are not counted here.",
+        lambda now: now.door.lagging,
+    ),
+    NodeMetric(
+        "unsent_bytes",
+        "gauge",
+        "What is left of the events that were being sent when their clients stopped reading.",
+        lambda now: now.door.unsent_bytes,
+    ),
+    NodeMetric(
+        "dead_subscribers",
+        "counter",
+        "Event streams that were ended since the client's machine acknowledged nothing for "
+        "[limits] dead_reader_seconds.",
+        lambda now: now.door.dead,
+    ),
 )
 COMMIT_SECONDS: Final = (
     f"{PREFIX}commit_seconds",

@@ -1,14 +1,15 @@
-"""A client that publishes: its requests are read and answered where they arrive.
+"""A client that publishes or subscribes: its requests are answered where they arrive.
 
-    Door ── Publisher ── Publishing ── Broker
-              │   ▲
-     anything │   │ a publish, when nothing else is under way
+    Door ── Publisher ── Publishing, Streams ── Broker
+              │   ▲           └── a stream's socket ──▶ Fanout
+     anything │   │ a publish or a stream, when nothing else is under way
          else ▼   │
             Connection ── Hypercorn's protocol, Quart
 
 One task reads, publishes, writes, and reads again. It takes a request only when
-the whole of its head is there and is an ordinary publish in the strict form
-(head.py). At the first that is not, it stops before it and gives back every
+the whole of its head is there and is an ordinary publish in the strict form, or
+asks for an event stream (head.py); with that, the socket is the fan-out's and
+the task ends. At the first that is not, it stops before it and gives back every
 byte from there on, so that Connection begins at a request's first byte. That one
 gives the connection back in the same way. The two never share a request, and no
 byte of a body is ever taken for one.
@@ -29,8 +30,9 @@ from typing import NamedTuple, NoReturn
 
 import trio
 
-from repl_broker.web.head import HEAD_ENDS, PublishHead, may_become_publish, read_publish
+from repl_broker.web.head import HEAD_ENDS, EventsHead, PublishHead, may_be_in_place, read_head
 from repl_broker.web.publishing import Publishing
+from repl_broker.web.streams import Streams
 from repl_broker.web.tcp import READ_BYTES, Transport, discard
 
 __all__ = ["Patience", "Publisher", "Rest"]
@@ -67,6 +69,7 @@ class Publisher:
         self,
         transport: Transport,
         publishing: Publishing,
+        streams: Streams | None,
         patience: Patience,
         peer: str,
         data: bytes = b"",
@@ -78,6 +81,7 @@ class Publisher:
         self._stopping = False
         self._socket = transport.socket
         self._publishing = publishing
+        self._streams = streams
         self._patience = patience
         self._data = data  # read, from …
         self._at = 0  # … here on not yet used
@@ -86,7 +90,8 @@ class Publisher:
         self._life = trio.CancelScope()
 
     async def run(self) -> Rest | None:
-        """Serve. The rest, if there is any, is another's to serve; else the connection is closed.
+        """Serve. The rest, if there is any, is another's to serve; else the connection is closed,
+        or has become a reader of the fan-out's.
 
         When cancelled, the caller resets the connection.
         """
@@ -121,10 +126,20 @@ class Publisher:
             head = await self._read_head()
             if head is None:
                 return self._rest()
-            body = await self._read_body(head)
-            answer = await self._publishing.answer(head, body, self.peer)
             last = head.close or self._stopping
-            await self._write(self._publishing.encode(head, answer, last=last))
+            if isinstance(head, EventsHead):
+                assert self._streams is not None, "else none is read"
+                refused = self._streams.open(head, self.transport, self.peer)
+                if refused is None:
+                    return None
+                # A client that sends one bad request after another takes turns.
+                await trio.lowlevel.checkpoint()
+                await self._write(self._streams.encode(head, refused, last=last))
+            else:
+                body = await self._read_body(head)
+                answer = await self._publishing.answer(head, body, self.peer)
+                last = head.close or self._stopping
+                await self._write(self._publishing.encode(head, answer, last=last))
             if last:
                 await self._part()
             if self._at == len(self._data):
@@ -137,20 +152,25 @@ class Publisher:
         self._data, self._at = b"", 0
         await self._read(trio.current_time() + self._patience.idle_seconds)
 
-    async def _read_head(self) -> PublishHead | None:
-        """The next publish; None when what comes next is something else."""
+    async def _read_head(self) -> PublishHead | EventsHead | None:
+        """The next request; None when it is not one to be answered here."""
         while (end := self._data.find(HEAD_ENDS, self._at)) < 0:
             unfinished = self._data[self._at :]
             if len(unfinished) > self._patience.header_bytes_max:
                 return None
-            if not may_become_publish(unfinished):
+            if not may_be_in_place(unfinished):
                 return None
             await self._read(self._began + self._patience.header_seconds)
         end += len(HEAD_ENDS)
         if end - self._at > self._patience.header_bytes_max:
             return None
-        head = read_publish(self._data[self._at : end])
-        if head is None or head.length > self._publishing.limit(head).bytes_max:
+        head = read_head(self._data[self._at : end])
+        if head is None:
+            return None
+        if isinstance(head, EventsHead):
+            if self._streams is None:
+                return None
+        elif head.length > self._publishing.limit(head).bytes_max:
             return None
         self._at = end
         return head

@@ -1,4 +1,4 @@
-"""Folders of static files, served below a path: the demo's pages.
+"""Folders of static files, served below a path: the dashboard, the demo's pages.
 
 Files are read whole, so they should be small. Nothing outside the folder is
 reached, whatever the path says, and nothing whose name begins with a dot.
@@ -7,6 +7,7 @@ reached, whatever the path says, and nothing whose name begins with a dot.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -43,11 +44,12 @@ CONTENT_TYPES: Final = {
 class StaticFiles:
     """One folder below one path, such as ``/chat``."""
 
-    def __init__(self, path: str, folder: Path) -> None:
+    def __init__(self, path: str, folder: Path, headers: Mapping[str, str] | None = None) -> None:
         assert path.startswith("/"), "a path begins with a slash"
         assert not path.endswith("/"), "a path does not end with one"
         self._path = path
         self._folder = folder.resolve()
+        self._headers = dict(headers or {})  # of each file's answer
 
     def register(self, app: QuartTrio) -> None:
         """Add the routes to ``app``."""
@@ -81,6 +83,7 @@ class StaticFiles:
         data, content_type = found
         response = Response(data, content_type=content_type)
         response.headers["Cache-Control"] = "no-cache"
+        response.headers.update(self._headers)
         response.set_etag(hashlib.blake2b(data, digest_size=16).hexdigest())
         return await response.make_conditional(request)
 

@@ -65,6 +65,10 @@ class Transport(trio.abc.Stream):
         """Say that nothing more will be sent. Raises OSError when the client is gone."""
         self.socket.shutdown(socket.SHUT_WR)
 
+    def detach(self) -> int:
+        """Give the socket away: its file descriptor, which whoever takes it closes."""
+        return self.socket.detach()
+
     def close(self) -> None:
         """Close; what the kernel has taken is still delivered."""
         self.socket.close()

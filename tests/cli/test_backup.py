@@ -185,6 +185,7 @@ def test_a_backup_under_load_has_all_that_was_acknowledged_before_it_began(
             "broker.db",
             "broker.db-shm",
             "broker.db-wal",
+            "broker.journal",
             "lock",
         ]
         assert len(node.history("chat")) == load.acknowledged, "the node goes on"

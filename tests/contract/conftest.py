@@ -3,7 +3,7 @@
 A test sees a ``Node``: a URL, a client, and ``stop``. How the node is run stays
 here, so that the same suite can hold another front end, or a node in a process
 of its own, to the same contract: add it to ``FRONT_ENDS``. A module whose tests
-concern publishing, or reading requests at all, runs over each of them with
+concern publishing, event streams, or reading requests at all, runs over each of them with
 ``pytestmark = over_all_front_ends``; the others run over the first.
 """
 
@@ -26,6 +26,7 @@ from repl_broker import daemon
 from repl_broker.config import Address, Config
 from repl_broker.web.door import QUART_ONLY
 from tests.contract.client import Node
+from tests.contract.standard_library import StandardLibrary
 from tests.nodes import configured
 
 # Runs a node: (data directory, sections of the configuration) → Node.
@@ -36,7 +37,11 @@ TEST_SECONDS_MAX: Final = 15
 
 @asynccontextmanager
 async def door(
-    data_dir: Path, *, seconds_max: float = TEST_SECONDS_MAX, **sections: dict[str, Any]
+    data_dir: Path,
+    *,
+    seconds_max: float = TEST_SECONDS_MAX,
+    transport: httpx.AsyncBaseTransport | None = None,
+    **sections: dict[str, Any],
 ) -> AsyncIterator[Node]:
     """A node in this process, over real TCP: ``door(path, limits={"message_bytes": 100})``."""
     config = configured(Config(), **sections)
@@ -50,7 +55,11 @@ async def door(
         async with trio.open_nursery() as nursery:
             running = await nursery.start(partial(daemon.serve, config, stop))
             async with httpx.AsyncClient(
-                base_url=running.url, timeout=TEST_SECONDS_MAX, trust_env=False, verify=False
+                base_url=running.url,
+                timeout=TEST_SECONDS_MAX,
+                trust_env=False,
+                verify=False,
+                transport=transport,
             ) as client:
                 yield Node(running.url, client, stop.set)
             stop.set()
@@ -64,7 +73,19 @@ async def quart(data_dir: Path, **sections: Any) -> AsyncIterator[Node]:
             yield node
 
 
-FRONT_ENDS: Final[dict[str, Launch]] = {"door": door, "quart": quart}
+@asynccontextmanager
+async def door_by_http_client(data_dir: Path, **sections: Any) -> AsyncIterator[Node]:
+    """As ``door``, and what asks is another HTTP client."""
+    transport = StandardLibrary(TEST_SECONDS_MAX)
+    async with door(data_dir, transport=transport, **sections) as node:
+        yield node
+
+
+FRONT_ENDS: Final[dict[str, Launch]] = {
+    "door": door,
+    "quart": quart,
+    "door by http.client": door_by_http_client,
+}
 over_all_front_ends = pytest.mark.parametrize("launch", list(FRONT_ENDS), indirect=True)
 
 

@@ -20,7 +20,9 @@ from tests.contract.client import (
     read_answer,
     request_bytes,
 )
-from tests.contract.conftest import Launch
+from tests.contract.conftest import Launch, over_all_front_ends
+
+pytestmark = over_all_front_ends
 
 
 def next_epoch(identity: str) -> str:

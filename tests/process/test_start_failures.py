@@ -201,6 +201,26 @@ def test_a_write_ahead_log_with_a_bit_that_has_flipped(tmp_path: Path) -> None:
         assert "damaged: its write-ahead log" in refusal_with(node.data_dir)
 
 
+def test_a_journal_that_is_damaged(tmp_path: Path) -> None:
+    """What was acknowledged last is in it alone; a start without it would lose that."""
+    with Node(tmp_path / "data") as node:
+        node.start()
+        for number in range(5):
+            node.publish("chat", f"{number}")
+        node.kill()
+    journal = node.data_dir / "broker.journal"
+    content = journal.read_bytes()
+    journal.write_bytes(content[:30] + bytes([content[30] ^ 1]) + content[31:])
+    for _ in range(2):
+        assert "damaged: its journal (a record before the last" in refusal_with(node.data_dir)
+    journal.unlink()
+    assert "damaged: its journal (it is not there)" in refusal_with(node.data_dir)
+    journal.write_bytes(content)
+    with Node(node.data_dir) as node:
+        node.start()
+        assert [message["data"] for message in node.history("chat")] == list("01234")
+
+
 def change(data_dir: Path, statement: str) -> None:
     database = sqlite3.connect(data_dir / "broker.db")
     try:

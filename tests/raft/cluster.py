@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from repl_broker.raft.core import (
     ChangeMembership,
@@ -39,7 +40,7 @@ from repl_broker.raft.log import (
     SnapshotMark,
     WriteBatch,
 )
-from repl_broker.raft.rpc import Heartbeat, HeartbeatReply, Rpc, SnapshotReceived
+from repl_broker.raft.rpc import AppendReply, Heartbeat, HeartbeatReply, Rpc, SnapshotReceived
 from tests.raft.simulator import Disk, Restore, SaveSnapshot
 
 OPTIONS = CoreOptions(
@@ -74,6 +75,18 @@ def entries_of(terms: Sequence[int], start: int = 1) -> list[Entry]:
         Entry(index, term, EntryKind.DATA, b"%d/%d" % (index, term))
         for index, term in enumerate(terms, start)
     ]
+
+
+def accepted(index: int, *, term: int, sender: str = "n2", receiver: str = "n1") -> AppendReply:
+    return AppendReply(
+        sender=sender,
+        receiver=receiver,
+        term=term,
+        accepted=True,
+        index=index,
+        hint_index=0,
+        hint_term=0,
+    )
 
 
 class Cluster:

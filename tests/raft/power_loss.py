@@ -1,9 +1,10 @@
 """What a store goes through in its life, and what a power loss can leave of its files.
 
-``LIFE`` is a list of steps. Between two barriers (an fsync) a disk may have
-written any of the sectors that were given to it, in any order, whole; so
-``torn`` gives what a step began with and some of the sectors that it changed:
-each prefix in the order of the file, and subsets at random.
+``LIFE`` is a list of steps. Between two barriers (an fsync, or the end of a
+write into the journal) a disk may have written any of the sectors that were
+given to it, in any order, whole; so ``torn`` gives what a step began with and
+some of the sectors that it changed: each prefix in the order of the file, and
+subsets at random.
 
     python -m tests.raft.power_loss FOLDER
 
@@ -20,10 +21,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
+from repl_broker import journal
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import Identity, Loaded, MemoryStorage, SqliteStorage, Storage
 from tests.raft import seccomp
@@ -34,6 +37,8 @@ SUBSETS: Final = 12
 INDEXES: Final = range(1, 40)
 DATABASE: Final = "broker.db"
 WAL: Final = "broker.db-wal"
+JOURNAL: Final = "broker.journal"
+SMALL: Final = 128 << 10  # a journal that is written again and again
 PAGE_BYTES: Final = 4096  # SQLite's; in its write-ahead log each has a head
 WAL_HEAD_BYTES: Final = 32
 FRAME_HEAD_BYTES: Final = 24
@@ -45,6 +50,7 @@ Image = dict[str, bytes]  # the files, by name
 class Step:
     name: str
     act: Callable[[Storage], None]
+    in_journal: bool = False  # it writes nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ def write(*batches: WriteBatch) -> Callable[[Storage], None]:
 
 LIFE: Final = (
     Step("a vote", write(WriteBatch(hard_state=HardState(1, "n2")))),
-    Step("an append", write(WriteBatch(entries(1, 5, 1)))),
+    Step("an append", write(WriteBatch(entries(1, 5, 1))), in_journal=True),
     Step("an append of a new term", write(WriteBatch(entries(6, 8, 2), HardState(2)))),
     Step("a truncation", write(WriteBatch(entries(4, 5, 3), HardState(3, "n1"), 4))),
     Step("a checkpoint", lambda storage: storage.tidy()),
@@ -85,7 +91,25 @@ LIFE: Final = (
     Step("staging", lambda s: s.stage(entries(11, 13, 5))),
     Step("an install", lambda s: s.install()),
     Step("a stop", lambda s: s.close()),
+    Step("a start", lambda s: None),
     Step("an append after a restart", write(WriteBatch(entries(21, 24, 6), HardState(6)))),
+    Step("a small append", write(WriteBatch(entries(25, 25, 6, 100))), in_journal=True),
+    Step(
+        "two batches in one record",
+        write(WriteBatch(entries(26, 26, 6)), WriteBatch(entries(27, 29, 6))),
+        in_journal=True,
+    ),
+    Step("a start after a kill", lambda s: None),
+    Step("an append over an old record", write(WriteBatch(entries(30, 33, 6))), in_journal=True),
+    Step("a truncation in the journal", write(WriteBatch(entries(32, 32, 7), HardState(7), 32))),
+    Step(
+        "a small append over an old record",
+        write(WriteBatch(entries(33, 33, 7, 100))),
+        in_journal=True,
+    ),
+    Step("a large append behind it", write(WriteBatch(entries(34, 34, 7, 70_000)))),
+    Step("one more", write(WriteBatch(entries(35, 35, 7))), in_journal=True),
+    Step("a stop with something in the journal", lambda s: s.close()),
 )
 NAMES: Final = tuple(step.name for step in LIFE)
 
@@ -109,7 +133,7 @@ def expected(life: Sequence[Step] = LIFE) -> list[Found]:
 
 def image(folder: Path) -> Image:
     """Without the lock, and without the index of the log, which is memory and not disk."""
-    paths = (folder / DATABASE, folder / WAL)
+    paths = (folder / DATABASE, folder / WAL, folder / JOURNAL)
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
@@ -122,25 +146,50 @@ def put(files: Image, folder: Path) -> Path:
     return folder
 
 
-def live(folder: Path) -> list[Image]:
-    """The files before the first step, and after each. The process goes on all the time."""
+def live(folder: Path) -> list[list[Image]]:
+    """For each step the files before it and after it, and between two files that it writes."""
     storage = SqliteStorage(folder, "n1")
-    images = [image(folder)]
+    moments = []
     for step in LIFE:
+        before = image(folder)
+        between: list[Image] = []
+        if step.name.startswith("a stop"):
+            _watch_checkpoint(storage, folder, between)
         step.act(storage)
-        images.append(image(folder))
-        if step.name == "a stop":
+        if step.name == "a start after a kill":
+            storage.close()
+            folder = put(before, folder / "killed")
+        if step.name.startswith("a start"):
             storage = SqliteStorage(folder, "n1")
-    storage.close()
-    return images
+        moments.append([before, *between, image(folder)])
+    return moments
 
 
-def torn(before: Image, after: Image) -> Iterator[Image]:
-    """All that can be there when the power goes in between.
+def _watch_checkpoint(storage: SqliteStorage, folder: Path, between: list[Image]) -> None:
+    """All is in the write-ahead log then, and goes into the database."""
 
-    A checkpoint changes the database from a write-ahead log that is on disk, and
+    def watch(statement: str) -> None:
+        if "wal_checkpoint" in statement:
+            between.append(image(folder))
+
+    storage._writer.set_trace_callback(watch)
+
+
+def torn(*moments: Image) -> Iterator[Image]:
+    """All that can be there when the power goes in a step that has these moments."""
+    for before, after in pairwise(moments):
+        if JOURNAL in after and before.get(JOURNAL) != after[JOURNAL]:
+            yield from _mixed_in(JOURNAL, before, after)
+            before = {**before, JOURNAL: after[JOURNAL]}
+        if before != after:
+            yield from _torn_database(before, after)
+        yield after
+
+
+def _torn_database(before: Image, after: Image) -> Iterator[Image]:
+    """A checkpoint changes the database from a write-ahead log that is on disk, and
     touches that only when the database is on disk. A log that starts anew has its
-    header on disk before a frame is written.
+    header on disk before a frame is written. The journal goes at the end.
     """
     if before[DATABASE] == after[DATABASE]:
         old, new = before.get(WAL, b""), after[WAL]
@@ -156,7 +205,6 @@ def torn(before: Image, after: Image) -> Iterator[Image]:
     else:
         yield moved
         yield {**moved, WAL: b""}
-        yield after
 
 
 def _mixed_in(name: str, before: Image, after: Image) -> Iterator[Image]:
@@ -187,7 +235,8 @@ def _with_sectors(before: bytes, after: bytes, sectors: list[int]) -> bytes:
 
 # --- a process that is killed -------------------------------------------------------------
 
-# Those that append to the write-ahead log: where they write is known beforehand.
+# Those that append to the write-ahead log or to the journal: where they write is known
+# beforehand.
 DEADLY: Final = (*LIFE[:4], LIFE[NAMES.index("a snapshot")])
 
 
@@ -196,20 +245,21 @@ def die_everywhere(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number, step in enumerate(DEADLY):
         deaths = folder / step.name
-        _die(deaths / "barrier", number, lambda folder: seccomp.kill_at_sync())
+        if not step.in_journal:  # where the write itself is the barrier
+            _die(deaths / "barrier", number, lambda storage, folder: seccomp.kill_at_sync())
         for place in count():
-            if not _die(deaths / str(place), number, partial(_kill_at_write, place)):
+            if not _die(deaths / str(place), number, partial(_kill_at_write, place, step)):
                 break
 
 
-def _die(folder: Path, number: int, arm: Callable[[Path], None]) -> bool:
+def _die(folder: Path, number: int, arm: Callable[[SqliteStorage, Path], None]) -> bool:
     """Live up to the step, and try to die in it. False if it was done nonetheless."""
     child = os.fork()
     if child == 0:
         storage = SqliteStorage(folder, "n1")
         for step in DEADLY[:number]:
             step.act(storage)
-        arm(folder)
+        arm(storage, folder)
         DEADLY[number].act(storage)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -218,11 +268,16 @@ def _die(folder: Path, number: int, arm: Callable[[Path], None]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def _kill_at_write(place: int, folder: Path) -> None:
+def _kill_at_write(place: int, step: Step, storage: SqliteStorage, folder: Path) -> None:
+    if step.in_journal:
+        assert storage._journal is not None
+        seccomp.kill_at_write(storage._journal._at + place * journal.RECORD_BYTES_MAX)
+        return
     frames, part = divmod(place, 2)
     at = (folder / WAL).stat().st_size + frames * (FRAME_HEAD_BYTES + PAGE_BYTES)
     seccomp.kill_at_write(at + part * FRAME_HEAD_BYTES)
 
 
 if __name__ == "__main__":
-    die_everywhere(Path(sys.argv[1]))
+    with patch.object(journal, "JOURNAL_BYTES", SMALL):
+        die_everywhere(Path(sys.argv[1]))

@@ -22,7 +22,14 @@ from tests.raft.cluster import Cluster, is_heartbeat
 
 
 def vote(sender: str, receiver: str, term: int, *, index: int = 0, log_term: int = 0) -> Vote:
-    return Vote(sender=sender, receiver=receiver, term=term, last_index=index, last_term=log_term)
+    return Vote(
+        sender=sender,
+        receiver=receiver,
+        term=term,
+        last_index=index,
+        last_term=log_term,
+        transfer=False,
+    )
 
 
 def pre_vote(

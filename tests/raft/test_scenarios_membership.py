@@ -20,7 +20,7 @@ from repl_broker.raft.core import (
 )
 from repl_broker.raft.log import Entry, EntryKind, Membership
 from repl_broker.raft.rpc import Append, AppendReply, HeartbeatReply, PreVote, TimeoutNow, VoteReply
-from tests.raft.cluster import Cluster, entries_of, member, members
+from tests.raft.cluster import Cluster, accepted, entries_of, member, members
 
 
 def grown(size: int = 1) -> Cluster:
@@ -366,7 +366,7 @@ def test_votes_and_acknowledgements_of_those_who_are_no_voters_count_for_nothing
     cluster.propose("n1")
     cluster.fly(Append)
     for stranger in ("n4", "n5"):
-        cluster.receive(AppendReply(sender=stranger, receiver="n1", term=1, accepted=True, index=3))
+        cluster.receive(accepted(3, term=1, sender=stranger))
         cluster.receive(VoteReply(sender=stranger, receiver="n1", term=1, granted=True))
     assert cluster["n1"].committed_index == 2
 
@@ -415,7 +415,7 @@ def test_a_learner_that_needs_too_long_for_a_round_is_not_promoted() -> None:
     assert (progress.catch_up_target, progress.catch_up_began) == (1, cluster.now)
     cluster.fly(Append)
     cluster.now += 1.5
-    cluster.receive(AppendReply(sender="n2", receiver="n1", term=1, accepted=True, index=1))
+    cluster.receive(accepted(1, term=1))
     assert cluster["n1"].membership.learners == {"n2"}
     assert progress.catch_up_began == cluster.now
     cluster.now += 0.1

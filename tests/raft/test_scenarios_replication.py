@@ -18,8 +18,8 @@ from repl_broker.raft.core import (
 )
 from repl_broker.raft.log import Entry, EntryKind, HardState, SnapshotMark
 from repl_broker.raft.progress import Mode
-from repl_broker.raft.rpc import Append, AppendReply, Heartbeat, HeartbeatReply, Rpc
-from tests.raft.cluster import Chosen, Cluster, entries_of, is_heartbeat, members
+from repl_broker.raft.rpc import Append, AppendReply, Commit, Heartbeat, HeartbeatReply, Rpc
+from tests.raft.cluster import OPTIONS, Chosen, Cluster, accepted, entries_of, is_heartbeat, members
 
 LEADER = [1, 1, 1, 4, 4, 5, 5, 6, 6, 6]
 FIGURE_7 = {
@@ -51,10 +51,6 @@ def append(
         entries=tuple(entries_of(terms, index + 1)),
         commit=commit,
     )
-
-
-def accepted(index: int, *, term: int, sender: str = "n2", receiver: str = "n1") -> AppendReply:
-    return AppendReply(sender=sender, receiver=receiver, term=term, accepted=True, index=index)
 
 
 @pytest.mark.parametrize("name", list(FIGURE_7))
@@ -513,3 +509,90 @@ def test_a_stale_refusal_does_not_lead_back_to_probing() -> None:
     cluster.receive(stale)
     assert cluster["n1"].progress["n2"].mode is Mode.REPLICATE
     assert [rpc for rpc in cluster.flying if not is_heartbeat(rpc)] == []
+
+
+# --- the news of a commit ---
+
+DELAY = 0.003
+
+
+def news_cluster() -> Cluster:
+    """Its leader has proposed nothing for a long time. Entries that come within ``DELAY`` of
+    each other are many."""
+    cluster = Cluster(options=replace(OPTIONS, commit_delay_seconds=DELAY))
+    cluster.elect("n1")
+    cluster.now += 0.05
+    return cluster
+
+
+def commit_one(cluster: Cluster) -> None:
+    """Propose one entry, which n2 acknowledges; all else that flies stays in the air."""
+    cluster.propose("n1")
+    (sent,) = [rpc for rpc in cluster.fly(Append) if rpc.receiver == "n2"]
+    cluster.receive(sent)
+    (reply,) = cluster.fly(AppendReply)
+    cluster.receive(reply)
+    assert cluster["n1"].committed_index == sent.prev_index + 1
+
+
+def told(cluster: Cluster) -> list[int]:
+    """Of which commits n2 is told, by an RPC of its own."""
+    return [rpc.index for rpc in cluster.fly(Commit) if rpc.receiver == "n2"]
+
+
+def test_a_commit_is_told_at_once_where_entries_are_few() -> None:
+    """Or what is published now and then would come late to who reads on another node."""
+    cluster = news_cluster()
+    for index in (2, 3, 4):
+        commit_one(cluster)
+        assert told(cluster) == [index]
+        cluster.now += 2 * DELAY
+
+
+def test_a_commit_is_told_with_the_next_entry_where_they_are_many() -> None:
+    """An RPC of its own for each would cost as much as the entry did."""
+    cluster = news_cluster()
+    commit_one(cluster)
+    told(cluster)
+    for index in (3, 4, 5):
+        cluster.now += DELAY / 2
+        cluster.propose("n1")
+        appends = [rpc for rpc in cluster.fly(Append) if rpc.receiver == "n2"]
+        assert [rpc.commit for rpc in appends] == [index - 1]
+        cluster.receive(appends[0])
+        cluster.receive(cluster.fly(AppendReply)[0])
+        assert cluster["n1"].committed_index == index
+        assert told(cluster) == []
+
+
+def test_the_last_of_many_commits_is_told_when_no_entry_has_come() -> None:
+    """After the delay, at which the leader is to be woken."""
+    cluster = news_cluster()
+    commit_one(cluster)
+    told(cluster)
+    cluster.now += DELAY / 2
+    commit_one(cluster)
+    assert told(cluster) == []
+    effects = cluster.step("n1")
+    assert effects.deadline == cluster.now + DELAY
+    cluster.now = effects.deadline
+    cluster.step("n1")
+    assert told(cluster) == [3]
+    cluster.now += DELAY
+    cluster.step("n1")
+    assert told(cluster) == [], "once"
+
+
+def test_entries_of_an_earlier_term_are_no_sign_that_many_come() -> None:
+    """A node that leads again after a while has to learn it anew."""
+    cluster = news_cluster()
+    commit_one(cluster)
+    cluster.now += DELAY / 2
+    commit_one(cluster)
+    cluster.deliver()
+    cluster.elect("n2")
+    cluster.elect("n1")
+    cluster.now += 2 * DELAY
+    told(cluster)
+    commit_one(cluster)
+    assert len(told(cluster)) == 1

@@ -10,9 +10,11 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from repl_broker.config import Config
+from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.web.app import create_app
 from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
+from repl_broker.web.streams import Streams
 from tests.nodes import Node, running_node
 
 SECONDS_MAX = 10
@@ -24,6 +26,7 @@ class Served:
 
     door: Door
     node: Node
+    fanout: Fanout
     asked: list[str]  # methods and paths that reached Quart
 
 
@@ -52,10 +55,15 @@ async def serving(
             listeners = await open_listeners("127.0.0.1", 0, 16)
             options = DoorOptions(answer_in_place=in_place, **limits)  # type: ignore[arg-type]
             publishing = Publishing(node.broker, config)
-            door = Door(noted, listeners, options, publishing=publishing)
+            limits_of = FanoutOptions(
+                config.limits.heartbeat_seconds, config.limits.dead_reader_seconds
+            )
+            fanout = Fanout(node.replica, node.hub, limits_of)
+            streams = Streams(node.broker, fanout, config)
+            door = Door(noted, listeners, options, publishing=publishing, streams=streams)
             async with trio.open_nursery() as nursery:
                 await nursery.start(door.run)
-                yield Served(door, node, asked)
+                yield Served(door, node, fanout, asked)
                 door.stop(grace_seconds=1)
             assert door.connections == 0
 

@@ -8,8 +8,8 @@ from repl_broker.web.head import (
     PublishHead,
     head_end,
     is_plain,
-    may_become_publish,
-    read_publish,
+    may_be_in_place,
+    read_head,
 )
 from tests.web.doors import publish
 
@@ -50,7 +50,7 @@ NOT_PLAIN = {
 @pytest.mark.parametrize("head", NOT_PLAIN.values(), ids=NOT_PLAIN.keys())
 def test_a_head_that_can_be_read_in_two_ways_is_not_plain(head: bytes) -> None:
     assert not is_plain(head)
-    assert read_publish(head) is None
+    assert read_head(head) is None
 
 
 UNUSUAL = {
@@ -99,12 +99,12 @@ UNUSUAL = {
 @pytest.mark.parametrize("head", UNUSUAL.values(), ids=UNUSUAL.keys())
 def test_a_request_that_is_unusual_is_left_to_quart(head: bytes) -> None:
     assert head_end(head) == len(head)
-    assert read_publish(head) is None
+    assert read_head(head) is None
 
 
 def test_a_publish_is_read() -> None:
     head = publish(b"12", "IDEMPOTENCY-key:\t k 1 \t", "Origin: http://a", "X-Any: é")[:-2]
-    assert read_publish(head) == PublishHead(
+    assert read_head(head) == PublishHead(
         "/v1/topics/chat/messages", "chat", False, 2, "k 1", "http://a", False
     )
 
@@ -114,7 +114,7 @@ def test_a_publish_is_read() -> None:
     [("Connection: close", True), ("Connection: Close", True), ("Connection: Keep-Alive", False)],
 )
 def test_the_client_says_whether_it_wants_more(field: str, close: bool) -> None:
-    found = read_publish(publish(b"", field))
+    found = read_head(publish(b"", field))
     assert found is not None
     assert found.close == close
 
@@ -132,20 +132,20 @@ def test_the_client_says_whether_it_wants_more(field: str, close: bool) -> None:
     ],
 )
 def test_the_media_type_says_whether_it_is_a_batch(media_type: str, batch: bool) -> None:
-    found = read_publish(publish(b"", media_type=media_type))
+    found = read_head(publish(b"", media_type=media_type))
     assert found is not None
     assert found.batch == batch
 
 
 def test_a_batch_over_topics_names_no_topic() -> None:
     head = publish(b"", path="/v1/messages", media_type="application/x-ndjson")
-    found = read_publish(head)
+    found = read_head(head)
     assert found is not None
     assert (found.topic, found.batch) == (None, True)
 
 
 def test_a_long_head_is_read_too() -> None:
-    found = read_publish(publish(b"", f"X: {'x' * 5000}"))
+    found = read_head(publish(b"", f"X: {'x' * 5000}"))
     assert found is not None
     assert found.topic == "chat"
 
@@ -159,11 +159,19 @@ def test_a_head_ends_where_the_most_lenient_reader_ends_it(end: bytes) -> None:
 
 @pytest.mark.parametrize("cut", range(len(HEAD) - 4))
 def test_every_beginning_of_a_publish_may_become_one(cut: int) -> None:
-    assert may_become_publish(HEAD[:cut])
+    assert may_be_in_place(HEAD[:cut])
 
 
 @pytest.mark.parametrize(
-    "beginning", [b"G", b"POST /v2", b"POST /v1/\n", b"POST /v1/topics/a HTTP/1.1\nHost"]
+    "beginning",
+    [
+        b"P ",
+        b"GET /v1/t",
+        b"GET /v1/events\n",
+        b"POST /v2",
+        b"POST /v1/\n",
+        b"POST /v1/topics/a HTTP/1.1\nHost",
+    ],
 )
 def test_what_cannot_become_a_publish_is_not_waited_for(beginning: bytes) -> None:
-    assert not may_become_publish(beginning)
+    assert not may_be_in_place(beginning)

@@ -1,0 +1,78 @@
+"""Event streams without Quart: the request is answered, and the fan-out gets the socket.
+
+Same requests, same answers as ``events.Events``: what may be asked for is read by
+the same functions. Once the head of the answer is on its way there is no
+request any more, no connection of the door's and no task; there is a reader of
+the fan-out's (fanout.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from repl_broker.broker import Broker
+from repl_broker.config import Config
+from repl_broker.errors import RequestError
+from repl_broker.fanout import Fanout
+from repl_broker.subscription import Subscription
+from repl_broker.web import access
+from repl_broker.web.events import PATH, read_after, read_events_query
+from repl_broker.web.head import EventsHead
+from repl_broker.web.problems import note_failure
+from repl_broker.web.shell import Answer, Shell, refusal
+from repl_broker.web.tcp import Transport
+
+__all__ = ["Streams"]
+
+
+class Streams:
+    """Opens the event streams of all connections of a node, for ``fanout`` to serve."""
+
+    def __init__(self, broker: Broker, fanout: Fanout, config: Config) -> None:
+        self.fanout: Final = fanout
+        self._broker = broker
+        self._shell = Shell(config.http.cors_origins)
+        self._log_access = config.http.access_log
+
+    def open(self, head: EventsHead, transport: Transport, peer: str) -> Answer | None:
+        """Give the socket to the fan-out, and None; or say why there is no stream."""
+        started = trio.current_time()
+        try:
+            subscription = self._subscribe(head)
+        except RequestError as error:
+            answer = refusal(error)
+        except Exception as error:  # noqa: BLE001  it is logged, and the client told
+            answer = refusal(RequestError("internal_error", note_failure("GET", PATH, error)))
+        else:
+            ended = partial(self._note, "200", started, peer) if self._log_access else None
+            self._hand_over(head, transport, subscription, ended)
+            return None
+        if self._log_access:
+            self._note(str(answer.status), started, peer)
+        return answer
+
+    def encode(self, head: EventsHead, answer: Answer, *, last: bool) -> bytes:
+        """The answer as it is sent; ``last`` announces that the connection ends."""
+        return self._shell.encode(answer, head.origin, last=last)
+
+    def _subscribe(self, head: EventsHead) -> Subscription:
+        query = read_events_query(head.query)
+        given = () if head.last_event_id is None else (head.last_event_id,)
+        return self._broker.subscribe(query.get("topic", ()), read_after(query, given))
+
+    def _hand_over(
+        self,
+        head: EventsHead,
+        transport: Transport,
+        subscription: Subscription,
+        ended: Callable[[], None] | None,
+    ) -> None:
+        begins = self._shell.stream_head(head.origin, last=head.close)
+        self.fanout.adopt(transport.detach(), subscription, begins, ended)
+
+    def _note(self, status: str, started: float, peer: str) -> None:
+        access.note("GET", PATH, status, started, peer)

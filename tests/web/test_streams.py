@@ -1,0 +1,227 @@
+"""Event streams that are opened in place: the same answers as Quart's, and the socket moves on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from repl_broker.fanout import Fanout
+from tests.nodes import configured
+from tests.web.doors import publish, serving
+from tests.web.test_door import connect, reset
+
+PAGE = "http://page"
+
+
+def get(target: str, *fields: str) -> bytes:
+    lines = [f"GET {target} HTTP/1.1", "Host: node", *fields, "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+async def answered(request: bytes, *, in_place: bool, origins: tuple[str, ...] = ()) -> bytes:
+    """The head of the answer and what comes at once, less the time."""
+    config = configured(http={"cors_origins": origins}, topics={"auto_create": False})
+    async with serving(in_place=in_place, config=config) as served:
+        await served.node.broker.create_topic("chat")
+        async with connect(served.door) as client:
+            await client.send(request)
+            data = b""
+            expected = 2 if b"12345678-0" in request else 1  # subscribed, gap
+            with trio.move_on_after(0.3):
+                while more := await client.stream.receive_some():
+                    data += more
+                    head, _, body = data.partition(b"\r\n\r\n")
+                    length = re.search(rb"content-length: (\d+)", head)
+                    if length and len(body) >= int(length[1]):
+                        break
+                    if body.endswith(b"\n\n\r\n") and body.count(b"event") >= expected:
+                        break
+        assert bool(served.asked) != in_place
+    data = re.sub(rb"\r\ndate: [^\r]*", b"", data)
+    return data.replace(b"\r\nConnection: ", b"\r\nconnection: ")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        get("/v1/events?topic=chat"),
+        get("/v1/events?topic=chat&topic=a.*&after=earliest"),
+        get("/v1/events?topic=chat&topic=chat", f"Origin: {PAGE}"),
+        get("/v1/events?topic=chat", "Origin: http://other", "Connection: close"),
+        get("/v1/events?topic=%63hat&after=", "Connection: keep-alive"),
+        get("/v1/events?topic=chat", "Last-Event-ID:"),
+        get("/v1/events?topic=chat", "Last-Event-ID: 12345678-0"),
+        get("/v1/events?topic=chat", "Last-Event-ID: \xe9"),
+        get("/v1/events?topic=chat&after=x", "Last-Event-ID: earliest"),
+        get("/v1/events"),
+        get("/v1/events?"),
+        get("/v1/events?topic="),
+        get("/v1/events?topic=a..b"),
+        get("/v1/events?topic=absent"),
+        get("/v1/events?topic=chat&after=latest&after=latest"),
+        get("/v1/events?topik=chat"),
+        get("/v1/events?topic=%ff"),
+        get("/v1/events?topic=a..b&x?y=/:@!$'()*,;", "Connection: close", f"Origin: {PAGE}"),
+        get("/v1/events?" + "&".join(f"topic=t{n}" for n in range(129))),
+    ],
+)
+async def test_both_ways_answer_alike(request_bytes: bytes) -> None:
+    for origins in ((), (PAGE,)):
+        in_place = await answered(request_bytes, in_place=True, origins=origins)
+        assert in_place == await answered(request_bytes, in_place=False, origins=origins)
+        assert in_place.startswith(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        get("/v1/events?topic=chat").replace(b"GET", b"HEAD"),
+        get("/v1/events?topic=chat").replace(b"1.1", b"1.0"),
+        get("/v1/events?topic=chat", "Content-Length: 0"),
+        get("/v1/events?topic=chat", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        get("/v1/events?topic=chat", "Last-Event-ID: a", "Last-Event-ID: b"),
+        get("/v1/events?topic=chat", "Expect: 100-continue"),
+        get("/v1/events?topic=chat", "Upgrade: h2c"),
+        get("/v1/events/?topic=chat"),
+        get("/v1/eventsx"),
+        get("http://node/v1/events?topic=a..b"),
+        get('/v1/events?topic="'),
+    ],
+)
+async def test_what_is_unusual_is_left_to_quart(request_bytes: bytes) -> None:
+    async with serving() as served, connect(served.door) as client:
+        await client.send(request_bytes)
+        await client.stream.receive_some()
+        assert served.asked
+
+
+async def test_a_refusal_leaves_the_connection_to_further_requests() -> None:
+    async with serving() as served, connect(served.door) as client:
+        await client.send(get("/v1/events?topic=a..b") + publish(b"1") + get("/v1/events?x=1"))
+        assert [(await client.receive_answer()).status for _ in range(3)] == [400, 201, 400]
+        await client.send(get("/healthz"))
+        assert (await client.receive_answer()).status == 200
+        await client.send(get("/v1/events?topic=chat"))
+        await client._read_until(b"event: subscribed")
+        assert served.asked == ["GET /healthz"]
+
+
+async def test_a_head_in_pieces_is_read_where_it_ends() -> None:
+    async with serving() as served, connect(served.door) as client:
+        for piece in (b"G", b"ET /v1/ev", b"ents?topic=chat HT", b"TP/1.1\r\nHost: x\r", b"\n\r\n"):
+            await client.send(piece)
+            await wait_all_tasks_blocked()
+        await client._read_until(b"event: subscribed")
+        assert not served.asked
+
+
+async def test_a_reader_counts_as_a_connection_and_needs_no_task() -> None:
+    async with serving(connections_max=3) as served:
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        async with connect(served.door) as first, connect(served.door) as second:
+            for client in (first, second):
+                await client.send(get("/v1/events?topic=chat"))
+                await client._read_until(b"event: subscribed")
+            await wait_all_tasks_blocked()
+            assert trio.lowlevel.current_statistics().tasks_living == tasks
+            assert served.door.connections == 2
+            async with connect(served.door), connect(served.door) as fourth:
+                assert (await fourth.receive_answer()).status == 429
+            assert served.door.statistics().refused == 1
+        while served.door.connections:
+            await wait_all_tasks_blocked()
+
+
+async def test_the_kernel_takes_little_that_it_cannot_send() -> None:
+    """Or a stalled reader would cost megabytes of the kernel's memory."""
+    async with serving() as served, connect(served.door) as client:
+        await client.send(get("/v1/events?topic=chat"))
+        await client._read_until(b"event: subscribed")
+        (reader,) = served.fanout._all()
+        tcp = socket.socket(fileno=reader.fd)
+        try:
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 16 * 1024
+            assert not os.get_blocking(reader.fd)
+        finally:
+            tcp.detach()
+
+
+async def test_stop_cuts_streams_that_nobody_ends() -> None:
+    async with serving() as served, connect(served.door) as client:
+        await client.send(get("/v1/events?topic=chat"))
+        await client._read_until(b"event: subscribed")
+        served.door.stop(grace_seconds=0.05)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.stream.receive_some()
+
+
+async def test_the_access_log_has_a_stream_when_it_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "repl_broker.web.access")
+    async with serving(config=configured(http={"access_log": True})) as served:
+        async with connect(served.door) as client:
+            await client.send(get("/v1/events?topic=a..b&token=secret"))
+            await client.receive_answer()
+            await client.send(get("/v1/events?topic=chat"))
+            await client._read_until(b"event: subscribed")
+            lines = [record.getMessage() for record in caplog.records]
+            assert [line.split(" seconds")[0] for line in lines] == [
+                "request method=GET path=/v1/events status=400"
+            ]
+        while served.door.connections:
+            await wait_all_tasks_blocked()
+    assert "request method=GET path=/v1/events status=200 seconds=" in caplog.text
+
+
+async def test_an_error_of_ours_is_a_500_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as served, connect(served.door) as client:
+
+        def broken(*_: object) -> None:
+            raise ValueError("broken")
+
+        monkeypatch.setattr(served.node.broker, "subscribe", broken)
+        await client.send(get("/v1/events?topic=chat"))
+        answer = await client.receive_answer()
+        assert answer.status == 500
+        assert b"internal_error" in answer.body
+    assert "request failed method=GET path='/v1/events'" in caplog.text
+
+
+async def test_clients_that_come_read_and_vanish_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By FIN or RST, at any moment; descriptors, tasks and channels are counted."""
+    adopted = 0
+    adopt = Fanout.adopt
+
+    def counted(self: Fanout, *arguments: object) -> None:
+        nonlocal adopted
+        adopted += 1
+        adopt(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Fanout, "adopt", counted)
+    async with serving() as served:
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for number in range(300):
+            async with connect(served.door) as client:
+                await client.send(get(f"/v1/events?topic=t{number % 7}"))
+                if number % 3:
+                    await client._read_until(b"event: subscribed")
+                if number % 2:
+                    reset(client)
+            if number % 10 == 0:
+                await served.node.broker.publish(f"t{number % 7}", b"1")
+        while served.door.connections:
+            await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        assert served.node.hub.statistics()[:2] == (0, 0)
+        assert adopted > 200
