@@ -49,6 +49,7 @@ PAGES: Final = (
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
+    ROOT / "clients" / "typescript" / "README.md",
 )
 WRITTEN: Final = tuple(page for page in PAGES if REFERENCE not in page.parents)
 WAIT_SECONDS_MAX: Final = 30
@@ -176,7 +177,7 @@ def test_configuration_keys_that_a_page_names_exist(page: Path) -> None:
         name
         for name in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", prose(page))
         if name.partition(".")[0] in {table.partition(".")[0] for table in tables}
-        and not name.endswith((".py", ".db", ".log", ".md", ".toml", ".example"))
+        and not name.endswith((".py", ".ts", ".db", ".log", ".md", ".toml", ".example"))
     }
     assert named - set(known) == set()
 

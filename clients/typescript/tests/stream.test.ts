@@ -1,0 +1,418 @@
+// The stream never silently stops: what it does when the broker, the network or a proxy misbehaves.
+
+import { expect, test, vi } from "vitest";
+import { ConnectionError } from "../src/index.js";
+import { answering, asked, Body, open, pass, problem } from "./script.js";
+
+/** Answers streams with bodies that the test holds. */
+function bodies(): Body[] {
+  const found: Body[] = [];
+  answering(({ signal }) => {
+    const body = new Body(signal);
+    found.push(body);
+    return body.response;
+  });
+  return found;
+}
+
+const after = (): (string | null)[] => asked.map(({ url }) => url.searchParams.get("after"));
+const hosts = (): string[] => asked.map(({ url }) => url.hostname);
+const last = <T>(all: T[]): T => all.at(-1) as T;
+
+test("a stream that ends is opened again where it was", async () => {
+  const streams = bodies();
+  const { client, states, errors } = open();
+  const seen: unknown[] = [];
+  client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
+  await last(streams).begin("0000000a-1");
+  await last(streams).message("0000000a-2", "one");
+  await last(streams).end();
+  await pass(2000);
+  expect(after()).toEqual(["latest", "0000000a-2"]);
+  await last(streams).begin("0000000a-2");
+  await last(streams).message("0000000a-3", "two");
+  await last(streams).break();
+  await pass(2000);
+  expect(last(after())).toBe("0000000a-3");
+  await last(streams).begin("0000000a-3");
+  expect(seen).toEqual(["one", "two"]);
+  expect(states.map(({ state }) => state)).toEqual([
+    ...["connecting", "live", "reconnecting", "live", "reconnecting", "live"],
+  ]);
+  expect(states[2]?.error).toBeInstanceOf(ConnectionError);
+  expect(errors).toEqual([]); // an outage is told by the state
+});
+
+test("a heartbeat moves the cursor, and no handler is called", async () => {
+  const streams = bodies();
+  const { client } = open();
+  const seen: unknown[] = [];
+  const subscription = client.subscribe("t", (message) => seen.push(message));
+  await pass();
+  await last(streams).begin("0000000a-1");
+  await last(streams).send("id: 0000000a-9\n\n");
+  expect(subscription.cursor).toBe("0000000a-9");
+  await last(streams).break();
+  await pass(2000);
+  expect(last(after())).toBe("0000000a-9");
+  expect(seen).toEqual([]);
+});
+
+test("a stream that is silent for three heartbeats is dead; one with heartbeats is not", async () => {
+  const streams = bodies();
+  const { client, states } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  for (let beat = 2; beat < 12; beat++) {
+    await pass(40_000);
+    await last(streams).send(`id: 0000000a-${beat}\n\n`);
+  }
+  expect(asked.length).toBe(1);
+  await pass(44_000);
+  expect(client.state).toBe("live");
+  await pass(1000);
+  expect(client.state).toBe("reconnecting");
+  expect(last(states).error?.code).toBe("no_stream");
+  expect(streams[0]?.isGivenUp).toBe(true);
+  await pass(2000);
+  expect(last(after())).toBe("0000000a-11");
+});
+
+test("bytes without an event keep a stream alive: a proxy's comments are no silence", async () => {
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  for (let count = 0; count < 5; count++) {
+    await pass(40_000);
+    await last(streams).send(": still there\n\n");
+  }
+  expect([asked.length, client.state]).toEqual([1, "live"]);
+});
+
+test("a proxy that buffers is named, with the remedy, and tried again", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).send(": padding\n\n"); // bytes, but no event
+  await pass(9000);
+  expect(errors).toEqual([]);
+  await pass(1000);
+  expect(errors).toMatchObject([{ code: "no_stream", detail: expect.stringContaining("http://a.test") }]);
+  expect(errors[0]?.detail).toContain("proxy_buffering off");
+  await pass(2000);
+  expect(asked.length).toBe(2);
+  await last(streams).begin();
+  expect(client.state).toBe("live");
+});
+
+test("a page that is not the broker is named, once, however often it is tried", async () => {
+  answering(() => new Response("<html>", { headers: { "Content-Type": "text/html; charset=utf-8" } }));
+  const { client, errors, states } = open({ urls: "http://a.test/shop/" });
+  client.subscribe("t", () => {});
+  await pass();
+  await pass(60_000);
+  expect(asked.length).toBeGreaterThan(4);
+  expect(asked[0]?.url.pathname).toBe("/shop/v1/events");
+  expect(errors).toMatchObject([{ code: "not_the_broker" }]);
+  expect(errors[0]?.detail).toBe("http://a.test/shop is no broker: status 200, text/html; charset=utf-8.");
+  expect(last(states)).toMatchObject({ state: "connecting", error: { code: "not_the_broker" } });
+});
+
+test("a broker that cannot be reached is an error once it is clear that no node can", async () => {
+  answering(() => Promise.reject(new TypeError("fetch failed", { cause: new Error("connect ECONNREFUSED") })));
+  const { client, errors } = open({ urls: ["http://a.test", "http://b.test"] });
+  client.subscribe("t", () => {});
+  await pass();
+  expect([hosts(), errors]).toEqual([["a.test"], []]);
+  await pass(2000);
+  expect(hosts()).toEqual(["a.test", "b.test"]);
+  expect(errors).toMatchObject([{ code: "unreachable", detail: expect.stringContaining("ECONNREFUSED") }]);
+  await pass(600_000);
+  expect(errors.length).toBe(1);
+  expect(asked.length).toBeGreaterThan(20); // it goes on
+});
+
+test("after a failure the next node is asked", async () => {
+  const streams: Body[] = [];
+  answering(({ url, signal }) => {
+    if (url.hostname === "b.test") return problem(503, "shutting_down", { "Retry-After": "1" });
+    streams.push(new Body(signal));
+    return last(streams).response;
+  });
+  const { client } = open({ urls: ["http://a.test", "http://b.test", "http://c.test"] });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  await last(streams).break();
+  await pass(10_000);
+  expect(hosts()).toEqual(["a.test", "b.test", "c.test"]);
+});
+
+test("waits grow to half a minute, and are anything up to that", async () => {
+  const random = vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  answering(() => Promise.reject(new TypeError("down")));
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  const times: number[] = [];
+  for (let since = 0, count = 1; times.length < 7; since += 100) {
+    if (asked.length > count) {
+      times.push(since);
+      [since, count] = [0, asked.length];
+    }
+    await vi.advanceTimersByTimeAsync(100);
+  }
+  expect(times).toEqual([2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000].map((ms) => expect.closeTo(ms, -3)));
+  random.mockReturnValue(0.01);
+  const before = asked.length;
+  await pass(32_000); // once the present wait is over
+  expect(asked.length).toBeGreaterThan(before + 1);
+});
+
+test("Retry-After is heeded where it is longer, as a number; a date is not, since clocks differ", async () => {
+  let header = "20";
+  answering(() => problem(503, "no_leader", { "Retry-After": header }));
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await pass(19_900);
+  expect(asked.length).toBe(1);
+  header = "Fri, 31 Dec 2999 23:59:59 GMT";
+  await pass(200);
+  expect(asked.length).toBe(2);
+  await pass(4000);
+  expect(asked.length).toBeGreaterThan(2);
+});
+
+test("retry: of the broker is what waits begin with", async () => {
+  vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin("0000000a-1", "retry: 6000\n\n");
+  await last(streams).end();
+  await pass(5900);
+  expect(asked.length).toBe(1);
+  await pass(200);
+  expect(asked.length).toBe(2);
+});
+
+test("a fresh token is got on 401, at once, and sent from then on", async () => {
+  const tokens = ["old", "new", "never"];
+  const streams: Body[] = [];
+  answering(({ headers, signal }) => {
+    if (headers.get("Authorization") !== "Bearer new") return problem(401, "unauthenticated");
+    streams.push(new Body(signal));
+    return last(streams).response;
+  });
+  const { client, errors } = open({ token: async () => tokens.shift() as string });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  expect(asked.map(({ headers }) => headers.get("Authorization"))).toEqual(["Bearer old", "Bearer new"]);
+  expect([client.state, errors, tokens]).toEqual(["live", [], ["never"]]);
+});
+
+test("a token that stays refused is an error, and tried again", async () => {
+  answering(() => problem(401, "unauthenticated"));
+  const { client, errors } = open({ token: "wrong" });
+  client.subscribe("t", () => {});
+  await pass();
+  expect(errors).toMatchObject([{ code: "unauthenticated", status: 401 }]);
+  await pass(10_000);
+  expect(asked.length).toBeGreaterThan(3);
+});
+
+test("a token that cannot be had is asked for again", async () => {
+  const streams = bodies();
+  let count = 0;
+  const token = (): string => {
+    if (count++ < 2) throw new Error("no session");
+    return "good";
+  };
+  const { client, errors } = open({ token });
+  client.subscribe("t", () => {});
+  await pass(10_000);
+  await last(streams).begin();
+  expect(asked.map(({ headers }) => headers.get("Authorization"))).toEqual(["Bearer good"]);
+  expect(errors).toMatchObject([{ code: "unreachable", detail: expect.stringContaining("no session") }]);
+});
+
+// --- waking ---
+
+class Page extends EventTarget {}
+
+function page(): Page {
+  const target = new Page();
+  vi.stubGlobal("addEventListener", target.addEventListener.bind(target));
+  return target;
+}
+
+test("the network's return ends waiting, and replaces a connection that may be dead", async () => {
+  const target = page();
+  vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  let isDown = true;
+  const streams: Body[] = [];
+  answering(({ signal }) => {
+    if (isDown) return Promise.reject(new TypeError("offline"));
+    streams.push(new Body(signal));
+    return last(streams).response;
+  });
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await pass(2100);
+  expect(asked.length).toBe(2);
+  isDown = false;
+  target.dispatchEvent(new Event("online"));
+  await pass();
+  expect(asked.length).toBe(3);
+  await last(streams).begin("0000000a-5");
+  target.dispatchEvent(new Event("online"));
+  await pass();
+  expect(last(after())).toBe("0000000a-5");
+  expect(streams[0]?.isGivenUp).toBe(true);
+});
+
+test("a page that is shown again ends waiting, and leaves a stream that lives", async () => {
+  const target = page();
+  vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect(asked.length).toBe(1);
+  await last(streams).break();
+  expect(asked.length).toBe(1);
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect(asked.length).toBe(2);
+});
+
+test("a page that is shown after a long sleep finds its stream dead, whatever timers did", async () => {
+  const target = page();
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  vi.spyOn(performance, "now").mockReturnValue(performance.now() + 3_600_000); // no timer ran
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect([client.state, streams[0]?.isGivenUp]).toEqual(["reconnecting", true]);
+});
+
+test("a page that is put away gives its connection back, and goes on where it was", async () => {
+  const target = page();
+  const streams = bodies();
+  const { client } = open();
+  const seen: unknown[] = [];
+  client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
+  await last(streams).begin("0000000a-1");
+  await last(streams).message("0000000a-2", 1);
+  target.dispatchEvent(new Event("pagehide"));
+  await pass(100_000);
+  expect([asked.length, streams[0]?.isGivenUp]).toEqual([1, true]);
+  target.dispatchEvent(Object.assign(new Event("pageshow"), { persisted: true }));
+  await pass();
+  expect(last(after())).toBe("0000000a-2");
+  await last(streams).begin("0000000a-2");
+  await last(streams).message("0000000a-3", 2);
+  expect([seen, client.state]).toEqual([[1, 2], "live"]);
+});
+
+test("a clock that is set changes nothing", async () => {
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  for (const time of ["2001-01-01", "2099-01-01"]) {
+    vi.setSystemTime(new Date(time));
+    await pass(20_000);
+    await last(streams).send("id: 0000000a-1\n\n");
+  }
+  expect([asked.length, client.state]).toEqual([1, "live"]);
+});
+
+// --- what is in it ---
+
+test("what no broker sends is an error, and what follows is handled", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  const seen: unknown[] = [];
+  const subscription = client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
+  await last(streams).begin("0000000a-1");
+  await last(streams).send("id: 0000000a-2\ndata: {not json\n\n");
+  await last(streams).send("id: 0000000a-3\ndata: null\n\n");
+  await last(streams).send('id: 0000000a-4\ndata: {"no":"topic"}\n\n');
+  await last(streams).send('id: nonsense\ndata: {"topic":"t","data":0}\n\n');
+  await last(streams).send("id: 0000000a-5\nevent: gap\ndata: ]\n\n");
+  await last(streams).send("id: 0000000a-6\nevent: of-a-later-version\ndata: {}\n\n");
+  await last(streams).message("0000000a-7", "fine");
+  expect(errors.map(({ code }) => code)).toEqual([...Array(5).fill("malformed_event"), "gap"]);
+  expect(errors[0]?.detail).toContain("{not json");
+  expect([seen, subscription.cursor]).toEqual([["fine"], "0000000a-7"]);
+});
+
+test("what comes after a stream was closed is not handled", async () => {
+  const streams = bodies();
+  const { client } = open();
+  const seen: unknown[] = [];
+  const subscription = client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
+  await last(streams).begin();
+  subscription.close();
+  await last(streams)
+    .message("0000000a-2", 1)
+    .catch(() => {});
+  expect(seen).toEqual([]);
+});
+
+// --- what is refused later ---
+
+test("when rights change, only the subscription without them fails", async () => {
+  let forbidden = "";
+  const streams: Body[] = [];
+  answering(({ url, signal }) => {
+    if (url.searchParams.getAll("topic").includes(forbidden)) return problem(403, "forbidden");
+    streams.push(new Body(signal));
+    const id = url.searchParams.get("after") as string;
+    void last(streams).begin(id === "latest" ? "0000000a-1" : id);
+    return last(streams).response;
+  });
+  const { client, errors } = open();
+  const failed: string[] = [];
+  for (const topic of ["a", "b", "c"]) {
+    client.subscribe(topic, () => {}, { onError: ({ code }) => failed.push(`${topic} ${code}`) });
+  }
+  await pass(100);
+  const open_ = (): Body[] => streams.filter(({ isGivenUp }) => !isGivenUp);
+  expect(open_().length).toBe(1);
+  forbidden = "b";
+  await last(open_()).send("id: 0000000a-8\n\n");
+  await last(open_()).break();
+  await pass(3000);
+  await pass(3000);
+  for (const stream of open_()) await stream.send("id: 0000000a-9\n\n");
+  await pass(3000);
+  expect(failed).toEqual(["b forbidden"]);
+  expect([client.state, errors]).toEqual(["live", []]);
+  expect(last(asked).url.searchParams.getAll("topic")).toEqual(["a", "c"]);
+  expect(after().slice(-3)).not.toContain("latest");
+});
+
+test("a URL that is none is refused at once", () => {
+  expect(() => open({ urls: "not a url" })).toThrow(TypeError);
+});
