@@ -15,6 +15,7 @@ a page run in their order, against one fresh node:
     <!-- doc-test: check -->          whatever reads such a file takes it: TOML, YAML, JSON, nft …
     <!-- doc-test: browser -->        run it in a page of the node's; the test is below
     <!-- doc-test: nginx -->          and caddy, haproxy: tests/test_proxies.py runs it
+    <!-- doc-test: hook FILE -->     and move: tests/examples/ runs it
     <!-- doc-test: elsewhere FILE --> the test in FILE runs it
     <!-- doc-test: skip REASON -->    it cannot be run here; ``pytest -rP`` prints the reasons
 
@@ -83,6 +84,7 @@ ELSEWHERE: Final = {
     "caddy": "tests/test_proxies.py",
     "haproxy": "tests/test_proxies.py",
     "hook": "tests/examples/test_hooks.py",
+    "move": "tests/examples/test_moves.py",
     "nginx": "tests/test_proxies.py",
 }
 TEXT: Final = frozenset({"", "text"})  # diagrams, and what a command prints
