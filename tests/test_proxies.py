@@ -237,6 +237,25 @@ def test_a_stream_goes_through_without_delay_and_lives_on_heartbeats(
 
 
 @every_proxy
+def test_the_node_is_told_at_once_that_a_reader_has_gone(
+    program: str, block: str, tmp_path: Path
+) -> None:
+    """Not only by a heartbeat that cannot be delivered: there is none here."""
+    with Node(tmp_path / "data", limits_heartbeat_seconds=300) as node:
+        node.start()
+        node.publish("t", 1)
+        unhurried = re.sub(r"\b60s", "300s", block)
+        with proxy(program, unhurried, tmp_path, node) as found:
+            for http2 in (False, True):
+                with found.client(http2) as reader, stream(reader) as watch:
+                    watch.until("event: subscribed")
+                    assert node.get("/v1/topics/t")["subscribers"] == 1
+                for _ in polls("the reader to be gone"):
+                    if node.get("/v1/topics/t")["subscribers"] == 0:
+                        break
+
+
+@every_proxy
 def test_a_batch_as_large_as_the_node_takes_goes_through(
     program: str, block: str, node: Node, tmp_path: Path
 ) -> None:
