@@ -18,7 +18,7 @@ import { minify } from "terser";
 export const SIZE_MAX = 5 * 1024; // gzipped
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..");
-const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/client")];
+const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript")];
 
 // Properties that only the client itself sees: they get short names. The build sees to it that
 // none of them is in the types that users see.
