@@ -112,4 +112,4 @@ def test_the_page_links_to_the_documentation_that_the_package_names(
         monkeypatch.setattr("repl_broker.web.page._project_urls", lambda urls=urls: urls)
         page = render(document())
         assert (b'<a href="https://docs.example/a?b&amp;c">' in page) is link
-        assert b"javascript" not in page
+        assert b"javascript:alert" not in page
