@@ -12,13 +12,22 @@ a page run in their order, against one fresh node:
     <!-- doc-test: python -->         run it as a script
     <!-- doc-test: file NAME -->      write it to a file
     <!-- doc-test: append NAME -->    write it to the end of a file, before </html>
+    <!-- doc-test: check -->          whatever reads such a file takes it: TOML, YAML, JSON, nft …
+    <!-- doc-test: browser -->        run it in a page of the node's; the test is below
+    <!-- doc-test: nginx -->          and caddy, haproxy: tests/test_proxies.py runs it
+    <!-- doc-test: hook FILE -->     and move: tests/examples/ runs it
+    <!-- doc-test: elsewhere FILE --> the test in FILE runs it
+    <!-- doc-test: skip REASON -->    it cannot be run here; ``pytest -rP`` prints the reasons
 
+A block in a language that something can run must have such a comment.
 The port 4080 of the text becomes the node's. In outputs the epoch and the times
 are what they happen to be; everything else must be as it is written.
 """
 
 from __future__ import annotations
 
+import configparser
+import json
 import os
 import re
 import subprocess
@@ -36,12 +45,15 @@ from urllib.request import urlopen
 
 import click
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from repl_broker.cli import main
 from repl_broker.config import keys
 from repl_broker.errors import PROBLEMS
 from repl_broker.web.metrics import BUILD_INFO, COMMIT_SECONDS, METRICS
 from tests.browser.demo_node import BROWSER_ARGUMENTS, find_browser, free_port
+from tests.required import need_program
 
 ROOT: Final = Path(__file__).parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
@@ -65,6 +77,18 @@ every_written_page = pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 
 
 # --- reading pages ------------------------------------------------------------------------
+
+
+# What runs a block that is not run here, by the first word of its comment.
+ELSEWHERE: Final = {
+    "browser": "tests/test_docs.py",
+    "caddy": "tests/test_proxies.py",
+    "haproxy": "tests/test_proxies.py",
+    "hook": "tests/examples/test_hooks.py",
+    "move": "tests/examples/test_moves.py",
+    "nginx": "tests/test_proxies.py",
+}
+TEXT: Final = frozenset({"", "text"})  # diagrams, and what a command prints
 
 
 class Block(NamedTuple):
@@ -300,7 +324,7 @@ def wait_for(happened: Callable[[], bool], what: Callable[[], str]) -> None:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    found = Node(tmp_path / "data")
+    found = Node(tmp_path / "repl-data")
     found.start()
     yield found
     found.kill()
@@ -384,6 +408,12 @@ class Reader:
                 write(self._folder / name, text)
             case "append", _:
                 append(self._folder / name, text)
+            case "check", "":
+                check(block.language, text, self._folder, where)
+            case (("elsewhere" | "skip"), _):
+                pass
+            case _ if order in ELSEWHERE:
+                pass
             case _:
                 pytest.fail(f"{where}: unknown order {block.order!r}")
 
@@ -403,6 +433,36 @@ class Reader:
         return done.stdout
 
 
+def check(language: str, text: str, folder: Path, where: str) -> None:
+    """A file of this text would be taken by what reads such files."""
+    match language:
+        case "json":
+            json.loads(text)
+        case "yaml":
+            assert isinstance(yaml.safe_load(text), dict), where
+        case "ini":
+            parser = configparser.ConfigParser(strict=False)
+            parser.optionxform = str  # type: ignore[assignment,method-assign]
+            parser.read_string(text)
+            assert parser.sections(), where
+        case "toml":
+            secret = folder / "secret"
+            secret.write_text("s" * 64)
+            secret.chmod(0o600)
+            file = folder / "checked.toml"
+            file.write_text(text.replace("/etc/repl-broker/secret", str(secret)))
+            done = CliRunner().invoke(main, ["config", "check", str(file)])
+            assert done.exit_code == 0, f"{where}: {done.output}"
+        case "nft":
+            command = [need_program("nft", "/usr/sbin/nft"), "--check", "--file", "-"]
+            if os.geteuid() != 0:
+                return  # it asks the kernel
+            checked = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+            assert checked.returncode == 0, f"{where}: {checked.stderr.decode()}"
+        case _:
+            pytest.fail(f"{where}: nothing checks {language!r}")
+
+
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -414,7 +474,11 @@ def append(path: Path, text: str) -> None:
     path.write_text(before + text + end + after)
 
 
-RUNNABLE: Final = tuple(page for page in WRITTEN if any(block.order for block in blocks(page)))
+def is_done_here(block: Block) -> bool:
+    return block.order.partition(" ")[0] not in {"", "skip", "elsewhere", *ELSEWHERE}
+
+
+RUNNABLE: Final = tuple(page for page in WRITTEN if any(map(is_done_here, blocks(page))))
 
 
 @pytest.mark.process
@@ -431,6 +495,53 @@ def test_the_readme_and_the_tutorial_are_run() -> None:
 def test_every_comment_for_this_test_stands_before_a_block(page: Path) -> None:
     asked = re.findall(r"^<!-- doc-test: ", page.read_text(), re.MULTILINE)
     assert len(asked) == sum(1 for block in blocks(page) if block.order)
+
+
+@every_written_page
+def test_every_block_that_something_can_run_is_run_or_says_why_not(page: Path) -> None:
+    for block in blocks(page):
+        where = f"{name_of(page)}:{block.line}"
+        order, _, rest = block.order.partition(" ")
+        if order == "skip":
+            assert len(rest.split()) > 2, f"{where}: why is it not run?"
+            print(f"{where}: not run: {rest}")  # noqa: T201
+        elif order == "elsewhere" or order in ELSEWHERE:
+            file = rest if order == "elsewhere" else ELSEWHERE[order]
+            assert (ROOT / file).is_file(), f"{where}: there is no {file}"
+            print(f"{where}: run by {file}")  # noqa: T201
+        else:
+            assert block.order or block.language in TEXT, f"{where}: nothing runs this block"
+
+
+@pytest.mark.process
+def test_the_calls_of_the_reference_are_such_as_a_node_takes(node: Node, tmp_path: Path) -> None:
+    """Each ``curl`` of the reference is well-formed; some say no: a single node has no members."""
+    write(tmp_path / "batch.ndjson", '{"topic":"orders.eu","data":{"n":1}}\n')
+    page = REFERENCE / "http-api.md"
+    calls = [block for block in blocks(page) if block.text.startswith("curl ")]
+    assert calls
+    for call in calls:
+        ours = "curl -sS --max-time 1 -o answer -w '%{http_code}' "
+        text = call.text.replace("curl ", ours, 1).replace("4080", str(node.port))
+        done = subprocess.run(
+            ["bash", "-c", text],
+            cwd=tmp_path,
+            env=node.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in ((0, 28) if "curl -N" in call.text else (0,)), done.stderr
+        answer = (tmp_path / "answer").read_text()
+        assert done.stdout in {"200", "201", "204", "409"}, f"{call.text}{answer}"
+
+
+@pytest.mark.parametrize("page", sorted(REFERENCE.glob("*.md")), ids=name_of)
+def test_the_samples_of_the_reference_are_json(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "json":
+            for line in [block.text] if block.text.startswith("{\n") else block.text.splitlines():
+                json.loads(line)
 
 
 # --- what pages in a browser do ---------------------------------------------------------------
@@ -552,6 +663,26 @@ def test_the_function_of_the_guide_goes_on_after_an_answer_that_ends_an_event_so
             ]
         finally:
             node.kill()
+
+
+@pytest.mark.browser
+@pytest.mark.process
+def test_the_lines_of_the_readme_show_what_is_published(web_page: Any, node: Node) -> None:
+    (block,) = [block for block in blocks(ROOT / "README.md") if block.order == "browser"]
+    web_page.goto(f"{node.url}/healthz")
+    web_page.evaluate(
+        """text => {
+          window.shown = [];
+          console.log = (...values) => window.shown.push(values);
+          window.eval(text + "; window.source = source");
+          return new Promise((resolve) => source.addEventListener("subscribed", resolve));
+        }""",
+        block.text,
+    )
+    publish(node, "orders", '{"order":42}')
+    web_page.wait_for_function("shown.length === 1")
+    topic, _, data = web_page.evaluate("shown[0]")
+    assert (topic, data) == ("orders", {"order": 42})
 
 
 def publish(node: Node, topic: str, data: str) -> None:

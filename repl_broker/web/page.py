@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -53,7 +54,7 @@ def render(document: Object) -> bytes:
         f"<header><h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>",
         f'<p class="lead">{escape(info["summary"])} <a href="/openapi.json">openapi.json</a> '
         '<a href="/ui/">dashboard</a></p>',
-        f"</header>\n{to_html(info['description'])}",
+        f"{_guides()}</header>\n{to_html(info['description'])}",
     ]
     for tag in tags:
         parts += [
@@ -66,6 +67,26 @@ def render(document: Object) -> bytes:
         parts.append("</section>")
     parts += [*_schemas(document), *_problems(document), "</main>\n</body>\n</html>\n"]
     return "\n".join(parts).encode()
+
+
+def _guides() -> str:
+    """Where the rest of the documentation is: where the package's own metadata says, if it does."""
+    where = "<code>docs/index.md</code> of the repository"
+    for entry in _project_urls():
+        label, _, url = entry.partition(", ")
+        if label.lower() == "documentation" and url.startswith(("https://", "http://")):
+            where = f'<a href="{escape(url)}">{escape(url)}</a>'
+    return (
+        '<p class="note">This page describes the HTTP API. '
+        f"Tutorials, how-to guides and explanations: {where}.</p>"
+    )
+
+
+def _project_urls() -> list[str]:
+    try:
+        return metadata.metadata("repl-broker").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return []
 
 
 def to_html(text: str) -> str:

@@ -100,3 +100,17 @@ def test_texts_become_html() -> None:
     assert to_html("a\n\n```\n<x>\n```\n\nb") == (
         '<p>a</p>\n<pre tabindex="0"><code>&lt;x&gt;</code></pre>\n<p>b</p>'
     )
+
+
+def test_the_page_links_to_the_documentation_that_the_package_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert b"<code>docs/index.md</code> of the repository" in render(document())
+    for urls, link in (
+        (["Source, https://source.example/", "Documentation, https://docs.example/a?b&c"], True),
+        (["Documentation, javascript:alert(1)"], False),
+    ):
+        monkeypatch.setattr("repl_broker.web.page._project_urls", lambda urls=urls: urls)
+        page = render(document())
+        assert (b'<a href="https://docs.example/a?b&amp;c">' in page) is link
+        assert b"javascript:alert" not in page

@@ -1,0 +1,304 @@
+"""A stream goes through nginx, Caddy and HAProxy, with the configurations of the guide.
+
+The blocks of docs/how-to/run-behind-a-proxy.md are taken as they are; ports,
+certificates and the node's address become those of the test. The proxies' timeouts
+and the node's heartbeats are shortened alike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import trustme
+
+from tests.process.node import LEASH, WAIT_SECONDS_MAX, Node, free_port, polls
+from tests.required import need_program
+from tests.test_docs import ROOT, blocks
+
+pytestmark = pytest.mark.process
+
+GUIDE: Final = ROOT / "docs" / "how-to" / "run-behind-a-proxy.md"
+HOST: Final = "broker.example"
+HEARTBEAT_SECONDS: Final = 1
+TIMEOUT_SECONDS: Final = 3  # for the 60 of the guide; heartbeats are 1, not 15
+AT_ONCE_SECONDS: Final = 1.0
+BROWSER: Final = {"Accept-Encoding": "gzip, deflate, br, zstd"}
+
+# Beside the guide's own block: what a whole configuration needs.
+# Workers of root's nginx cannot read below a folder of root's otherwise.
+USER: Final = "user root;" if os.geteuid() == 0 else ""
+NGINX: Final = """
+{user} daemon off; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {block}
+}}
+"""
+CADDY: Final = """
+{{
+    admin off
+    auto_https disable_redirects
+    storage file_system {folder}
+}}
+{block}
+"""
+
+
+def of_the_guide(order: str) -> list[str]:
+    return [block.text for block in blocks(GUIDE) if block.order == order]
+
+
+(NGINX_BLOCK,) = of_the_guide("nginx")
+CADDY_BLOCK, CADDY_GZIP_BLOCK = of_the_guide("caddy")
+(HAPROXY_BLOCK,) = of_the_guide("haproxy")
+(LOCATIONS_BLOCK,) = of_the_guide("nginx locations")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    folder = tmp_path_factory.mktemp("node")
+    with Node(folder / "data", limits_heartbeat_seconds=HEARTBEAT_SECONDS) as found:
+        found.start()
+        yield found
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that runs, and how to reach it."""
+
+    port: int
+    trust: ssl.SSLContext
+
+    def client(self, http2: bool = False) -> httpx.Client:
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}",
+            headers={"Host": HOST, **BROWSER},
+            http1=not http2,
+            http2=http2,
+            verify=self.trust,
+            timeout=WAIT_SECONDS_MAX,
+        )
+
+
+def sni(**more: Any) -> dict[str, Any]:
+    return {"sni_hostname": HOST, **more}
+
+
+def replaced(text: str, changes: Mapping[str, str]) -> str:
+    for old, new in changes.items():
+        assert re.search(old, text), f"the guide has no {old} any more"
+        text = re.sub(old, new, text)
+    return text
+
+
+def configuration(program: str, block: str, folder: Path, node: Node, port: int) -> str:
+    """The guide's ``block``, for here."""
+    block = block.replace("127.0.0.1:4080", f"127.0.0.1:{node.port}")
+    block = re.sub(r"\b60s", f"{TIMEOUT_SECONDS}s", block)
+    if program == "nginx":
+        changes = {
+            r"listen 443\b": f"listen 127.0.0.1:{port}",
+            r"/etc/ssl/broker.example.pem": f"{folder}/both.pem",
+            r"/etc/ssl/broker.example.key": f"{folder}/both.pem",
+        }
+        return NGINX.format(user=USER, folder=folder, block=replaced(block, changes))
+    if program == "caddy":
+        site = f"https://{HOST}:{port} {{\nbind 127.0.0.1\ntls {folder}/both.pem {folder}/both.pem"
+        return CADDY.format(folder=folder, block=replaced(block, {rf"^{HOST} {{": site}))
+    changes = {
+        r"maxconn 20000": "maxconn 200",  # needs as many descriptors, twice
+        r"bind :443": f"bind 127.0.0.1:{port}",
+        r"/etc/haproxy/broker.example.pem": f"{folder}/both.pem",
+    }
+    return replaced(block, changes)
+
+
+COMMANDS: Final = {
+    "nginx": ["-c", "{file}", "-p", "{folder}"],
+    "caddy": ["run", "--adapter", "caddyfile", "--config", "{file}"],
+    "haproxy": ["-db", "-f", "{file}"],
+}
+
+
+@contextmanager
+def proxy(program: str, block: str, folder: Path, node: Node) -> Iterator[Proxy]:
+    path = need_program(program, f"/usr/sbin/{program}")
+    authority = trustme.CA()
+    authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    port, file, log = free_port(), folder / "configuration", folder / "log"
+    file.write_text(configuration(program, block, folder, node, port))
+    arguments = [each.format(file=file, folder=folder) for each in COMMANDS[program]]
+    with log.open("wb") as output:
+        process = subprocess.Popen([*LEASH, path, *arguments], stdout=output, stderr=output)
+    with process:
+        try:
+            found = Proxy(port, trust)
+            wait_ready(found, process, log)
+            yield found
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.kill()
+
+
+def wait_ready(found: Proxy, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in polls(lambda: f"the proxy: {log.read_text()}"):
+        assert process.poll() is None, log.read_text()
+        with suppress(httpx.TransportError), found.client() as client:
+            if client.get("/readyz", extensions=sni()).status_code == 200:
+                return
+
+
+class Watch:
+    """A stream through a proxy, block by block."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._text = ""
+        self._chunks = response.iter_text()
+
+    def block(self) -> str:
+        """The next one. Raises httpx.ReadTimeout if it does not come in time."""
+        while "\n\n" not in self._text:
+            self._text += next(self._chunks)
+        found, self._text = self._text.split("\n\n", 1)
+        return found
+
+    def until(self, text: str) -> str:
+        while text not in (found := self.block()):
+            pass
+        return found
+
+
+@contextmanager
+def stream(client: httpx.Client, patience: float = WAIT_SECONDS_MAX) -> Iterator[Watch]:
+    """A stream in which nothing may be silent for longer than ``patience``."""
+    timeout = {"connect": 9.0, "write": 9.0, "pool": 9.0, "read": patience}
+    extensions = sni(timeout=timeout)
+    with client.stream("GET", "/v1/events?topic=t", extensions=extensions) as response:
+        yield Watch(response)
+
+
+every_proxy = pytest.mark.parametrize(
+    ("program", "block"),
+    [
+        ("nginx", NGINX_BLOCK),
+        ("caddy", CADDY_BLOCK),
+        ("caddy", CADDY_GZIP_BLOCK),
+        ("haproxy", HAPROXY_BLOCK),
+    ],
+    ids=["nginx", "caddy", "caddy-with-gzip", "haproxy"],
+)
+
+
+@every_proxy
+def test_a_stream_goes_through_without_delay_and_lives_on_heartbeats(
+    program: str, block: str, node: Node, tmp_path: Path
+) -> None:
+    with proxy(program, block, tmp_path, node) as found:
+        for http2 in (False, True):
+            with found.client(http2) as reader, found.client() as publisher:
+                begun = time.monotonic()
+                with stream(reader) as watch:
+                    assert watch.response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+                    assert watch.response.headers["Content-Type"] == "text/event-stream"
+                    assert "Content-Encoding" not in watch.response.headers
+                    watch.until("event: subscribed")
+                    assert time.monotonic() - begun < AT_ONCE_SECONDS
+
+                    begun = time.monotonic()
+                    message = publish(publisher, "t", 1)
+                    assert f"id: {message['id']}\n" in watch.until("data: ")
+                    assert time.monotonic() - begun < AT_ONCE_SECONDS
+
+                    begun = time.monotonic()
+                    while time.monotonic() - begun < TIMEOUT_SECONDS + HEARTBEAT_SECONDS:
+                        assert re.fullmatch("id: [0-9a-f]{8}-[0-9]+", watch.block())
+                    last = publish(publisher, "t", 2)
+                    assert f"id: {last['id']}\n" in watch.until("data: ")
+
+
+@every_proxy
+def test_the_node_is_told_at_once_that_a_reader_has_gone(
+    program: str, block: str, tmp_path: Path
+) -> None:
+    """Not only by a heartbeat that cannot be delivered: there is none here."""
+    with Node(tmp_path / "data", limits_heartbeat_seconds=300) as node:
+        node.start()
+        node.publish("t", 1)
+        unhurried = re.sub(r"\b60s", "300s", block)
+        with proxy(program, unhurried, tmp_path, node) as found:
+            for http2 in (False, True):
+                with found.client(http2) as reader, stream(reader) as watch:
+                    watch.until("event: subscribed")
+                    assert node.get("/v1/topics/t")["subscribers"] == 1
+                for _ in polls("the reader to be gone"):
+                    if node.get("/v1/topics/t")["subscribers"] == 0:
+                        break
+
+
+@every_proxy
+def test_a_batch_as_large_as_the_node_takes_goes_through(
+    program: str, block: str, node: Node, tmp_path: Path
+) -> None:
+    lines = "".join(f'"{"x" * 999_000}"\n' for _ in range(6))
+    with proxy(program, block, tmp_path, node) as found, found.client() as client:
+        answer = client.post(
+            "/v1/topics/large/messages",
+            content=lines,
+            headers={"Content-Type": "application/x-ndjson"},
+            extensions=sni(),
+        )
+        assert answer.json()["count"] == 6
+
+
+def publish(client: httpx.Client, topic: str, data: object) -> Any:
+    answer = client.post(f"/v1/topics/{topic}/messages", json=data, extensions=sni())
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_a_proxy_that_buffers_is_told_from_one_that_does_not(node: Node, tmp_path: Path) -> None:
+    """What the guide warns of; and the tests above would fail with it."""
+    buffering = NGINX_BLOCK.replace(
+        "proxy_buffering off;", "proxy_ignore_headers X-Accel-Buffering;"
+    )
+    assert buffering != NGINX_BLOCK
+    with proxy("nginx", buffering, tmp_path, node) as found, found.client() as client:
+        with pytest.raises((httpx.ReadTimeout, httpx.RemoteProtocolError, StopIteration)):
+            with stream(client, patience=2 * AT_ONCE_SECONDS) as watch:
+                watch.until("event: subscribed")
+
+
+def test_the_proxy_lets_others_only_read(node: Node, tmp_path: Path) -> None:
+    before, _, after = NGINX_BLOCK.partition("    location / {")
+    block = before + LOCATIONS_BLOCK + after.partition("\n    }\n")[2]
+    with proxy("nginx", block, tmp_path, node) as found, found.client() as client:
+
+        def status(method: str, path: str) -> int:
+            return client.request(method, path, content="1", extensions=sni()).status_code
+
+        assert status("GET", "/v1/topics") == 200
+        assert status("POST", "/v1/topics/t/messages") == 403
+        assert status("DELETE", "/v1/topics/t") == 403
+        assert status("GET", "/metrics") == 403
+        with stream(client) as watch:
+            watch.until("event: subscribed")
