@@ -18,6 +18,7 @@ from repl_broker.cli.stage.control import serve_control
 from repl_broker.cli.stage.layout import Layout, lay_out
 from repl_broker.cli.stage.supervisor import Supervisor
 from repl_broker.config import Address, load
+from repl_broker.errors import ReplBrokerError
 
 __all__ = ["run"]
 
@@ -33,7 +34,10 @@ def run(count: int, http: Address, folder: Path, log_level: str) -> None:
     layout.check_ports()
     layout.write(log_level)
     logs.configure(load(options={"log.level": log_level}).log)
-    trio.run(_run, layout, strict_exception_groups=True)
+    try:
+        trio.run(_run, layout, strict_exception_groups=True)
+    except BaseExceptionGroup as group:
+        raise _cause(group) from None
 
 
 async def _run(layout: Layout) -> None:
@@ -48,6 +52,14 @@ async def _run(layout: Layout) -> None:
         await nursery.start(supervisor.run)
         supervisor.has_dashboard = await _has_dashboard(layout)
         click.echo(_announcement(layout, supervisor, token))
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended it: one of ours where there is one; two nodes may fail at once."""
+    error: BaseException = group.subgroup(ReplBrokerError) or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _end_on_signal(
