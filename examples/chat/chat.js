@@ -148,7 +148,8 @@ function receive(entry) {
   drawPosition();
   const isNew = add(at, entry);
   outbox.arrived(entry.uuid);
-  if (isNew && (at !== current || document.hidden)) {
+  const isMine = entry.window === me.window; // said just before another room was entered
+  if (isNew && !isMine && (at !== current || document.hidden)) {
     at.unread += 1;
     drawRooms();
   }
@@ -539,7 +540,7 @@ function submitName() {
   thisWindow.setItem("name", name);
   drawMe();
   drawPeople();
-  if (live) presence.beat();
+  if (live) presence.start();
   $("name-dialog").close();
   $("text").focus();
 }
@@ -628,6 +629,7 @@ function listen() {
   // The client tries at once when the browser is back online; this says that it may be.
   $("try-now").addEventListener("click", () => dispatchEvent(new Event("online")));
   addEventListener("pagehide", leave);
+  addEventListener("pageshow", ({ persisted }) => persisted && presence.comeBack());
   addEventListener("hashchange", () => {
     enterRoom();
     // On a phone this would open the keyboard over what one came to read.
@@ -644,6 +646,7 @@ function listen() {
 /** The window closes: the others need not wait until it is missed. */
 function leave() {
   if (!live || !me.name) return;
+  presence.leave();
   const body = JSON.stringify({ window: me.window, gone: true });
   const headers = { "Content-Type": "application/json" };
   const url = `${nodes.current || nodes.urls[0]}/v1/topics/${PRESENCE}/messages`;

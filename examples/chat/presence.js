@@ -27,7 +27,8 @@ export class Presence {
   #history;
   #changed;
   #timer = 0;
-  #isBeating = false;
+  #beating = null;
+  #hasLeft = false;
 
   /**
    * `me()` gives {window, name, room}; `publish(data)` gives a receipt; `history()` the messages of
@@ -41,7 +42,7 @@ export class Presence {
     setInterval(() => this.#forget(), LOOK_MILLISECONDS);
   }
 
-  /** The stream is open: say that we are here, and learn who else is. */
+  /** The stream is open, and we have a name: say that we are here, and learn who else is. */
   async start() {
     const receipt = await this.beat();
     if (!receipt) return;
@@ -54,16 +55,28 @@ export class Presence {
   async beat() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.beat(), BEAT_MILLISECONDS);
+    await this.#beating; // while the broker is away they would only pile up
+    this.#beating ??= this.#say().finally(() => (this.#beating = null));
+    return this.#beating;
+  }
+
+  /** The window closes: nothing that it still does may take the good-bye back. */
+  leave() {
+    this.#hasLeft = true;
+    clearTimeout(this.#timer);
+  }
+
+  /** It was kept by the browser, and is shown again. */
+  comeBack() {
+    this.#hasLeft = false;
+    this.beat();
+  }
+
+  async #say() {
     const me = this.#me();
-    if (!me.name || this.#isBeating) return null;
-    this.#isBeating = true; // while the broker is away they would only pile up
-    try {
-      return await this.#publish({ ...me, ...(document.hidden && { away: true }) });
-    } catch {
-      return null; // who cannot say so is not here, for the others
-    } finally {
-      this.#isBeating = false;
-    }
+    if (!me.name || this.#hasLeft) return null;
+    // Who cannot say so is not here, for the others.
+    return this.#publish({ ...me, ...(document.hidden && { away: true }) }).catch(() => null);
   }
 
   /** A message of the topic has come. */
