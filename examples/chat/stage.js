@@ -127,18 +127,19 @@ export class Stage {
     if (state === "down") words.append(wait === null ? "down" : `back in ${wait} s`);
     else if (state === "starting") words.append("catching up");
     else words.append(streams === 1 ? "1 stream" : `${streams} streams`);
-    const item = element("li", "node", element("span", "node-name", id), words);
+    const more = element("span", "node-more");
+    const item = element("li", "node", element("span", "node-name", id), more, words);
     item.dataset.state = state;
     item.dataset.node = id;
-    if (id === leader) item.append(element("span", "tag leads", "leader"));
-    if (id === this.#node() && state === "running") item.append(element("span", "tag", "yours"));
+    if (id === leader) more.append(element("span", "tag leads", "leader"));
+    if (id === this.#node() && state === "running") more.append(element("span", "tag yours", "yours"));
     if (state === "down") {
       const start = element("button", "quiet small", "Start");
       start.type = "button";
       start.dataset.starts = id;
       start.setAttribute("aria-label", `Start ${id} now`);
       start.addEventListener("click", () => this.#press(`nodes/${encodeURIComponent(id)}/start`));
-      item.append(start);
+      more.append(start);
     }
     return item;
   }
