@@ -23,6 +23,7 @@ from repl_broker.web import cors, problems
 from repl_broker.web.access import AccessLog
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.body import BodyLimits, BrokerRequest
+from repl_broker.web.client import Client
 from repl_broker.web.cluster import Cluster
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.events import Events
@@ -64,7 +65,7 @@ def create_app(
 
 def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Operations) -> None:
     topics, messages = Topics(broker, limits), Messages(broker, limits)
-    events, cluster = Events(broker), Cluster(broker, limits)
+    events, cluster, client = Events(broker), Cluster(broker, limits), Client()
     for method, path, view in (
         ("GET", "/v1/topics", topics.list),
         ("POST", "/v1/topics", topics.create),
@@ -84,6 +85,8 @@ def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Opera
         ("GET", "/metrics", operations.metrics),
         ("GET", "/openapi.json", operations.openapi),
         ("GET", "/docs", operations.docs),
+        ("GET", "/client.js", client.script),
+        ("GET", "/client.d.ts", client.types),
     ):
         app.add_url_rule(
             path,

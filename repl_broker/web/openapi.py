@@ -20,6 +20,7 @@ from repl_broker.errors import PROBLEMS
 from repl_broker.message import FILTERS_MAX, TOPIC_BYTES_MAX
 from repl_broker.web.answers import JSON
 from repl_broker.web.body import NDJSON
+from repl_broker.web.client import SCRIPT_TYPE, TYPES_TYPE
 from repl_broker.web.events import EVENT_STREAM
 from repl_broker.web.metrics import CONTENT_TYPE
 from repl_broker.web.parameters import LIMIT_DEFAULT, LIMIT_MAX
@@ -155,6 +156,7 @@ def document() -> Object:
             {"name": "Events", "description": "Receive messages as they come."},
             {"name": "Topics", "description": "Create, change, list and delete topics."},
             {"name": "Cluster", "description": "Who is in the cluster."},
+            {"name": "Client", "description": "The client for web pages, served by the node."},
             {"name": "Operations", "description": "For those who run the node."},
         ],
         "paths": {
@@ -176,6 +178,8 @@ def document() -> Object:
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _openapi()},
             "/docs": {"get": _docs()},
+            "/client.js": {"get": _client()},
+            "/client.d.ts": {"get": _client_types()},
         },
         "components": {"schemas": _schemas()},
     }
@@ -582,15 +586,44 @@ def _openapi() -> Object:
 
 
 def _docs() -> Object:
-    page = {"text/html; charset=utf-8": {"schema": {"type": "string"}}}
     return _operation(
         "Operations",
         "docs",
         "This description, for people",
         "One page, with everything in it. The `type` of a problem leads here.",
-        answers={200: {"description": "The page.", "content": page}},
+        answers={200: _text("The page.", "text/html; charset=utf-8")},
         curl="{url}/docs",
     )
+
+
+def _client() -> Object:
+    return _operation(
+        "Client",
+        "client",
+        "The client, as a module",
+        'For pages without a build step: `import { connect } from "/client.js"`. It is the npm '
+        "package `repl-broker` in one file, with nothing else to load.",
+        answers={200: _text("The module.", SCRIPT_TYPE), 304: _UNCHANGED},
+        curl="{url}/client.js",
+    )
+
+
+def _client_types() -> Object:
+    return _operation(
+        "Client",
+        "clientTypes",
+        "The client's types",
+        "For editors and compilers. What it declares is in the client's reference.",
+        answers={200: _text("The declarations.", TYPES_TYPE), 304: _UNCHANGED},
+        curl="{url}/client.d.ts",
+    )
+
+
+_UNCHANGED: Final[Object] = {"description": "It is what `If-None-Match` says; no body."}
+
+
+def _text(description: str, content_type: str) -> Object:
+    return {"description": description, "content": {content_type: {"schema": {"type": "string"}}}}
 
 
 # --- parts ------------------------------------------------------------------------------

@@ -189,6 +189,8 @@ ROUTES = [
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
+    ("GET", "/client.js"),
+    ("GET", "/client.d.ts"),
 ]
 
 

@@ -137,14 +137,23 @@ async def test_every_code_has_an_anchor(node: Node) -> None:
 
 async def test_head_answers_as_get_without_the_body(node: Node) -> None:
     await node.publish("chat", 1)
-    for path in ("/healthz", "/v1/topics", "/v1/topics/chat/messages", "/docs", "/v1/topics/x"):
+    for path in (
+        "/healthz",
+        "/v1/topics",
+        "/v1/topics/chat/messages",
+        "/docs",
+        "/client.js",
+        "/v1/topics/x",
+    ):
         head, get = await node.client.head(path), await node.client.get(path)
         assert (head.status_code, head.content) == (get.status_code, b"")
         for name in ("content-type", "content-length"):
             assert head.headers[name] == get.headers[name]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/v1/topics", "/nowhere", "/docs", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/v1/topics", "/nowhere", "/docs", "/metrics", "/client.js"]
+)
 async def test_no_answer_is_sniffed_or_kept(node: Node, path: str) -> None:
     response = await node.client.get(path)
     assert response.headers["x-content-type-options"] == "nosniff"

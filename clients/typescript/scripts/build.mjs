@@ -1,0 +1,84 @@
+// Builds dist/client.js, one minified module with everything in it, and dist/client.d.ts, its
+// types. Both are copied to where the daemon serves them from, so that it needs no Node.
+//
+//     node scripts/build.mjs           build
+//     node scripts/build.mjs --check   only see whether what is there is what would be built
+//
+// Prints the size, and fails if it is over the limit.
+
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
+import { build } from "esbuild";
+import { rollup } from "rollup";
+import { dts } from "rollup-plugin-dts";
+import { minify } from "terser";
+
+export const SIZE_MAX = 5 * 1024; // gzipped
+
+const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..");
+const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript")];
+
+// Properties that only the client itself sees: they get short names. The build sees to it that
+// none of them is in the types that users see.
+const INTERNAL = [
+  ...["argument", "block", "call", "drop", "emit", "given", "guard", "handle", "held", "isOpen", "isProven"],
+  ...["isSuspect", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
+  ...["settle", "start", "stop", "to", "wake", "want", "wish", "wishes"],
+];
+
+const MINIFY = {
+  module: true,
+  ecma: 2022,
+  compress: {
+    ...{ ecma: 2022, passes: 4, pure_getters: true, hoist_funs: true, keep_fargs: false },
+    ...{ unsafe: true, unsafe_arrows: true, unsafe_methods: true },
+  },
+};
+
+/** The files, by name. */
+export async function files() {
+  const types = await bundleTypes();
+  const seen = INTERNAL.filter((name) => new RegExp(`\\b${name}\\b`).test(types.replace(/\/\*[^]*?\*\//g, "")));
+  if (seen.length) throw new Error(`These names are public, and cannot be shortened: ${seen.join(", ")}.`);
+  return { "client.js": await bundle(), "client.d.ts": types };
+}
+
+async function bundle() {
+  const { outputFiles } = await build({
+    absWorkingDir: ROOT,
+    entryPoints: ["src/index.ts"],
+    bundle: true,
+    format: "esm",
+    target: "es2022",
+    minify: true,
+    mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
+    write: false,
+  });
+  const { code } = await minify(outputFiles[0].text, MINIFY);
+  return `${code}\n`;
+}
+
+async function bundleTypes() {
+  const bundled = await rollup({ input: join(ROOT, "src/index.ts"), plugins: [dts({ tsconfig: join(ROOT, "tsconfig.json") })] });
+  const { output } = await bundled.generate({ format: "es" });
+  return output[0].code;
+}
+
+const isMain = process.argv[1] === fileURLToPath(import.meta.url);
+if (isMain) {
+  const built = await files();
+  const size = gzipSync(built["client.js"], { level: 9 }).length;
+  console.log(`client.js: ${built["client.js"].length} bytes, ${size} gzipped (limit ${SIZE_MAX})`);
+  if (size >= SIZE_MAX) throw new Error("client.js is too large.");
+  for (const place of PLACES) {
+    await mkdir(place, { recursive: true });
+    for (const [name, text] of Object.entries(built)) {
+      const path = join(place, name);
+      if (!process.argv.includes("--check")) await writeFile(path, text);
+      else if (place !== PLACES[0] && (await readFile(path, "utf8").catch(() => "")) !== text)
+        throw new Error(`${path} is not what the sources give: npm run build`);
+    }
+  }
+}
