@@ -70,7 +70,7 @@ let wasLive = 0; // when the stream broke
 const conversation = new Conversation({ ownWindow: me.window, entriesMax: RETENTION.messages });
 const nodes = new Nodes();
 await nodes.find();
-const client = connect({ urls: nodes.urls, fetch: nodes.fetch });
+const client = connect({ urls: nodes.urls });
 const outbox = new Outbox({ storage: thisWindow, changed: drawPending, publish: send });
 const stage = new Stage({ storage: browser, node: () => nodes.name() });
 const presence = new Presence({
@@ -116,13 +116,21 @@ function subscribe() {
   });
   feed = client.subscribe(`${PREFIX}*`, (message) => receive(toEntry(message)), {
     onGap: (gap) => receiveGap(gap.reason),
-    onDeleted: ({ topic }) => receiveDeleted(topic),
+    onError: refused,
   });
   client.subscribe(PRESENCE, (message) => presence.receive(message), {
     onGap() {}, // who is here says so again
-    onDeleted: () => made.delete(PRESENCE),
   });
-  feed.ready.then(begun, (error) => drawNote(error.message));
+  client.on("topic-deleted", ({ topic }) => {
+    made.delete(topic);
+    receiveDeleted(topic);
+  });
+  feed.ready.then(begun);
+}
+
+/** The broker does not let us listen. */
+function refused(error) {
+  drawNote(`The rooms cannot be followed. ${error.message}`);
 }
 
 /** What is published from now on arrives. */

@@ -1,7 +1,7 @@
 // Which nodes there are, and which of them this page's stream comes from.
 //
 // The client finds another node by itself; all it wants is the list. The rest here is for
-// showing: the client does not say which node it is at, so its `fetch` is looked at. Windows
+// showing: the client does not say which node it is at, so the page's `fetch` is looked at. Windows
 // of one browser share one stream (the client sees to that), so the one that has it tells
 // the others.
 
@@ -19,6 +19,8 @@ export class Nodes {
   /** `moved()` is called when the stream has begun at a node, here or in the window that has it. */
   listen(moved) {
     this.#moved = moved;
+    const plain = globalThis.fetch;
+    globalThis.fetch = async (url, options) => this.#look(String(url), await plain(url, options));
     this.#channel?.addEventListener("message", ({ data }) => this.#heard(data));
     this.#channel?.postMessage({ ask: true });
   }
@@ -49,17 +51,15 @@ export class Nodes {
     }
   }
 
-  /** `fetch` for the client. */
-  fetch = async (url, options) => {
-    const response = await fetch(url, options);
-    const [node, isStream] = String(url).split("/v1/events?");
+  #look(url, response) {
+    const [node, isStream] = url.split("/v1/events?");
     if (isStream && response.ok) {
       this.#isHolder = true;
       this.#at(node);
       this.#channel?.postMessage({ node });
     }
     return response;
-  };
+  }
 
   #heard({ ask, node }) {
     if (ask && this.#isHolder && this.current) this.#channel.postMessage({ node: this.current });
