@@ -1,6 +1,7 @@
-// The page: rooms, names, and how stream, history and outbox come together.
+// The page: rooms, names, and how stream, history, presence and outbox come together.
 //
-// One stream of `chat.*` brings the messages of every room. A room's history is
+// One stream brings the messages of every room, and who is here. The client keeps it open, at
+// whichever node answers. A room's history is
 // fetched when the room is first looked at:
 //
 //   the stream is open ── history is asked for ── history is there
@@ -10,9 +11,13 @@
 // Whatever the stream brought before the question is in the answer, whatever came
 // later waits, so nothing falls between the two.
 
-import { call, Feed, messagesUrl, Outbox, pages, streamUrl } from "./broker.js";
+import { connect } from "../client.js"; // the daemon serves it
 import { Conversation, element, paintAvatar } from "./conversation.js";
 import { cleanName, NAME_CHARACTERS_MAX, TEXT_CHARACTERS_MAX, toEntry } from "./entries.js";
+import { messagesUrl, Nodes, streamUrl } from "./nodes.js";
+import { Outbox } from "./outbox.js";
+import { Presence, PRESENCE, PRESENCE_RETENTION } from "./presence.js";
+import { Stage } from "./stage.js";
 
 const PREFIX = "chat.";
 const LOBBY = "lobby";
@@ -21,6 +26,8 @@ const ROOM_NAME = /^[A-Za-z0-9_-]{1,250}$/; // a topic has at most 255 character
 const ROOM_CHARACTERS_MAX = 40; // of a room made here
 const ROOMS_MAX = 500;
 const HISTORY_RETRY_MILLISECONDS = 2000;
+const LOST_AFTER_MILLISECONDS = 20_000;
+const FACES_MAX = 4; // above the conversation
 
 const $ = (id) => document.getElementById(id);
 
@@ -57,15 +64,20 @@ const me = { name: cleanName(thisWindow.getItem("name") ?? browser.getItem("name
 const rooms = new Map(); // by name
 let current = null; // the room that is shown
 let live = false; // whether the stream has been open; history is not asked for before
+let feed = null; // the subscription of the rooms
+let wasLive = 0; // when the stream broke
 
 const conversation = new Conversation({ ownWindow: me.window, entriesMax: RETENTION.messages });
-const outbox = new Outbox({ storage: thisWindow, changed: drawPending, prepare: makeTopic });
-const feed = new Feed(`${PREFIX}*`, {
-  state: drawState,
-  subscribed,
-  message: (message) => receive(toEntry(message)),
-  gap: (gap) => receiveGap(gap?.reason),
-  deleted: (data) => receiveDeleted(data?.topic),
+const nodes = new Nodes();
+await nodes.find();
+const client = connect({ urls: nodes.urls });
+const outbox = new Outbox({ storage: thisWindow, changed: drawPending, publish: send });
+const stage = new Stage({ storage: browser, node: () => nodes.name() });
+const presence = new Presence({
+  me: () => ({ ...me, room: current?.name ?? LOBBY }),
+  publish: (data) => ensureTopic(PRESENCE, PRESENCE_RETENTION).then(() => client.publish(PRESENCE, data)),
+  history: () => readMessages(PRESENCE),
+  changed: drawPeople,
 });
 
 /** The room of a name; it is new here if nobody has spoken of it yet. */
@@ -95,23 +107,57 @@ function roomOfTopic(topic) {
 
 // --- from the stream ----------------------------------------------------------------
 
-function subscribed({ node, position }) {
+/** One stream for the rooms and for who is here; the client makes it of both subscriptions. */
+function subscribe() {
+  client.on("state", ({ state }) => changeState(state));
+  client.on("error", (error) => {
+    console.error(error);
+    drawNote(error.message);
+  });
+  feed = client.subscribe(`${PREFIX}*`, (message) => receive(toEntry(message)), {
+    onGap: (gap) => receiveGap(gap.reason),
+    onError: refused,
+  });
+  client.subscribe(PRESENCE, (message) => presence.receive(message), {
+    onGap() {}, // who is here says so again
+  });
+  client.on("topic-deleted", ({ topic }) => {
+    made.delete(topic);
+    receiveDeleted(topic);
+  });
+  feed.ready.then(begun);
+}
+
+/** The broker does not let us listen. */
+function refused(error) {
+  drawNote(`The rooms cannot be followed. ${error.message}`);
+}
+
+/** What is published from now on arrives. */
+function begun() {
   live = true;
-  $("how-node").textContent = node ?? "–";
-  $("how-position").textContent = position ?? "–";
-  outbox.run(); // the broker is there: what waits need not wait for its next attempt
-  listRooms();
+  drawPosition();
   loadHistory(current);
+}
+
+function changeState(state) {
+  drawState(state);
+  if (state !== "live") return;
+  made.clear(); // it may be another broker
+  outbox.hurry();
+  listRooms();
+  presence.start();
 }
 
 function receive(entry) {
   const at = entry && roomOfTopic(entry.topic);
   if (!at) return;
   at.exists = true;
-  $("how-position").textContent = entry.id;
+  drawPosition();
   const isNew = add(at, entry);
   outbox.arrived(entry.uuid);
-  if (isNew && (at !== current || document.hidden)) {
+  const isMine = entry.window === me.window; // said just before another room was entered
+  if (isNew && !isMine && (at !== current || document.hidden)) {
     at.unread += 1;
     drawRooms();
   }
@@ -175,20 +221,26 @@ async function loadHistory(at) {
       return;
     } catch (problem) {
       drawNote(`The history cannot be read. ${problem.message}`);
-      if (problem.status === 404) at.exists = false; // deleted meanwhile; make it again
+      if (problem.code === "topic_not_found") at.exists = false; // deleted meanwhile; make it again
       await new Promise((resolve) => setTimeout(resolve, HISTORY_RETRY_MILLISECONDS));
     }
   }
 }
 
 async function readHistory(topic) {
-  let entries = [];
-  for await (const page of pages(`topics/${topic}/messages`, { after: "earliest", limit: 500 }, "messages")) {
-    if (page.gap) entries.push({ kind: "gap", text: "Some messages are no longer kept.", time: null });
-    entries.push(...page.items.map(toEntry).filter(Boolean));
-    entries = entries.slice(-RETENTION.messages);
+  const entries = await readMessages(topic, () => ({ kind: "gap", text: "Some messages are no longer kept.", time: null }));
+  return entries.map((entry) => (entry.kind ? entry : toEntry(entry))).filter(Boolean).slice(-RETENTION.messages);
+}
+
+/** All that a topic retains, page by page; what `missing` gives stands where messages are gone. */
+async function readMessages(topic, missing = () => []) {
+  const found = [];
+  for (let after = "earliest"; after !== null; ) {
+    const page = await client.history(topic, { after, limit: 500 });
+    found.push(...(page.gap ? [missing()].flat() : []), ...page.messages);
+    after = page.next;
   }
-  return entries;
+  return found;
 }
 
 function setHistory(at, entries) {
@@ -208,12 +260,13 @@ function setHistory(at, entries) {
 
 async function listRooms() {
   try {
-    for await (const { items } of pages("topics", { match: `${PREFIX}*`, limit: 200 }, "topics")) {
-      for (const { name } of items) {
+    for (let after; after !== null && rooms.size < ROOMS_MAX; ) {
+      const page = await client.topics.list({ match: `${PREFIX}*`, limit: 200, after });
+      for (const { name } of page.topics) {
         const at = roomOfTopic(name);
         if (at) at.exists = true;
       }
-      if (rooms.size >= ROOMS_MAX) return;
+      after = page.next;
     }
   } catch {
     // The rooms that are known stay; the next connection asks again.
@@ -224,21 +277,33 @@ async function listRooms() {
 async function makeTopic(topic) {
   const at = roomOfTopic(topic);
   if (!at || at.exists) return;
-  // A topic that exists keeps what it was made with: only one that is missing is made.
-  const { items } = (await pages("topics", { match: topic, limit: 1 }, "topics").next()).value;
-  if (items.length === 0) await call("PUT", `topics/${topic}`, JSON.stringify({ retention: RETENTION }));
+  made.delete(topic); // nobody has spoken of it, or it was deleted
+  await ensureTopic(topic, RETENTION);
   at.exists = true;
+}
+
+const made = new Set(); // topics that are there
+
+/** A topic that exists keeps what it was made with: only one that is missing is made. */
+async function ensureTopic(topic, retention) {
+  if (made.has(topic)) return;
+  const { topics } = await client.topics.list({ match: topic, limit: 1 });
+  if (topics.length === 0) await client.topics.put(topic, { retention });
+  made.add(topic);
 }
 
 /** Show the room that the address names (#lobby), so that links and the back button work. */
 function enterRoom() {
+  stage.start(); // the address may hold its key
   const name = decode(location.hash.slice(1));
   if (!ROOM_NAME.test(name)) return void location.replace(`#${LOBBY}`);
   current = room(name);
   current.unread = 0;
   conversation.show(current.entries);
   drawRoom();
+  drawPeople();
   loadHistory(current);
+  if (live) presence.beat(); // others see where we are
 }
 
 function decode(text) {
@@ -262,7 +327,6 @@ function drawRoom() {
   $("text-label").textContent = `Message to ${current.name}`;
   $("text").placeholder = `Message to ${current.name}`;
   $("log").setAttribute("aria-label", `Messages in ${current.name}`);
-  showCode("how-stream", `GET ${streamUrl(`${PREFIX}*`)}`);
   const data = `{"name":"curl","text":"Hello"}`;
   showCode(
     "how-post",
@@ -323,23 +387,83 @@ function announce(text) {
   if ($("announcer").textContent !== text) $("announcer").textContent = text;
 }
 
-const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", lost: "Offline" };
+const STATES = { idle: "Connecting…", connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", lost: "Offline" };
+let shownState = "connecting";
+let lostTimer = 0;
 
 function drawState(state) {
+  if (state === "live") {
+    clearTimeout(lostTimer);
+    lostTimer = 0;
+  } else {
+    wasLive ||= shownState === "live" ? performance.now() : 0;
+    lostTimer ||= setTimeout(() => showState("lost"), LOST_AFTER_MILLISECONDS);
+    if (shownState === "lost") return; // it stays lost until it is live
+  }
+  showState(state);
+}
+
+function showState(state) {
+  shownState = state;
   $("status").dataset.state = state;
-  $("status-text").textContent = STATES[state];
+  $("status-text").textContent = STATES[state] ?? state;
+  $("status-node").textContent = state === "live" && nodes.isCluster ? nodes.name() : "";
   drawBanner();
+}
+
+/** The stream has begun at a node, for the first time or again. */
+function moved() {
+  const name = nodes.name();
+  const from = $("how-node").textContent;
+  const seconds = wasLive && ((performance.now() - wasLive) / 1000).toFixed(1);
+  wasLive = 0;
+  $("how-node").textContent = name;
+  if (shownState === "live") showState("live");
+  if (from === name || !seconds) return;
+  stage.tell("moved", `Your stream went from ${from} to ${name} in ${seconds} s. It goes on where it was.`);
+}
+
+function drawPosition() {
+  $("how-position").textContent = feed?.cursor ?? "–";
 }
 
 function drawBanner() {
   const waiting = outbox.items.filter(({ state }) => state === "waiting").length;
-  const away = feed.state === "reconnecting" || feed.state === "lost";
+  const away = shownState === "reconnecting" || shownState === "lost";
   $("banner").hidden = !away;
   if (!away) return;
   const what = waiting === 1 ? "Your message waits" : `Your ${waiting} messages wait`;
   const then = waiting ? `${what} here and will be sent when it is back.` : "You can go on writing.";
-  const text = `The broker does not answer. ${then}`;
+  const who = nodes.isCluster ? `${nodes.name()} does not answer; another node is asked.` : "The broker does not answer.";
+  const text = `${who} ${then}`;
   if ($("banner-text").textContent !== text) $("banner-text").textContent = text;
+}
+
+/** Who is here: those in this room in the list and above the conversation, the others with their room. */
+function drawPeople() {
+  const room = current?.name ?? LOBBY;
+  const people = presence.list(room);
+  $("people").replaceChildren(...people.map((person) => personItem(person, room)));
+  const inRoom = people.filter(({ rooms }) => rooms.has(room));
+  $("faces").replaceChildren(...inRoom.slice(0, FACES_MAX).map(({ name }) => avatar(name)));
+  $("here-count").textContent = inRoom.length ? `${inRoom.length} here` : "";
+}
+
+function personItem({ name, rooms, away, isMe }, room) {
+  const item = element("li", "person", avatar(name), element("bdi", "person-name", name));
+  const where = rooms.has(room) ? "" : `#${[...rooms][0]}`;
+  const hint = [isMe && "you", away && "away", where].filter(Boolean).join(", ");
+  if (hint) item.append(element("span", "hint", hint));
+  item.dataset.away = away;
+  item.title = name;
+  return item;
+}
+
+function avatar(name) {
+  const made = element("span", "avatar");
+  made.setAttribute("aria-hidden", "true");
+  paintAvatar(made, name);
+  return made;
 }
 
 function drawMe() {
@@ -349,6 +473,12 @@ function drawMe() {
 }
 
 // --- writing -------------------------------------------------------------------------
+
+/** What the outbox does with an item. */
+async function send({ topic, data, uuid }, signal) {
+  await makeTopic(topic);
+  await client.publish(topic, data, { idempotencyKey: uuid, signal });
+}
 
 const characters = (text) => [...text].length;
 
@@ -417,6 +547,8 @@ function submitName() {
   browser.setItem("name", name);
   thisWindow.setItem("name", name);
   drawMe();
+  drawPeople();
+  if (live) presence.start();
   $("name-dialog").close();
   $("text").focus();
 }
@@ -502,18 +634,31 @@ function listen() {
   for (const button of document.querySelectorAll(".copy")) {
     button.addEventListener("click", () => copy(button));
   }
-  $("try-now").addEventListener("click", () => feed.open());
-  addEventListener("online", () => feed.open());
+  // The client tries at once when the browser is back online; this says that it may be.
+  $("try-now").addEventListener("click", () => dispatchEvent(new Event("online")));
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", ({ persisted }) => persisted && presence.comeBack());
   addEventListener("hashchange", () => {
     enterRoom();
     // On a phone this would open the keyboard over what one came to read.
     if (matchMedia("(hover: hover)").matches) $("text").focus();
   });
   document.addEventListener("visibilitychange", () => {
+    if (live) presence.beat();
     if (document.hidden || !current) return;
     current.unread = 0;
     drawRooms();
   });
+}
+
+/** The window closes: the others need not wait until it is missed. */
+function leave() {
+  if (!live || !me.name) return;
+  presence.leave();
+  const body = JSON.stringify({ window: me.window, gone: true });
+  const headers = { "Content-Type": "application/json" };
+  const url = `${nodes.current || nodes.urls[0]}/v1/topics/${PRESENCE}/messages`;
+  fetch(url, { method: "POST", headers, body, keepalive: true }).catch(() => {});
 }
 
 function start() {
@@ -521,7 +666,8 @@ function start() {
   drawMe();
   showHow(matchMedia("(min-width: 1200px)").matches);
   room(LOBBY);
-  feed.open();
+  nodes.listen(moved);
+  subscribe();
   enterRoom();
   outbox.run();
   if (me.name) $("text").focus();

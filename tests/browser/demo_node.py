@@ -62,6 +62,11 @@ class DemoNode:
         if self._process is not None:
             self._end(signal.SIGTERM)
 
+    @property
+    def origins(self) -> list[str]:
+        """All that a page of it may ask."""
+        return [self.url]
+
     def start(self) -> None:
         """Start it, and return once it answers requests."""
         assert self._process is None

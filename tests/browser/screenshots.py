@@ -3,7 +3,7 @@
     python tests/browser/screenshots.py [FOLDER]
 
 They go to ``docs/images/`` if no folder is given. It needs Playwright (``pip
-install -e '.[test]'``) and a Chromium, and starts a broker of its own. The page
+install -e '.[test]'``) and a Chromium, and starts a broker and a cluster of its own. The page
 asks for the font Inter and takes the system's own where that is missing; the
 pictures in the repository were taken with Inter (Debian: ``fonts-inter``).
 """
@@ -21,6 +21,8 @@ from pathlib import Path
 from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.process.demo import Demo
+
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 IMAGE_BYTES_MAX = 150 * 1024
 DESKTOP = (860, 680)
@@ -33,6 +35,11 @@ TALK = [
     ("Ana Moreira", "I pulled the plug on it twice at three in the morning, to be sure."),
     ("Ben Carter", "And?"),
     ("Ana Moreira", "Every message is there. Once, and in order."),
+]
+CLUSTER_TALK = [
+    ("Ana Moreira", "Three nodes. n1 leads, and my stream comes from it."),
+    ("Ben Carter", "Mine comes from n2. Go on, press the red button."),
+    ("Ana Moreira", "Pressed. Did you see anything?"),
 ]
 ROOMS = [("deploys", "v2.4.1 is out on both nodes"), ("deploys", "Latency is flat"), ("tea", "Two")]
 
@@ -64,7 +71,10 @@ def main() -> None:
             executable_path=find_browser(), args=list(BROWSER_ARGUMENTS)
         )
         take_all(browser, node, folder)
-        browser.close()
+        with Demo(Path(data_dir) / "cluster", http=f"127.0.0.1:{default_port() or 0}") as demo:
+            demo.start()
+            take_cluster(browser, demo, folder)
+            browser.close()
 
 
 def default_port() -> int | None:
@@ -74,8 +84,8 @@ def default_port() -> int | None:
 
 
 def take_all(browser: Browser, node: DemoNode, folder: Path) -> None:
-    ana = open_chat(browser, node, "Ana Moreira", DESKTOP)
-    ben = open_chat(browser, node, "Ben Carter", PHONE)
+    ana = open_chat(browser, node.chat_url, "Ana Moreira", DESKTOP)
+    ben = open_chat(browser, node.chat_url, "Ben Carter", PHONE)
     for room, text in ROOMS:
         post(ana, room, text)
     pages = {"Ana Moreira": ana, "Ben Carter": ben}
@@ -86,7 +96,7 @@ def take_all(browser: Browser, node: DemoNode, folder: Path) -> None:
     for name, scheme in (("chat.png", "light"), ("chat-dark.png", "dark")):
         save(folder / name, compose(browser, ana, ben, scheme))
 
-    wide = open_chat(browser, node, "Carla", (1280, 760))
+    wide = open_chat(browser, node.chat_url, "Carla", (1280, 760))
     save(folder / "chat-how-it-works.png", picture(wide, "light"))
     node.kill()
     expect(ana.locator("#banner")).to_be_visible()
@@ -95,17 +105,36 @@ def take_all(browser: Browser, node: DemoNode, folder: Path) -> None:
     say(ben, "I see it. This waits here until it is back.")
     expect(ben.locator("#pending li")).to_have_count(1)
     save(folder / "chat-reconnecting.png", compose(browser, ana, ben, "light"))
-    node.start()
+    for page in (ana, ben, wide):  # what they wait to say is not for the next broker on this port
+        page.context.close()
 
 
-def open_chat(browser: Browser, node: DemoNode, name: str, size: tuple[int, int]) -> Page:
+def take_cluster(browser: Browser, demo: Demo, folder: Path) -> None:
+    """Before the leader is killed and after it: the light and the dark one, and a phone."""
+    ana = open_chat(browser, demo.links["n1"], "Ana Moreira", (1280, 760))
+    ben = open_chat(browser, demo.links["n2"], "Ben Carter", PHONE)
+    pages = {"Ana Moreira": ana, "Ben Carter": ben}
+    for number, (name, text) in enumerate(CLUSTER_TALK, 1):
+        if number == len(CLUSTER_TALK):
+            ana.locator("#kill").click()
+        say(pages[name], text)
+        for page in pages.values():
+            expect(page.locator("#messages .message")).to_have_count(number, timeout=20_000)
+    expect(ana.locator("#status-node")).not_to_have_text("n1", timeout=20_000)
+    expect(ana.locator("#happenings")).to_contain_text("Your stream went")
+    for name, scheme in (("chat-cluster.png", "light"), ("chat-cluster-dark.png", "dark")):
+        save(folder / name, picture(ana, scheme))
+    save(folder / "chat-cluster-phone.png", picture(ben, "light"))
+
+
+def open_chat(browser: Browser, url: str, name: str, size: tuple[int, int]) -> Page:
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         device_scale_factor=1.5,
         locale="en-GB",
     )
     page = context.new_page()
-    page.goto(node.chat_url)
+    page.goto(url)
     page.get_by_label("Your name", exact=True).fill(name)
     page.get_by_role("button", name="Continue").click()
     expect(page.locator("#status-text")).to_have_text("Live")
