@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from accessibility import assert_accessible
 from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
 
 from tests.process.demo import Demo
@@ -138,9 +139,9 @@ def open_page(browser: Browser, refusals: list[str]) -> Iterator[OpenPage]:
     complaints: list[str] = []
 
     def open_one(
-        node: Site, name: str, room: str = "lobby", *, link: str = "", clock: bool = False
+        node: Site, name: str, room: str = "lobby", *, link: str = "", clock: bool = False, **options: Any
     ) -> Page:
-        context = browser.new_context(locale="en-GB")
+        context = browser.new_context(**{"locale": "en-GB", **options})
         if clock:
             context.clock.install()
         context.set_default_timeout(WAIT_MILLISECONDS_MAX)
@@ -632,3 +633,34 @@ def test_only_who_has_the_link_sees_the_button(
     ana.reload()
     expect(ana.locator("#status-text")).to_have_text("Live")
     expect(ana.locator("#stage")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360], ids=["desktop", "phone"])
+def test_axe_finds_no_serious_violation_in_the_chat(
+    node: DemoNode, open_page: OpenPage, scheme: str, width: int
+) -> None:
+    page = open_page(
+        node,
+        "Ada",
+        f"axe-{scheme}-{width}",
+        color_scheme=scheme,
+        viewport={"width": width, "height": 800},
+    )
+    assert_accessible(page)
+    say(page, "Can everybody read this?")
+    expect(bubbles(page)).to_have_count(1)
+    assert_accessible(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_violation_on_the_page_of_the_api(
+    node: DemoNode, browser: Browser, scheme: str
+) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{node.url}/docs")
+    assert_accessible(page)
+    page.close()
+    assert [url for url in asked if not url.startswith(node.url)] == []

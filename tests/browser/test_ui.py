@@ -16,6 +16,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from accessibility import assert_accessible
 from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
 
 from tests.process.member import cluster_of, followers_of, leader_of
@@ -23,11 +24,9 @@ from tests.process.member import cluster_of, followers_of, leader_of
 REQUIRED = os.environ.get("REPL_BROKER_TEST_REQUIRE_BROWSER") == "1"
 
 if REQUIRED:
-    import axe_playwright_python as axe
     from playwright import sync_api as playwright
 else:
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    axe = pytest.importorskip("axe_playwright_python", reason="axe-core is not installed")
 Browser, Page = playwright.Browser, playwright.Page
 expect = playwright.expect
 
@@ -40,13 +39,6 @@ MANY_TOPICS = 10_000
 ROWS_MAX = 80  # elements of the list of topics, however many there are
 TAIL_ROWS_MAX = 200
 PHONE = {"width": 360, "height": 740}
-
-AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-RUN_AXE = """async () => {
-  const found = await axe.run(document, { resultTypes: ["violations"] });
-  return found.violations.map(({ id, impact, nodes }) =>
-    ({ id, impact, nodes: nodes.map((n) => n.html.slice(0, 200) + " " + n.failureSummary) }));
-}"""
 
 COUNT_LONG_TASKS = """
 window.longTasks = [];
@@ -160,12 +152,6 @@ def open_topic(page: Page, name: str) -> None:
     page.evaluate("(name) => { location.hash = `topics/${name}` }", name)
     expect(page.locator("#topic-name")).to_have_text(name)
     expect(page.locator("#tail-status")).to_contain_text("Live ·")
-
-
-def assert_accessible(page: Page) -> None:
-    page.evaluate(AXE)
-    found = [v for v in page.evaluate(RUN_AXE) if v["impact"] in ("serious", "critical")]
-    assert found == [], json.dumps(found, indent=1)
 
 
 # --- the overview -------------------------------------------------------------------------------

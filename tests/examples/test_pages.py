@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.request import urlopen
 
 import pytest
+from tests.browser.accessibility import assert_accessible
 
 from tests.process.node import LEASH, WAIT_SECONDS_MAX, Broken, Node, free_port, polls
 from tests.test_docs import blocks, web_page
@@ -104,6 +105,7 @@ def test_the_order_board_shows_where_every_order_is_and_outlives_the_node(
         board.node.publish("kitchen", {"order": 1, "item": "tea", "state": "ready"})
         web_page.locator("#ready li", has_text="tea").wait_for()
         assert texts(web_page, "#waiting li") == ["2 <b>soup</b>"]
+        assert_accessible(web_page)
 
         board.node.kill()
         web_page.locator("[role=status]", has_text="reconnecting").wait_for()
@@ -138,6 +140,7 @@ def test_the_log_is_followed_and_searched(web_page: Any, tmp_path: Path) -> None
         log.open(web_page)
         log.run("tail -n +1 -F")
         web_page.locator("li", has_text="first").wait_for()
+        assert_accessible(web_page)
         log.run("echo").wait()
         web_page.locator("li", has_text="it works").wait_for()
         log.node.publish("logs.worker.1", {"level": "error", "text": "<img src=x>"})
