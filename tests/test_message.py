@@ -749,6 +749,33 @@ def test_the_limits_are_those_of_the_data_and_not_of_its_line() -> None:
     assert "131 bytes" in error.detail
 
 
+@given(st.lists(st.binary(max_size=20) | JSON_PIECES, max_size=4), st.booleans())
+@example([b"[" * 200 + b"]" * 200], True)
+@example([b'"\\ud800"', b"[1"], True)
+@example([b"1", b"\x0b", b" \t\r"], True)
+def test_a_batch_says_of_each_line_what_is_said_of_it_alone(
+    lines: list[bytes], ascii_only: bool
+) -> None:
+    """However it is split; what has only ASCII, and is small, is split with fewer looks."""
+    lines = [line.replace(b"\n", b"") for line in lines]
+    if ascii_only:
+        lines = [bytes(byte & 0x7F for byte in line).replace(b"\n", b"") for line in lines]
+    values: list[bytes] = []
+    error = None
+    for number, line in enumerate(lines, 1):
+        if error is None and line.strip(b" \t\r"):
+            try:
+                values.append(compact_json(line, LIMITS, number))
+            except RequestError as raised:
+                error = raised
+    if error is None and values:
+        assert split_ndjson(b"\n".join(lines), LIMITS) == values
+    else:
+        refused = refusal(split_ndjson, b"\n".join(lines), LIMITS)
+        if error is not None:
+            assert (refused.code, refused.detail) == (error.code, error.detail)
+
+
 @given(st.lists(st.tuples(TOPICS, VALUES), min_size=1, max_size=5), st.booleans())
 @example([("a", "\ud800"), ("b", 1)], True)
 def test_any_batch_is_split_into_its_values(pairs: list[tuple[str, Any]], ascii_only: bool) -> None:

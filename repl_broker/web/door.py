@@ -66,7 +66,7 @@ from repl_broker.web.head import begins_in_place, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
-from repl_broker.web.tcp import READ_BYTES, Transport, discard, find_dead_peers
+from repl_broker.web.tcp import READ_BYTES, Transport, discard, prepare
 
 __all__ = ["QUART_ONLY", "Door", "DoorOptions", "DoorStatistics", "open_listeners"]
 
@@ -78,6 +78,7 @@ _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
 # Body parts, of READ_BYTES at most, that wait for the application.
 _INBOX_PARTS_MAX: Final = 4
 _ACCEPT_RETRY_SECONDS: Final = 0.1
+_ACCEPTED_TOGETHER_MAX: Final = 32  # without letting others run
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = 5
@@ -232,7 +233,7 @@ class Door:
         self.hypercorn_config = _hypercorn_config(options)
         self._listeners = tuple(listeners)
         for listener in listeners:
-            find_dead_peers(listener.socket)  # what it accepts inherits that
+            prepare(listener.socket)  # what it accepts inherits that
         in_place = options.answer_in_place and ssl_context is None
         self._publishing = publishing if in_place else None
         self._streams = streams if in_place else None
@@ -312,20 +313,34 @@ class Door:
             listener.socket.close()
 
     async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        while True:
-            try:
-                stream = await listener.accept()
-            except trio.ClosedResourceError:
-                if self.stopping:
-                    return
-                raise
-            except OSError as error:
-                # Out of file descriptors or memory, most likely. The connection
-                # stays in the backlog, so accept would fail again right away.
-                self._log_accept_failure(error)
-                await trio.sleep(_ACCEPT_RETRY_SECONDS)
-            else:
-                self._admit(stream, nursery)
+        if listener.socket.fileno() < 0:  # stopped before it ran
+            return
+        at_once = socket.socket(fileno=listener.socket.fileno())  # the same one
+        try:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except trio.ClosedResourceError:
+                    if self.stopping:
+                        return
+                    raise
+                except OSError as error:
+                    # Out of file descriptors or memory, most likely. The connection
+                    # stays in the backlog, so accept would fail again right away.
+                    self._log_accept_failure(error)
+                    await trio.sleep(_ACCEPT_RETRY_SECONDS)
+                else:
+                    self._admit(stream.socket, nursery)
+                    self._admit_waiting(at_once, nursery)
+        finally:
+            at_once.detach()
+
+    def _admit_waiting(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Those who came together come in together: to wait for each costs as much as it does."""
+        with suppress(OSError):  # nobody is left; what else it may be shows when one is waited for
+            for _ in range(_ACCEPTED_TOGETHER_MAX):
+                accepted, _ = listener.accept()
+                self._admit(trio.socket.from_stdlib_socket(accepted), nursery)
 
     def _log_accept_failure(self, error: OSError) -> None:
         now = trio.current_time()
@@ -338,9 +353,9 @@ class Door:
             )
         self._accept_failed_at = now
 
-    def _admit(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+    def _admit(self, tcp_socket: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         self._accepted += 1
-        transport = Transport(stream.socket, self.options.write_timeout_seconds)
+        transport = Transport(tcp_socket, self.options.write_timeout_seconds)
         if self.connections < self.options.connections_max:
             client = self._receive(transport)
             self._open.add(client)

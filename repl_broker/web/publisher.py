@@ -121,7 +121,9 @@ class Publisher:
 
     async def _serve(self) -> Rest | None:
         if not self._data:
-            await self._read(self._began + self._patience.header_seconds)
+            self._data = self._receive_now() or await self._receive(
+                self._began + self._patience.header_seconds
+            )
         while True:
             head = await self._read_head()
             if head is None:
@@ -195,6 +197,12 @@ class Publisher:
         """Add to what is not yet used."""
         data = await self._receive(due)
         self._data, self._at = self._data[self._at :] + data, 0
+
+    def _receive_now(self) -> bytes:
+        """What has come already: a client sends as soon as it is connected, as a rule."""
+        with suppress(OSError):  # nothing, or receiving will tell
+            return os.read(self._socket.fileno(), READ_BYTES)
+        return b""
 
     async def _receive(self, due: float) -> bytes:
         """What the client sends next, if it comes before ``due``. Raises _OverError."""

@@ -9,9 +9,11 @@ from typing import Final
 
 import trio
 
-__all__ = ["READ_BYTES", "Transport", "discard", "find_dead_peers"]
+__all__ = ["READ_BYTES", "Transport", "discard", "prepare"]
 
 READ_BYTES: Final = 64 * 1024  # at most, in one read
+# The kernel takes more when less than this is unsent, so that what waits is ours to drop.
+_UNSENT_BYTES: Final = 16 * 1024
 # A peer that has vanished without a word is noticed after about a minute.
 _KEEPALIVE_IDLE_SECONDS: Final = 30
 _KEEPALIVE_PROBE_SECONDS: Final = 10
@@ -85,9 +87,11 @@ class Transport(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
-def find_dead_peers(tcp_socket: trio.socket.SocketType) -> None:
-    """Have the kernel ask a silent peer whether it is still there."""
+def prepare(tcp_socket: trio.socket.SocketType) -> None:
+    """Send what there is at once, and have the kernel ask a silent peer whether it is there."""
     with suppress(OSError):  # it has left already; reading will tell
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
         tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_PROBE_SECONDS)

@@ -32,6 +32,7 @@ from quart_trio import QuartTrio
 from repl_broker.errors import ConfigError
 from repl_broker.web import door as door_module
 from repl_broker.web.door import Door, DoorOptions, DoorStatistics, open_listeners
+from repl_broker.web.tcp import prepare
 
 TEST_SECONDS_MAX = 5
 MIB = 1024 * 1024
@@ -910,6 +911,28 @@ async def test_running_out_of_descriptors_is_survived_and_logged_once(
     (record,) = caplog.records
     assert "Too many open files" in record.getMessage()
     assert record.exc_info is None
+
+
+async def test_connections_that_wait_together_are_let_in_together() -> None:
+    """Each of them as one that comes alone: its options of TCP, its answer, its place in line."""
+    (listener,) = await open_listeners("127.0.0.1", 0, 128)
+    prepare(listener.socket)
+    address = listener.socket.getsockname()
+    waiting = [socket.create_connection(address) for _ in range(70)]
+    try:
+        async with open_door(App(), listeners=[listener]) as door:
+            await until(lambda: door.connections == 70)
+            for client in door._open:
+                for option in (socket.TCP_NODELAY, socket.TCP_NOTSENT_LOWAT, socket.TCP_KEEPIDLE):
+                    value = client.transport.socket.getsockopt(socket.IPPROTO_TCP, option)
+                    assert value == listener.socket.getsockopt(socket.IPPROTO_TCP, option) > 0
+            for each in waiting:
+                each.sendall(b"GET /hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                answer = await trio.to_thread.run_sync(each.recv, 4096)
+                assert answer.startswith(b"HTTP/1.1 200")
+    finally:
+        for each in waiting:
+            each.close()
 
 
 # Stopping.
