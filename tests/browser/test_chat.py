@@ -139,7 +139,13 @@ def open_page(browser: Browser, refusals: list[str]) -> Iterator[OpenPage]:
     complaints: list[str] = []
 
     def open_one(
-        node: Site, name: str, room: str = "lobby", *, link: str = "", clock: bool = False, **options: Any
+        node: Site,
+        name: str,
+        room: str = "lobby",
+        *,
+        link: str = "",
+        clock: bool = False,
+        **options: Any,
     ) -> Page:
         context = browser.new_context(**{"locale": "en-GB", **options})
         if clock:

@@ -18,8 +18,8 @@ from typing import Any, Final
 from urllib.request import urlopen
 
 import pytest
-from tests.browser.accessibility import assert_accessible
 
+from tests.browser.accessibility import assert_accessible
 from tests.process.node import LEASH, WAIT_SECONDS_MAX, Broken, Node, free_port, polls
 from tests.test_docs import blocks, web_page
 
