@@ -20,7 +20,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples")
+STAGED = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples"),
+    "clients/typescript/README.md",
+)
 IGNORED = shutil.ignore_patterns("__pycache__", "repl-data", "*.db", "node_modules", "*.py[co]")
 
 
@@ -42,6 +45,7 @@ def stage(pages: Path) -> None:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, pages / name, ignore=IGNORED)
         else:
+            (pages / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, pages / name)
     for page in list(pages.rglob("*.md")):
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
