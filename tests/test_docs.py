@@ -83,6 +83,7 @@ every_written_page = pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 ELSEWHERE: Final = {
     "browser": "tests/test_docs.py",
     "caddy": "tests/test_proxies.py",
+    "client": "clients/typescript/tests/docs.test.ts",
     "haproxy": "tests/test_proxies.py",
     "hook": "tests/examples/test_hooks.py",
     "move": "tests/examples/test_moves.py",
