@@ -110,9 +110,9 @@ export class Stage {
     $("term").textContent = state.leader ? `Term ${state.term}` : state.nodes.length ? "No leader" : "";
     $("kill").disabled = state.cannot_kill !== null;
     $("kill").title = state.cannot_kill ?? `SIGKILL for the process of ${state.leader}`;
-    const dashboard = state.dashboard ? state.nodes.find(({ state }) => state === "running")?.url : undefined;
+    const dashboard = state.nodes.find(({ state }) => state === "running")?.url;
     $("dashboard").hidden = !dashboard;
-    if (dashboard) $("dashboard").href = `${dashboard}/ui`;
+    if (dashboard) $("dashboard").href = `${dashboard}/ui/`;
     this.#drawHappenings(state);
   }
 

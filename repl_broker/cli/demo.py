@@ -19,6 +19,7 @@ from repl_broker.errors import ConfigError
 __all__ = ["demo"]
 
 PREFIX: Final = "/chat"
+DASHBOARD: Final = "/ui/"
 NODES_MAX: Final = 7
 
 
@@ -101,8 +102,9 @@ def announce(url: str, folder: Path) -> None:
     # An address that stands for all of this machine's is none to visit.
     for all_of_them, this_one in (("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
         url = url.replace(all_of_them, this_one)
-    click.echo(f"The chat:  {url}{PREFIX}/   (Ctrl-C stops)")
-    click.echo(f"The data:  {folder}   (delete it to start afresh)")
+    click.echo(f"The chat:       {url}{PREFIX}/   (Ctrl-C stops)")
+    click.echo(f"The dashboard:  {url}{DASHBOARD}")
+    click.echo(f"The data:       {folder}   (delete it to start afresh)")
 
 
 def chat_folder() -> Path:

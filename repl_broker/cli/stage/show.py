@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Final
 
 import click
-import httpx
 import trio
 
 from repl_broker import logs
-from repl_broker.cli.demo import PREFIX, chat_folder
+from repl_broker.cli.demo import DASHBOARD, PREFIX, chat_folder
 from repl_broker.cli.stage.control import serve_control
 from repl_broker.cli.stage.layout import Layout, lay_out
 from repl_broker.cli.stage.supervisor import Supervisor
@@ -23,7 +22,6 @@ from repl_broker.errors import ReplBrokerError
 __all__ = ["run"]
 
 TOKEN_BYTES: Final = 16
-DASHBOARD: Final = "/ui"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,7 +48,6 @@ async def _run(layout: Layout) -> None:
         await nursery.start(control)
         click.echo(f"Starting {len(layout.places)} nodes …", err=True)
         await nursery.start(supervisor.run)
-        supervisor.has_dashboard = await _has_dashboard(layout)
         click.echo(_announcement(layout, supervisor, token))
 
 
@@ -71,14 +68,6 @@ async def _end_on_signal(
             scope.cancel()
 
 
-async def _has_dashboard(layout: Layout) -> bool:
-    async with httpx.AsyncClient(base_url=layout.places[0].url, trust_env=False) as client:
-        try:
-            return (await client.get(DASHBOARD, follow_redirects=True)).is_success
-        except httpx.HTTPError:
-            return False
-
-
 def _announcement(layout: Layout, supervisor: Supervisor, token: str) -> str:
     # What is behind the # goes to no server, and into no log.
     key = f"#demo={layout.control.port}.{token}"
@@ -86,9 +75,9 @@ def _announcement(layout: Layout, supervisor: Supervisor, token: str) -> str:
     for place in layout.places:
         leads = "   leads" if place.name == supervisor.leader else ""
         lines.append(f"  {place.name}  {place.url}{PREFIX}/{key}{leads}")
-    if supervisor.has_dashboard:
-        lines += ["", f"The dashboard:  {layout.places[0].url}{DASHBOARD}"]
     lines += [
+        "",
+        f"The dashboard:  {layout.places[0].url}{DASHBOARD}",
         "",
         'Open one in two windows and write. Then press "Kill the leader": the chat goes on.',
         "Whoever has these links can press it, from this machine.",

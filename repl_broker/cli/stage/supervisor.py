@@ -85,7 +85,6 @@ class Supervisor:
     def __init__(self, layout: Layout) -> None:
         self.leader: str | None = None
         self.term = 0
-        self.has_dashboard = False
         self._layout = layout
         self._nodes = {place.name: Node(place) for place in layout.places}
         self._majority = len(self._nodes) // 2 + 1
@@ -103,7 +102,6 @@ class Supervisor:
             "leader": self.leader,
             "term": self.term,
             "cannot_kill": self._why_not(),
-            "dashboard": self.has_dashboard,
             "happenings": [*self._happenings],
         }
 
