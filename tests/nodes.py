@@ -64,6 +64,10 @@ class Gate:
     def is_quick(self) -> bool:
         return self.opened.is_set()
 
+    @property
+    def busy_seconds(self) -> float:
+        return 0.0
+
     def open(self) -> None:
         self.opened.set()
         while self._jobs and self.opened.is_set():
