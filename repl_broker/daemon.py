@@ -142,6 +142,8 @@ def run(
         trio.run(main, strict_exception_groups=True)
     except BaseExceptionGroup as group:
         raise _cause(group) from None
+    finally:
+        service.manager.close()
 
 
 async def serve(

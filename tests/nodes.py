@@ -55,6 +55,7 @@ class Gate:
     def __init__(self) -> None:
         self.opened = trio.Event()
         self.opened.set()
+        self.busy_seconds = 0.0
         self._jobs: list[tuple[Callable[[], None], Done]] = []
 
     def shut(self) -> None:
@@ -63,10 +64,6 @@ class Gate:
     @property
     def is_quick(self) -> bool:
         return self.opened.is_set()
-
-    @property
-    def busy_seconds(self) -> float:
-        return 0.0
 
     def open(self) -> None:
         self.opened.set()
