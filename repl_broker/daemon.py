@@ -31,7 +31,7 @@ from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
 from repl_broker.members import Members
-from repl_broker.reload import Hook, Reloader
+from repl_broker.reload import LIVE, Hook, Reloader
 from repl_broker.replica import Replica
 from repl_broker.service import Service, lost_terminal
 from repl_broker.state import Applied
@@ -48,14 +48,6 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
-# Of [limits]: what a reload applies to this node, and what belongs to the whole cluster.
-LIVE_LIMITS: Final = (
-    *("message_bytes", "batch_bytes", "batch_messages", "json_depth", "connections"),
-    *("header_bytes", "tail_bytes", "heartbeat_seconds", "dead_reader_seconds"),
-    *("header_timeout_seconds", "body_timeout_seconds", "write_timeout_seconds"),
-    *("idle_timeout_seconds", "shutdown_seconds"),
-)
-SHARED_LIMITS: Final = ("idempotency_keys", "idempotency_seconds")
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # of Python's default: (700, 10, 10)
 
 
@@ -268,7 +260,7 @@ def _status(broker: Broker, hub: Hub) -> str:
 
 
 def _log_hook() -> Hook:
-    return Hook("log", ("log.*",), lambda config: logs.configure(config.log))
+    return Hook("log", LIVE["log"], lambda config: logs.configure(config.log))
 
 
 def _limits_hook(
@@ -287,13 +279,16 @@ def _limits_hook(
         publishing.reload(config)
         reload_app(app, config)
 
-    return Hook("limits", tuple(f"limits.{name}" for name in LIVE_LIMITS), apply)
+    return Hook("limits", LIVE["limits"], apply)
 
 
 def _settings_hook(replica: Replica) -> Hook:
     """What a cluster shares: in force as soon as this node leads."""
-    keys = ("topics.*", "topics.retention.*", *(f"limits.{name}" for name in SHARED_LIMITS))
-    return Hook("settings", keys, lambda config: replica.reconfigure(Broker.settings(config)))
+    return Hook(
+        "settings",
+        LIVE["settings"],
+        lambda config: replica.reconfigure(Broker.settings(config)),
+    )
 
 
 def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio) -> Hook:
@@ -302,7 +297,7 @@ def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio) -> Hoo
         streams.reload(config)
         reload_app(app, config)
 
-    return Hook("pages", ("http.cors_origins", "http.access_log"), apply)
+    return Hook("pages", LIVE["pages"], apply)
 
 
 def _certificate_hook(door: Door) -> Hook:
@@ -312,7 +307,7 @@ def _certificate_hook(door: Door) -> Hook:
             raise ConfigError("HTTPS is switched off by a restart only; give http.tls_certificate")
         door.take_certificate(context)
 
-    return Hook("certificate", ("http.tls_certificate", "http.tls_key"), apply)
+    return Hook("certificate", LIVE["certificate"], apply)
 
 
 def _adopted(hub: Hub, replica: Replica) -> None:

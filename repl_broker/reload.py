@@ -10,18 +10,46 @@ while the keys have not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from repl_broker.config import Config, InvalidConfigError, replace_values, values_of
 from repl_broker.errors import ConfigError
 
-__all__ = ["Hook", "Reloaded", "Reloader"]
+__all__ = ["LIVE", "Hook", "Reloaded", "Reloader", "is_live"]
 
 log = logging.getLogger(__name__)
 
 EVERY: Final = ".*"  # at the end of a name: every key of that table
+
+# Which keys a reload applies, by the hook that does it. What is not here needs a restart.
+LIVE: Final[Mapping[str, tuple[str, ...]]] = {
+    "log": ("log.*",),
+    "limits": (
+        *("limits.message_bytes", "limits.batch_bytes", "limits.batch_messages"),
+        *("limits.json_depth", "limits.connections", "limits.header_bytes", "limits.tail_bytes"),
+        *("limits.heartbeat_seconds", "limits.dead_reader_seconds", "limits.shutdown_seconds"),
+        *("limits.header_timeout_seconds", "limits.body_timeout_seconds"),
+        *("limits.write_timeout_seconds", "limits.idle_timeout_seconds"),
+    ),
+    # Of the whole cluster: in force as soon as this node leads.
+    "settings": (
+        *("topics.*", "topics.retention.*"),
+        *("limits.idempotency_keys", "limits.idempotency_seconds"),
+    ),
+    "pages": ("http.cors_origins", "http.access_log"),
+    "certificate": ("http.tls_certificate", "http.tls_key"),
+}
+
+
+def is_live(key: str) -> bool:
+    """Whether a reload applies this key."""
+    return any(names_key(names, key) for names in LIVE.values())
+
+
+def names_key(names: Collection[str], key: str) -> bool:
+    return key in names or key.rpartition(".")[0] + EVERY in names
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +67,7 @@ class Hook:
     apply: Callable[[Config], None]
 
     def takes(self, key: str) -> bool:
-        return key in self.keys or key.rpartition(".")[0] + EVERY in self.keys
+        return names_key(self.keys, key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from repl_broker.config import Config, load
+from repl_broker.config import Config, keys, load, sections
 from repl_broker.errors import ConfigError
-from repl_broker.reload import Hook, Reloaded, Reloader
+from repl_broker.reload import EVERY, LIVE, Hook, Reloaded, Reloader, is_live
 
 
 class Part:
@@ -128,3 +128,12 @@ def test_the_first_hook_that_names_a_key_has_it() -> None:
     made.reload()
     assert first.got[0].log.level == "debug"
     assert second.got[0].log.level == "debug", "what was applied before is in force"
+
+
+def test_the_keys_that_a_reload_applies_exist() -> None:
+    tables = {f"{section.name}{EVERY}" for section in sections()}
+    named = {name for names in LIVE.values() for name in names}
+    assert named <= {*keys(), *tables}
+    assert is_live("log.level")
+    assert is_live("topics.retention.bytes")
+    assert not is_live("raft.bind")
