@@ -109,13 +109,21 @@ class Broker:
         self._members = members  # None in single-node mode
         self._hub = hub
         self._config = config
-        self._limits = JsonLimits(
-            config.limits.message_bytes, config.limits.batch_messages, config.limits.json_depth
-        )
+        self._limits = _json_limits(config)
         self._publishes = 0
         self._messages = 0
         self.draining = False
         self.http_url = config.http.public_url or f"http://{config.http.bind}"
+
+    def reload(self, config: Config) -> None:
+        """Hold what comes from now on to another configuration."""
+        self._config = config
+        self._limits = _json_limits(config)
+
+    @property
+    def config(self) -> Config:
+        """What is in force now."""
+        return self._config
 
     @staticmethod
     def settings(config: Config) -> Settings:
@@ -415,6 +423,11 @@ class Broker:
             self._hub.statistics(),
             self._members.statistics() if self._members else NO_PEERS,
         )
+
+
+def _json_limits(config: Config) -> JsonLimits:
+    limits = config.limits
+    return JsonLimits(limits.message_bytes, limits.batch_messages, limits.json_depth)
 
 
 def _accepted(outcome: Outcome) -> Outcome:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 from repl_broker.errors import ConfigError
@@ -43,7 +43,9 @@ __all__ = [
     "TopicsConfig",
     "keys",
     "load",
+    "replace_values",
     "sections",
+    "values_of",
 ]
 
 KiB: Final = 1024
@@ -726,12 +728,14 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     options: Mapping[str, object] | None = None,
+    needs_credentials: bool = True,
 ) -> Config:
     """The configuration from a file, environment variables and options, checked.
 
     ``environ`` is usually ``os.environ``; nothing is read from it unless it is
     given. ``options`` maps dotted names to what the command line gave: strings, or
-    values that are read already. Raises InvalidConfigError, which holds every problem.
+    values that are read already. Who does not need what the service manager hands
+    to the node alone may say so. Raises InvalidConfigError, which holds every problem.
     """
     problems: list[str] = []
     values: dict[str, object] = {}
@@ -739,6 +743,8 @@ def load(
         values |= from_file(path, problems)
     values |= from_environment(environ or {}, problems)
     values |= from_options(options or {}, problems)
+    if environ is not None:
+        find_credentials(values, environ, problems if needs_credentials else [])
     config = cast("Config", build(Config, "", values))
     if not problems:  # a refused value has left its default behind, which proves nothing
         problems.extend(contradictions(config))
@@ -756,6 +762,51 @@ def build(section: type, prefix: str, values: Mapping[str, object]) -> object:
         elif name in values:
             given[each.name] = values[name]
     return section(**given)
+
+
+def values_of(config: Config) -> dict[str, object]:
+    """Every key's value, by its dotted name."""
+    return dict(walk_values(config, ""))
+
+
+def walk_values(section: object, prefix: str) -> Iterator[tuple[str, object]]:
+    for each in fields(cast("Any", section)):
+        value = getattr(section, each.name)
+        if "kind" in each.metadata:
+            yield f"{prefix}{each.name}", value
+        else:
+            yield from walk_values(value, f"{prefix}{each.name}.")
+
+
+def replace_values(config: Config, values: Mapping[str, object]) -> Config:
+    """A configuration that differs in these keys."""
+    return cast("Config", build(Config, "", values_of(config) | dict(values)))
+
+
+# What the service manager hands to the node alone is in a folder that has another name at
+# each start (systemd.exec(5), LoadCredential=).
+CREDENTIALS: Final = "${CREDENTIALS_DIRECTORY}/"
+
+
+def find_credentials(
+    values: dict[str, object], environ: Mapping[str, str], problems: list[str]
+) -> None:
+    """Put the folder's name in its place in each path that begins with it."""
+    folder = environ.get(CREDENTIALS[2:-2], "")
+    for name, value in values.items():
+        if not is_credential(value):
+            continue
+        if folder:
+            values[name] = Path(folder) / str(value).removeprefix(CREDENTIALS)
+        else:
+            problems.append(
+                f"{name}: CREDENTIALS_DIRECTORY is not set, so there is no {value}; systemd sets "
+                "it for a unit with LoadCredential="
+            )
+
+
+def is_credential(value: object) -> bool:
+    return isinstance(value, Path) and str(value).startswith(CREDENTIALS)
 
 
 def contradictions(config: Config) -> Iterator[str]:
@@ -782,7 +833,7 @@ def contradictions(config: Config) -> Iterator[str]:
         ("http.tls_key", http.tls_key),
         ("cluster.secret_file", config.cluster.secret_file),
     ):
-        if file is not None:
+        if file is not None and not is_credential(file):
             try:
                 file.open("rb").close()
             except OSError as error:

@@ -13,26 +13,31 @@ import gc
 import logging
 import signal
 import ssl
+import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
+from quart_trio import QuartTrio
 
-from repl_broker import __version__, cluster
+from repl_broker import __version__, cluster, logs
 from repl_broker.broker import Broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
 from repl_broker.members import Members
+from repl_broker.reload import LIVE, Hook, Reloader
 from repl_broker.replica import Replica
+from repl_broker.service import Service, lost_terminal
 from repl_broker.state import Applied
 from repl_broker.storage import SqliteStorage
-from repl_broker.web.app import create_app
+from repl_broker.systemd import Manager, PassedSocket
+from repl_broker.web.app import create_app, reload_app
 from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
@@ -60,33 +65,67 @@ def run(
     bootstrap: bool = False,
     apps: Mapping[str, Path] | None = None,
     on_ready: Callable[[Running], None] = lambda running: None,
+    read_again: Callable[[], Config] | None = None,
+    manager: Manager | None = None,
+    sockets: Sequence[PassedSocket] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until the node is removed from its cluster.
 
     ``bootstrap`` starts a cluster, of which this node is the first member; if it
     belongs to one, that changes nothing. ``apps`` maps a path such as ``/chat`` to
-    static files. ``on_ready`` is called once requests are answered.
+    static files. ``on_ready`` is called once requests are answered. With
+    ``read_again``, SIGHUP has the configuration read again. ``manager`` is told how
+    the node is; ``sockets`` are listened on in place of ``[http] bind``.
 
     Raises ConfigError when the node cannot start as it is configured, and
     StorageError when the disk fails.
     """
     stop = trio.Event()
     starting = trio.CancelScope()  # reading a long log may take longer than anyone waits
+    service = Service(manager, Reloader(config, read_again) if read_again else None)
 
     async def stop_on_signal(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
             async for number in signals:
-                log.info("stopping signal=%s", signal.Signals(number).name)
-                stop.set()
-                starting.cancel()
+                end(signal.Signals(number))
+
+    def end(number: signal.Signals) -> None:
+        log.info("stopping signal=%s", number.name)
+        service.stopping()
+        stop.set()
+        starting.cancel()
+
+    async def reload_on_signal(task_status: trio.TaskStatus[None]) -> None:
+        has_terminal = sys.stderr.isatty()
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            # Whoever starts the node may have held it back until somebody listens.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            task_status.started()
+            async for _ in signals:
+                if lost_terminal(has_terminal):
+                    end(signal.SIGHUP)
+                    return
+                await service.serving.wait()
+                await service.reload()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(stop_on_signal)
+            if read_again is not None:
+                await nursery.start(reload_on_signal)
+            nursery.start_soon(service.extend_start)
             async with trio.open_nursery() as node:
                 with starting:
-                    start = partial(serve, config, stop, bootstrap=bootstrap, apps=apps)
+                    start = partial(
+                        serve,
+                        config,
+                        stop,
+                        bootstrap=bootstrap,
+                        apps=apps,
+                        service=service,
+                        sockets=sockets,
+                    )
                     on_ready(await node.start(start))
             nursery.cancel_scope.cancel()
 
@@ -95,6 +134,8 @@ def run(
         trio.run(main, strict_exception_groups=True)
     except BaseExceptionGroup as group:
         raise _cause(group) from None
+    finally:
+        service.manager.close()
 
 
 async def serve(
@@ -103,11 +144,14 @@ async def serve(
     *,
     bootstrap: bool = False,
     apps: Mapping[str, Path] | None = None,
+    service: Service | None = None,
+    sockets: Sequence[PassedSocket] = (),
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
     tls = _tls(config)
+    service = service or Service()
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     try:
         hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
@@ -129,7 +173,7 @@ async def serve(
             join = config.cluster.join
             await replica.load(joins=True)
         hub.position = replica.state.seq
-        listeners = await _listen(config.http.bind)
+        listeners = _passed(sockets) or await _listen(config.http.bind)
         raft_listeners = await _listen(config.raft.bind) if clustered else []
         members = None
         if clustered:
@@ -139,9 +183,7 @@ async def serve(
         broker = Broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
-        limits = config.limits
-        fanout_options = FanoutOptions(limits.heartbeat_seconds, limits.dead_reader_seconds)
-        streams = Streams(broker, Fanout(replica, hub, fanout_options), config)
+        streams = Streams(broker, Fanout(replica, hub, _fanout_options(config)), config)
         door = Door(
             app,
             listeners,
@@ -159,14 +201,26 @@ async def serve(
                 url = _url(config, door)
                 broker.http_url = config.http.public_url or url
                 log.info("serving url=%s node=%s version=%s", url, broker.node_id, __version__)
+                if service.reloader is not None:
+                    service.reloader.hooks += [
+                        _log_hook(),
+                        _limits_hook(broker, hub, door, publishing, streams.fanout, app),
+                        _settings_hook(replica),
+                        _pages_hook(publishing, streams, app),
+                        *([] if tls is None else [_certificate_hook(door)]),
+                    ]
                 task_status.started(Running(broker, url))
+                nursery.start_soon(service.run, replica)
+                await service.ready(partial(_status, broker, hub))
                 await _either(stop, replica.removed)
+                service.stopping()
                 if replica.removed.is_set():
                     log.warning("this node was removed from its cluster; it stops")
                 await replica.hand_over()
                 broker.draining = True
-                door.stop(config.limits.shutdown_seconds)
-                with trio.move_on_after(config.limits.shutdown_seconds):
+                shutdown_seconds = broker.config.limits.shutdown_seconds
+                door.stop(shutdown_seconds)
+                with trio.move_on_after(shutdown_seconds):
                     await replica.drain()  # what was taken is answered
                 hub.close()  # the streams say good-bye; the door then has nothing to wait for
             nursery.cancel_scope.cancel()
@@ -183,6 +237,77 @@ async def serve(
 
 async def _listen(address: Address) -> list[trio.SocketListener]:
     return await open_listeners(address.host, address.port, BACKLOG)
+
+
+def _passed(sockets: Sequence[PassedSocket]) -> list[trio.SocketListener]:
+    for each in sockets:
+        log.info("listening on a socket that was passed http=%s", each.address)
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(s.socket)) for s in sockets]
+
+
+def _status(broker: Broker, hub: Hub) -> str:
+    """The node in a few words, for the manager."""
+    term, leader = broker.leadership
+    if leader == broker.node_id:
+        role = "leads"
+    else:
+        role = f"follows {leader}" if leader else "knows no leader"
+    count = hub.statistics().subscribers
+    return f"{broker.node_id} {role} in term {term}, {count} stream{'s' * (count != 1)}"
+
+
+# What a reload can change, part by part.
+
+
+def _log_hook() -> Hook:
+    return Hook("log", LIVE["log"], lambda config: logs.configure(config.log))
+
+
+def _limits_hook(
+    broker: Broker,
+    hub: Hub,
+    door: Door,
+    publishing: Publishing,
+    fanout: Fanout,
+    app: QuartTrio,
+) -> Hook:
+    def apply(config: Config) -> None:
+        broker.reload(config)
+        hub.bound_tails(config.limits.tail_bytes)
+        door.take_options(_options(config))
+        fanout.take_options(_fanout_options(config))
+        publishing.reload(config)
+        reload_app(app, config)
+
+    return Hook("limits", LIVE["limits"], apply)
+
+
+def _settings_hook(replica: Replica) -> Hook:
+    """What a cluster shares: in force as soon as this node leads."""
+    return Hook(
+        "settings",
+        LIVE["settings"],
+        lambda config: replica.reconfigure(Broker.settings(config)),
+    )
+
+
+def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio) -> Hook:
+    def apply(config: Config) -> None:
+        publishing.reload(config)
+        streams.reload(config)
+        reload_app(app, config)
+
+    return Hook("pages", LIVE["pages"], apply)
+
+
+def _certificate_hook(door: Door) -> Hook:
+    def apply(config: Config) -> None:
+        context = _tls(config)
+        if context is None:
+            raise ConfigError("HTTPS is switched off by a restart only; give http.tls_certificate")
+        door.take_certificate(context)
+
+    return Hook("certificate", LIVE["certificate"], apply)
 
 
 def _adopted(hub: Hub, replica: Replica) -> None:
@@ -248,6 +373,10 @@ def _options(config: Config) -> DoorOptions:
         idle_timeout_seconds=limits.idle_timeout_seconds,
         write_timeout_seconds=limits.write_timeout_seconds,
     )
+
+
+def _fanout_options(config: Config) -> FanoutOptions:
+    return FanoutOptions(config.limits.heartbeat_seconds, config.limits.dead_reader_seconds)
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

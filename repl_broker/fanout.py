@@ -133,10 +133,7 @@ class Fanout:
     def __init__(self, replica: Replica, hub: Hub, options: FanoutOptions) -> None:
         self._replica = replica
         self._hub = hub
-        self._options = options
-        self._period = min(
-            options.heartbeat_seconds, max(options.dead_reader_seconds / CHECKS, TICK_SECONDS)
-        )
+        self.take_options(options)
         self._epoll = select.epoll()
         self._readers: list[Reader | None] = []  # by file descriptor
         self._count = 0
@@ -150,6 +147,13 @@ class Fanout:
         self._went_ahead = trio.lowlevel.ParkingLot()
         self._wheel_begins = trio.lowlevel.ParkingLot()
         self._emptied = trio.lowlevel.ParkingLot()
+
+    def take_options(self, options: FanoutOptions) -> None:
+        """Tend readers by these from now on; each when it is next looked at."""
+        self._options = options
+        self._period = min(
+            options.heartbeat_seconds, max(options.dead_reader_seconds / CHECKS, TICK_SECONDS)
+        )
 
     def __len__(self) -> int:
         """Readers there are."""

@@ -412,6 +412,11 @@ class Hub:
             return mark(event.seq), message_frame(self.epoch, event)
         return mark(event.position, removal=True), deleted_frame(self.epoch, event)
 
+    def bound_tails(self, bytes_max: int) -> None:
+        """Keep so many bytes of recent messages from now on."""
+        self._tail_bytes_max = bytes_max
+        self._trim()
+
     def _trim(self) -> None:
         while self._tail_bytes > self._tail_bytes_max:
             channel = self._order.popleft()

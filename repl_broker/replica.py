@@ -288,6 +288,7 @@ class Replica:
         self._deadline = 0.0  # when the next turn is due at the latest
         self._alarm = trio.CancelScope()  # of the driving task's wait for that
         self._awake = trio.Event()
+        self._rounds = trio.lowlevel.ParkingLot()  # woken by each round of the driving task
         self._failure: Exception | None = None  # of a turn, or of the disk
         self._seen = _Seen(Role.FOLLOWER, 0, None, has_committed=False)
         self._news = trio.lowlevel.ParkingLot()  # woken when that changes
@@ -412,6 +413,20 @@ class Replica:
             proposals.commit_seconds,
             tuple(proposals.commit_buckets),
         )
+
+    @property
+    def writing_seconds(self) -> float:
+        """For how long the disk has been at its present job; 0 if it has none.
+
+        Putting a received snapshot in the place of the log may take minutes, and does
+        not count.
+        """
+        return 0.0 if self._receiver.installing else self._writer.busy_seconds
+
+    async def prove_alive(self) -> None:
+        """Return once the task that drives the core has come round; for ever never, if it hangs."""
+        self._awake.set()
+        await self._rounds.park()
 
     # --- what callers use ---
 
@@ -764,6 +779,7 @@ class Replica:
         """Have the core take its turns in time, and end the node if one fails."""
         while True:
             self._awake = trio.Event()
+            self._rounds.unpark_all()
             self.turn()
             if self._failure is not None:
                 raise self._failure
@@ -1168,6 +1184,11 @@ class Replica:
             limit = LOG_BYTES_MAX if self._upkeep.is_held else LOG_BYTES_KEPT
             keep_after = min(keep_after, self._core.log.index_before(limit))
         self._post(Compact(keep_after))
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Have the cluster use other settings, as soon as this node leads."""
+        self._settings = settings
+        self._news.unpark_all()
 
     async def _configure(self) -> None:
         """As leader, have all nodes use what this node's file says."""

@@ -40,6 +40,11 @@ class Writer(Protocol):
         """Whether a quick job would be run in place now."""
         ...
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the present job has been running beside the event loop; 0 without one."""
+        ...
+
     def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
         """Run ``job``; then call ``done`` in the event loop, with what it raised: before this
         returns, if it was run in place. ``done`` must not raise."""
@@ -58,11 +63,17 @@ class ThreadWriter:
         self._jobs: SimpleQueue[tuple[Callable[[], None], Done, bool] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._under_way = 0  # jobs in the thread, or on their way there and back
+        self._job_began: float | None = None  # of the job in the thread, by ``clock``
         self._median_seconds = SLOW_SECONDS  # of quick jobs; nothing is known of the disk yet
 
     @property
     def is_quick(self) -> bool:
         return not self._under_way and self._median_seconds < IN_PLACE_SECONDS_MAX
+
+    @property
+    def busy_seconds(self) -> float:
+        began = self._job_began
+        return 0.0 if began is None else self._clock() - began
 
     def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
         if quick and self.is_quick:
@@ -79,7 +90,9 @@ class ThreadWriter:
     def _work(self, token: trio.lowlevel.TrioToken) -> None:
         while (item := self._jobs.get()) is not None:
             job, done, quick = item
+            self._job_began = self._clock()
             error = self._run(job, quick)
+            self._job_began = None
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._tell, done, error)
 

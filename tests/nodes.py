@@ -55,6 +55,7 @@ class Gate:
     def __init__(self) -> None:
         self.opened = trio.Event()
         self.opened.set()
+        self.busy_seconds = 0.0
         self._jobs: list[tuple[Callable[[], None], Done]] = []
 
     def shut(self) -> None:

@@ -14,7 +14,9 @@ from repl_broker.config import (
     RefusedError,
     keys,
     load,
+    replace_values,
     sections,
+    values_of,
 )
 
 EXAMPLE = Path(__file__).parents[1] / "cluster.toml.example"
@@ -226,6 +228,44 @@ def test_certificate_and_key_must_be_readable(tmp_path: Path) -> None:
     ]
     (tmp_path / "k.pem").write_text("")
     assert loaded(tmp_path, text).http.tls_certificate == certificate
+
+
+def test_a_credential_is_in_the_folder_of_this_start(tmp_path: Path) -> None:
+    (tmp_path / "cluster-secret").write_text("s" * 64)
+    text = "[cluster]\nsecret_file = '${CREDENTIALS_DIRECTORY}/cluster-secret'\n"
+    file = tmp_path / "F"
+    file.write_text(text)
+    config = load(file, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert config.cluster.secret_file == tmp_path / "cluster-secret"
+    by_variable = {
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+        "REPL_BROKER_CLUSTER_SECRET_FILE": "${CREDENTIALS_DIRECTORY}/cluster-secret",
+    }
+    assert load(environ=by_variable) == config
+
+
+def test_a_credential_that_is_not_there_is_named(tmp_path: Path) -> None:
+    text = "[cluster]\nsecret_file = '${CREDENTIALS_DIRECTORY}/cluster-secret'\n"
+    file = tmp_path / "F"
+    file.write_text(text)
+    with pytest.raises(InvalidConfigError, match=f"cannot read {tmp_path}/cluster-secret"):
+        load(file, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    with pytest.raises(InvalidConfigError, match="CREDENTIALS_DIRECTORY is not set"):
+        load(file, environ={})
+    assert load(file, environ={}, needs_credentials=False).node == Config().node
+
+
+def test_a_file_with_credentials_can_be_checked_where_there_are_none(tmp_path: Path) -> None:
+    text = "[cluster]\nsecret_file = '${CREDENTIALS_DIRECTORY}/cluster-secret'\n"
+    assert loaded(tmp_path, text).cluster.secret_file is not None
+
+
+def test_values_can_be_taken_out_and_put_back() -> None:
+    values = values_of(Config())
+    assert list(values) == list(keys())
+    changed = replace_values(Config(), {"topics.retention.messages": 7})
+    assert changed.topics.retention.messages == 7
+    assert replace_values(changed, {"topics.retention.messages": 10_000}) == Config()
 
 
 def test_a_wrong_boolean_in_the_environment_is_refused() -> None:

@@ -555,6 +555,17 @@ async def test_silence_is_broken_by_a_heartbeat_that_moves_the_cursor(
         assert 9 <= len(busy.receive()) <= 11
 
 
+async def test_another_interval_holds_for_streams_that_are_open(autojump_clock: MockClock) -> None:
+    async with scene() as there:
+        quiet = there.join("chat")
+        quiet.receive()
+        there.fan.take_options(FanoutOptions(heartbeat_seconds=1, dead_reader_seconds=60))
+        await trio.sleep(16)  # when it is looked at next, by what held before
+        quiet.receive()
+        await trio.sleep(10)
+        assert 9 <= len(quiet.receive()) <= 11
+
+
 async def test_the_id_of_a_heartbeat_does_not_overtake_a_message(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,14 @@ def test_take_gives_at_most_so_many_bytes_but_at_least_a_frame() -> None:
     assert taken(hub, channel, 2, 1) == [f"{EPOCH}-3"]
 
 
+def test_a_tighter_bound_drops_at_once_what_is_beyond_it() -> None:
+    hub, _ = hub_with("a")
+    publish(hub, *(message(seq, "a") for seq in range(1, 11)))
+    before = hub.statistics().tail_bytes
+    hub.bound_tails(before // 2)
+    assert 0 < hub.statistics().tail_bytes <= before // 2
+
+
 def test_the_tails_are_bounded_together_and_the_oldest_frame_goes_first() -> None:
     size = len(message_frame(EPOCH, message(1, "a"))) + FRAME_OVERHEAD_BYTES
     hub, a = hub_with("a", tail_bytes_max=4 * size)

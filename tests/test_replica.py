@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -521,3 +522,37 @@ async def test_statistics_count_writes_commands_and_times() -> None:
         assert sum(statistics.commit_buckets) == 3
         assert statistics.last_index == statistics.applied_index == 4, "and the no-op of the term"
         assert statistics.pending == 0
+
+
+# --- signs of life ---
+
+
+async def test_the_driving_task_proves_that_it_is_alive() -> None:
+    async with running_node() as node:
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await node.replica.prove_alive()
+            await node.replica.prove_alive()
+
+
+async def test_a_write_that_hangs_shows_but_not_while_a_snapshot_is_installed() -> None:
+    """That may take minutes, and starting anew would only begin it again."""
+    async with running_node() as node:
+        node.gate.busy_seconds = 50.0
+        assert node.replica.writing_seconds == 50.0
+        node.replica._receiver.installing = True
+        assert node.replica.writing_seconds == 0.0
+
+
+async def test_other_settings_are_agreed_on_while_the_node_leads() -> None:
+    async with running_node() as node:
+        replica = node.replica
+        settings = replace(replica.state.settings, auto_create=False)
+        replica.reconfigure(settings)
+        with trio.fail_after(5):
+            while replica.state.settings != settings:
+                await trio.lowlevel.checkpoint()
+        last = replica.statistics().last_index
+        replica.reconfigure(settings)
+        await wait_all_tasks_blocked()
+        assert replica.statistics().last_index == last, "the same again is no entry"

@@ -86,6 +86,26 @@ async def test_a_job_that_waits_does_not_stop_the_event_loop() -> None:
     await writer.close()
 
 
+async def test_a_job_that_hangs_shows_by_how_long_it_takes() -> None:
+    disk = Disk(seconds=0.0)
+    writer, jobs = ThreadWriter(disk), Jobs()
+    assert writer.busy_seconds == 0
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        _waited(go_on)
+
+    jobs.submit(writer, 1, hang)
+    await trio.to_thread.run_sync(began.wait)
+    disk.now += 7.0
+    assert writer.busy_seconds == 7.0
+    go_on.set()
+    await jobs.wait_heard(1)
+    assert writer.busy_seconds == 0
+    await writer.close()
+
+
 async def test_an_error_reaches_who_submitted_the_job_and_the_next_one_runs() -> None:
     """What may follow a failed write is not the writer's to say."""
     writer, jobs = ThreadWriter(), Jobs()

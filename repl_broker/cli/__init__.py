@@ -25,6 +25,7 @@ from repl_broker.cli.demo import demo
 from repl_broker.cli.publish import publish
 from repl_broker.cli.serve import serve
 from repl_broker.cli.subscribe import subscribe
+from repl_broker.cli.systemd import systemd
 from repl_broker.cli.topics import topics
 from repl_broker.cli.version import version
 from repl_broker.config import one_line
@@ -134,6 +135,7 @@ for _command in (
     backup,
     restore,
     config,
+    systemd,
     version,
 ):
     main.add_command(_command)

@@ -111,4 +111,4 @@ def data_dir_of(file: Path | None, given: Path | None) -> Path:
     """Where a node with this file, or with these options, has its data."""
     if given is not None:
         return given
-    return load(file, environ=os.environ).node.data_dir
+    return load(file, environ=os.environ, needs_credentials=False).node.data_dir

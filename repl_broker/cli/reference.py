@@ -31,6 +31,7 @@ from repl_broker.config import (
     Whole,
     sections,
 )
+from repl_broker.reload import is_live
 
 __all__ = ["command_line", "configuration", "example"]
 
@@ -106,6 +107,9 @@ def example() -> str:
         "# of the command line beat both. Bytes and times may also be strings with a unit:",
         '# "64 MiB", "24h".',
         "#",
+        "# On SIGHUP (systemctl reload repl-broker) a node reads it again, and applies the keys",
+        '# that say so. A path may begin with "${CREDENTIALS_DIRECTORY}/" (systemd).',
+        "#",
         "# Made by python -m repl_broker.cli.reference example",
     ]
     for section in sections():
@@ -113,7 +117,8 @@ def example() -> str:
         for key in section.keys:
             own_name = key.name.rpartition(".")[2]
             lines += ["", *comment(key.meaning)]
-            lines += comment(f"{sentence(values(key))} Default: {default(key)}.")
+            reload = " A reload applies it." if is_live(key.name) else ""
+            lines += comment(f"{sentence(values(key))} Default: {default(key)}.{reload}")
             if key.default is None:
                 lines.append(f"#{own_name} = {key.example}")
             else:
@@ -160,7 +165,14 @@ def configuration() -> str:
         f"Units of bytes: {bytes_units}. Units of time: {time_units}.",
         "",
         "In the environment an array is separated by commas, and an empty variable counts as not",
-        "set. Relative paths start at the working directory of the node.",
+        "set. Relative paths start at the working directory of the node. A path may begin with",
+        "`${CREDENTIALS_DIRECTORY}/`: the folder with what systemd hands to the service alone",
+        "(`LoadCredential=`).",
+        "",
+        "On SIGHUP (`systemctl reload repl-broker`) a node reads all four again. It applies the",
+        "keys that say so below, and names in its log each one that it applied and each one that",
+        "needs a restart. A configuration with problems changes nothing. Limits are for requests",
+        "and connections that come from then on.",
     ]
     for section in sections():
         lines += ["", f"## `[{section.name}]`", "", section.meaning]
@@ -170,6 +182,8 @@ def configuration() -> str:
             lines += [f"- Environment: `{key.variable}`"]
             if key.option:
                 lines += [f"- Option: `{key.option}`"]
+            if is_live(key.name):
+                lines += ["- A reload applies it."]
     return "\n".join(lines) + "\n"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import click
 
-from repl_broker import logs
+from repl_broker import logs, systemd
 from repl_broker.cli.options import KeyType
-from repl_broker.config import Address, load
+from repl_broker.config import Address, Config, load
 
 __all__ = ["serve"]
 
@@ -66,7 +67,14 @@ def serve(
     With no option: a single node, HTTP on 127.0.0.1:4080, data in ./repl-data. Every
     key of the configuration file can also be set in the environment, as
     REPL_BROKER_<SECTION>_<KEY>. Options beat the environment, which beats the file.
+
+    SIGHUP has all of them read again, and applies what can change while the node runs;
+    the log says what that was and what needs a restart. Under systemd the node says
+    when it is ready and how it is, and takes a listening socket that it is passed in the
+    place of [http] bind.
     """
+    # A SIGHUP that comes before somebody listens waits, rather than ends the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     given: dict[str, object] = {
         "node.id": node_id,
         "node.data_dir": data_dir,
@@ -75,10 +83,24 @@ def serve(
         "cluster.join": join or None,
         "log.level": log_level,
     }
-    options = {name: value for name, value in given.items() if value is not None}
-    config = load(file, environ=os.environ, options=options)
+    try:
+        run(file, {name: value for name, value in given.items() if value is not None}, bootstrap)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def run(file: Path | None, options: dict[str, object], bootstrap: bool) -> None:
+    sockets = systemd.passed_sockets(os.environ)
+    if sockets:  # an option, so that whatever depends on where the node listens is checked
+        options["http.bind"] = systemd.widest(sockets)
+
+    def read() -> Config:
+        return load(file, environ=os.environ, options=options)
+
+    config = read()
     logs.configure(config.log)
+    manager = systemd.Manager.from_environment(os.environ)
 
     from repl_broker import daemon
 
-    daemon.run(config, bootstrap=bootstrap)
+    daemon.run(config, bootstrap=bootstrap, read_again=read, manager=manager, sockets=sockets)

@@ -22,16 +22,17 @@ class AccessLog:
     """ASGI around ``app``. The query is left out, since it may hold a token.
 
     An event stream's line comes when the stream ends. ``status=-`` is a client
-    that left before the answer began.
+    that left before the answer began. It is written as long as ``on`` is set.
     """
 
-    def __init__(self, app: ASGIFramework) -> None:
+    def __init__(self, app: ASGIFramework, *, on: bool = True) -> None:
         self._app = app
+        self.on = on
 
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not self.on:
             return await self._app(scope, receive, send)
         status, started = "-", trio.current_time()
 

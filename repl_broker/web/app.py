@@ -10,8 +10,10 @@ compares the two. The dashboard (ui.py) is beside it: its routes are the page's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from quart import Response, request
 from quart_trio import QuartTrio
@@ -33,7 +35,9 @@ from repl_broker.web.statics import StaticFiles
 from repl_broker.web.topics import Topics
 from repl_broker.web.ui import Dashboard
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "reload_app"]
+
+RELOADED: Final = "repl_broker"  # where the application keeps what ``reload_app`` changes
 
 
 def create_app(
@@ -50,19 +54,39 @@ def create_app(
     app = QuartTrio("repl_broker", static_folder=None)
     app.request_class = BrokerRequest
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
-    app.config["MAX_CONTENT_LENGTH"] = config.limits.batch_bytes
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
-    _route(app, broker, BodyLimits.of(config.limits), Operations(broker, door))
+    limits = BodyLimits(config.limits)
+    _route(app, broker, limits, Operations(broker, door))
     Dashboard(broker, config, door).register(app)
     for path, folder in apps.items():
         StaticFiles(path, folder).register(app)
     problems.register(app)
     app.before_request(_answer_options)
     app.after_request(_protect)
-    cors.register(app, config.http.cors_origins)
-    if config.http.access_log:
-        app.asgi_app = AccessLog(app.asgi_app)  # type: ignore[method-assign]
+    access_log = AccessLog(app.asgi_app)
+    app.asgi_app = access_log  # type: ignore[method-assign]
+    app.extensions[RELOADED] = live = _Live(limits, access_log)
+    cors.register(app, lambda: live.origins)
+    reload_app(app, config)
     return app
+
+
+@dataclass(slots=True)
+class _Live:
+    """What of an application the configuration may change while the node serves."""
+
+    limits: BodyLimits
+    access_log: AccessLog
+    origins: Collection[str] = ()
+
+
+def reload_app(app: QuartTrio, config: Config) -> None:
+    """Hold requests that come from now on to another configuration."""
+    live: _Live = app.extensions[RELOADED]
+    app.config["MAX_CONTENT_LENGTH"] = config.limits.batch_bytes
+    live.limits.take(config.limits)
+    live.access_log.on = config.http.access_log
+    live.origins = config.http.cors_origins
 
 
 def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Operations) -> None:

@@ -35,21 +35,26 @@ class BodyLimit(NamedTuple):
     seconds: float  # for the whole body to arrive
 
 
-class BodyLimits(NamedTuple):
-    """The limits of a node, by what a body holds."""
+class BodyLimits:
+    """The limits of a node, by what a body holds. ``take`` changes them while it serves."""
 
     message: BodyLimit
     batch: BodyLimit
     object: BodyLimit
 
-    @classmethod
-    def of(cls, limits: LimitsConfig) -> BodyLimits:
+    def __init__(self, limits: LimitsConfig) -> None:
+        self.take(limits)
+
+    def take(self, limits: LimitsConfig) -> None:
+        """For requests that come from now on."""
         seconds = limits.body_timeout_seconds
-        return cls(
-            BodyLimit(limits.message_bytes, "message_too_large", "[limits] message_bytes", seconds),
-            BodyLimit(limits.batch_bytes, "batch_too_large", "[limits] batch_bytes", seconds),
-            BodyLimit(OBJECT_BYTES_MAX, "message_too_large", "fixed", seconds),
+        self.message = BodyLimit(
+            limits.message_bytes, "message_too_large", "[limits] message_bytes", seconds
         )
+        self.batch = BodyLimit(
+            limits.batch_bytes, "batch_too_large", "[limits] batch_bytes", seconds
+        )
+        self.object = BodyLimit(OBJECT_BYTES_MAX, "message_too_large", "fixed", seconds)
 
 
 class BrokerRequest(TrioRequest):

@@ -6,7 +6,7 @@ with ``*``. Credentials (cookies) are never allowed: a token travels in a header
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from quart import Response, request
@@ -19,13 +19,14 @@ EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After"
 MAX_AGE_SECONDS: Final = 600  # for which a browser need not ask again
 
 
-def register(app: QuartTrio, origins: Collection[str]) -> None:
-    """Allow ``origins`` to read what ``app`` answers; with none, pages of this node only."""
-    if not origins:
-        return
+def register(app: QuartTrio, origins: Callable[[], Collection[str]]) -> None:
+    """Allow ``origins`` to read what ``app`` answers; with none, pages of this node only.
+
+    They are asked for at each answer, since they may change while the node serves.
+    """
 
     async def allow(response: Response) -> Response:
-        headers = permission(origins, request.headers.get("Origin", ""))
+        headers = permission(origins(), request.headers.get("Origin", ""))
         response.headers.update(headers)
         if "Access-Control-Allow-Origin" not in headers:
             return response

@@ -246,6 +246,17 @@ class Door:
         self._failed = 0
         self._accept_failed_at = -_ACCEPT_BURST_SECONDS
 
+    def take_options(self, options: DoorOptions) -> None:
+        """Hold connections that come from now on to other limits."""
+        self.options = options
+        self.hypercorn_config = _hypercorn_config(options)
+
+    def take_certificate(self, ssl_context: ssl.SSLContext) -> None:
+        """Show another certificate from now on. Connections that are open keep theirs."""
+        assert self.ssl_context is not None, "what speaks TLS is decided at the start"
+        ssl_context.set_alpn_protocols(["http/1.1"])
+        self.ssl_context = ssl_context
+
     @property
     def port(self) -> int:
         """The TCP port of the first listener: the kernel's choice if 0 was asked for."""
@@ -280,7 +291,7 @@ class Door:
             try:
                 async with trio.open_nursery() as beside:
                     if self._publishing is not None:
-                        beside.start_soon(self._watch, self._publishing.body_seconds)
+                        beside.start_soon(self._watch, self._publishing)
                     if self._fanout is not None:
                         await beside.start(self._fanout.run)
                     async with trio.open_nursery() as nursery:
@@ -395,15 +406,19 @@ class Door:
             self._open.discard(client)
             client.transport.abort()
 
-    async def _watch(self, body_seconds: float) -> None:
+    async def _watch(self, publishing: Publishing) -> None:
         """Give up on the clients of Publishers that keep us waiting for too long.
 
         A wait that begins later than this looks is not over before the shortest
         of all limits is.
         """
-        options = self.options
-        shortest = min(options.header_timeout_seconds, options.idle_timeout_seconds, body_seconds)
         while True:
+            options = self.options
+            shortest = min(
+                options.header_timeout_seconds,
+                options.idle_timeout_seconds,
+                publishing.body_seconds,
+            )
             now = trio.current_time()
             nearest = now + shortest
             for client in self._open:

@@ -33,8 +33,14 @@ class Publishing:
 
     def __init__(self, broker: Broker, config: Config) -> None:
         self._broker = broker
-        self._limits = BodyLimits.of(config.limits)
+        self._limits = BodyLimits(config.limits)
         self._shell = Shell(config.http.cors_origins)
+        self._log_access = config.http.access_log
+
+    def reload(self, config: Config) -> None:
+        """Hold requests that come from now on to another configuration."""
+        self._limits.take(config.limits)
+        self._shell.origins = config.http.cors_origins
         self._log_access = config.http.access_log
 
     @property

@@ -35,7 +35,7 @@ class Shell:
     """Writes answers for pages of ``origins``, and for whoever is no page."""
 
     def __init__(self, origins: Collection[str]) -> None:
-        self._origins = origins
+        self.origins = origins
         self._date_second = 0
         self._date = b""
 
@@ -67,9 +67,9 @@ class Shell:
         )
 
     def _permission(self, origin: str) -> bytes:
-        if not self._origins:
+        if not self.origins:
             return b""
-        fields = cors.permission(self._origins, origin).items()
+        fields = cors.permission(self.origins, origin).items()
         return "".join(f"{name.lower()}: {value}\r\n" for name, value in fields).encode("latin-1")
 
     def _now(self) -> bytes:

@@ -38,6 +38,11 @@ class Streams:
         self._shell = Shell(config.http.cors_origins)
         self._log_access = config.http.access_log
 
+    def reload(self, config: Config) -> None:
+        """Hold requests that come from now on to another configuration."""
+        self._shell.origins = config.http.cors_origins
+        self._log_access = config.http.access_log
+
     def open(self, head: EventsHead, transport: Transport, peer: str) -> Answer | None:
         """Give the socket to the fan-out, and None; or say why there is no stream."""
         started = trio.current_time()

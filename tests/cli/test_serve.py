@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 import repl_broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError, StorageError
+from repl_broker.systemd import Manager, PassedSocket
 from tests.cli.conftest import Run
 
 demo = importlib.import_module("repl_broker.cli.demo")  # the package has the command there
@@ -26,6 +28,9 @@ class FakeDaemon:
         self.apps: Mapping[str, Path] = {}
         self.bootstrap = False
         self.error: Exception | None = None
+        self.read_again: Callable[[], Config] | None = None
+        self.manager: Manager | None = None
+        self.sockets: Sequence[PassedSocket] = ()
 
     def run(
         self,
@@ -34,8 +39,14 @@ class FakeDaemon:
         bootstrap: bool = False,
         apps: Mapping[str, Path] | None = None,
         on_ready: Callable[[SimpleNamespace], None] = lambda running: None,
+        read_again: Callable[[], Config] | None = None,
+        manager: Manager | None = None,
+        sockets: Sequence[PassedSocket] = (),
     ) -> None:
         self.config = config
+        self.read_again = read_again
+        self.manager = manager
+        self.sockets = sockets
         self.bootstrap = bootstrap
         self.apps = apps or {}
         if self.error is not None:
@@ -96,6 +107,40 @@ def test_bootstrap_and_join_reach_the_daemon(run: Run, daemon: FakeDaemon) -> No
     assert not daemon.bootstrap
     assert daemon.config is not None
     assert daemon.config.cluster.join == (Address("10.0.0.1", 4081), Address("10.0.0.2", 4081))
+
+
+def test_what_is_read_again_is_held_to_the_same_options(
+    run: Run, daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("[limits]\nconnections = 5\n[node]\nid = 'file'\n")
+    assert run("serve", "--config", str(file), "--node-id", "n7").exit_code == 0
+    file.write_text("[limits]\nconnections = 6\n[node]\nid = 'other'\n")
+    assert daemon.read_again is not None
+    again = daemon.read_again()
+    assert (again.limits.connections, again.node.id) == (6, "n7")
+
+
+def test_the_manager_is_taken_from_the_environment_and_nothing_is_left_of_it(
+    run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+        assert run("serve").exit_code == 0
+        assert daemon.manager is not None
+        assert daemon.manager.watchdog_seconds == 2
+        assert "NOTIFY_SOCKET" not in os.environ
+        daemon.manager.close()
+        assert run("serve").exit_code == 0
+        assert not daemon.manager.listens
+
+
+def test_a_hangup_is_held_back_until_the_daemon_listens(run: Run, daemon: FakeDaemon) -> None:
+    daemon.error = StorageError("no space left")
+    assert run("serve").exit_code == 1
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_what_the_daemon_raises_is_one_line(run: Run, daemon: FakeDaemon) -> None:

@@ -49,11 +49,12 @@ def stop_in_time(node: Node, number: signal.Signals) -> None:
 
 
 @both_signals
+@pytest.mark.parametrize("keys", [{}, {"test_quart_only": 1}], ids=["in place", "by Quart"])
 def test_idle_streams_are_told_to_come_back_at_different_times(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, keys: dict[str, int], tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(STREAMS) as threads, ExitStack() as opened:
-        node = opened.enter_context(Node(tmp_path / "data"))
+        node = opened.enter_context(Node(tmp_path / "data", **keys))
         node.start()
         node.publish("chat", "before")
         streams = [

@@ -1095,6 +1095,38 @@ async def test_tls_serves_http11_only(
         assert await client.receive_end() == b""
 
 
+async def test_another_certificate_is_for_those_who_come_from_now_on(
+    authority: trustme.CA, server_context: ssl.SSLContext
+) -> None:
+    later = trustme.CA()
+    renewed = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    later.issue_cert("localhost").configure_cert(renewed)
+    async with (
+        open_door(quart_app(), ssl_context=server_context) as door,
+        connect_tls(door, authority) as before,
+    ):
+        assert (await before.get("/hello")).body == b"hello"
+        door.take_certificate(renewed)
+        async with connect_tls(door, later) as after:
+            assert (await after.get("/hello")).body == b"hello"
+            assert isinstance(after.stream, trio.SSLStream)
+            assert after.stream.selected_alpn_protocol() == "http/1.1"
+        assert (await before.get("/hello")).body == b"hello"
+
+
+async def test_other_limits_are_for_those_who_come_from_now_on() -> None:
+    async with open_door(quart_app(), connections_max=2) as door, connect(door) as inside:
+        assert (await inside.get("/hello")).body == b"hello"
+        door.take_options(DoorOptions(connections_max=1, header_bytes_max=2000))
+        async with connect(door) as late:
+            assert (await late.receive_answer()).status == 429
+        door.take_options(DoorOptions(connections_max=2, header_bytes_max=2000))
+        async with connect(door) as wordy:
+            await wordy.send(b"GET /hello HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 4000)
+            assert (await wordy.receive_answer()).status == 431
+        assert (await inside.get("/hello")).body == b"hello"
+
+
 async def test_tls_handshake_is_bounded(
     authority: trustme.CA, server_context: ssl.SSLContext
 ) -> None:
