@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ import trio
 
 from repl_broker import __version__, cluster
 from repl_broker.broker import Broker
+from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config
-from repl_broker.errors import ConfigError, ReplBrokerError
+from repl_broker.errors import ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
 from repl_broker.members import Members
@@ -52,6 +52,7 @@ class Running:
 
     broker: Broker
     url: str
+    certificates: Certificates
 
 
 def run(
@@ -107,7 +108,7 @@ async def serve(
 ) -> None:
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
-    tls = _tls(config)
+    certificates = Certificates(config)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     try:
         hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
@@ -125,7 +126,11 @@ async def serve(
         await replica.load(joins=bool(join))
         clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
         secret = cluster.read_secret(config) if clustered else b""
-        if bootstrap and replica.is_empty and await cluster.find_cluster(replica, config, secret):
+        if (
+            bootstrap
+            and replica.is_empty
+            and await cluster.find_cluster(replica, config, secret, certificates)
+        ):
             join = config.cluster.join
             await replica.load(joins=True)
         hub.position = replica.state.seq
@@ -135,7 +140,7 @@ async def serve(
         if clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
-            transport = cluster.connect(replica, members, secret)
+            transport = cluster.connect(replica, members, secret, certificates)
         broker = Broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
@@ -148,7 +153,7 @@ async def serve(
             _options(config),
             publishing=publishing,
             streams=streams,
-            ssl_context=tls,
+            ssl_context=certificates.http if certificates.has_http else None,
         )
         async with trio.open_nursery() as nursery:
             if members is not None:
@@ -159,7 +164,7 @@ async def serve(
                 url = _url(config, door)
                 broker.http_url = config.http.public_url or url
                 log.info("serving url=%s node=%s version=%s", url, broker.node_id, __version__)
-                task_status.started(Running(broker, url))
+                task_status.started(Running(broker, url, certificates))
                 await _either(stop, replica.removed)
                 if replica.removed.is_set():
                     log.warning("this node was removed from its cluster; it stops")
@@ -248,22 +253,6 @@ def _options(config: Config) -> DoorOptions:
         idle_timeout_seconds=limits.idle_timeout_seconds,
         write_timeout_seconds=limits.write_timeout_seconds,
     )
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    certificate, key = config.http.tls_certificate, config.http.tls_key
-    if certificate is None or key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the certificate {str(certificate)!r} with the key {str(key)!r} cannot be used: "
-            f"{error}; both must be PEM files that belong together"
-        ) from None
-    return context
 
 
 def _url(config: Config, door: Door) -> str:

@@ -39,7 +39,7 @@ LAYERS = (
     ("wire", "sse", "wal", "journal"),
     ("command",),
     ("message",),
-    ("logs",),
+    ("logs", "certificates"),
     ("config",),
     ("errors",),
     ("raft.*",),

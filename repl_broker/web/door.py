@@ -206,8 +206,8 @@ class Door:
 
     Ordinary publishes are answered by ``publishing`` instead, if it is given, and
     event streams are opened by ``streams``, whose fan-out runs as long as the door. With
-    an ``ssl_context`` every connection is TLS, and all of it the app's; the
-    context's ALPN is set to ``http/1.1``. The door owns the listeners and closes
+    an ``ssl_context`` every connection is TLS, with the context that this gives when
+    the connection begins, and all of it the app's. The door owns the listeners and closes
     them. It sends no lifespan events: starting and stopping the application is
     the caller's.
     """
@@ -220,10 +220,8 @@ class Door:
         *,
         publishing: Publishing | None = None,
         streams: Streams | None = None,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        if ssl_context is not None:
-            ssl_context.set_alpn_protocols(["http/1.1"])
         self.app = app
         self.options = options
         self.ssl_context = ssl_context
@@ -413,7 +411,7 @@ class Door:
             with trio.move_on_after(self.options.linger_timeout_seconds):
                 stream: trio.abc.Stream = transport
                 if self.ssl_context is not None:
-                    stream = _server_side(transport, self.ssl_context)
+                    stream = _server_side(transport, self.ssl_context())
                 await stream.send_all(_too_many_connections(self.options.connections_max))
                 if stream is transport:
                     transport.send_eof()
@@ -538,7 +536,7 @@ class Connection:
         try:
             self._limit(self._options.tls_handshake_timeout_seconds)
             if self._door.ssl_context is not None:
-                self._stream = _server_side(self.transport, self._door.ssl_context)
+                self._stream = _server_side(self.transport, self._door.ssl_context())
                 await self._stream.do_handshake()
             self._limit(self._options.header_timeout_seconds)
             if self._rest is not None:

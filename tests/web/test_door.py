@@ -29,6 +29,7 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from repl_broker.certificates import ALPN
 from repl_broker.errors import ConfigError
 from repl_broker.web import door as door_module
 from repl_broker.web.door import Door, DoorOptions, DoorStatistics, open_listeners
@@ -176,7 +177,8 @@ async def open_door(
     """A running door; at the end it must stop by itself, with nobody cut off late."""
     with trio.fail_after(TEST_SECONDS_MAX):
         listeners = listeners or await open_listeners("127.0.0.1", 0, 16)
-        door = Door(app, listeners, DoorOptions(**limits), ssl_context=ssl_context)  # type: ignore[arg-type]
+        give = None if ssl_context is None else lambda: ssl_context
+        door = Door(app, listeners, DoorOptions(**limits), ssl_context=give)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             await nursery.start(door.run)
             yield door
@@ -1041,6 +1043,7 @@ def authority() -> trustme.CA:
 @pytest.fixture
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols([*ALPN])
     authority.issue_cert("localhost").configure_cert(context)
     return context
 
