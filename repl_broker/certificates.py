@@ -18,12 +18,14 @@ import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import trio
 
 from repl_broker.config import Config, InvalidConfigError
 from repl_broker.errors import ConfigError
 
-__all__ = ["Certificates", "PeerContexts", "explain", "problems"]
+__all__ = ["Certificates", "PeerContexts", "alert_of", "explain", "problems"]
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,12 @@ def explain(error: ssl.SSLError) -> str:
         remedy = _REMEDIES.get(error.verify_code, "see openssl-verify(1)")
         return f"{message}; {remedy}"
     return error.reason or str(error)
+
+
+def alert_of(stream: trio.SSLStream[Any]) -> bytes:
+    """What the other is to be told of a handshake that failed; Trio 0.35 does not send it."""
+    alert: bytes = stream._outgoing.read()
+    return alert
 
 
 def _http_context(config: Config, found: list[str]) -> ssl.SSLContext | None:

@@ -45,7 +45,7 @@ import msgpack
 import msgspec
 import trio
 
-from repl_broker.certificates import PeerContexts, explain
+from repl_broker.certificates import PeerContexts, alert_of, explain
 from repl_broker.errors import ReplBrokerError
 from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.rpc import Rpc
@@ -598,9 +598,9 @@ class _Tls:
         return data
 
     async def _part(self) -> None:
-        """Tell the other why: Trio does not send the alert of a handshake that failed."""
+        """Tell the other why."""
         with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(PARTING_SECONDS):
-            await self._below.send_all(self._stream._outgoing.read() or NO_TLS_HERE)
+            await self._below.send_all(alert_of(self._stream) or NO_TLS_HERE)
             await self._below.send_eof()
             # What is not read makes a reset of the end, which may overtake the alert.
             while self._accepts and await self._below.receive_some(HELLO_BYTES_MAX):

@@ -61,6 +61,7 @@ from hypercorn.typing import (
     TaskGroup,
 )
 
+from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.web.head import begins_in_place, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
@@ -537,7 +538,7 @@ class Connection:
             self._limit(self._options.tls_handshake_timeout_seconds)
             if self._door.ssl_context is not None:
                 self._stream = _server_side(self.transport, self._door.ssl_context())
-                await self._stream.do_handshake()
+                await _shake_hands(self._stream)
             self._limit(self._options.header_timeout_seconds)
             if self._rest is not None:
                 self._reading.deadline = self._rest.header_due
@@ -1010,6 +1011,15 @@ def _hypercorn_config(options: DoorOptions) -> HypercornConfig:
 
 def _server_side(transport: Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
     return trio.SSLStream(transport, context, server_side=True)
+
+
+async def _shake_hands(stream: trio.SSLStream[trio.abc.Stream]) -> None:
+    """Raises BrokenResourceError, when the client has been told why."""
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError:
+        await stream.transport_stream.send_all(alert_of(stream))
+        raise
 
 
 def _too_many_connections(connections_max: int) -> bytes:
