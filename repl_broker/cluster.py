@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import trio
 
+from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError
 from repl_broker.members import Joiner, Members
@@ -56,7 +57,9 @@ def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
     return belongs or bootstrap or bool(join)
 
 
-async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
+async def find_cluster(
+    replica: Replica, config: Config, secret: bytes, certificates: Certificates
+) -> bool:
     """Whether one of ``[cluster] join`` belongs to a cluster: then nobody must start another.
 
     Asked before a node with an empty store bootstraps: it may have lost its data.
@@ -68,6 +71,7 @@ async def find_cluster(replica: Replica, config: Config, secret: bytes) -> bool:
         on_rpc=lambda rpc: None,
         on_request=_no_request,
         admit=lambda node_id, incarnation, cluster_id: None,
+        tls=certificates.peers if certificates.has_peers else None,
     )
     found: list[str] = []
     refusals: list[str] = []
@@ -185,7 +189,9 @@ def _is_wildcard(host: str) -> bool:
         return False
 
 
-def connect(replica: Replica, members: Members, secret: bytes) -> Transport:
+def connect(
+    replica: Replica, members: Members, secret: bytes, certificates: Certificates
+) -> Transport:
     """Have replica and members talk to their peers."""
 
     def removed(reason: str) -> None:
@@ -201,6 +207,7 @@ def connect(replica: Replica, members: Members, secret: bytes) -> Transport:
         on_unreachable=replica.lost,
         on_removed=removed,
         on_received=replica.turn,
+        tls=certificates.peers if certificates.has_peers else None,
     )
     replica.peers = transport
     members.connect(transport)

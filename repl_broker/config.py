@@ -339,7 +339,14 @@ def is_http_url(text: str) -> bool:
 
 
 def is_origin(text: str) -> bool:
-    return text == "*" or (is_http_url(text) and urlsplit(text).path == "")
+    """As browsers write them; another spelling would never be equal to what they send."""
+    if text == "*":
+        return True
+    if not is_http_url(text) or text != text.lower():
+        return False
+    url = urlsplit(text)
+    default_port = {"http": 80, "https": 443}[url.scheme]
+    return text == f"{url.scheme}://{url.netloc}" and url.port != default_port and text[-1] != ":"
 
 
 NAME: Final = Text(
@@ -347,7 +354,11 @@ NAME: Final = Text(
     lambda text: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is not None,
 )
 URL: Final = Text("an http:// or https:// URL", is_http_url)
-ORIGIN: Final = Text('"*" or an origin such as "https://app.example"', is_origin)
+ORIGIN: Final = Text(
+    '"*" or an origin as browsers send it: such as "https://app.example", in lower case, without '
+    "a path and without the default port",
+    is_origin,
+)
 
 
 T = TypeVar("T")
@@ -462,6 +473,28 @@ class RaftConfig:
         Whole("entries", 100, 10_000_000),
         "How many log entries to apply before the next snapshot. More: a longer restart "
         "and a longer log, fewer snapshots.",
+    )
+    tls_certificate: Path | None = key(
+        None,
+        FilePath(),
+        "A PEM file with the certificate that this node shows to its peers, and those between it "
+        "and the CA. It must name the host by which peers reach the node, and be good for servers "
+        "and for clients. With tls_key and tls_ca nodes speak TLS with each other; all three or "
+        "none, on every node alike.",
+        example='"node.pem"',
+    )
+    tls_key: Path | None = key(
+        None,
+        FilePath(),
+        "A PEM file with the private key of tls_certificate, not encrypted.",
+        example='"node.key"',
+    )
+    tls_ca: Path | None = key(
+        None,
+        FilePath(),
+        "A PEM file with the certificates of the CAs that sign those of the nodes. Who shows no "
+        "certificate of theirs is no peer. Use a CA of the cluster's own.",
+        example='"cluster-ca.pem"',
     )
 
 
@@ -817,6 +850,16 @@ def contradictions(config: Config) -> Iterator[str]:
         if http.tls_certificate is None:
             there, missing = missing, there
         yield f"{there} needs {missing}: give both, or neither"
+    wanted = {
+        "raft.tls_certificate": raft.tls_certificate,
+        "raft.tls_key": raft.tls_key,
+        "raft.tls_ca": raft.tls_ca,
+    }
+    absent = [name for name, file in wanted.items() if file is None]
+    if absent and len(absent) < len(wanted):
+        there = " and ".join(name for name in wanted if name not in absent)
+        needs = "needs" if len(absent) == 2 else "need"
+        yield f"{there} {needs} {' and '.join(absent)}: give all three, or none"
     least = HEARTBEATS_PER_ELECTION_TIMEOUT * raft.heartbeat_interval_ms
     if raft.election_timeout_ms < least:
         yield (
@@ -831,6 +874,7 @@ def contradictions(config: Config) -> Iterator[str]:
     for name, file in (
         ("http.tls_certificate", http.tls_certificate),
         ("http.tls_key", http.tls_key),
+        *wanted.items(),
         ("cluster.secret_file", config.cluster.secret_file),
     ):
         if file is not None and not is_credential(file):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,8 +25,9 @@ from quart_trio import QuartTrio
 
 from repl_broker import __version__, cluster, logs
 from repl_broker.broker import Broker
+from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config
-from repl_broker.errors import ConfigError, ReplBrokerError
+from repl_broker.errors import ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
 from repl_broker.members import Members
@@ -57,6 +57,7 @@ class Running:
 
     broker: Broker
     url: str
+    certificates: Certificates
 
 
 def run(
@@ -150,7 +151,7 @@ async def serve(
 ) -> None:
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
-    tls = _tls(config)
+    certificates = Certificates(config)
     service = service or Service()
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     try:
@@ -169,7 +170,11 @@ async def serve(
         await replica.load(joins=bool(join))
         clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
         secret = cluster.read_secret(config) if clustered else b""
-        if bootstrap and replica.is_empty and await cluster.find_cluster(replica, config, secret):
+        if (
+            bootstrap
+            and replica.is_empty
+            and await cluster.find_cluster(replica, config, secret, certificates)
+        ):
             join = config.cluster.join
             await replica.load(joins=True)
         hub.position = replica.state.seq
@@ -179,7 +184,7 @@ async def serve(
         if clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
-            transport = cluster.connect(replica, members, secret)
+            transport = cluster.connect(replica, members, secret, certificates)
         broker = Broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
@@ -190,7 +195,7 @@ async def serve(
             _options(config),
             publishing=publishing,
             streams=streams,
-            ssl_context=tls,
+            ssl_context=certificates.http if certificates.has_http else None,
         )
         async with trio.open_nursery() as nursery:
             if members is not None:
@@ -207,9 +212,9 @@ async def serve(
                         _limits_hook(broker, hub, door, publishing, streams.fanout, app),
                         _settings_hook(replica),
                         _pages_hook(publishing, streams, app),
-                        *([] if tls is None else [_certificate_hook(door)]),
+                        Hook("certificates", LIVE["certificates"], certificates.reload),
                     ]
-                task_status.started(Running(broker, url))
+                task_status.started(Running(broker, url, certificates))
                 nursery.start_soon(service.run, replica)
                 await service.ready(partial(_status, broker, hub))
                 await _either(stop, replica.removed)
@@ -300,16 +305,6 @@ def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio) -> Hoo
     return Hook("pages", LIVE["pages"], apply)
 
 
-def _certificate_hook(door: Door) -> Hook:
-    def apply(config: Config) -> None:
-        context = _tls(config)
-        if context is None:
-            raise ConfigError("HTTPS is switched off by a restart only; give http.tls_certificate")
-        door.take_certificate(context)
-
-    return Hook("certificate", LIVE["certificate"], apply)
-
-
 def _adopted(hub: Hub, replica: Replica) -> None:
     """A cluster has taken this node in: ids are of its epoch now."""
     hub.epoch = replica.epoch
@@ -377,22 +372,6 @@ def _options(config: Config) -> DoorOptions:
 
 def _fanout_options(config: Config) -> FanoutOptions:
     return FanoutOptions(config.limits.heartbeat_seconds, config.limits.dead_reader_seconds)
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    certificate, key = config.http.tls_certificate, config.http.tls_key
-    if certificate is None or key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the certificate {str(certificate)!r} with the key {str(key)!r} cannot be used: "
-            f"{error}; both must be PEM files that belong together"
-        ) from None
-    return context
 
 
 def _url(config: Config, door: Door) -> str:

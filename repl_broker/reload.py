@@ -39,7 +39,10 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("limits.idempotency_keys", "limits.idempotency_seconds"),
     ),
     "pages": ("http.cors_origins", "http.access_log"),
-    "certificate": ("http.tls_certificate", "http.tls_key"),
+    "certificates": (
+        *("http.tls_certificate", "http.tls_key"),
+        *("raft.tls_certificate", "raft.tls_key", "raft.tls_ca"),
+    ),
 }
 
 

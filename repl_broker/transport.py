@@ -14,6 +14,11 @@ cluster's secret, of both sides' words with both nonces and the prover's part:
 one that is recorded proves nothing later, and one cannot be sent back to its
 maker. Whoever fails gets a reason, is counted, and disturbs nobody.
 
+With ``tls`` all of this goes through TLS, in which both sides show a certificate
+of the cluster's CA, and the acceptor one that has the host that was dialled. The
+proofs then cover both certificates as well (RFC 5929 section 4 has the idea): who
+stands in the middle with another certificate, however good, cannot pass them on.
+
 A frame is four bytes of length, most significant first, and a msgpack array.
 All that waits when the writer is free goes out in one send. A cut leaves TCP
 open in silence, so every wait has a deadline and unacknowledged data a limit
@@ -29,9 +34,10 @@ import os
 import random
 import secrets
 import socket
+import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -39,6 +45,7 @@ import msgpack
 import msgspec
 import trio
 
+from repl_broker.certificates import PeerContexts, alert_of, explain
 from repl_broker.errors import ReplBrokerError
 from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.rpc import Rpc
@@ -61,6 +68,10 @@ HELLO_BYTES_MAX: Final = 4096  # of a frame before the handshake is done
 READ_BYTES: Final = 256 << 10
 KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
+TLS_PIECE_BYTES: Final = 256 << 10  # encrypted at a time; others have their turn in between
+PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
+# RFC 8446 section 6: alert, fatal, protocol_version. For who speaks TLS where none is wanted.
+NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
 
@@ -166,7 +177,8 @@ class Transport:
     raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
     against a peer that knows the secret, or None. ``on_removed`` is told when a
     peer says that this node was removed; ``on_received`` is called when all RPCs
-    that had arrived were given to ``on_rpc``.
+    that had arrived were given to ``on_rpc``. ``tls`` gives the contexts of a
+    connection that begins; without it nothing is encrypted.
     """
 
     def __init__(
@@ -180,6 +192,7 @@ class Transport:
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,
         on_received: Callable[[], None] = lambda: None,
+        tls: Callable[[], PeerContexts] | None = None,
         options: TransportOptions | None = None,
     ) -> None:
         self.me = me
@@ -191,6 +204,7 @@ class Transport:
         self._on_unreachable = on_unreachable
         self._on_removed = on_removed
         self._on_received = on_received
+        self._tls = tls
         self._links: dict[str, _Link] = {}
         self._incarnations: dict[str, str] = {}
         self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
@@ -317,13 +331,18 @@ class Transport:
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """One connection of a peer, from its handshake to its end. Raises nothing."""
         try:
-            with _Line(stream, self.options.silence_ms) as line:
+            with self._line(stream, None) as line:
                 await self._serve(_Frames(line, HELLO_BYTES_MAX))
         except OSError as error:  # no file descriptor is left
             log.error("cannot serve a peer for now error=%r", str(error))
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
+
+    def _line(self, stream: trio.abc.HalfCloseableStream, host: str | None) -> _Line:
+        """A line over ``stream``; ``host`` is whom this node dialled, None if it was dialled."""
+        tls = None if self._tls is None else _Tls(stream, self._tls(), host)
+        return _Line(stream, self.options.silence_ms, tls)
 
     async def _serve(self, frames: _Frames) -> None:
         peer: str | None = None
@@ -351,7 +370,12 @@ class Transport:
             self._strangers.pop(next(iter(self._strangers))).cancel()
         self._strangers[frames] = patience
         try:
+            await frames.line.secure()
             return await self._welcome(frames)
+        except _SpeaksTlsError:
+            with suppress(trio.BrokenResourceError):
+                await frames.line.send(NO_TLS_HERE)
+            raise
         finally:
             self._strangers.pop(frames, None)
 
@@ -375,10 +399,12 @@ class Transport:
             )
         version = min(hello.version_max, PROTOCOL_MAX)
         welcome = _Welcome("welcome", version, *_fields(self.me), secrets.token_bytes(32))
-        proof = _prove(self._secret, b"acceptor", hello, welcome)
+        binding = frames.line.binding
+        proof = _prove(self._secret, b"acceptor", hello, welcome, binding)
         await frames.send((welcome, proof))
         answer = _as(_Proof, "proof", await frames.receive())
-        if not hmac.compare_digest(answer.proof, _prove(self._secret, b"dialer", hello, welcome)):
+        wanted = _prove(self._secret, b"dialer", hello, welcome, binding)
+        if not hmac.compare_digest(answer.proof, wanted):
             await self._refuse(frames, "the secret is not this cluster's; check secret_file")
         objection = self._admit(hello.node_id, hello.incarnation, hello.cluster_id)
         if objection is not None:
@@ -456,13 +482,18 @@ class _Line:
 
     To wait for the socket and then to read or write it at once saves the turns of
     the event loop, and the calls of the kernel, that the stream's own methods take.
+    TLS goes through the stream.
     """
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, silence_ms: int) -> None:
+    def __init__(
+        self, stream: trio.abc.HalfCloseableStream, silence_ms: int, tls: _Tls | None = None
+    ) -> None:
         self.stream = stream
+        self._tls = tls
         self._socket: socket.socket | None = None
         if isinstance(stream, trio.SocketStream):
             _bound_silence(stream, silence_ms)
+        if isinstance(stream, trio.SocketStream) and tls is None:
             self._socket = socket.socket(fileno=os.dup(stream.socket.fileno()))
             self._socket.setblocking(False)
 
@@ -473,8 +504,18 @@ class _Line:
         if self._socket is not None:
             self._socket.close()
 
+    @property
+    def binding(self) -> bytes:
+        """What a proof covers of the line itself; nothing without TLS."""
+        return b"" if self._tls is None else self._tls.binding
+
+    async def secure(self) -> None:
+        """Before anything is said: TLS, if this line is to have it. Raises as _Tls does."""
+        if self._tls is not None:
+            await self._tls.secure()
+
     async def send(self, data: bytes) -> None:
-        await self.stream.send_all(data)
+        await (self._tls or self.stream).send_all(data)
 
     def try_send(self, data: bytes) -> int:
         """Send what the kernel takes now; how much that was. Errors show when receiving."""
@@ -487,6 +528,8 @@ class _Line:
 
     async def receive(self) -> bytes:
         """What has come, at least a byte; nothing at the end."""
+        if self._tls is not None:
+            return await self._tls.receive_some(READ_BYTES)
         if self._socket is None:
             return bytes(await self.stream.receive_some(READ_BYTES))
         while True:
@@ -495,6 +538,104 @@ class _Line:
                 return self._socket.recv(READ_BYTES)
             except (BlockingIOError, InterruptedError):
                 continue
+
+
+_ENDS: Final = (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError)
+
+
+class _SpeaksTlsError(PeerRefusedError):
+    """The other speaks TLS, and this node does not."""
+
+
+class _Tls:
+    """TLS on one connection, with both sides' certificates.
+
+    What OpenSSL finds amiss until the first words have come is said with a remedy:
+    as PeerRefusedError, or ValueError for what is no TLS. In TLS 1.3 the dialer is
+    told of what the acceptor has against it only then.
+    """
+
+    def __init__(
+        self, stream: trio.abc.HalfCloseableStream, contexts: PeerContexts, host: str | None
+    ) -> None:
+        self.binding = b""
+        self._below = stream
+        self._contexts = contexts
+        self._accepts = host is None
+        self._has_heard = False
+        self._stream = trio.SSLStream(
+            stream,
+            contexts.server if self._accepts else contexts.client,
+            server_hostname=host,
+            server_side=self._accepts,
+            https_compatible=True,  # frames have their lengths: an end within one is noticed
+        )
+
+    async def secure(self) -> None:
+        try:
+            with self._explained():
+                await self._stream.do_handshake()
+        except (PeerRefusedError, ValueError):
+            await self._part()
+            raise
+        other = self._stream.getpeercert(binary_form=True)
+        assert other is not None, "both sides have to show one"
+        sides = (self._contexts.certificate, other)
+        server, client = sides if self._accepts else sides[::-1]
+        self.binding = hashlib.sha256(server).digest() + hashlib.sha256(client).digest()
+
+    async def send_all(self, data: bytes) -> None:
+        whole = memoryview(data)
+        for start in range(0, len(whole), TLS_PIECE_BYTES):
+            await self._stream.send_all(whole[start : start + TLS_PIECE_BYTES])
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        if self._has_heard:
+            return bytes(await self._stream.receive_some(bytes_max))
+        with self._explained():
+            data = bytes(await self._stream.receive_some(bytes_max))
+        self._has_heard = True
+        return data
+
+    async def _part(self) -> None:
+        """Tell the other why."""
+        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(PARTING_SECONDS):
+            await self._below.send_all(alert_of(self._stream) or NO_TLS_HERE)
+            await self._below.send_eof()
+            # What is not read makes a reset of the end, which may overtake the alert.
+            while self._accepts and await self._below.receive_some(HELLO_BYTES_MAX):
+                pass
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except trio.BrokenResourceError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ssl.SSLError) or isinstance(cause, _ENDS):
+                raise
+            raise self._explanation(cause) from None
+
+    def _explanation(self, error: ssl.SSLError) -> Exception:
+        reason, other = explain(error), "the dialer" if self._accepts else "the acceptor"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return PeerRefusedError(f"the certificate of {other} is refused: {reason}")
+        if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+            return PeerRefusedError(
+                f"{other} shows no certificate; give it [raft] tls_certificate and tls_key"
+            )
+        if reason == "TLSV1_ALERT_PROTOCOL_VERSION":
+            return PeerRefusedError(
+                f"{other} speaks no TLS; set [raft] tls_certificate, tls_key and tls_ca on every "
+                "node, or on none"
+            )
+        if "_ALERT_" in reason:
+            return PeerRefusedError(f"{other} refuses this node by TLS ({reason}); see its log")
+        kind = ValueError if self._accepts else PeerRefusedError
+        return kind(
+            f"{other} speaks no TLS ({reason}); set [raft] tls_certificate, tls_key and tls_ca on "
+            "every node, or on none"
+        )
 
 
 class _Outbox:
@@ -650,13 +791,13 @@ class _Link:
 
     async def talk(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Prove each other over ``stream``, then send what is queued, and take replies."""
-        options = self._transport.options
-        with _Line(stream, options.silence_ms) as line:
+        with self._transport._line(stream, self.address[0]) as line:
             await self._talk(_Frames(line, HELLO_BYTES_MAX))
 
     async def _talk(self, frames: _Frames) -> None:
         options = self._transport.options
         with trio.fail_after(options.handshake_seconds):
+            await frames.line.secure()
             await self._greet(frames)
         frames.bytes_max = options.frame_bytes_max
         self.refusal = None
@@ -678,12 +819,14 @@ class _Link:
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], tuple)):
             raise PeerRefusedError(_as(_Refused, "refused", answer).reason)
         welcome = _as(_Welcome, "welcome", answer[0])
-        wanted = _prove(transport._secret, b"acceptor", hello, welcome)
+        binding = frames.line.binding
+        wanted = _prove(transport._secret, b"acceptor", hello, welcome, binding)
         objection = self._objection(welcome, answer[1], wanted)
         if objection is not None:
             await frames.send(_Refused("refused", objection))  # for the other's log
             raise PeerRefusedError(objection)
-        await frames.send(_Proof("proof", _prove(transport._secret, b"dialer", hello, welcome)))
+        proof = _prove(transport._secret, b"dialer", hello, welcome, binding)
+        await frames.send(_Proof("proof", proof))
         verdict = _as(_Refused, "", await frames.receive())
         if verdict.kind == "removed":
             transport._on_removed(verdict.reason)
@@ -795,6 +938,11 @@ class _Frames:
         received = self._received
         if len(received) < 4:
             return None
+        if received.startswith((b"\x16\x03", b"\x15\x03")):  # TLS; no length is so large
+            raise _SpeaksTlsError(
+                "the other speaks TLS; set [raft] tls_certificate, tls_key and tls_ca on every "
+                "node, or on none"
+            )
         size = int.from_bytes(received[:4], "big")
         if size > self.bytes_max:
             raise ValueError(f"a frame of {size} bytes; the limit is {self.bytes_max}")
@@ -846,8 +994,8 @@ def _fields(me: Me) -> tuple[str, str, str]:
     return cluster_id, node_id, incarnation
 
 
-def _prove(secret: bytes, part: bytes, hello: _Hello, welcome: _Welcome) -> bytes:
-    said: bytes = msgpack.packb((part, hello, welcome))
+def _prove(secret: bytes, part: bytes, hello: _Hello, welcome: _Welcome, binding: bytes) -> bytes:
+    said: bytes = msgpack.packb((part, hello, welcome, *([binding] if binding else [])))
     return hmac.new(secret, said, hashlib.sha256).digest()
 
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from repl_broker.broker import Broker
+from repl_broker.certificates import Certificates
 from repl_broker.cluster import (
     SECRET_BYTES_MAX,
     SECRET_BYTES_MIN,
@@ -233,7 +234,7 @@ class Asked(Node):
 async def found_at(*addresses: tuple[str, int]) -> bool:
     config = configured(cluster={"join": tuple(Address(*each) for each in addresses)})
     with trio.fail_after(5):
-        return await find_cluster(await loaded(), config, SECRET)
+        return await find_cluster(await loaded(), config, SECRET, Certificates(config))
 
 
 async def test_a_node_that_belongs_to_a_cluster_is_found(

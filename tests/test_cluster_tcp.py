@@ -7,15 +7,18 @@ is Trio's mock clock.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trustme
 
 from repl_broker import cluster as clustering
 from repl_broker.broker import Broker
+from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config
 from repl_broker.hub import Hub
 from repl_broker.members import Members
@@ -23,8 +26,11 @@ from repl_broker.raft.core import CoreOptions
 from repl_broker.raft.log import Member
 from repl_broker.raft.rpc import Append, Rpc
 from repl_broker.replica import Replica
+from repl_broker.transport import PeerRefusedError
+from tests.authority import peer_config, write
 from tests.nodes import Clock, Disk, Gate
 from tests.test_cluster import SMALL, publish
+from tests.test_transport import Node
 
 SECRET = b"a secret of this cluster"
 OPTIONS = CoreOptions(election_timeout_seconds=2.0, heartbeat_interval_seconds=0.1)
@@ -36,6 +42,7 @@ class TcpNode:
     def __init__(self, node_id: str, config: Config, join: tuple[Address, ...]) -> None:
         self.id = node_id
         self.config = config
+        self.certificates = Certificates(config)
         self.join = join
         self.disk = Disk(node_id)
         self.gate = Gate()
@@ -61,7 +68,7 @@ class TcpNode:
         incarnation = self.disk.identity.incarnation
         me = Member(self.id, str(self.address), f"http://{self.id}", True, incarnation)
         self.members = Members(self.replica, me, join=self.join)
-        self.transport = clustering.connect(self.replica, self.members, SECRET)
+        self.transport = clustering.connect(self.replica, self.members, SECRET, self.certificates)
         self.broker = Broker(self.replica, self.hub, self.config, self.members)
         async with trio.open_nursery() as nursery:
             await nursery.start(clustering.run, self.transport, self.members, listeners)
@@ -71,14 +78,20 @@ class TcpNode:
 
 
 @asynccontextmanager
-async def tcp_cluster(config: Config | None = None) -> AsyncIterator[list[TcpNode]]:
-    """Three voters, level and connected with each other; the first is the leader."""
+async def tcp_cluster(
+    config: Config | None = None, configs: Sequence[Config] = ()
+) -> AsyncIterator[list[TcpNode]]:
+    """Three voters, level and connected with each other; the first is the leader.
+
+    ``configs`` has one for each, in the order of their names.
+    """
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nodes: list[TcpNode] = []
             for number in range(1, 4):
                 join = (nodes[0].address,) if nodes else ()
-                nodes.append(TcpNode(f"n{number}", config or Config(), join))
+                own = configs[number - 1] if configs else config or Config()
+                nodes.append(TcpNode(f"n{number}", own, join))
                 await nursery.start(nodes[-1].run)
             while not all(map(_is_settled, nodes)):  # noqa: ASYNC110
                 await trio.sleep(0.02)
@@ -143,3 +156,45 @@ async def test_a_node_that_is_removed_while_it_gets_a_snapshot_hears_of_it(
         await leader.broker.remove_member(behind.id)
         with trio.fail_after(10):
             await behind.replica.removed.wait()
+
+
+async def test_three_nodes_with_certificates_are_a_cluster_and_others_get_nothing(
+    tmp_path: Path,
+) -> None:
+    """Joining, publishing through a follower, and new certificates while it goes on."""
+    authority = trustme.CA()
+    folders = [tmp_path / f"n{number}" for number in range(1, 4)]
+    for folder in folders:
+        folder.mkdir()
+    configs = [peer_config(write(folder, authority)) for folder in folders]
+    async with tcp_cluster(configs=configs) as nodes:
+        leader, follower, _ = nodes
+        term = leader.replica.term
+        await follower.replica.propose(publish(b"before"))
+        other_authority = trustme.CA()
+        for folder in folders:
+            write(folder, other_authority)
+        for node in nodes:
+            node.certificates.reload(node.config)
+        await follower.replica.propose(publish(b"after"))
+        assert leader.replica.state.seq == 2
+        assert {node.replica.term for node in nodes} == {term}
+        address = (leader.address.host, leader.address.port)
+        (tmp_path / "x").mkdir()
+        strangers = [
+            Certificates(Config()),
+            Certificates(peer_config(write(tmp_path / "x", trustme.CA()))),
+            Certificates(peer_config(write(tmp_path / "x", authority))),  # the CA of before
+        ]
+        for certificates in strangers:
+            stranger = Node("n4", tls=certificates.peers if certificates.has_peers else None)
+            with pytest.raises(PeerRefusedError):
+                await stranger.transport.call_address(address, "who", None, seconds=5)
+        newcomer = TcpNode("n4", peer_config(write(tmp_path / "x", other_authority)), join=())
+        newcomer.join = (follower.address,)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(newcomer.run)
+            while newcomer.replica.state.seq < 2 or not newcomer.broker.ready:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+            assert await newcomer.replica.propose(publish(b"from the newcomer"))
+            nursery.cancel_scope.cancel()

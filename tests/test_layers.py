@@ -40,7 +40,7 @@ LAYERS = (
     ("wire", "sse", "wal", "journal"),
     ("command",),
     ("message",),
-    ("logs",),
+    ("logs", "certificates"),
     ("systemd", "reload"),
     ("config",),
     ("errors",),

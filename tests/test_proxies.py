@@ -7,6 +7,7 @@ and the node's heartbeats are shortened alike.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import ssl
@@ -139,6 +140,7 @@ COMMANDS: Final = {
 def proxy(program: str, block: str, folder: Path, node: Node) -> Iterator[Proxy]:
     path = need_program(program, f"/usr/sbin/{program}")
     authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
     authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
@@ -268,6 +270,37 @@ def test_a_batch_as_large_as_the_node_takes_goes_through(
             extensions=sni(),
         )
         assert answer.json()["count"] == 6
+
+
+def curl(found: Proxy, folder: Path, path: str, *options: str) -> list[str]:
+    """The command that asks the proxy for ``path`` over HTTP/2."""
+    return [
+        *(need_program("curl"), "--silent", "--show-error", "--no-buffer", "--http2"),
+        *("--cacert", str(folder / "ca.pem"), "--resolve", f"{HOST}:{found.port}:127.0.0.1"),
+        *("--max-time", str(WAIT_SECONDS_MAX), *options, f"https://{HOST}:{found.port}{path}"),
+    ]
+
+
+def test_curl_reads_a_stream_and_publishes_over_http_2_through_nginx(
+    node: Node, tmp_path: Path
+) -> None:
+    """Another implementation of HTTP/2 than that of the tests above."""
+    with proxy("nginx", NGINX_BLOCK, tmp_path, node) as found:
+        reads = curl(found, tmp_path, "/v1/events?topic=curl", "--include")
+        with subprocess.Popen(reads, stdout=subprocess.PIPE, text=True) as reader:
+            try:
+                assert reader.stdout is not None
+                lines = iter(reader.stdout)
+                assert next(lines).split() == ["HTTP/2", "200"]
+                assert any("event: subscribed" in line for line in lines)
+                posts = ("--json", '{"a": 1}', "--write-out", "\n%{http_version} %{http_code}")
+                command = curl(found, tmp_path, "/v1/topics/curl/messages", *posts)
+                answer = subprocess.run(command, capture_output=True, text=True, check=True)
+                body, version = answer.stdout.rsplit("\n", 1)
+                assert version == "2 201"
+                assert any(f"id: {json.loads(body)['id']}" in line for line in lines)
+            finally:
+                reader.kill()
 
 
 def publish(client: httpx.Client, topic: str, data: object) -> Any:

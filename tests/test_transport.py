@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from trio.testing import memory_stream_pair
 
+from repl_broker.certificates import PeerContexts
 from repl_broker.errors import ReplBrokerError
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
@@ -51,6 +52,7 @@ class Node:
         *,
         incarnation: str | None = None,
         admit: Admit | None = None,
+        tls: Callable[[], PeerContexts] | None = None,
         **options: Any,
     ) -> None:
         self.heard: list[Rpc] = []
@@ -64,6 +66,7 @@ class Node:
             on_request=self.answer,
             admit=admit or (lambda peer, incarnation, cluster: objection),
             on_unreachable=self.lose,
+            tls=tls,
             options=TransportOptions(**{"retry_seconds_max": 0.05, **options}),
         )
         self.address = ("127.0.0.1", 0)

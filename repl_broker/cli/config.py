@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from repl_broker import certificates
 from repl_broker.cli.options import json_option
 from repl_broker.config import InvalidConfigError, load
 from repl_broker.errors import ConfigError
@@ -26,8 +27,8 @@ def config() -> None:
 def check(ctx: click.Context, file: Path, as_json: bool) -> None:
     """Check FILE, and print every problem of it, one a line.
 
-    Only the file is looked at, not the environment. Files that it names, such as
-    certificates, must be readable.
+    Only the file is looked at, not the environment. Files that it names must be
+    readable, and certificates be such that a node can use them.
     """
     problems = problems_of(file)
     if as_json:
@@ -42,9 +43,8 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
 
 def problems_of(file: Path) -> list[str]:
     try:
-        load(file)
+        return certificates.problems(load(file))
     except InvalidConfigError as error:
         return [*error.problems]
     except ConfigError as error:
         return [str(error)]
-    return []

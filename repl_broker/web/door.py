@@ -61,6 +61,7 @@ from hypercorn.typing import (
     TaskGroup,
 )
 
+from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.web.head import begins_in_place, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
@@ -207,8 +208,8 @@ class Door:
 
     Ordinary publishes are answered by ``publishing`` instead, if it is given, and
     event streams are opened by ``streams``, whose fan-out runs as long as the door. With
-    an ``ssl_context`` every connection is TLS, and all of it the app's; the
-    context's ALPN is set to ``http/1.1``. The door owns the listeners and closes
+    an ``ssl_context`` every connection is TLS, with the context that this gives when
+    the connection begins, and all of it the app's. The door owns the listeners and closes
     them. It sends no lifespan events: starting and stopping the application is
     the caller's.
     """
@@ -221,10 +222,8 @@ class Door:
         *,
         publishing: Publishing | None = None,
         streams: Streams | None = None,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        if ssl_context is not None:
-            ssl_context.set_alpn_protocols(["http/1.1"])
         self.app = app
         self.options = options
         self.ssl_context = ssl_context
@@ -250,12 +249,6 @@ class Door:
         """Hold connections that come from now on to other limits."""
         self.options = options
         self.hypercorn_config = _hypercorn_config(options)
-
-    def take_certificate(self, ssl_context: ssl.SSLContext) -> None:
-        """Show another certificate from now on. Connections that are open keep theirs."""
-        assert self.ssl_context is not None, "what speaks TLS is decided at the start"
-        ssl_context.set_alpn_protocols(["http/1.1"])
-        self.ssl_context = ssl_context
 
     @property
     def port(self) -> int:
@@ -443,7 +436,7 @@ class Door:
             with trio.move_on_after(self.options.linger_timeout_seconds):
                 stream: trio.abc.Stream = transport
                 if self.ssl_context is not None:
-                    stream = _server_side(transport, self.ssl_context)
+                    stream = _server_side(transport, self.ssl_context())
                 await stream.send_all(_too_many_connections(self.options.connections_max))
                 if stream is transport:
                     transport.send_eof()
@@ -568,8 +561,8 @@ class Connection:
         try:
             self._limit(self._options.tls_handshake_timeout_seconds)
             if self._door.ssl_context is not None:
-                self._stream = _server_side(self.transport, self._door.ssl_context)
-                await self._stream.do_handshake()
+                self._stream = _server_side(self.transport, self._door.ssl_context())
+                await _shake_hands(self._stream)
             self._limit(self._options.header_timeout_seconds)
             if self._rest is not None:
                 self._reading.deadline = self._rest.header_due
@@ -1042,6 +1035,15 @@ def _hypercorn_config(options: DoorOptions) -> HypercornConfig:
 
 def _server_side(transport: Transport, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
     return trio.SSLStream(transport, context, server_side=True)
+
+
+async def _shake_hands(stream: trio.SSLStream[trio.abc.Stream]) -> None:
+    """Raises BrokenResourceError, when the client has been told why."""
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError:
+        await stream.transport_stream.send_all(alert_of(stream))
+        raise
 
 
 def _too_many_connections(connections_max: int) -> bytes:

@@ -202,6 +202,49 @@ async def test_a_listed_origin_reads_answers_errors_and_streams(launch: Launch) 
             assert (cors(response), response.headers["vary"]) == ({}, "Origin")
 
 
+LOOK_ALIKES = (
+    "null",
+    "",
+    "*",
+    "https://app.example.evil.test",
+    "https://evil-app.example",
+    "https://evil.test/https://app.example",
+    "https://app.example:443",
+    "https://app.example:8443",
+    "https://app.example/",
+    "https://app.example.",
+    "https://app.example%00.evil.test",
+    "https://user@app.example",
+    "https://sub.app.example",
+    "https://app",
+    "https://APP.example",
+    "HTTPS://app.example",
+    "http://app.example",
+    "app.example",
+    "file://app.example",
+    "https://app.example, https://evil.test",
+    "https://app.example https://evil.test",
+)
+
+
+@pytest.mark.parametrize("launch", ["door", "quart"], indirect=True)
+@pytest.mark.parametrize("path", ["/v1/topics", "/v1/events?topic=t", "/v1/topics/t/messages"])
+async def test_an_origin_that_only_looks_like_a_listed_one_reads_nothing(
+    launch: Launch, path: str
+) -> None:
+    """By either way into the node; and cookies are never asked for."""
+    method, content = ("POST", "1") if path.endswith("messages") else ("GET", None)
+    async with launch(http={"cors_origins": (ORIGIN,)}) as node:
+        for origin in (*LOOK_ALIKES, ORIGIN):
+            headers = {"Origin": origin, "Content-Type": "application/json"}
+            async with node.client.stream(method, path, headers=headers, content=content) as found:
+                assert found.status_code in (200, 201)
+                allowed = found.headers.get("access-control-allow-origin")
+                assert allowed == (ORIGIN if origin == ORIGIN else None), origin
+                assert "access-control-allow-credentials" not in found.headers
+                assert found.headers["vary"] == "Origin"
+
+
 async def test_a_preflight_allows_what_the_route_does(launch: Launch) -> None:
     async with launch(http={"cors_origins": (ORIGIN,)}) as node:
         response = await node.client.options("/v1/topics/chat/messages", headers=PREFLIGHT)

@@ -1,0 +1,375 @@
+"""Certificates: tried before they are used, replaced as a whole, refused with a remedy."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trustme
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from repl_broker.certificates import Certificates, problems
+from repl_broker.cli import main
+from repl_broker.config import Address, Config, InvalidConfigError
+from repl_broker.errors import ConfigError
+from tests.authority import (
+    DAY,
+    LOOPBACK,
+    NOW,
+    http_config,
+    peer_config,
+    private,
+    write,
+    write_unusual,
+)
+from tests.nodes import configured
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
+    """The client's end of a connection. Raises SSLError."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    dialer = client.wrap_bio(to_client, to_server, server_hostname=LOOPBACK)
+    acceptor = server.wrap_bio(to_server, to_client, server_side=True)
+    for end in (dialer, acceptor) * 3:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return dialer
+
+
+def client_of(authority: trustme.CA) -> ssl.SSLContext:
+    """One that would take any version, however old."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    authority.configure_trust(context)
+    return context
+
+
+# --- what is spoken ---
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"])
+def test_only_tls_1_2_and_1_3_are_spoken(
+    tmp_path: Path, authority: trustme.CA, version: str
+) -> None:
+    files = write(tmp_path, authority)
+    server = Certificates(http_config(files)).http()
+    client = client_of(authority)
+    client.maximum_version = ssl.TLSVersion[version]
+    if version in ("TLSv1_2", "TLSv1_3"):
+        assert shake_hands(server, client).version() == version.replace("_", ".")
+        return
+    with pytest.raises(ssl.SSLError, match=r"(?i)unsupported.protocol"):
+        shake_hands(server, client)
+    server.minimum_version = ssl.TLSVersion[version]  # it is the only thing in the way
+    server.set_ciphers("ALL:@SECLEVEL=0")
+    assert shake_hands(server, client).version() == version.replace("_", ".")
+
+
+def test_of_http_2_and_http_1_1_the_latter_is_chosen(tmp_path: Path, authority: trustme.CA) -> None:
+    server = Certificates(http_config(write(tmp_path, authority))).http()
+    assert shake_hands(server, client_of(authority)).selected_alpn_protocol() == "http/1.1"
+
+
+def test_peers_resume_no_session(tmp_path: Path, authority: trustme.CA) -> None:
+    """It would not be verified anew, against a CA that may have been taken away."""
+    files = write(tmp_path, authority)
+    server, client, _ = Certificates(peer_config(files)).peers()
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        client.maximum_version = version
+        end = shake_hands(server, client)
+        with suppress(ssl.SSLWantReadError):
+            end.read()  # tickets of TLS 1.3 come behind the handshake
+        assert end.session is None or not end.session.has_ticket
+
+
+def test_without_certificates_there_is_no_tls() -> None:
+    none = Certificates(Config())
+    assert not none.has_http
+    assert not none.has_peers
+
+
+# --- what is refused, and what to do about it ---
+
+
+def refusal_of(config: Config) -> str:
+    (found,) = problems(config)
+    return found
+
+
+def test_a_peers_certificate_that_has_expired_is_refused(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    files = write(tmp_path, authority, not_after=NOW - DAY)
+    for config in (peer_config(files), http_config(files)):
+        refusal = refusal_of(config)
+        assert f"{files['tls_certificate']} cannot be used: certificate has expired" in refusal
+        assert "renew it" in refusal
+        with pytest.raises(ConfigError, match="has expired"):
+            Certificates(config)
+
+
+def test_a_certificate_that_is_not_valid_yet_is_refused(tmp_path: Path) -> None:
+    files = write_unusual(tmp_path, begins=NOW + DAY)
+    for config in (peer_config(files), http_config(files)):
+        assert "is not yet valid; see to the clock" in refusal_of(config)
+
+
+@pytest.mark.parametrize(
+    "purpose", [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+)
+def test_a_peers_certificate_must_be_good_for_both_sides(tmp_path: Path, purpose: object) -> None:
+    files = write_unusual(tmp_path, purposes=(purpose,))  # type: ignore[arg-type]
+    assert "extendedKeyUsage serverAuth, clientAuth" in refusal_of(peer_config(files))
+    both = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+    assert problems(peer_config(write_unusual(tmp_path, purposes=both))) == []
+
+
+def test_a_peers_certificate_of_another_ca_is_refused(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    files = write(tmp_path, authority)
+    trustme.CA().cert_pem.write_to_path(files["tls_ca"])
+    assert "must be signed by a CA of tls_ca" in refusal_of(peer_config(files))
+
+
+def test_a_certificate_by_way_of_another_ca_needs_that_in_its_file(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    between = authority.create_child_ca()
+    files = write(tmp_path, between)
+    authority.cert_pem.write_to_path(files["tls_ca"])
+    assert problems(peer_config(files)) == []
+    chain = files["tls_certificate"].read_text()
+    end = "-----END CERTIFICATE-----\n"
+    files["tls_certificate"].write_text(chain.partition(end)[0] + end)
+    assert "its file must hold the certificates between" in refusal_of(peer_config(files))
+
+
+@pytest.mark.parametrize(
+    ("raft", "names", "is_fine"),
+    [
+        ({"bind": Address(LOOPBACK, 1)}, ["n1.example"], False),
+        ({"bind": Address("n2.example", 1)}, ["n1.example"], False),
+        ({"bind": Address("n1.example", 1)}, ["n1.example"], True),
+        ({"bind": Address(LOOPBACK, 1), "advertise": Address("n1.example", 1)}, [LOOPBACK], False),
+        ({"bind": Address("0.0.0.0", 1), "advertise": Address("::1", 1)}, ["::1"], True),
+        ({"bind": Address("0.0.0.0", 1)}, ["whatever"], True),
+    ],
+)
+def test_a_peers_certificate_must_have_the_host_by_which_it_is_reached(
+    tmp_path: Path,
+    authority: trustme.CA,
+    raft: dict[str, Address],
+    names: list[str],
+    is_fine: bool,
+) -> None:
+    config = configured(peer_config(write(tmp_path, authority, *names)), raft=dict(raft))
+    if is_fine:
+        assert problems(config) == []
+    else:
+        assert "subjectAltName, or set [raft] advertise" in refusal_of(config)
+
+
+def test_a_key_of_another_certificate_is_refused(tmp_path: Path, authority: trustme.CA) -> None:
+    files = write(tmp_path, authority)
+    other = write(tmp_path, authority, name="other")
+    files["tls_key"] = other["tls_key"]
+    for section, config in (("raft", peer_config(files)), ("http", http_config(files))):
+        refusal = refusal_of(config)
+        assert refusal.startswith(f"{section}.tls_key: {other['tls_key']} does not belong to")
+
+
+@pytest.mark.parametrize("what", ["tls_certificate", "tls_key", "tls_ca"])
+@pytest.mark.parametrize("content", ["", "no PEM\n", "-----BEGIN CERTIFICATE-----\nx\n"])
+def test_a_file_that_holds_something_else_is_named(
+    tmp_path: Path, authority: trustme.CA, what: str, content: str
+) -> None:
+    files = write(tmp_path, authority)
+    files[what].write_text(content)
+    refusal = refusal_of(peer_config(files))
+    assert refusal.startswith(f"raft.{what}: {files[what]} holds no ")
+    assert "wanted PEM" in refusal
+
+
+@pytest.mark.parametrize("what", ["tls_certificate", "tls_key", "tls_ca"])
+def test_a_file_that_is_not_there_is_named(
+    tmp_path: Path, authority: trustme.CA, what: str
+) -> None:
+    files = write(tmp_path, authority)
+    files[what].unlink()
+    expected = f"raft.{what}: cannot read {files[what]}: No such file or directory"
+    assert refusal_of(peer_config(files)) == expected
+
+
+def test_a_file_that_must_not_be_read_is_named_with_the_remedy(
+    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, who reads everything."""
+    files = write(tmp_path, authority)
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: str) -> object:
+        if path == files["tls_key"]:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    refusal = refusal_of(http_config(files))
+    assert refusal.startswith(f"http.tls_key: cannot read {files['tls_key']}: Permission denied")
+    assert "the user that runs the node must be able to read it" in refusal
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    """OpenSSL would ask on the terminal, and the node wait for ever."""
+    files = write(tmp_path, authority)
+    key = ec.generate_private_key(ec.SECP256R1())
+    files["tls_key"].write_bytes(private(key, b"password"))
+    assert "is encrypted" in refusal_of(http_config(files))
+    assert f"openssl pkey -in {files['tls_key']}" in refusal_of(peer_config(files))
+
+
+def test_a_key_that_everyone_may_read_is_warned_of(
+    tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write(tmp_path, authority)
+    files["tls_key"].chmod(0o640)  # Debian's group ssl-cert
+    Certificates(http_config(files))
+    assert caplog.messages == []
+    files["tls_key"].chmod(0o644)
+    Certificates(http_config(files))
+    (warning,) = caplog.messages
+    assert warning.startswith(f"everyone may read the private key file={files['tls_key']}")
+
+
+@pytest.mark.parametrize(("days", "level"), [(15, logging.INFO), (13, logging.WARNING)])
+def test_a_certificate_that_expires_soon_is_warned_of(
+    tmp_path: Path,
+    authority: trustme.CA,
+    caplog: pytest.LogCaptureFixture,
+    days: int,
+    level: int,
+) -> None:
+    files = write(tmp_path, authority, not_after=NOW + days * DAY + DAY / 2)
+    with caplog.at_level(logging.INFO):
+        Certificates(http_config(files))
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert record.getMessage() == f"certificate file={files['tls_certificate']} days_left={days}"
+
+
+def test_config_check_finds_what_a_node_would_refuse(tmp_path: Path, authority: trustme.CA) -> None:
+    files = write(tmp_path, authority, not_after=NOW - DAY)
+    file = tmp_path / "cluster.toml"
+    lines = [f"{name} = '{path}'" for name, path in files.items()]
+    file.write_text("\n".join(["[raft]", *lines, "[http]", *lines[:2]]))
+    result = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert result.exit_code == 1
+    first, second = result.output.splitlines()
+    assert first.startswith("error: http.tls_certificate: ")
+    assert second.startswith("error: raft.tls_certificate: ")
+    write(tmp_path, authority)
+    assert CliRunner().invoke(main, ["config", "check", str(file)]).exit_code == 0
+
+
+# --- read again ---
+
+
+def shown(certificates: Certificates, authority: trustme.CA) -> set[object]:
+    """The serial numbers of what the HTTP side and the peers' side show to who connects."""
+    client = client_of(authority)
+    http = shake_hands(certificates.http(), client).getpeercert()
+    server, dialer, _ = certificates.peers()
+    peer = shake_hands(server, dialer).getpeercert()
+    assert http is not None
+    assert peer is not None
+    return {http["serialNumber"], peer["serialNumber"]}
+
+
+def both_config(files: dict[str, Path]) -> Config:
+    return configured(
+        peer_config(files), http={k: files[k] for k in ("tls_certificate", "tls_key")}
+    )
+
+
+def test_new_files_are_shown_after_a_reload(tmp_path: Path, authority: trustme.CA) -> None:
+    config = both_config(write(tmp_path, authority))
+    certificates = Certificates(config)
+    before = shown(certificates, authority)
+    write(tmp_path, authority)
+    assert shown(certificates, authority) == before
+    certificates.reload(config)
+    after = shown(certificates, authority)
+    assert not after & before
+    other = both_config(write(tmp_path, authority, name="other"))
+    certificates.reload(other)
+    assert not shown(certificates, authority) & (before | after), "paths may change, too"
+
+
+@pytest.mark.parametrize("bad", ["another's key", "no key", "expired", "gone", "another CA's"])
+def test_what_cannot_be_used_leaves_the_old_in_force_on_both_sides(
+    tmp_path: Path, authority: trustme.CA, bad: str
+) -> None:
+    files = write(tmp_path, authority)
+    config = both_config(files)
+    certificates = Certificates(config)
+    before, contexts = shown(certificates, authority), certificates.peers()
+    if bad == "another's key":
+        other = write(tmp_path, authority, name="other")
+        files["tls_key"].write_bytes(other["tls_key"].read_bytes())
+    elif bad == "no key":
+        files["tls_key"].write_text("half a file")
+    elif bad == "expired":
+        write(tmp_path, authority, not_after=NOW - DAY)
+    elif bad == "gone":
+        files["tls_certificate"].unlink()
+    else:
+        trustme.CA().cert_pem.write_to_path(files["tls_ca"])  # the HTTP side is sound
+        files |= write(tmp_path, authority) | {"tls_ca": files["tls_ca"]}
+        trustme.CA().cert_pem.write_to_path(files["tls_ca"])
+    with pytest.raises(InvalidConfigError):
+        certificates.reload(config)
+    assert shown(certificates, authority) == before
+    assert certificates.peers() is contexts
+
+
+def test_a_ca_that_is_taken_away_is_trusted_no_longer(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    files = write(tmp_path, authority)
+    certificates = Certificates(peer_config(files))
+    _, old_client, _ = certificates.peers()
+    shake_hands(certificates.peers().server, old_client)
+    certificates.reload(peer_config(write(tmp_path, trustme.CA())))
+    old_client.check_hostname = False
+    old_client.verify_mode = ssl.CERT_NONE
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(certificates.peers().server, old_client)
+
+
+def test_tls_that_is_switched_on_or_off_asks_for_a_restart(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    config = both_config(write(tmp_path, authority))
+    none = Certificates(Config())
+    with pytest.raises(ConfigError, match=r"http.tls_certificate was added: restart the node"):
+        none.reload(config)
+    off = Certificates(config)
+    with pytest.raises(ConfigError, match=r"raft.tls_certificate was taken away: restart the node"):
+        off.reload(http_config(write(tmp_path, authority)))
+    assert off.has_peers
