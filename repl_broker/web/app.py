@@ -20,11 +20,12 @@ from werkzeug.exceptions import MethodNotAllowed
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.web import cors, problems
-from repl_broker.web.access import AccessLog
+from repl_broker.web.access import AccessLog, Identified
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.body import BodyLimits, BrokerRequest
 from repl_broker.web.client import Client
 from repl_broker.web.cluster import Cluster
+from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.events import Events
 from repl_broker.web.messages import Messages
@@ -52,7 +53,8 @@ def create_app(
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["MAX_CONTENT_LENGTH"] = config.limits.batch_bytes
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
-    _route(app, broker, BodyLimits.of(config.limits), Operations(broker, door))
+    requests = RequestCounts()
+    _route(app, broker, BodyLimits.of(config.limits), Operations(broker, door, requests))
     Dashboard(broker, config, door).register(app)
     for path, folder in apps.items():
         StaticFiles(path, folder).register(app)
@@ -60,8 +62,10 @@ def create_app(
     app.before_request(_answer_options)
     app.after_request(_protect)
     cors.register(app, config.http.cors_origins)
+    requests.register(app)
     if config.http.access_log:
         app.asgi_app = AccessLog(app.asgi_app)  # type: ignore[method-assign]
+    app.asgi_app = Identified(app.asgi_app)  # type: ignore[method-assign]
     return app
 
 

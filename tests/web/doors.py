@@ -43,7 +43,7 @@ async def serving(
     asked: list[str] = []
     with trio.fail_after(seconds_max):
         async with running_node(config=config) as node:
-            app = create_app(node.broker, config, {})
+            app = create_app(node.broker, config, {}, lambda: door.statistics())
 
             async def noted(
                 scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
