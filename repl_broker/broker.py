@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
-from repl_broker.command import CreateTopic, DeleteTopic, Publish, Retention, Settings
+from repl_broker.command import Command, CreateTopic, DeleteTopic, Publish, Retention, Settings
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.hub import Hub, HubStatistics
@@ -86,6 +86,21 @@ class HistoryPage:
     gap: bool  # messages between ``after`` and the first of these are no longer there
 
 
+class MemberStatistics(NamedTuple):
+    """Another member, as the leader sees it."""
+
+    id: str
+    lag: int  # entries of the leader's log that it is not known to have
+    reachable: bool
+
+
+class SpanStatistics(NamedTuple):
+    """Spans of traces (tracing.py)."""
+
+    sent: int = 0
+    lost: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counters since the start."""
@@ -97,6 +112,8 @@ class Statistics:
     replica: ReplicaStatistics
     hub: HubStatistics
     peers: TransportStatistics
+    members: tuple[MemberStatistics, ...]  # the others; only the leader knows of them
+    spans: SpanStatistics
 
 
 class Broker:
@@ -110,6 +127,7 @@ class Broker:
         self._hub = hub
         self._config = config
         self._limits = _json_limits(config)
+        self._propose: Callable[[Command], Awaitable[Outcome]] = replica.propose
         self._publishes = 0
         self._messages = 0
         self.draining = False
@@ -194,7 +212,7 @@ class Broker:
             command = Publish(topics, data)
         else:
             command = Publish(topics, data, _check_key(key), _digest(form, topics, data))
-        outcome = _accepted(await self._replica.propose(command))
+        outcome = _accepted(await self._propose(command))
         assert isinstance(outcome, Published)
         if not outcome.replayed:
             self._publishes += 1
@@ -413,16 +431,28 @@ class Broker:
         return not self.draining and self._replica.ready
 
     def statistics(self) -> Statistics:
-        state = self._replica.state
+        state, replica = self._replica.state, self._replica.statistics()
         return Statistics(
             self._publishes,
             self._messages,
             state.seq,
             len(state.topics),
-            self._replica.statistics(),
+            replica,
             self._hub.statistics(),
             self._members.statistics() if self._members else NO_PEERS,
+            self._followers(replica.last_index),
+            self._spans(),
         )
+
+    def _followers(self, last_index: int) -> tuple[MemberStatistics, ...]:
+        return tuple(
+            MemberStatistics(peer, max(0, last_index - known.match_index), known.reachable)
+            for peer, known in sorted(self._replica.progress().items())
+            if peer != self.node_id
+        )
+
+    def _spans(self) -> SpanStatistics:
+        return SpanStatistics()
 
 
 def _json_limits(config: Config) -> JsonLimits:

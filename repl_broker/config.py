@@ -41,6 +41,7 @@ __all__ = [
     "RaftConfig",
     "RetentionConfig",
     "TopicsConfig",
+    "TracingConfig",
     "keys",
     "load",
     "replace_values",
@@ -686,6 +687,26 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """Traces of publishes, for an OpenTelemetry collector: pip install "repl-broker[otel]"."""
+
+    endpoint: str | None = key(
+        None,
+        URL,
+        "The URL of a collector that takes OTLP over HTTP; /v1/traces is added to it. Without it, "
+        "and without the standard variable OTEL_EXPORTER_OTLP_ENDPOINT, nothing is traced and "
+        "OpenTelemetry is not loaded.",
+        example='"http://127.0.0.1:4318"',
+    )
+    traces_per_second: int = key(
+        100,
+        Whole("traces", 1, 100_000),
+        "How many publishes are traced in a second at most; those beyond are only published. A "
+        "trace costs the node about as much as a publish does.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. ``Config()`` is a single node on this machine, with every default."""
 
@@ -697,6 +718,7 @@ class Config:
     limits: LimitsConfig = LimitsConfig()
     auth: AuthConfig = AuthConfig()
     log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
 
 
 @dataclass(frozen=True, slots=True)

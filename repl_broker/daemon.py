@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 import time
@@ -37,6 +38,7 @@ from repl_broker.service import Service, lost_terminal
 from repl_broker.state import Applied
 from repl_broker.storage import SqliteStorage
 from repl_broker.systemd import Manager, PassedSocket
+from repl_broker.traces import open_tracing
 from repl_broker.web.app import create_app, reload_app
 from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
@@ -153,6 +155,7 @@ async def serve(
     or once it was removed from its cluster."""
     certificates = Certificates(config)
     service = service or Service()
+    tracing = open_tracing(config, os.environ)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     try:
         hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
@@ -185,10 +188,13 @@ async def serve(
             me = cluster.own_record(config, replica, raft_listeners, listeners)
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
             transport = cluster.connect(replica, members, secret, certificates)
-        broker = Broker(replica, hub, config, members)
+        make_broker = Broker if tracing is None else tracing.broker
+        broker = make_broker(replica, hub, config, members)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
         streams = Streams(broker, Fanout(replica, hub, _fanout_options(config)), config)
+        if tracing is not None:
+            streams.fanout.on_flushed = tracing.flushed
         door = Door(
             app,
             listeners,
@@ -232,6 +238,8 @@ async def serve(
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(storage.close)
+            if tracing is not None:
+                await tracing.close()
     log.info(
         "stopped node=%s applied_index=%d digest=%s",
         config.node.id,

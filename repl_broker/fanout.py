@@ -136,6 +136,8 @@ class Fanout:
         self.take_options(options)
         self._epoll = select.epoll()
         self._readers: list[Reader | None] = []  # by file descriptor
+        self.on_flushed: Callable[[Batch, int], None] | None = None
+        """Called with what was written to readers that were level, and to how many."""
         self._count = 0
         self._dead = 0
         self._failed = 0
@@ -275,6 +277,8 @@ class Fanout:
                     self._stall(reader, batch, sent_bytes)
             await turns.give()
         self._hub.delivered(begun * len(batch))
+        if self.on_flushed is not None:
+            self.on_flushed(batch, begun)
         return elsewhere
 
     def _flush_apart(

@@ -125,6 +125,7 @@ class HubStatistics(NamedTuple):
     channels: int
     tail_bytes: int
     deliveries: int  # messages handed to streams
+    gaps: int  # streams were told of
 
 
 class Channel:
@@ -259,6 +260,7 @@ class Hub:
         self._routes = 0  # channels in them, and one for each
         self._subscribers = 0
         self._deliveries = 0
+        self._gaps = 0
         self._taken: tuple[Channel, int, int, int, Batch | None] | None = None
         self._dirty: dict[Channel, None] = {}  # sockets are level with it, and something came
         self._flusher = trio.lowlevel.ParkingLot()
@@ -309,6 +311,10 @@ class Hub:
     def delivered(self, events: int) -> None:
         """Count what was handed to streams."""
         self._deliveries += events
+
+    def told_gap(self) -> None:
+        """Count a gap that a stream is told of."""
+        self._gaps += 1
 
     async def wait_dirty(self) -> list[Channel]:
         """Channels with something new for the sockets that are level; none once it closes."""
@@ -383,7 +389,11 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(
-            self._subscribers, len(self._channels), self._tail_bytes, self._deliveries
+            self._subscribers,
+            len(self._channels),
+            self._tail_bytes,
+            self._deliveries,
+            self._gaps,
         )
 
     def _route(self, topic: str) -> Collection[Channel]:

@@ -2,7 +2,8 @@
 
 Every module has its own logger and writes ``key=value`` messages; fields may
 also come as ``extra={...}``. On a terminal the lines are for people; otherwise
-each is a JSON object. Bodies of messages are never logged, at any level.
+each is a JSON object, in which each ``key=`` is a member as well. What a request
+causes has its id (trace.py). Bodies of messages are never logged, at any level.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from typing import Final, TextIO
 
 from repl_broker.config import LogConfig
+from repl_broker.trace import CURRENT
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "configure"]
 
@@ -25,11 +27,19 @@ OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "taskName",
 }
 
+# It has a line for each span that finds no room; otel.py says what there is to say, once.
+TELEMETRY: Final = "opentelemetry"
+
 # Libraries that hang handlers of their own on their loggers, or that would fill
 # the log with lines about every request and connection.
-LIBRARIES: Final = ("hypercorn", "quart", "quart_trio", "httpx", "httpcore", "asyncio")
+LIBRARIES: Final = (
+    *("hypercorn", "quart", "quart_trio", "httpx", "httpcore", "asyncio", "urllib3", TELEMETRY),
+)
 
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+# A place of a value in a message, and what it is called there.
+PLACE: Final = re.compile(r"(?:\b([a-z_]+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?([a-z]))")
 
 COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -43,6 +53,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     stream = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter(config.format, stream.isatty()))
+    handler.addFilter(identify)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -72,11 +83,31 @@ def quiet_libraries(level: str) -> None:
             logger.propagate = True
     # Their parents, so that loggers which are made later are quiet as well.
     for name in LIBRARIES:
-        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else "WARNING")
+        least = "CRITICAL" if name == TELEMETRY else "WARNING"
+        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else least)
 
 
 def extra(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in OWN}
+
+
+def identify(record: logging.LogRecord) -> bool:
+    """Have the line tell which request has caused it; one of its own it keeps."""
+    if not hasattr(record, "request_id") and (request := CURRENT.get()) is not None:
+        record.request_id = request.id
+    return True
+
+
+def named(record: logging.LogRecord) -> dict[str, object]:
+    """What the message calls by name: ``{"peer": "n2"}`` of ``"lost peer=%s", "n2"``."""
+    if not isinstance(record.args, tuple) or not isinstance(record.msg, str):
+        return {}
+    places = [found for found in PLACE.finditer(record.msg) if found[2]]
+    return {
+        found[1]: value if isinstance(value, (bool, int, float)) else str(value)
+        for found, value in zip(places, record.args, strict=False)
+        if found[1]
+    }
 
 
 def moment(record: logging.LogRecord) -> str:
@@ -86,7 +117,7 @@ def moment(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the extra fields, exception."""
+    """One JSON object a line: time, level, logger, message, fields by name, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -95,7 +126,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name, value in extra(record).items():
+        for name, value in (extra(record) | named(record)).items():
             line.setdefault(name, value)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -24,21 +24,20 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish
 from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.histogram import BOUNDS_SECONDS
 from repl_broker.state import Outcome
 from repl_broker.wire import encode_command
 
-__all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposals"]
+__all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposals", "Watch"]
 
 RECENT_ENTRIES_MAX: Final = 1024  # applied ones whose outcomes are kept for who comes late
-COMMIT_BUCKETS_SECONDS: Final = (
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-)  # fmt: skip
+COMMIT_BUCKETS_SECONDS: Final = BOUNDS_SECONDS
 
 
 class Offer:
@@ -52,13 +51,26 @@ class Offer:
         self.size = sum(map(len, encoded))
 
 
+class Watch(Protocol):
+    """Whoever wants to know how far a proposal has come; ``now`` is by Trio's clock."""
+
+    def placed(self, now: float) -> None:
+        """It has a place in a log; again, if it lost an earlier one."""
+        ...
+
+    def settled(self, now: float, outcome: Outcome) -> None:
+        """It is committed, and applied here."""
+        ...
+
+
 class Proposal(Offer):
     """One command of a client of this node."""
 
-    __slots__ = ("away", "doubtful", "failure", "outcome", "settled", "started")
+    __slots__ = ("away", "doubtful", "failure", "outcome", "settled", "started", "watch")
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Command, watch: Watch | None = None) -> None:
         super().__init__((command,), (encode_command(command),))
+        self.watch = watch
         self.started = trio.current_time()
         self.settled = trio.Event()
         self.away = False  # it may be in a log
@@ -174,6 +186,8 @@ class Proposals:
                 offer.decided.set()
             elif isinstance(offer, Proposal):
                 self._placed.setdefault(index, []).append((term, ordinal, offer))
+                if offer.watch is not None:
+                    offer.watch.placed(trio.current_time())
             ordinal += len(offer.commands)
 
     def place_late(
@@ -249,6 +263,8 @@ class Proposals:
             elif not proposal.settled.is_set():
                 proposal.outcome = outcomes[ordinal]
                 self._count(now - proposal.started)
+                if proposal.watch is not None:
+                    proposal.watch.settled(now, outcomes[ordinal])
                 self._settled(proposal)
         self.put_back(again)
 

@@ -30,6 +30,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -37,9 +38,10 @@ import trio
 
 from repl_broker.command import Command, Configure, Expire, Settings
 from repl_broker.errors import ReplBrokerError, RequestError, StorageError
+from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
 from repl_broker.message import Message
-from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals
+from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, Watch
 from repl_broker.raft.core import (
     ChangeMembership,
     Compact,
@@ -74,6 +76,7 @@ from repl_broker.raft.rpc import Rpc, SnapshotReceived
 from repl_broker.snapshots import SnapshotReceiver, SnapshotRefusedError, send_snapshot
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
+from repl_broker.trace import apart
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from repl_broker.upkeep import Upkeep
 from repl_broker.wire import (
@@ -162,6 +165,7 @@ class ReplicaStatistics(NamedTuple):
     snapshots_received: int
     commit_seconds: float  # sum, from propose to applied
     commit_buckets: tuple[int, ...]  # one a bucket of COMMIT_BUCKETS_SECONDS, and one above
+    store_writes: Durations  # of the transactions, fsync included
 
 
 class MemberProgress(NamedTuple):
@@ -323,6 +327,7 @@ class Replica:
         self._log_bytes = 0  # applied since entries were last let go from memory
         self._closing = False
         self._writes = 0
+        self._write_seconds = Histogram()
         self._elections = 0
 
     # --- who and what ---
@@ -412,6 +417,7 @@ class Replica:
             self._snapshots_received,
             proposals.commit_seconds,
             tuple(proposals.commit_buckets),
+            self._write_seconds.durations(),
         )
 
     @property
@@ -430,12 +436,13 @@ class Replica:
 
     # --- what callers use ---
 
-    async def propose(self, command: Command) -> Outcome:
+    async def propose(self, command: Command, watch: Watch | None = None) -> Outcome:
         """Put ``command`` into the log; its outcome once it is durable and applied here.
 
         Durable means: on the disks of a majority. Raises ``shutting_down`` or
         ``no_leader`` when it was not taken, OutcomeUnknownError when that is
-        not known. Cancelling stops the wait, not the command.
+        not known. Cancelling stops the wait, not the command. ``watch`` is told
+        how far it has come.
         """
         proposals = self._proposals
         if proposals.waiting_bytes > PENDING_BYTES_MAX:
@@ -446,7 +453,7 @@ class Replica:
                 raise self._no_leader()
         if self._closing:
             raise _shutting_down()
-        proposal = Proposal(command)
+        proposal = Proposal(command, watch)
         proposals.add(proposal)
         if self.leads and self._writer.is_quick:
             # The write is done in place: others that are about to propose go with it.
@@ -795,6 +802,9 @@ class Replica:
         if self._turning or self._nursery is None or self._failure is not None:
             return
         self._turning = True
+        apart(self._take_turns)  # what happens now is no matter of the request that woke us
+
+    def _take_turns(self) -> None:
         try:
             for _ in range(TURNS_MAX):  # more than one: for what was written in place
                 deadline = self._step()
@@ -1032,6 +1042,11 @@ class Replica:
     def _write(self, due: list[tuple[int, WriteBatch]]) -> None:
         batches = [batch for _, batch in due]
 
+        def write() -> None:
+            began = perf_counter()
+            self._storage.write(*batches)
+            self._write_seconds.observe(perf_counter() - began)
+
         def done(error: Exception | None) -> None:
             if error is not None:
                 self._fail(error)
@@ -1046,7 +1061,7 @@ class Replica:
             self.turn()
 
         quick = self._storage.is_quick(*batches)
-        self._writer.submit(lambda: self._storage.write(*batches), done, quick=quick)
+        self._writer.submit(write, done, quick=quick)
 
     def _fail(self, error: Exception) -> None:
         """Nothing may follow: the driving task raises it, and the node ends."""

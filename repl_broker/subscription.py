@@ -232,6 +232,7 @@ class Subscription:
             "first_available": None if first is None else self._id(first.seq),
             "reason": reason,
         }
+        self._hub.told_gap()
         return sse.event("gap", self._id(self._seq), encode_json(data))
 
     def _go_to_first(self, seq: int) -> Location | None:

@@ -13,6 +13,7 @@ import pytest
 
 from repl_broker.config import LogConfig
 from repl_broker.logs import configure
+from repl_broker.trace import CURRENT, Request, apart
 
 
 class Terminal(io.StringIO):
@@ -45,7 +46,53 @@ def test_a_program_gets_a_json_object_a_line() -> None:
         "logger": "repl_broker.tests.logs",
         "message": "listening http=é:1\n2",
         "node": "n1",
+        "http": "é:1\n2",
     }
+
+
+def test_what_a_message_calls_by_name_is_a_member_of_the_object() -> None:
+    stream = io.StringIO()
+    log = logged(LogConfig(), stream)
+    log.info(
+        "%d%% of peer=%s seconds=%.2f up=%s error=%r level=%s",
+        *(50, "n2", 1.234, True, ValueError("x"), "forged"),
+    )
+    log.info("nothing=%%s", extra={"a": 1})
+    log.info("by name peer=%(peer)s", {"peer": "n2"})
+    first, second, third = map(json.loads, stream.getvalue().splitlines())
+    members = ("level", "logger", "message", "peer", "seconds", "up", "error", "nothing")
+    assert {name: first[name] for name in members if name in first} == {
+        "level": "info",
+        "logger": "repl_broker.tests.logs",
+        "message": "50% of peer=n2 seconds=1.23 up=True error=ValueError('x') level=forged",
+        "peer": "n2",
+        "seconds": 1.234,
+        "up": True,
+        "error": "x",
+    }
+    assert "nothing" not in second
+    assert third["message"] == "by name peer=n2"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_line_has_the_id_of_the_request_that_caused_it(form: str) -> None:
+    stream = io.StringIO()
+    log = logged(LogConfig(format=form), stream)
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    log.info("before")
+    token = CURRENT.set(Request(f"00-{trace_id}-00f067aa0ba902b7-01"))
+    log.info("during")
+    log.info("of another", extra={"request_id": "x"})
+    apart(log.info, "apart")
+    CURRENT.reset(token)
+    before, during, other, apart_line = stream.getvalue().splitlines()
+    assert ("request_id" in before, "request_id" in apart_line) == (False, False)
+    if form == "json":
+        assert json.loads(during)["request_id"] == trace_id
+        assert json.loads(other)["request_id"] == "x"
+    else:
+        assert during.endswith(f"during request_id={trace_id}")
+        assert other.endswith("of another request_id=x")
 
 
 def test_a_person_gets_a_line_that_cannot_steer_the_terminal() -> None:

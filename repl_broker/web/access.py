@@ -1,4 +1,4 @@
-"""The access log: a line a request, when it has ended."""
+"""Who asks: the request's id, and the access log, a line a request when it has ended."""
 
 from __future__ import annotations
 
@@ -13,9 +13,26 @@ from hypercorn.typing import (
     Scope,
 )
 
-__all__ = ["AccessLog", "note"]
+from repl_broker.trace import CURRENT, Request
+
+__all__ = ["AccessLog", "Identified", "note"]
 
 log = logging.getLogger(__name__)
+
+
+class Identified:
+    """ASGI around ``app``: what it logs, it logs of this request. Each has a task of its own."""
+
+    def __init__(self, app: ASGIFramework) -> None:
+        self._app = app
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        if scope["type"] == "http":
+            given = [value for name, value in scope["headers"] if name == b"traceparent"]
+            CURRENT.set(Request(given[0].decode("latin-1") if len(given) == 1 else None))
+        await self._app(scope, receive, send)
 
 
 class AccessLog:
@@ -51,8 +68,13 @@ class AccessLog:
         return None
 
 
-def note(method: str, path: str, status: str, started: float, peer: str) -> None:
-    """Write the line of a request that began at ``started``, by Trio's clock."""
+def note(
+    method: str, path: str, status: str, started: float, peer: str, request_id: str = ""
+) -> None:
+    """Write the line of a request that began at ``started``, by Trio's clock.
+
+    ``request_id`` is for one that is not answered in this task any more.
+    """
     seconds = trio.current_time() - started
     log.info(
         "request method=%s path=%s status=%s seconds=%.4f peer=%s",
@@ -61,4 +83,5 @@ def note(method: str, path: str, status: str, started: float, peer: str) -> None
         status,
         seconds,
         peer or "unknown",
+        extra={"request_id": request_id} if request_id else None,
     )

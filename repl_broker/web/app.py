@@ -22,11 +22,12 @@ from werkzeug.exceptions import MethodNotAllowed
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.web import cors, problems
-from repl_broker.web.access import AccessLog
+from repl_broker.web.access import AccessLog, Identified
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.body import BodyLimits, BrokerRequest
 from repl_broker.web.client import Client
 from repl_broker.web.cluster import Cluster
+from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.events import Events
 from repl_broker.web.messages import Messages
@@ -55,19 +56,21 @@ def create_app(
     app.request_class = BrokerRequest
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
-    limits = BodyLimits(config.limits)
-    _route(app, broker, limits, Operations(broker, door))
+    limits, requests = BodyLimits(config.limits), RequestCounts()
+    _route(app, broker, limits, Operations(broker, door, requests))
     Dashboard(broker, config, door).register(app)
     for path, folder in apps.items():
         StaticFiles(path, folder).register(app)
     problems.register(app)
     app.before_request(_answer_options)
     app.after_request(_protect)
+    requests.register(app)
     access_log = AccessLog(app.asgi_app)
     app.asgi_app = access_log  # type: ignore[method-assign]
     app.extensions[RELOADED] = live = _Live(limits, access_log)
     cors.register(app, lambda: live.origins)
     reload_app(app, config)
+    app.asgi_app = Identified(app.asgi_app)  # type: ignore[method-assign]
     return app
 
 

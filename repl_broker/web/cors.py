@@ -14,8 +14,10 @@ from quart_trio import QuartTrio
 
 __all__ = ["permission", "register"]
 
-ALLOWED_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
-EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After"
+ALLOWED_HEADERS: Final = (
+    "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, traceparent, tracestate"
+)
+EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After, X-Request-Id"
 MAX_AGE_SECONDS: Final = 600  # for which a browser need not ask again
 
 

@@ -63,6 +63,8 @@ from hypercorn.typing import (
 
 from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
+from repl_broker.trace import current_id
+from repl_broker.web.counts import Counted
 from repl_broker.web.head import begins_in_place, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
@@ -146,6 +148,8 @@ class DoorStatistics:
     """What is held for those that are not writable."""
     dead: int = 0
     """Event streams that were ended since the client's kernel had vanished."""
+    requests: tuple[tuple[Counted, int], ...] = ()
+    """How many were answered in place, by route and status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +167,14 @@ class _Problem:
         return cls(status, code, title, detail)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [
+        headers = [
             (b"content-type", b"application/problem+json"),
             (b"content-length", b"%d" % len(self.body())),
             (b"connection", b"close"),
         ]
+        if request_id := current_id():  # else no request has been read
+            headers.append((b"x-request-id", request_id.encode("ascii")))
+        return headers
 
     def body(self) -> bytes:
         fields = {
@@ -269,11 +276,13 @@ class Door:
     def statistics(self) -> DoorStatistics:
         """Counts at this moment, for metrics."""
         counts = (self.connections, self._accepted, self._refused)
+        in_place = (self._publishing, self._streams)
+        requests = tuple(each for part in in_place if part for each in part.requests.items())
         if self._fanout is None:
-            return DoorStatistics(*counts, self._failed)
+            return DoorStatistics(*counts, self._failed, requests=requests)
         of = self._fanout.statistics()
         failed = self._failed + of.failed
-        return DoorStatistics(*counts, failed, of.lagging, of.unsent_bytes, of.dead)
+        return DoorStatistics(*counts, failed, of.lagging, of.unsent_bytes, of.dead, requests)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve. Returns after ``stop``, when the last connection has ended or been aborted.

@@ -49,6 +49,9 @@ _REQUEST_LINE = re.compile(
 _EVENTS_LINE = re.compile(
     rb"GET (/v1/events(?:\?([A-Za-z0-9_.~%!$&'()*+,;=:@/?\-]*))?) HTTP/1\.1\r\n"
 )
+# In the form in which every client writes it (W3C Trace Context 3.2); others are read as well.
+_TRACEPARENT_BEGINS: Final = b"\r\ntraceparent:"
+_TRACEPARENT = re.compile(rb"\r\ntraceparent:[ \t]*([0-9a-f-]{55})(?=\r\n)")
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 _MEDIA_TYPE = re.compile(
     rb"application/(?:(json)|x-ndjson)(?:[ \t]*;[ \t]*charset=(?:utf-?8|\"utf-?8\"))?",
@@ -70,6 +73,7 @@ class PublishHead(NamedTuple):
     key: str | None  # Idempotency-Key
     origin: str  # of the web page that asks; "" if none does
     close: bool  # the client wants no further answer
+    traceparent: str | None = None  # as it came; trace.py reads it
 
 
 def head_end(data: bytes) -> int:
@@ -96,6 +100,7 @@ class EventsHead(NamedTuple):
     last_event_id: str | None
     origin: str
     close: bool
+    traceparent: str | None = None
 
 
 Head = PublishHead | EventsHead
@@ -115,6 +120,23 @@ def read_head(head: bytes) -> Head | None:
     A client that publishes all the time sends the same head all the time, so
     short ones are remembered.
     """
+    if _TRACEPARENT_BEGINS in head:
+        return _read_traced(head)
+    return _read_head(head)
+
+
+def _read_traced(head: bytes) -> Head | None:
+    """A traceparent is another one in each request: the head without it may be known."""
+    found = _TRACEPARENT.search(head)
+    if found is None:
+        return _read_head(head)
+    read = _read_head(head[: found.start()] + head[found.end() :])
+    if read is None or read.traceparent is not None:
+        return read and read._replace(traceparent=None)  # given twice: neither counts
+    return read._replace(traceparent=found[1].decode("ascii"))
+
+
+def _read_head(head: bytes) -> Head | None:
     if head.startswith(EVENTS_BEGINS):
         return _read_events(head)
     return _recall(head) if len(head) <= _CACHED_BYTES_MAX else _read_publish(head)
@@ -190,13 +212,18 @@ class _Fields:
             self._text(b"idempotency-key"),
             self._text(b"origin") or "",
             self._says_close(),
+            self._once(b"traceparent"),
         )
 
     def events(self, query: bytes) -> EventsHead | None:
         if b"content-length" in self._fields or not self._is_ordinary():
             return None
         return EventsHead(
-            query, self._text(b"last-event-id"), self._text(b"origin") or "", self._says_close()
+            query,
+            self._text(b"last-event-id"),
+            self._text(b"origin") or "",
+            self._says_close(),
+            self._once(b"traceparent"),
         )
 
     def _is_ordinary(self) -> bool:
@@ -216,6 +243,9 @@ class _Fields:
     def _text(self, name: bytes) -> str | None:
         value = self._fields.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def _once(self, name: bytes) -> str | None:
+        return None if name in self._repeated else self._text(name)
 
 
 _ONCE = frozenset(

@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 
 from repl_broker import __version__
 from repl_broker.broker import Broker, Statistics
-from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
+from repl_broker.histogram import BOUNDS_SECONDS, Durations
+from repl_broker.web.counts import Counted, RequestCounts
 from repl_broker.web.door import DoorStatistics
 
 __all__ = ["CONTENT_TYPE", "METRICS", "NodeMetric", "render", "with_registry"]
@@ -39,6 +40,7 @@ class Reading(NamedTuple):
     node: Statistics
     door: DoorStatistics
     ready: bool
+    requests: tuple[tuple[Counted, int], ...] = ()
 
 
 class NodeMetric(NamedTuple):
@@ -72,6 +74,13 @@ METRICS: Final = (
         "counter",
         "Messages handed to event streams: one message to ten streams counts ten.",
         lambda now: now.node.hub.deliveries,
+    ),
+    NodeMetric(
+        "gaps",
+        "counter",
+        "Gaps that event streams were told of: the reader came too late for a topic's retention, "
+        "or with an id of another cluster.",
+        lambda now: now.node.hub.gaps,
     ),
     NodeMetric(
         "subscribers",
@@ -258,11 +267,42 @@ METRICS: Final = (
         "[limits] dead_reader_seconds.",
         lambda now: now.door.dead,
     ),
+    NodeMetric(
+        "trace_spans_sent",
+        "counter",
+        "Spans that the collector of [tracing] has taken.",
+        lambda now: now.node.spans.sent,
+    ),
+    NodeMetric(
+        "trace_spans_lost",
+        "counter",
+        "Spans that it has not taken; nothing else is lost with them.",
+        lambda now: now.node.spans.lost,
+    ),
+)
+REQUESTS: Final = (
+    f"{PREFIX}http_requests_total",
+    "Requests that were answered, event streams when they begin. A path that is no route counts "
+    "as `other`.",
+)
+MEMBER_LAG: Final = (
+    f"{PREFIX}member_lag_entries",
+    "Entries of the log that another member is not known to have. Only the leader knows.",
+)
+MEMBER_REACHABLE: Final = (
+    f"{PREFIX}member_reachable",
+    "1 if another member has answered within an election timeout, else 0. Only the leader knows.",
 )
 COMMIT_SECONDS: Final = (
     f"{PREFIX}commit_seconds",
     "From the moment a write is handed to the log until it is durable and applied.",
 )
+STORE_WRITE_SECONDS: Final = (
+    f"{PREFIX}store_write_seconds",
+    "A write of the log to this node's disk, fsync included.",
+)
+HISTOGRAMS: Final = (COMMIT_SECONDS, STORE_WRITE_SECONDS)
+MEMBERS: Final = (MEMBER_LAG, MEMBER_REACHABLE)
 BUILD_INFO: Final = (f"{PREFIX}build_info", "Always 1; the labels tell version and node.")
 
 
@@ -276,30 +316,60 @@ class _NodeCollector(Collector):
         for metric in METRICS:
             family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             yield family(PREFIX + metric.name, metric.meaning, value=metric.read(now))
-        yield _commit_seconds(now.node)
+        replica = now.node.replica
+        commits = Durations(replica.commit_seconds, replica.commit_buckets)
+        yield _histogram(COMMIT_SECONDS, commits)
+        yield _histogram(STORE_WRITE_SECONDS, replica.store_writes)
+        yield _requests(now)
+        yield from _members(now.node)
         info = GaugeMetricFamily(*BUILD_INFO, labels=("version", "node"))
         info.add_metric((__version__, self._node_id), 1)
         yield info
 
 
-def _commit_seconds(node: Statistics) -> Metric:
-    bounds = [*map(str, COMMIT_BUCKETS_SECONDS), "+Inf"]
-    counts = accumulate(node.replica.commit_buckets)
-    family = HistogramMetricFamily(*COMMIT_SECONDS)
-    buckets = list(zip(bounds, map(float, counts), strict=True))
-    family.add_metric((), buckets, node.replica.commit_seconds)
+def _histogram(about: tuple[str, str], durations: Durations) -> Metric:
+    bounds = [*map(str, BOUNDS_SECONDS), "+Inf"]
+    family = HistogramMetricFamily(*about)
+    buckets = list(zip(bounds, map(float, accumulate(durations.buckets)), strict=True))
+    family.add_metric((), buckets, durations.seconds)
     return family
 
 
+def _requests(now: Reading) -> Metric:
+    counts: dict[Counted, int] = {}
+    for what, count in (*now.door.requests, *now.requests):
+        counts[what] = counts.get(what, 0) + count
+    family = CounterMetricFamily(*REQUESTS, labels=Counted._fields)
+    for what, count in sorted(counts.items()):
+        family.add_metric([str(value) for value in what], count)
+    return family
+
+
+def _members(node: Statistics) -> Iterator[Metric]:
+    lag = GaugeMetricFamily(*MEMBER_LAG, labels=("member",))
+    reachable = GaugeMetricFamily(*MEMBER_REACHABLE, labels=("member",))
+    for member in node.members:
+        lag.add_metric((member.id,), member.lag)
+        reachable.add_metric((member.id,), float(member.reachable))
+    yield lag
+    yield reachable
+
+
 def with_registry(
-    broker: Broker, door: Callable[[], DoorStatistics] | None = None
+    broker: Broker,
+    door: Callable[[], DoorStatistics] | None = None,
+    requests: RequestCounts | None = None,
 ) -> CollectorRegistry:
-    """A registry of the node's own: a second node in the process has another."""
+    """A registry of the node's own: a second node in the process has another.
+
+    ``requests`` are those that the application answers; the door tells of its own.
+    """
     none = DoorStatistics(0, 0, 0, 0)
     registry = CollectorRegistry(auto_describe=False)
 
     def read() -> Reading:
-        return Reading(broker.statistics(), door() if door else none, broker.ready)
+        answered = tuple(requests.items()) if requests else ()
+        return Reading(broker.statistics(), door() if door else none, broker.ready, answered)
 
     registry.register(_NodeCollector(read, broker.node_id))
     ProcessCollector(registry=registry)

@@ -97,6 +97,10 @@ changes something. What a node acknowledged, and what was acknowledged by anothe
 shows. `no_leader` (503) means that a majority of the voters cannot be reached; an election takes
 a second or two, and requests wait for it.
 
+**Finding it in the log.** A problem comes with `X-Request-Id`, which the node's log has on every
+line that the request caused: the trace id of the request's `traceparent` (W3C Trace Context), or
+one that the node made.
+
 **Methods.** HEAD works wherever GET does, and OPTIONS tells the methods of a path."""
 
 EVENTS_DESCRIPTION: Final = f"""\
@@ -674,8 +678,9 @@ def _refusal(status: int, codes: list[str]) -> Object:
         "description": ", ".join(f"`{code}`: {PROBLEMS[code][1]}" for code in codes) + ".",
         "content": {PROBLEM_JSON: {"schema": {"allOf": [_ref("Problem"), exact]}}},
     }
+    headers = response["headers"] = {"X-Request-Id": _header("Which lines of the log are of it.")}
     if status in (429, 503):
-        response["headers"] = {"Retry-After": _header("Seconds to wait.", {"type": "integer"})}
+        headers["Retry-After"] = _header("Seconds to wait.", {"type": "integer"})
     return response
 
 

@@ -12,6 +12,7 @@ from quart import Response, request
 from repl_broker.broker import Broker
 from repl_broker.web import metrics, openapi, page
 from repl_broker.web.answers import JSON, answer, json_answer
+from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.parameters import read_query
 
@@ -23,9 +24,12 @@ HTML: Final = "text/html; charset=utf-8"
 class Operations:
     """``/healthz``, ``/readyz``, ``/metrics``, ``/openapi.json`` and ``/docs``."""
 
-    def __init__(self, broker: Broker, door: Callable[[], DoorStatistics] | None) -> None:
+    def __init__(
+        self, broker: Broker, door: Callable[[], DoorStatistics] | None, requests: RequestCounts
+    ) -> None:
+        """``requests`` counts those that the application answers; the door counts its own."""
         self._broker = broker
-        self._registry = metrics.with_registry(broker, door)
+        self._registry = metrics.with_registry(broker, door, requests)
         self._openapi, self._page = _described()
 
     async def health(self) -> Response:

@@ -17,6 +17,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from repl_broker.errors import PROBLEMS, RequestError
+from repl_broker.trace import current_id
 from repl_broker.web import answers
 
 __all__ = ["PROBLEM_JSON", "REMEDIES", "RETRIED", "RETRY_AFTER_SECONDS", "note_failure"]
@@ -97,6 +98,7 @@ def problem(
     response = answers.answer(content, PROBLEM_JSON, status, headers)
     if status in RETRIED:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    response.headers["X-Request-Id"] = current_id()
     return response
 
 

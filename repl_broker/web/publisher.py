@@ -30,6 +30,7 @@ from typing import NamedTuple, NoReturn
 
 import trio
 
+from repl_broker.trace import CURRENT, Request
 from repl_broker.web.head import HEAD_ENDS, EventsHead, PublishHead, may_be_in_place, read_head
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
@@ -87,6 +88,7 @@ class Publisher:
         self._at = 0  # … here on not yet used
         self._began = trio.current_time()  # when the first byte of the present request came
         self._head: PublishHead | None = None  # of the request whose body is awaited
+        self._request = Request()
         self._life = trio.CancelScope()
 
     async def run(self) -> Rest | None:
@@ -95,6 +97,12 @@ class Publisher:
 
         When cancelled, the caller resets the connection.
         """
+        CURRENT.set(self._request)
+        rest = await self._run()
+        CURRENT.set(None)  # not after an error: the line that tells of it is that request's
+        return rest
+
+    async def _run(self) -> Rest | None:
         try:
             with self._life:
                 return await self._serve()
@@ -128,6 +136,7 @@ class Publisher:
             head = await self._read_head()
             if head is None:
                 return self._rest()
+            self._request.begin(head.traceparent)
             last = head.close or self._stopping
             if isinstance(head, EventsHead):
                 assert self._streams is not None, "else none is read"

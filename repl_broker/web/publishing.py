@@ -17,6 +17,7 @@ from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.web import access
 from repl_broker.web.body import BodyLimit, BodyLimits, late
+from repl_broker.web.counts import RequestCounts
 from repl_broker.web.head import PublishHead
 from repl_broker.web.messages import receipt_content
 from repl_broker.web.problems import note_failure
@@ -36,6 +37,7 @@ class Publishing:
         self._limits = BodyLimits(config.limits)
         self._shell = Shell(config.http.cors_origins)
         self._log_access = config.http.access_log
+        self.requests: Final = RequestCounts()
 
     def reload(self, config: Config) -> None:
         """Hold requests that come from now on to another configuration."""
@@ -67,6 +69,7 @@ class Publishing:
         else:
             content = encode_json(receipt_content(receipt, head.topic, batch=head.batch))
             answer = Answer(201, _JSON, _REPLAYED if receipt.replayed else b"", content)
+        self.requests.add(("POST", _route(head), answer.status))
         if self._log_access:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
@@ -74,6 +77,7 @@ class Publishing:
     def late(self, head: PublishHead, peer: str) -> Answer:
         """The answer when the body does not arrive in time."""
         answer = refusal(late(self.limit(head)))
+        self.requests.add(("POST", _route(head), answer.status))
         if self._log_access:
             started = trio.current_time() - self.body_seconds
             access.note("POST", head.target, str(answer.status), started, peer)
@@ -89,3 +93,7 @@ class Publishing:
         if head.batch:
             return await self._broker.publish_batch(head.topic, body, head.key)
         return await self._broker.publish(head.topic, body, head.key)
+
+
+def _route(head: PublishHead) -> str:
+    return "/v1/messages" if head.topic is None else "/v1/topics/{topic}/messages"

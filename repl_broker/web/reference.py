@@ -17,7 +17,7 @@ from typing import Final
 
 from repl_broker.errors import PROBLEMS
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
-from repl_broker.web.metrics import BUILD_INFO, COMMIT_SECONDS, METRICS
+from repl_broker.web.metrics import BUILD_INFO, HISTOGRAMS, MEMBERS, METRICS, REQUESTS
 from repl_broker.web.openapi import COMMON_CODES, Object, document
 from repl_broker.web.problems import REMEDIES
 from repl_broker.web.schema_text import (
@@ -110,7 +110,7 @@ def _operation(method: str, path: str, operation: Object) -> Iterator[str]:
     yield _table(("status", "when", "body"), rows)
     for response in operation["responses"].values():
         for name, header in response.get("headers", {}).items():
-            if name != "Retry-After":
+            if name not in ("Retry-After", "X-Request-Id"):
                 yield f"Header `{name}`: {header['description']}"
     for response in operation["responses"].values():
         media = response["content"].get("application/json", {}) if "content" in response else {}
@@ -168,7 +168,10 @@ def _fuzzing() -> Iterator[str]:
 def metrics() -> str:
     """Every metric of ``/metrics``."""
     ours = [(f"`{m.full_name}`", m.kind, m.meaning) for m in METRICS]
-    ours.append((f"`{COMMIT_SECONDS[0]}`", "histogram", COMMIT_SECONDS[1]))
+    ours += [(f"`{name}`", "histogram", about) for name, about in HISTOGRAMS]
+    about = f"{REQUESTS[1]} Labels: `method`, `route`, `status`."
+    ours.append((f"`{REQUESTS[0]}`", "counter", about))
+    ours += [(f"`{name}`", "gauge", f"{about} Label: `member`.") for name, about in MEMBERS]
     ours.append((f"`{BUILD_INFO[0]}`", "gauge", BUILD_INFO[1] + " Labels: `version`, `node`."))
     process = [(f"`{name}`", *about) for name, about in PROCESS_METRICS.items()]
     bounds = ", ".join(f"{bound:g}" for bound in COMMIT_BUCKETS_SECONDS)
@@ -176,9 +179,9 @@ def metrics() -> str:
         "# Metrics",
         "`GET /metrics` answers in Prometheus' text format. Counters begin at zero when the node "
         "starts, and count what this node did. No metric has a label for topics, so their number "
-        "is fixed.",
+        "is bounded, whatever clients do.",
         _table(("metric", "type", "meaning"), ours),
-        f"The buckets of `{COMMIT_SECONDS[0]}` end at {bounds} seconds.",
+        f"The buckets of the histograms end at {bounds} seconds.",
         "## The process",
         "From prometheus_client; on Linux.",
         _table(("metric", "type", "meaning"), process),

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from wsgiref.handlers import format_date_time
 
 from repl_broker.errors import RequestError
+from repl_broker.trace import current_id
 from repl_broker.web import cors
 from repl_broker.web.problems import PROBLEM_JSON, RETRIED, RETRY_AFTER_SECONDS, problem_content
 
@@ -83,4 +84,6 @@ class Shell:
 def refusal(error: RequestError) -> Answer:
     """The problem that tells of ``error``."""
     status, content = problem_content(error.code, error.detail, error.extra)
-    return Answer(status, _PROBLEM, _RETRY_AFTER if status in RETRIED else b"", content)
+    request = b"x-request-id: %b\r\n" % current_id().encode("ascii")
+    fields = _RETRY_AFTER + request if status in RETRIED else request
+    return Answer(status, _PROBLEM, fields, content)

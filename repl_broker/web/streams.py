@@ -19,7 +19,9 @@ from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.fanout import Fanout
 from repl_broker.subscription import Subscription
+from repl_broker.trace import current_id
 from repl_broker.web import access
+from repl_broker.web.counts import RequestCounts
 from repl_broker.web.events import PATH, read_after, read_events_query
 from repl_broker.web.head import EventsHead
 from repl_broker.web.problems import note_failure
@@ -37,6 +39,7 @@ class Streams:
         self._broker = broker
         self._shell = Shell(config.http.cors_origins)
         self._log_access = config.http.access_log
+        self.requests: Final = RequestCounts()
 
     def reload(self, config: Config) -> None:
         """Hold requests that come from now on to another configuration."""
@@ -53,9 +56,13 @@ class Streams:
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
             answer = refusal(RequestError("internal_error", note_failure("GET", PATH, error)))
         else:
-            ended = partial(self._note, "200", started, peer) if self._log_access else None
+            ended = None
+            if self._log_access:
+                ended = partial(self._note, "200", started, peer, current_id())
+            self.requests.add(("GET", PATH, 200))
             self._hand_over(head, transport, subscription, ended)
             return None
+        self.requests.add(("GET", PATH, answer.status))
         if self._log_access:
             self._note(str(answer.status), started, peer)
         return answer
@@ -79,5 +86,5 @@ class Streams:
         begins = self._shell.stream_head(head.origin, last=head.close)
         self.fanout.adopt(transport.detach(), subscription, begins, ended)
 
-    def _note(self, status: str, started: float, peer: str) -> None:
-        access.note("GET", PATH, status, started, peer)
+    def _note(self, status: str, started: float, peer: str, request_id: str = "") -> None:
+        access.note("GET", PATH, status, started, peer, request_id)

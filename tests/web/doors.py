@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -36,14 +36,16 @@ async def serving(
     in_place: bool = True,
     config: Config | None = None,
     seconds_max: float = SECONDS_MAX,
+    prepare: Callable[[Node, Config], None] = lambda node, config: None,
     **limits: float,
 ) -> AsyncIterator[Served]:
-    """A running door; it must stop by itself at the end."""
+    """A running door; it must stop by itself at the end. ``prepare`` may change the node first."""
     config = config or Config()
     asked: list[str] = []
     with trio.fail_after(seconds_max):
         async with running_node(config=config) as node:
-            app = create_app(node.broker, config, {})
+            prepare(node, config)
+            app = create_app(node.broker, config, {}, lambda: door.statistics())
 
             async def noted(
                 scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from repl_broker.web import head as head_module
 from repl_broker.web.head import (
+    EventsHead,
     PublishHead,
     head_end,
     is_plain,
@@ -107,6 +109,58 @@ def test_a_publish_is_read() -> None:
     assert read_head(head) == PublishHead(
         "/v1/topics/chat/messages", "chat", False, 2, "k 1", "http://a", False
     )
+
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("name", ["traceparent", "Traceparent", "TRACEPARENT"])
+@pytest.mark.parametrize("value", [TRACEPARENT, "x", "", TRACEPARENT + "-more"])
+def test_a_traceparent_is_told_as_it_came(name: str, value: str) -> None:
+    for place in (
+        (f"{name}: {value}", "Origin: http://a"),
+        ("Origin: http://a", f"{name}:{value}"),
+    ):
+        assert read_head(publish(b"", *place)) == PublishHead(
+            "/v1/topics/chat/messages", "chat", False, 0, None, "http://a", False, value
+        )
+        events = b"GET /v1/events?topic=a HTTP/1.1\r\nHost: node\r\n%b\r\n\r\n"
+        head = read_head(events % "\r\n".join(place).encode())
+        assert head == EventsHead(b"topic=a", None, "http://a", False, value)
+
+
+@pytest.mark.parametrize("second", ["traceparent", "Traceparent"])
+@pytest.mark.parametrize("value", [TRACEPARENT, "x"])
+def test_a_traceparent_that_is_given_twice_counts_as_none(second: str, value: str) -> None:
+    fields = (f"traceparent: {TRACEPARENT}", f"{second}: {value}")
+    for given in (fields, fields[::-1]):
+        head = read_head(publish(b"", *given))
+        assert isinstance(head, PublishHead)
+        assert head.traceparent is None
+
+
+def test_heads_that_differ_by_their_traceparent_are_remembered_as_one() -> None:
+    head_module._recall.cache_clear()
+    for number in range(100):
+        traceparent = f"00-{number + 1:032x}-00f067aa0ba902b7-01"
+        head = read_head(publish(b"", f"traceparent: {traceparent}"))
+        assert isinstance(head, PublishHead)
+        assert head.traceparent == traceparent
+    assert head_module._recall.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"traceparent: " + TRACEPARENT.encode() + b"\n",
+        b"traceparent: " + TRACEPARENT.encode() + b"\r\n folded",
+        b"traceparent : " + TRACEPARENT.encode(),
+        b"traceparent: " + TRACEPARENT.encode() + b"\r\nX: a\n",
+        b"traceparent: " + TRACEPARENT.encode() + b"\0",
+    ],
+)
+def test_a_traceparent_makes_no_head_plain_that_is_not(line: bytes) -> None:
+    assert read_head(with_line(line)) is None
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ async def answered(request: bytes, *, in_place: bool, origins: tuple[str, ...] =
                         break
         assert bool(served.asked) != in_place
     data = re.sub(rb"\r\ndate: [^\r]*", b"", data)
+    data = re.sub(rb"(?<=\r\nx-request-id: )[0-9a-f]{32}(?=\r\n)", b"made", data)
     return data.replace(b"\r\nConnection: ", b"\r\nconnection: ")
 
 
