@@ -229,6 +229,7 @@ def test_defaults_that_a_page_names_are_the_defaults(page: Path) -> None:
 def test_environment_variables_that_a_page_names_exist(page: Path) -> None:
     known = {key.variable for key in keys().values()}
     known |= {"REPL_BROKER_URL", "REPL_BROKER_CONFIG", "REPL_BROKER_TRACEBACK"}
+    known |= {"REPL_BROKER_TOKEN"}
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     sources += (ROOT / "dev").read_text()
     named = set(re.findall(r"\bREPL_BROKER_[A-Z_]+[A-Z]\b", page.read_text()))

@@ -22,6 +22,7 @@ from repl_broker.cli.backup import backup, restore
 from repl_broker.cli.cluster import cluster
 from repl_broker.cli.config import config
 from repl_broker.cli.demo import demo
+from repl_broker.cli.doctor import doctor
 from repl_broker.cli.publish import publish
 from repl_broker.cli.serve import serve
 from repl_broker.cli.subscribe import subscribe
@@ -134,6 +135,7 @@ for _command in (
     cluster,
     backup,
     restore,
+    doctor,
     config,
     systemd,
     version,

@@ -1,0 +1,129 @@
+"""``repl-broker doctor``: what stands between a URL and its users."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Final
+
+import click
+
+from repl_broker.cli.options import UrlType, json_option
+
+__all__ = ["doctor"]
+
+DEFAULT_URL: Final = "http://127.0.0.1:4080"
+COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "untested": "cyan"}
+TITLES: Final = {"untested": "not seen"}
+
+
+@click.command()
+@click.argument(
+    "url", type=UrlType(), default=DEFAULT_URL, envvar="REPL_BROKER_URL", metavar="[URL]"
+)
+@click.option(
+    "--topic",
+    default="_doctor",
+    show_default=True,
+    metavar="TOPIC",
+    help="Where the canaries go. They stay, until its retention lets them go.",
+)
+@click.option(
+    "--token",
+    envvar="REPL_BROKER_TOKEN",
+    show_envvar=True,
+    metavar="TOKEN",
+    help="Sent as Authorization: Bearer. On the command line, other users of this machine see it; "
+    "the environment is better.",
+)
+@click.option(
+    "--origin",
+    metavar="ORIGIN",
+    help="Also look whether web pages of this origin, such as https://app.example, may read and "
+    "publish (CORS).",
+)
+@click.option(
+    "--idle",
+    type=click.FloatRange(min=0, max=3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to leave a stream in silence. 30 sees a heartbeat, which comes every 15 s, and "
+    "finds time-outs that are shorter.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0.1, max=300),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for each answer and each event.",
+)
+@json_option
+def doctor(
+    url: str,
+    topic: str,
+    token: str | None,
+    origin: str | None,
+    idle: float,
+    patience: float,
+    as_json: bool,
+) -> None:
+    """Find out what stands in the way between URL and its users.
+
+    Give the URL that pages and backends use, with every proxy in between. This opens a
+    stream, publishes canaries, and sees whether they arrive, at once and in order; and
+    it looks at names, certificates, HTTP/2, buffering, compression, time-outs, CORS,
+    clocks, the disk, file descriptors and the cluster.
+
+    With a problem the exit code is 1; with warnings alone it is 0. With --json each
+    line has "check", "verdict" (ok, warning, problem or untested), "found" and "remedy".
+    """
+    import trio
+
+    from repl_broker.cli.examination import Examination, Orders
+    from repl_broker.cli.findings import Finding
+    from repl_broker.message import check_topic
+
+    check_topic(topic)
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise click.UsageError("--token takes visible ASCII characters")
+    if origin is not None and not (origin.isascii() and origin.isprintable()):
+        raise click.UsageError("--origin takes a value such as https://app.example")
+    verdicts: list[str] = []
+
+    def tell(finding: Finding) -> None:
+        verdicts.append(finding.verdict)
+        click.echo(json.dumps(finding._asdict()) if as_json else shown(finding))
+
+    orders = Orders(url, topic, token, origin, idle, patience)
+    trio.run(Examination(orders, tell).run)
+    if not as_json:
+        click.echo(summary(verdicts))
+    if "problem" in verdicts:
+        sys.exit(1)
+
+
+def shown(finding: object) -> str:
+    """A finding for people; what servers say cannot steer the terminal."""
+    from repl_broker.cli.findings import Finding
+    from repl_broker.cli.human import printable
+
+    assert isinstance(finding, Finding)
+    title = TITLES.get(finding.verdict, finding.verdict)
+    styled = click.style(f"{title:<9}", fg=COLOURS[finding.verdict])
+    line = f"{styled}{finding.check:<16}{printable(finding.found)}"
+    if finding.remedy:
+        line += f"\n{'':<25}→ {printable(finding.remedy)}"
+    return line
+
+
+def summary(verdicts: list[str]) -> str:
+    problems, warnings = verdicts.count("problem"), verdicts.count("warning")
+    if not problems and not warnings:
+        return "Nothing stands in the way."
+    return f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}."
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
