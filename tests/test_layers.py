@@ -26,7 +26,7 @@ LAYERS = (
     ("cluster", "broker"),
     ("fanout",),
     ("subscription",),
-    ("members",),
+    ("members", "room"),
     ("replica",),
     ("snapshots", "proposals", "upkeep"),
     ("history",),
@@ -36,17 +36,17 @@ LAYERS = (
     ("state",),
     ("transport",),
     ("storage", "writer"),
-    ("wire", "sse", "wal", "journal"),
+    ("wire", "sse", "wal", "journal", "stalled"),
     ("command",),
     ("message",),
-    ("logs",),
+    ("logs", "admission"),
     ("config",),
     ("errors",),
     ("raft.*",),
     ("__init__",),
 )
 
-PURE = ("state", "wire", "sse", "command", "message", "errors", "raft.*")
+PURE = ("state", "wire", "sse", "command", "message", "errors", "stalled", "raft.*")
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),
     *("time", "random", "secrets", "uuid", "os", "io", "pathlib", "socket", "ssl", "sqlite3"),

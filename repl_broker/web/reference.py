@@ -17,7 +17,7 @@ from typing import Final
 
 from repl_broker.errors import PROBLEMS
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
-from repl_broker.web.metrics import BUILD_INFO, COMMIT_SECONDS, METRICS
+from repl_broker.web.metrics import BUILD_INFO, COMMIT_SECONDS, METRICS, REFUSED
 from repl_broker.web.openapi import COMMON_CODES, Object, document
 from repl_broker.web.problems import REMEDIES
 from repl_broker.web.schema_text import (
@@ -169,6 +169,7 @@ def metrics() -> str:
     """Every metric of ``/metrics``."""
     ours = [(f"`{m.full_name}`", m.kind, m.meaning) for m in METRICS]
     ours.append((f"`{COMMIT_SECONDS[0]}`", "histogram", COMMIT_SECONDS[1]))
+    ours.append((f"`{REFUSED[0]}_total`", "counter", REFUSED[1] + " Label: `code`."))
     ours.append((f"`{BUILD_INFO[0]}`", "gauge", BUILD_INFO[1] + " Labels: `version`, `node`."))
     process = [(f"`{name}`", *about) for name, about in PROCESS_METRICS.items()]
     bounds = ", ".join(f"{bound:g}" for bound in COMMIT_BUCKETS_SECONDS)
