@@ -802,6 +802,7 @@ class _Protocol(H11Protocol):
         self.connection = _StrictHttp(
             h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size
         )
+        self.connection.head_bytes_max = config.h11_max_incomplete_size
         self.can_read = _Gate(owner)
         self._owner = owner
         self._is_head = False
@@ -898,6 +899,8 @@ class _StrictHttp(h11.Connection):
     (RFC 9112 section 9.6); a first piece of it is kept, as a sign that it is there.
     """
 
+    head_bytes_max = 0
+
     def receive_data(self, data: bytes) -> None:
         if self.their_state is not h11.MUST_CLOSE or not self.trailing_data[0]:
             super().receive_data(data)
@@ -906,6 +909,8 @@ class _StrictHttp(h11.Connection):
         if self.their_state is h11.IDLE:
             data, _ = self.trailing_data
             end = head_end(data)
+            if end > self.head_bytes_max:  # h11 only counts what is not complete yet
+                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
             if end and not is_plain(data[:end]):
                 raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
         elif self.their_state is h11.MUST_CLOSE:

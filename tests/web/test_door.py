@@ -265,8 +265,11 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(door: Door, *, receive_buffer_bytes: int | None = None) -> AsyncIterator[Client]:
+async def connect(
+    door: Door, *, receive_buffer_bytes: int | None = None, source: str = "127.0.0.1"
+) -> AsyncIterator[Client]:
     tcp_socket = trio.socket.socket()
+    await tcp_socket.bind((source, 0))
     if receive_buffer_bytes is not None:
         tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     await tcp_socket.connect(("127.0.0.1", door.port))
