@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 import trio
 
+from repl_broker.admission import Admission, AdmissionStatistics
 from repl_broker.command import Command, CreateTopic, DeleteTopic, Publish, Retention, Settings
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
@@ -34,6 +36,7 @@ from repl_broker.message import (
     time_text,
 )
 from repl_broker.replica import Replica, ReplicaStatistics
+from repl_broker.room import Room, RoomStatistics
 from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
 from repl_broker.transport import TransportStatistics
@@ -44,6 +47,7 @@ T = TypeVar("T")
 
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
 INLINE_BYTES_MAX: Final = 256 << 10  # a larger body is checked in a thread
+NO_ROOM_KNOWN: Final = RoomStatistics(0, 0, is_full=False, refused=0)
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -114,15 +118,26 @@ class Statistics:
     peers: TransportStatistics
     members: tuple[MemberStatistics, ...]  # the others; only the leader knows of them
     spans: SpanStatistics
+    admission: AdmissionStatistics
+    room: RoomStatistics
+    refusals: Mapping[str, int]  # requests, by code
 
 
 class Broker:
     """The node's services. Methods that wait may be cancelled; what was proposed still happens."""
 
     def __init__(
-        self, replica: Replica, hub: Hub, config: Config, members: Members | None = None
+        self,
+        replica: Replica,
+        hub: Hub,
+        config: Config,
+        members: Members | None = None,
+        room: Room | None = None,
     ) -> None:
+        self.admission = Admission(config.limits)
+        self.refusals: Counter[str] = Counter()  # by code; whoever tells a client so counts it
         self._replica = replica
+        self._room = room  # None: the store never is full
         self._members = members  # None in single-node mode
         self._hub = hub
         self._config = config
@@ -137,6 +152,9 @@ class Broker:
         """Hold what comes from now on to another configuration."""
         self._config = config
         self._limits = _json_limits(config)
+        self.admission.reload(config.limits)
+        if self._room is not None:
+            self._room.reload(config.limits)
 
     @property
     def config(self) -> Config:
@@ -152,6 +170,7 @@ class Broker:
             Retention(r.messages, r.seconds, r.bytes),
             config.limits.idempotency_keys,
             config.limits.idempotency_seconds,
+            config.limits.topics,
         )
 
     @property
@@ -178,24 +197,33 @@ class Broker:
 
     # --- publishing ---
 
-    async def publish(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
+    async def publish(
+        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+    ) -> Receipt:
         """Publish one message: ``body`` is its JSON value.
 
         With ``key``, a repeat of the same request has the effect and the answer
-        of the first. Raises ``invalid_topic``, ``invalid_json``,
-        ``message_too_large``, ``invalid_parameter``, ``topic_not_found``,
-        ``idempotency_key_reused``, ``shutting_down``, ``outcome_unknown``.
+        of the first. ``client`` is whose rate it counts for. Raises ``invalid_topic``,
+        ``invalid_json``, ``message_too_large``, ``invalid_parameter``,
+        ``topic_not_found``, ``too_many_topics``, ``idempotency_key_reused``,
+        ``rate_limited``, ``overloaded``, ``storage_full``, ``shutting_down``,
+        ``outcome_unknown``.
         """
+        self.admission.check_publish(client)
         data = (await self._checked(compact_json, body),)
         return await self._publish("message", check_topic(topic), data, key)
 
-    async def publish_batch(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
+    async def publish_batch(
+        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+    ) -> Receipt:
         """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
+        self.admission.check_publish(client)
         data = tuple(await self._checked(split_ndjson, body))
         return await self._publish("batch", check_topic(topic), data, key)
 
-    async def publish_many(self, body: bytes, key: str | None = None) -> Receipt:
+    async def publish_many(self, body: bytes, key: str | None = None, client: str = "") -> Receipt:
         """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order."""
+        self.admission.check_publish(client)
         pairs = await self._checked(split_topic_ndjson, body)
         topics, data = zip(*pairs, strict=True)
         return await self._publish("topics", topics, data, key)
@@ -212,7 +240,10 @@ class Broker:
             command = Publish(topics, data)
         else:
             command = Publish(topics, data, _check_key(key), _digest(form, topics, data))
-        outcome = _accepted(await self._propose(command))
+        with self.admission.publishing():
+            if self._room is not None:
+                self._room.check(sum(map(len, data)))
+            outcome = _accepted(await self._propose(command))
         assert isinstance(outcome, Published)
         if not outcome.replayed:
             self._publishes += 1
@@ -332,14 +363,18 @@ class Broker:
         more = len(messages) < len(page)
         return HistoryPage(messages, event_id(self.epoch, messages[-1].seq) if more else None, gap)
 
-    def subscribe(self, filters: Sequence[str], after: str = "latest") -> Subscription:
+    def subscribe(
+        self, filters: Sequence[str], after: str = "latest", client: str = ""
+    ) -> Subscription:
         """A stream of the filters' messages above ``after``, live from then on.
 
-        Raises ``invalid_filter``, ``invalid_event_id``, ``topic_not_found`` (with
-        auto_create off, for a filter that names a topic), ``shutting_down``.
+        ``client`` is whose rate it counts for. Raises ``invalid_filter``,
+        ``invalid_event_id``, ``topic_not_found`` (with auto_create off, for a
+        filter that names a topic), ``rate_limited``, ``shutting_down``.
         """
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
+        self.admission.check_subscribe(client)
         if self._members is not None and not self._replica.adopted and not self._members.has_joined:
             raise RequestError("no_leader", "The node has not joined its cluster yet.")
         wanted = FilterSet(filters)
@@ -442,6 +477,9 @@ class Broker:
             self._members.statistics() if self._members else NO_PEERS,
             self._followers(replica.last_index),
             self._spans(),
+            self.admission.statistics(),
+            self._room.statistics() if self._room else NO_ROOM_KNOWN,
+            self.refusals,
         )
 
     def _followers(self, last_index: int) -> tuple[MemberStatistics, ...]:

@@ -37,6 +37,7 @@ class Settings:
     retention: Retention  # of topics that do not say otherwise
     idempotency_keys: int  # remembered at most
     idempotency_seconds: int  # … and for so long
+    topics: int = 0  # at most; 0: as many as are asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -589,8 +589,84 @@ class LimitsConfig:
     connections: int = key(
         10_000,
         Whole("connections", 1, 1_000_000),
-        "The most open connections; one more is answered 429 too_many_connections. The "
-        "system's limit on open files must be higher.",
+        "The most open connections; one more is answered 429 too_many_connections. Each takes a "
+        "file descriptor: if the system lets the process open fewer files, the log says so at the "
+        "start, and as many connections are taken as there are files for.",
+    )
+    connections_per_address: int = key(
+        0,
+        Whole("connections", 0, 1_000_000),
+        "The most open connections of one client address (IPv6: of one /64 network); one more is "
+        "answered 429 too_many_connections. 0: no limit. Leave it so behind a proxy, whose address "
+        "all connections come from, and set the proxy's own limit.",
+    )
+    publishes_per_second: int = key(
+        0,
+        Whole("requests a second", 0, 1_000_000),
+        "How many publish requests one client may send, on average; more are answered 429 "
+        "rate_limited. A client is an address (IPv6: a /64 network). 0: no limit. Leave "
+        "it so behind a proxy, whose address all clients share.",
+    )
+    publish_burst: int = key(
+        100,
+        Whole("requests", 1, 1_000_000),
+        "How many publish requests of a client are taken at once, after a pause. It counts only "
+        "with publishes_per_second.",
+    )
+    subscribes_per_second: int = key(
+        0,
+        Whole("requests a second", 0, 1_000_000),
+        "How many event streams one client may open, on average; more are answered 429 "
+        "rate_limited. 0: no limit. For clients the same holds as for publishes_per_second.",
+    )
+    subscribe_burst: int = key(
+        100,
+        Whole("requests", 1, 1_000_000),
+        "How many event streams of a client are opened at once, after a pause. It counts only with "
+        "subscribes_per_second.",
+    )
+    publishes_under_way: int = key(
+        2000,
+        Whole("requests", 1, 1_000_000),
+        "The most publish requests that wait for the disk at one time; one more is answered 503 "
+        "overloaded. What is taken waits no longer than it takes to write so many. More: a longer "
+        "wait under overload, and a little more is written a second.",
+    )
+    requests_bytes: int = key(
+        256 * MiB,
+        Whole("bytes", 1 * MiB, 1024 * GiB),
+        "The memory for the bodies of all publish requests under way, those that are still "
+        "arriving included; one that finds no room is answered 503 overloaded. At least "
+        "batch_bytes.",
+    )
+    topics: int = key(
+        100_000,
+        Whole("topics", 0, 100_000_000),
+        "The most topics there are; what would create one more is refused with 409 "
+        "too_many_topics. 0: no limit. A topic takes about 1 KB of memory, and the disk for its "
+        "history. In a cluster, what the leader's file says counts.",
+    )
+    storage_bytes: int = key(
+        16 * GiB,
+        Whole("bytes", 0, 1024 * 1024 * GiB),
+        "All messages that are retained, of all topics together, each counted with 64 bytes more "
+        "than its data. At the limit publishes are refused with 507 storage_full, until retention "
+        "or deleting has brought it below 95 %. 0: no limit.",
+    )
+    disk_free_bytes: int = key(
+        256 * MiB,
+        Whole("bytes", 0, 1024 * GiB),
+        "The space that is left free on the disk of the store. With less, publishes are refused "
+        "with 507 storage_full, until there is 10 % more than this. All else goes on. Below half "
+        "of it, a node that follows takes nothing more from its leader for the time being. 0: no "
+        "limit; then a full disk stops the node.",
+    )
+    streams_bytes: int = key(
+        256 * MiB,
+        Whole("bytes", 1 * MiB, 1024 * GiB),
+        "The memory for what has begun to be sent to readers that do not read on, of all event "
+        "streams together. Beyond it, those that have been stalled for longest are ended; they "
+        "come back with their cursors.",
     )
     header_bytes: int = key(
         64 * KiB,
@@ -892,6 +968,11 @@ def contradictions(config: Config) -> Iterator[str]:
         yield (
             f"limits.batch_bytes must be at least limits.message_bytes "
             f"({limits.message_bytes:,}), found {limits.batch_bytes:,}"
+        )
+    if limits.requests_bytes < limits.batch_bytes:
+        yield (
+            f"limits.requests_bytes must be at least limits.batch_bytes "
+            f"({limits.batch_bytes:,}), found {limits.requests_bytes:,}"
         )
     for name, file in (
         ("http.tls_certificate", http.tls_certificate),

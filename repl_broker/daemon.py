@@ -12,10 +12,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.reload import LIVE, Hook, Reloader
 from repl_broker.replica import Replica
+from repl_broker.room import Room
 from repl_broker.service import Service, lost_terminal
 from repl_broker.state import Applied
 from repl_broker.storage import SqliteStorage
@@ -49,6 +52,7 @@ __all__ = ["Running", "run", "serve"]
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
+OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # of Python's default: (700, 10, 10)
 
@@ -189,7 +193,8 @@ async def serve(
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
             transport = cluster.connect(replica, members, secret, certificates)
         make_broker = Broker if tracing is None else tracing.broker
-        broker = make_broker(replica, hub, config, members)
+        room = Room(replica, config.limits, storage.free_bytes)
+        broker = make_broker(replica, hub, config, members, room)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
         streams = Streams(broker, Fanout(replica, hub, _fanout_options(config)), config)
@@ -202,11 +207,13 @@ async def serve(
             publishing=publishing,
             streams=streams,
             ssl_context=certificates.http if certificates.has_http else None,
+            refusals=broker.refusals,
         )
         async with trio.open_nursery() as nursery:
             if members is not None:
                 await nursery.start(cluster.run, transport, members, raft_listeners)
             await nursery.start(_run_replica, replica, partial(_part, broker, hub, door))
+            nursery.start_soon(room.run)
             async with trio.open_nursery() as serving:
                 await serving.start(door.run)
                 url = _url(config, door)
@@ -370,7 +377,8 @@ def _publish(hub: Hub, replica: Replica, applied: Applied) -> None:
 def _options(config: Config) -> DoorOptions:
     limits = config.limits
     return DoorOptions(
-        connections_max=limits.connections,
+        connections_max=_connections_max(limits.connections),
+        connections_per_address=limits.connections_per_address,
         header_bytes_max=limits.header_bytes,
         header_timeout_seconds=limits.header_timeout_seconds,
         idle_timeout_seconds=limits.idle_timeout_seconds,
@@ -379,7 +387,36 @@ def _options(config: Config) -> DoorOptions:
 
 
 def _fanout_options(config: Config) -> FanoutOptions:
-    return FanoutOptions(config.limits.heartbeat_seconds, config.limits.dead_reader_seconds)
+    limits = config.limits
+    return FanoutOptions(limits.heartbeat_seconds, limits.dead_reader_seconds, limits.streams_bytes)
+
+
+def _connections_max(wanted: int) -> int:
+    """So many connections, or as many as the process may open files for.
+
+    A process begins with fewer than it may have, for the sake of ``select``, which
+    is not used here; so the limit is raised first.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        files = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    possible = max(1, soft - OTHER_FILES)
+    log.warning(
+        "fewer connections than configured: files are lacking limits.connections=%d open_files=%d "
+        "connections=%d remedy=%r",
+        wanted,
+        soft,
+        possible,
+        f"let the process open {needed} files (ulimit -n, LimitNOFILE=), or lower "
+        "[limits] connections",
+    )
+    return possible
 
 
 def _url(config: Config, door: Door) -> str:

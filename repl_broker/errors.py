@@ -67,6 +67,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "last_voter": (409, "The last voter cannot be removed"),
     "not_a_voter": (409, "The member is not a voter"),
     "single_node": (409, "The node runs in single-node mode"),
+    "too_many_topics": (409, "There are too many topics"),
     "membership_change_in_progress": (409, "Another membership change is under way"),
     "message_too_large": (413, "The message is too large"),
     "batch_too_large": (413, "The batch is too large"),
@@ -79,8 +80,10 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "transfer_coding_not_implemented": (501, "The transfer coding is not implemented"),
     "no_leader": (503, "The cluster has no leader at the moment"),
     "shutting_down": (503, "The node is shutting down"),
+    "overloaded": (503, "The node has too much to do at the moment"),
     "outcome_unknown": (504, "The outcome of the request is unknown"),
     "http_version_not_supported": (505, "The HTTP version is not supported"),
+    "storage_full": (507, "The store is full"),
 }
 
 
@@ -90,12 +93,16 @@ class RequestError(ReplBrokerError):
     ``code`` is a key of PROBLEMS; ``detail`` tells the reader what was wrong
     with this request and what to do; ``extra`` joins the problem object, for
     programs (for instance ``line`` and ``column`` of ``invalid_json``).
+    ``retry_after`` is in seconds, where more is known than what the status says.
     """
 
-    def __init__(self, code: str, detail: str, **extra: int | str) -> None:
+    def __init__(
+        self, code: str, detail: str, *, retry_after: int | None = None, **extra: int | str
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.retry_after = retry_after
         self.extra = extra
 
     @property

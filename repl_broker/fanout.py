@@ -51,6 +51,7 @@ from repl_broker.errors import RequestError
 from repl_broker.hub import Batch, Channel, Hub, Place
 from repl_broker.message import event_id
 from repl_broker.replica import Replica
+from repl_broker.stalled import Stalled
 from repl_broker.subscription import AHEAD_SECONDS, CHUNK_BYTES_MAX, Subscription, farewell
 
 __all__ = ["Fanout", "FanoutOptions", "FanoutStatistics", "Reader"]
@@ -93,6 +94,8 @@ class FanoutOptions(NamedTuple):
     """Of silence of a stream, until it gets a heartbeat."""
     dead_reader_seconds: float
     """For which a reader's kernel may acknowledge nothing of what was sent to it."""
+    stalled_bytes_max: int = 256 << 20
+    """Held for readers that do not read on; beyond it those that have not for longest are ended."""
 
 
 class FanoutStatistics(NamedTuple):
@@ -133,6 +136,7 @@ class Fanout:
     def __init__(self, replica: Replica, hub: Hub, options: FanoutOptions) -> None:
         self._replica = replica
         self._hub = hub
+        self.stalled = Stalled(options.stalled_bytes_max)
         self.take_options(options)
         self._epoll = select.epoll()
         self._readers: list[Reader | None] = []  # by file descriptor
@@ -153,6 +157,7 @@ class Fanout:
     def take_options(self, options: FanoutOptions) -> None:
         """Tend readers by these from now on; each when it is next looked at."""
         self._options = options
+        self.stalled.bytes_max = options.stalled_bytes_max
         self._period = min(
             options.heartbeat_seconds, max(options.dead_reader_seconds / CHECKS, TICK_SECONDS)
         )
@@ -322,6 +327,7 @@ class Fanout:
             return True
         reader.rest, reader.rest_at = data, sent_bytes
         self._set_state(reader, PARTING if reader.state == PARTING else STALLED)
+        self.stalled.hold(reader, data, self._cut_off)
         return False
 
     def _send_batch(self, reader: Reader, batch: Batch) -> bool:
@@ -352,6 +358,8 @@ class Fanout:
         else:
             reader.subscription.go_back(batch, count)
         self._set_state(reader, STALLED)
+        if reader.rest:
+            self.stalled.hold(reader, reader.rest, self._cut_off)
 
     def _go_on(self, reader: Reader) -> None:
         """It may be writable: the rest first, then what comes next."""
@@ -366,6 +374,7 @@ class Fanout:
                 return
             if reader.rest_at < len(reader.rest):
                 return
+            self.stalled.release(reader)
             reader.rest, reader.rest_at = b"", 0
             reader.wrote_at = trio.current_time()
         if reader.state == PARTING:
@@ -456,12 +465,18 @@ class Fanout:
         self._count -= 1
         reader.state, reader.fd = ENDED, -1
         reader.place, reader.subscription, reader.rest = _NOWHERE, None, b""
+        self.stalled.release(reader)
         _close(fd, reset=reset)  # which takes it out of the epoll set
         self._hub.leave(channel)
         if ended := self._when_ended.pop(reader, None):
             ended()
         if not self._count:
             self._emptied.unpark_all()
+
+    def _cut_off(self, reader: Reader) -> None:
+        """Too much is held for all of them, and it is the one that has stalled for longest."""
+        log.debug("reader is ended: too much is held for those that do not read")
+        self._end(reader, reset=True)
 
     def _fail(self, reader: Reader, error: Exception) -> None:
         """An error of ours ends one stream."""

@@ -52,6 +52,7 @@ from repl_broker.errors import RequestError
 from repl_broker.hub import Batch, Hub
 from repl_broker.members import Members
 from repl_broker.replica import Replica
+from repl_broker.room import Room
 from repl_broker.state import Outcome, Published
 from repl_broker.trace import CURRENT, Parent, current_id
 
@@ -99,10 +100,15 @@ class Tracing:
         self._deliveries: deque[_Delivery] = deque()
 
     def broker(
-        self, replica: Replica, hub: Hub, config: Config, members: Members | None = None
+        self,
+        replica: Replica,
+        hub: Hub,
+        config: Config,
+        members: Members | None = None,
+        room: Room | None = None,
     ) -> Broker:
         """A broker whose publishes are traced."""
-        return TracedBroker(self, replica, hub, config, members)
+        return TracedBroker(self, replica, hub, config, members, room)
 
     def statistics(self) -> SpanStatistics:
         return SpanStatistics() if self._exporter is None else self._exporter.statistics()
@@ -152,22 +158,27 @@ class TracedBroker(Broker):
         hub: Hub,
         config: Config,
         members: Members | None = None,
+        room: Room | None = None,
     ) -> None:
-        super().__init__(replica, hub, config, members)
+        super().__init__(replica, hub, config, members, room)
         self._tracing = tracing
         self._propose = self._propose_traced
 
-    async def publish(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
+    async def publish(
+        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+    ) -> Receipt:
         with self._traced(topic) as publish:
-            return publish.done(await super().publish(topic, body, key))
+            return publish.done(await super().publish(topic, body, key, client))
 
-    async def publish_batch(self, topic: str, body: bytes, key: str | None = None) -> Receipt:
+    async def publish_batch(
+        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+    ) -> Receipt:
         with self._traced(topic) as publish:
-            return publish.done(await super().publish_batch(topic, body, key))
+            return publish.done(await super().publish_batch(topic, body, key, client))
 
-    async def publish_many(self, body: bytes, key: str | None = None) -> Receipt:
+    async def publish_many(self, body: bytes, key: str | None = None, client: str = "") -> Receipt:
         with self._traced(None) as publish:
-            return publish.done(await super().publish_many(body, key))
+            return publish.done(await super().publish_many(body, key, client))
 
     @contextmanager
     def _traced(self, topic: str | None) -> Iterator[_Publish | _NotTraced]:

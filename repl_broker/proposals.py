@@ -112,7 +112,6 @@ class Proposals:
         self.commit_buckets = [0] * (len(COMMIT_BUCKETS_SECONDS) + 1)
         self.waiting_bytes = 0
         self.waiting_since = 0.0  # when the first of those that wait came
-        self.room = trio.Event()  # set when something was taken
         self.idle = trio.Event()  # set when nothing is unsettled any more
         self.unsettled: set[Proposal] = set()
         self._waiting: deque[Offer] = deque()
@@ -153,8 +152,6 @@ class Proposals:
                     continue
                 offer.away = True
             taken.append(offer)
-        self.room.set()
-        self.room = trio.Event()
         return taken
 
     def put_back(self, offers: Iterable[Offer]) -> None:
@@ -244,6 +241,10 @@ class Proposals:
             proposal.failure = failure
             self._settled(proposal)
 
+    def refuse(self, proposal: Proposal, refusal: RequestError) -> None:
+        """It was not appended, and is not to be offered again."""
+        self.fail(proposal, outcome_unknown() if proposal.doubtful else refusal)
+
     def give_up(self, proposal: Proposal, refusal: RequestError) -> None:
         """It has waited too long: ``refusal`` if it is in no log, and else unknown."""
         self.fail(proposal, outcome_unknown() if proposal.away or proposal.doubtful else refusal)
@@ -275,8 +276,6 @@ class Proposals:
             with suppress(ValueError):
                 self._waiting.remove(proposal)
                 self.waiting_bytes -= proposal.size
-                self.room.set()
-                self.room = trio.Event()
         if not self.unsettled:
             self.idle.set()
             self.idle = trio.Event()

@@ -32,11 +32,15 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("limits.heartbeat_seconds", "limits.dead_reader_seconds", "limits.shutdown_seconds"),
         *("limits.header_timeout_seconds", "limits.body_timeout_seconds"),
         *("limits.write_timeout_seconds", "limits.idle_timeout_seconds"),
+        *("limits.connections_per_address", "limits.publishes_per_second", "limits.publish_burst"),
+        *("limits.subscribes_per_second", "limits.subscribe_burst", "limits.publishes_under_way"),
+        *("limits.requests_bytes", "limits.streams_bytes"),
+        *("limits.storage_bytes", "limits.disk_free_bytes"),
     ),
     # Of the whole cluster: in force as soon as this node leads.
     "settings": (
         *("topics.*", "topics.retention.*"),
-        *("limits.idempotency_keys", "limits.idempotency_seconds"),
+        *("limits.idempotency_keys", "limits.idempotency_seconds", "limits.topics"),
     ),
     "pages": ("http.cors_origins", "http.access_log"),
     "certificates": (

@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 import msgspec
 import trio
 
-from repl_broker.command import Command, Configure, Expire, Settings
+from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish, Settings
 from repl_broker.errors import ReplBrokerError, RequestError, StorageError
 from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
@@ -72,7 +72,7 @@ from repl_broker.raft.log import (
     SnapshotMark,
     WriteBatch,
 )
-from repl_broker.raft.rpc import Rpc, SnapshotReceived
+from repl_broker.raft.rpc import Append, Rpc, SnapshotReceived
 from repl_broker.snapshots import SnapshotReceiver, SnapshotRefusedError, send_snapshot
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
@@ -91,7 +91,8 @@ __all__ = ["MemberProgress", "NotLeaderError", "Peers", "Replica", "ReplicaStati
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
-PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; more waits in its callers
+PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
+FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
 TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
 EXPIRY_INTERVAL_SECONDS: Final = 5
@@ -268,6 +269,11 @@ class Replica:
             "snapshot-end": self._on_snapshot_end,
         }
         self.removed = trio.Event()  # this node is no member any more
+        # By room.py: why the leader takes no publishes among these of a peer; what to
+        # tell a client when the leader said that; whether no entries are taken from it.
+        self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
+        self.on_full: Callable[[str], RequestError] = _storage_full
+        self.holds_back = False
         self.options = core_options or CoreOptions()
         self._random = randomness or random.Random()  # noqa: S311  of timeouts
         self._storage = storage
@@ -439,20 +445,22 @@ class Replica:
     async def propose(self, command: Command, watch: Watch | None = None) -> Outcome:
         """Put ``command`` into the log; its outcome once it is durable and applied here.
 
-        Durable means: on the disks of a majority. Raises ``shutting_down`` or
-        ``no_leader`` when it was not taken, OutcomeUnknownError when that is
-        not known. Cancelling stops the wait, not the command. ``watch`` is told
-        how far it has come.
+        Durable means: on the disks of a majority. Raises ``shutting_down``,
+        ``no_leader``, ``overloaded`` or ``storage_full`` when it was not taken,
+        OutcomeUnknownError when that is not known. Cancelling stops the wait, not
+        the command. ``watch`` is told how far it has come.
         """
         proposals = self._proposals
-        if proposals.waiting_bytes > PENDING_BYTES_MAX:
-            with trio.move_on_after(WAIT_SECONDS_MAX):
-                while proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
-                    await proposals.room.wait()
-            if proposals.waiting_bytes > PENDING_BYTES_MAX and not self._closing:
-                raise self._no_leader()
         if self._closing:
             raise _shutting_down()
+        if proposals.waiting_bytes > PENDING_BYTES_MAX and isinstance(
+            command, Publish | CreateTopic
+        ):
+            raise RequestError(
+                "overloaded",
+                f"{proposals.waiting_bytes} bytes wait to be written, and no more are taken "
+                f"beyond {PENDING_BYTES_MAX}. Nothing was done; try again later.",
+            )
         proposal = Proposal(command, watch)
         proposals.add(proposal)
         if self.leads and self._writer.is_quick:
@@ -579,7 +587,6 @@ class Replica:
     async def drain(self) -> None:
         """Take no more proposals, and wait until those taken are answered."""
         self._closing = True
-        self._proposals.room.set()
         while self._proposals.unsettled:
             await self._proposals.idle.wait()
 
@@ -606,12 +613,15 @@ class Replica:
         if question.refusal is not None:
             raise _refused(question.refusal)
 
-    async def hand_over(self) -> None:
-        """If this node leads and another can, let it, within an election timeout."""
-        if self._best_successor() is None:
+    async def hand_over(self, avoid: Container[str] = ()) -> None:
+        """If this node leads and another can, let it, within an election timeout.
+
+        Nobody in ``avoid`` is chosen.
+        """
+        if self._best_successor(avoid) is None:
             return
         with trio.move_on_after(self.options.election_timeout_seconds):
-            while (target := self._best_successor()) is not None:
+            while (target := self._best_successor(avoid)) is not None:
                 with suppress(RequestError, NotLeaderError):
                     await self.transfer(target)
                 await self.pause()
@@ -621,13 +631,13 @@ class Replica:
                 await self._news.park()
             log.info("handed over leader=%s term=%d", self.leader, self.term)
 
-    def _best_successor(self) -> str | None:
+    def _best_successor(self, avoid: Container[str] = ()) -> str | None:
         """The voter that answers and has most of the log; None if this node does not lead."""
         progress = self.progress()
         candidates = [
             (progress[peer].match_index, peer)
             for peer in self.membership.voters - {self.node_id}
-            if peer in progress and progress[peer].reachable
+            if peer in progress and progress[peer].reachable and peer not in avoid
         ]
         return max(candidates)[1] if candidates else None
 
@@ -642,6 +652,10 @@ class Replica:
             for peer, p in self._core.progress.items()
         }
 
+    def make_room(self) -> None:
+        """Drop from the disk what is not retained, even if it is little: the store is full."""
+        self._upkeep.urge()
+
     async def adopt(self, cluster_id: str, epoch: str) -> None:
         """Belong to that cluster from now on; only while the log is empty."""
         await self._written(self._storage.adopt, cluster_id, epoch)
@@ -650,6 +664,8 @@ class Replica:
 
     def receive(self, rpc: Rpc) -> None:
         """Take an RPC of a peer; ``turn`` when there are no more for now."""
+        if self.holds_back and isinstance(rpc, Append) and rpc.entries:
+            return  # as if it were lost: there is no disk for it
         if self._loaded:
             self._events.append(Receive(rpc))
 
@@ -669,6 +685,8 @@ class Replica:
         term, encoded = msgspec.convert(argument, tuple[int, tuple[bytes, ...]])
         self._require_leader(term)
         commands = [decode_command(each) for each in encoded]
+        if (why := self.admits(commands)) is not None:
+            raise StoreFullError(f"{FULL}{why}")
         offer = Forwarded(peer, commands, encoded)
         self._proposals.add(offer)
         self._offered_more()
@@ -691,6 +709,8 @@ class Replica:
             raise NotLeaderError
 
     async def _on_snapshot_begin(self, peer: str, argument: Any) -> None:
+        if self.holds_back:
+            raise StoreFullError("the disk has no room for a snapshot")
         await self._receiver.begin(peer, argument, self._core.term)
 
     async def _on_snapshot_state(self, peer: str, argument: Any) -> None:
@@ -778,7 +798,6 @@ class Replica:
         finally:
             self._closing = True
             self._nursery = None
-            self._proposals.room.set()
             self._proposals.give_up_all(_shutting_down())
             await self._writer.close()
 
@@ -1001,9 +1020,12 @@ class Replica:
         try:
             found = await self.call_leader("propose", (self._core.term, encoded))
             place = _said(found, tuple[int, int, int])
-        except (NotLeaderError, PeerRefusedError):
-            await self.pause()  # the next leader is not known yet
-            self._proposals.put_back(offers)
+        except (NotLeaderError, PeerRefusedError) as error:
+            if str(error).startswith(FULL):
+                self._refuse_publishes(offers, str(error).removeprefix(FULL))
+            else:
+                await self.pause()  # the next leader is not known yet
+                self._proposals.put_back(offers)
         except PeerUnreachableError as error:
             if error.sent:
                 self._proposals.lose(offers)
@@ -1015,6 +1037,17 @@ class Replica:
         finally:
             self._forwards -= 1
             self.turn()
+
+    def _refuse_publishes(self, offers: Sequence[Offer], why: str) -> None:
+        """The leader has no room for them; what else was with them goes again by itself."""
+        refusal = self.on_full(why)
+        rest: list[Offer] = []
+        for offer in offers:
+            if isinstance(offer, Proposal) and isinstance(offer.commands[0], Publish):
+                self._proposals.refuse(offer, refusal)
+            else:
+                rest.append(offer)
+        self._proposals.put_back(rest)
 
     # --- the writer ---
 
@@ -1300,6 +1333,10 @@ def _shutting_down() -> RequestError:
     )
 
 
+class StoreFullError(ReplBrokerError):
+    """The leader takes no publishes: its store is full, or too many others are."""
+
+
 class NoSuchRequestError(ReplBrokerError):
     """A peer asks for what this version does not know."""
 
@@ -1325,6 +1362,10 @@ _REFUSALS: Final[dict[Refusal, tuple[str, str]]] = {
         "Only a voter of the cluster can lead; see its members with GET /v1/cluster.",
     ),
 }
+
+
+def _storage_full(why: str) -> RequestError:
+    return RequestError("storage_full", why)
 
 
 def _refused(refusal: Refusal) -> RequestError:

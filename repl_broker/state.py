@@ -363,6 +363,8 @@ class BrokerState:
         self.time_ms = 0  # the newest entry's time
         self.settings = Settings(True, Retention(10_000, 86_400, 64 << 20), 100_000, 86_400)
         self.topics: dict[str, Topic] = {}
+        self.retained_messages = 0  # of all topics; these two follow from them
+        self.retained_bytes = 0  # … of data
         self.topics_version = 0  # moves when a topic comes or goes; local, not part of the state
         self.losses_version = 0  # moves when history is trimmed or a topic goes; local
         self._names: list[str] | None = None  # of topics, sorted; None when that is to be done
@@ -426,6 +428,8 @@ class BrokerState:
             for name in names:
                 if name not in self.topics:
                     return _topic_not_found(name)
+        elif self._is_crowded(names):
+            return self._too_many_topics()
         first_seq = self.seq + 1
         if isinstance(command.topics, str):
             self._append(command.topics, data, events)
@@ -452,6 +456,8 @@ class BrokerState:
             topic.append(seq, len(body))
             events.append(Message(seq, name, time_ms, body))
         self.seq = seq
+        self.retained_messages += len(data)
+        self.retained_bytes += sum(map(len, data))
 
     def _forget_keys(self) -> None:
         oldest_ms = self.time_ms - self.settings.idempotency_seconds * 1000
@@ -465,6 +471,8 @@ class BrokerState:
         own = (command.messages, command.seconds, command.bytes)
         topic = self.topics.get(command.name)
         if topic is None:
+            if self._is_crowded((command.name,)):
+                return self._too_many_topics()
             self._add_topic(command.name, own)
             return TopicChanged(created=True)
         if not command.replace:
@@ -508,6 +516,21 @@ class BrokerState:
         self._forget_keys()
         return TopicChanged(created=False)
 
+    def _is_crowded(self, names: Sequence[str]) -> bool:
+        """Whether topics of ``names`` are new, and too many."""
+        room = self.settings.topics - len(self.topics)
+        if not self.settings.topics or len(names) <= room:
+            return False
+        new = {name for name in names if name not in self.topics}
+        return bool(new) and len(new) > room
+
+    def _too_many_topics(self) -> Refused:
+        return Refused(
+            "too_many_topics",
+            f"There are {len(self.topics)} topics, and {self.settings.topics} is the most "
+            "([limits] topics); delete some, or raise it.",
+        )
+
     def _add_topic(self, name: str, own: OwnRetention) -> Topic:
         topic = Topic(name, own, self.settings.retention, self.time_ms, self.seq)
         self.topics[name] = topic
@@ -533,7 +556,10 @@ class BrokerState:
             return
         segments = self._segments
         self.losses_version += 1
-        for entry in segments.release(*topic.drop_oldest(count)):
+        sequences, sizes = topic.drop_oldest(count)
+        self.retained_messages -= count
+        self.retained_bytes -= sum(sizes)
+        for entry in segments.release(sequences, sizes):
             if entry != self.applied_index:  # apply() sees to its own
                 self._dead.append(entry)
         first_seq = topic.first_seq
@@ -644,6 +670,11 @@ class BrokerState:
         """About how many log entries history is kept in."""
         return len(self._segments.entries)
 
+    @property
+    def has_dead(self) -> bool:
+        """Whether a snapshot now would let entries go, or parts of them."""
+        return bool(self._dead or self._segments.sparse)
+
     def take_dead(self, upto: int) -> list[int]:
         """Entries up to ``upto`` of which nothing is retained, since the last call."""
         dead = [entry for entry in self._dead if entry <= upto]
@@ -704,6 +735,7 @@ class BrokerState:
                     (s.retention.messages, s.retention.seconds, s.retention.bytes),
                     s.idempotency_keys,
                     s.idempotency_seconds,
+                    *((s.topics,) if s.topics else ()),
                 ),
                 [self.topics[name].to_wire() for name in self._sorted_names()],
                 segments.columns(),
@@ -728,7 +760,7 @@ class BrokerState:
             state_index,
             seq,
             time_ms,
-            (auto_create, retention, keys_max, keys_seconds),
+            (auto_create, retention, keys_max, keys_seconds, *topics_max),
             topics,
             columns,
             published,
@@ -738,9 +770,13 @@ class BrokerState:
         ) = fields
         state = cls()
         state.applied_index, state.seq, state.time_ms = state_index, seq, time_ms
-        state.settings = Settings(auto_create, Retention(*retention), keys_max, keys_seconds)
+        state.settings = Settings(
+            auto_create, Retention(*retention), keys_max, keys_seconds, *topics_max
+        )
         default = state.settings.retention
         state.topics = {f[0]: Topic.from_wire(f, default) for f in topics}
+        state.retained_messages = sum(map(len, state.topics.values()))
+        state.retained_bytes = sum(topic.bytes for topic in state.topics.values())
         state._segments = _Segments(columns)
         state._segments.published = dict(published)
         state._keys = OrderedDict((key, tuple(known)) for key, *known in keys)

@@ -160,6 +160,11 @@ class Storage(Protocol):
         """Housekeeping that may run beside a write; called now and then."""
         ...
 
+    def free_bytes(self) -> int:
+        """By how much it may grow, as far as is known: the disk's free space, and what it has
+        to spare within its own files."""
+        ...
+
     @property
     def bytes(self) -> int:
         """Size on disk."""
@@ -235,6 +240,9 @@ class MemoryStorage:
 
     def tidy(self) -> None:
         pass
+
+    def free_bytes(self) -> int:
+        return 1 << 60
 
     @property
     def bytes(self) -> int:
@@ -628,6 +636,19 @@ class SqliteStorage:
             self._tidier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             raise self._write_failed(error) from error
+
+    def free_bytes(self) -> int:
+        if self._failed is not None:
+            return 0
+        disk = os.statvfs(self._folder)
+        try:
+            with self._read_lock:
+                (pages,) = self._reader.execute("PRAGMA freelist_count").fetchone()
+                (page_bytes,) = self._reader.execute("PRAGMA page_size").fetchone()
+        except sqlite3.Error:
+            pages = page_bytes = 0  # it is being closed, or busy; the next look tells
+        free: int = disk.f_bavail * disk.f_frsize + pages * page_bytes
+        return free
 
     @property
     def bytes(self) -> int:

@@ -64,6 +64,7 @@ class Upkeep:
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
         self._holders = 0
+        self._is_urgent = False  # the disk is full: little is worth a snapshot, too
         self._released = trio.lowlevel.ParkingLot()
         self._due = trio.Event()
 
@@ -98,7 +99,15 @@ class Upkeep:
         if compacts or self._written_bytes >= TIDY_BYTES:
             self._due.set()
 
+    def urge(self) -> None:
+        """The disk is full: look for what can be dropped, however little."""
+        if self._state().has_dead:
+            self._is_urgent = True
+            self._due.set()
+
     def _snapshot_due(self) -> bool:
+        if self._is_urgent:
+            return True
         # A large state is worth writing only once much has changed.
         state = self._state()
         entries = max(self._snapshot_entries, state.entries // 2)
@@ -131,6 +140,7 @@ class Upkeep:
         """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
         state, generation = self._state(), self.generation
         self._unsnapped_bytes = 0
+        self._is_urgent = False
         snapshot = self._snapshot()
         index = snapshot.index
         dead, sparse = state.take_dead(index), state.take_sparse(index)

@@ -57,6 +57,7 @@ def encode_command(command: Command) -> bytes:
                 (r.messages, r.seconds, r.bytes),
                 s.idempotency_keys,
                 s.idempotency_seconds,
+                *((s.topics,) if s.topics else ()),  # which version 0.1's first logs lack
             )
         case Expire():
             fields = (EXPIRE,)
@@ -93,9 +94,9 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return CreateTopic(name, messages, seconds, size, replace)
         case (3, name):
             return DeleteTopic(name)
-        case (4, auto_create, (messages, age, size), keys, seconds):
+        case (4, auto_create, (messages, age, size), keys, seconds, *topics) if len(topics) < 2:
             retention = Retention(messages, age, size)
-            return Configure(Settings(auto_create, retention, keys, seconds))
+            return Configure(Settings(auto_create, retention, keys, seconds, *topics))
         case (5,):
             return Expire()
     raise ValueError(

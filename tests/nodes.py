@@ -14,6 +14,7 @@ from repl_broker.config import Config
 from repl_broker.hub import Hub
 from repl_broker.raft.log import WriteBatch
 from repl_broker.replica import Replica
+from repl_broker.room import Room
 from repl_broker.storage import Identity, MemoryStorage
 from repl_broker.writer import Done
 
@@ -109,7 +110,9 @@ class Node:
             in_thread=self.gate,
             writer=self.gate,
         )
-        self.broker = Broker(self.replica, self.hub, config)
+        self.free_bytes = 1 << 40  # of its disk, as the room is told; it looks when it runs
+        self.room = Room(self.replica, config.limits, lambda: self.free_bytes, in_thread=self.gate)
+        self.broker = Broker(self.replica, self.hub, config, room=self.room)
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ LAYERS = (
     ("cluster", "broker"),
     ("fanout",),
     ("subscription",),
-    ("members",),
+    ("members", "room"),
     ("replica",),
     ("snapshots", "proposals", "upkeep"),
     ("history",),
@@ -39,10 +39,10 @@ LAYERS = (
     ("state",),
     ("transport",),
     ("storage", "writer"),
-    ("wire", "sse", "wal", "journal"),
+    ("wire", "sse", "wal", "journal", "stalled"),
     ("command",),
     ("message",),
-    ("logs", "certificates"),
+    ("logs", "certificates", "admission"),
     ("systemd", "reload"),
     ("trace", "histogram"),
     ("config",),
@@ -51,7 +51,7 @@ LAYERS = (
     ("__init__",),
 )
 
-PURE = ("state", "wire", "sse", "command", "message", "errors", "raft.*")
+PURE = ("state", "wire", "sse", "command", "message", "errors", "stalled", "raft.*")
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),
     *("time", "random", "secrets", "uuid", "os", "io", "pathlib", "socket", "ssl", "sqlite3"),

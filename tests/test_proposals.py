@@ -47,22 +47,11 @@ async def test_what_goes_next_is_bounded_and_at_least_one() -> None:
     assert proposals.take(1) == []
 
 
-async def test_room_is_told_when_something_was_taken() -> None:
-    proposals = Proposals()
-    proposed(proposals)
-    room = proposals.room
-    proposals.take(1000)
-    assert room.is_set()
-    assert proposals.waiting_bytes == 0
-
-
 async def test_what_waits_and_is_given_up_makes_room() -> None:
     """Or a node without a leader fills up with what nobody waits for."""
     proposals = Proposals()
     given_up, other = proposed(proposals), proposed(proposals)
-    room = proposals.room
     proposals.give_up(given_up, REFUSAL)
-    assert room.is_set()
     assert proposals.waiting_bytes == other.size
     assert proposals.take(1000) == [other]
     assert proposals.waiting_bytes == 0

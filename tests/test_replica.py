@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repl_broker.command import CreateTopic, DeleteTopic, Publish
+from repl_broker.command import Command, CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
 from repl_broker.raft.core import TellCommit
@@ -90,19 +90,34 @@ async def test_one_entry_takes_a_bounded_part_of_what_waits(
         assert node.replica.state.seq == 10
 
 
-async def test_more_than_a_bound_waits_in_its_callers(
+async def test_publishes_beyond_a_bound_are_refused_at_once_and_what_was_taken_is_kept(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("repl_broker.replica.PENDING_BYTES_MAX", 1000)
+    refused: list[str] = []
+
+    async def propose(replica: Replica, command: Command) -> None:
+        try:
+            await replica.propose(command)
+        except RequestError as error:
+            refused.append(error.code)
+
     async with running_node() as node, trio.open_nursery() as nursery:
+        await node.replica.propose(CreateTopic("old"))
         node.gate.shut()
         for _ in range(50):
-            nursery.start_soon(node.replica.propose, publish("chat", b"x" * 300))
+            nursery.start_soon(propose, node.replica, publish("chat", b"x" * 300))
         await wait_all_tasks_blocked()
-        assert node.replica.statistics().pending <= 8
+        pending = node.replica.statistics().pending
+        assert pending <= 8
+        assert refused == ["overloaded"] * (50 - pending)
+        nursery.start_soon(propose, node.replica, DeleteTopic("old"))  # which makes room
         node.gate.open()
         await trio.sleep(1)
-        assert node.replica.state.seq == 50
+        assert node.replica.state.seq == pending
+        assert "old" not in node.replica.state.topics
+        assert len(refused) == 50 - pending
+        await node.replica.propose(publish("chat"))
 
 
 async def test_who_were_served_together_are_waited_for_a_moment(autojump_clock: MockClock) -> None:

@@ -8,7 +8,7 @@ subscribers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -1130,3 +1130,69 @@ def test_the_state_does_what_the_model_does(
                     comparison.apply(now_ms, argument)
         note(f"{comparison.model}")
         comparison.finish()
+
+
+# --- the most topics ---
+
+
+def crowded(*names: str, topics: int = 2) -> BrokerState:
+    state = BrokerState()
+    settings = replace(state.settings, topics=topics)
+    state.apply(1, HOUR_MS, [Configure(settings), *map(CreateTopic, names)])
+    return state
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Publish("c", (b"1",)),
+        Publish(("a", "c"), (b"1", b"2")),
+        Publish(("c", "c"), (b"1", b"2"), "key", b"digest"),
+        CreateTopic("c"),
+        CreateTopic("c", replace=True),
+    ],
+)
+def test_a_topic_too_many_is_refused_and_leaves_no_trace(command: Command) -> None:
+    state = crowded("a", "b")
+    (outcome,) = state.apply(2, HOUR_MS, [command]).outcomes
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "too_many_topics"
+    assert "2 topics" in outcome.detail
+    assert (state.seq, sorted(state.topics), state.retained_messages) == (0, ["a", "b"], 0)
+    again = crowded("a", "b")
+    again.apply(2, HOUR_MS, [])
+    assert again.digest() == state.digest()
+
+
+def test_topics_that_are_there_go_on_and_one_that_goes_makes_room() -> None:
+    state = crowded("a", "b")
+    outcomes = state.apply(
+        2,
+        HOUR_MS,
+        [
+            Publish(("a", "b", "a"), (b"1", b"2", b"3")),
+            CreateTopic("a", messages=5, replace=True),
+            DeleteTopic("b"),
+            Publish("c", (b"4",)),
+            Publish("d", (b"5",)),
+        ],
+    ).outcomes
+    assert [isinstance(outcome, Refused) for outcome in outcomes] == [False] * 4 + [True]
+    assert sorted(state.topics) == ["a", "c"]
+
+
+def test_a_lower_limit_removes_nothing_and_zero_is_none() -> None:
+    state = crowded("a", "b")
+    lower = replace(state.settings, topics=1)
+    state.apply(2, HOUR_MS, [Configure(lower), Publish("a", (b"1",)), Publish("b", (b"2",))])
+    assert state.seq == 2
+    state.apply(3, HOUR_MS, [Configure(replace(lower, topics=0)), Publish("c", (b"3",))])
+    assert sorted(state.topics) == ["a", "b", "c"]
+
+
+def test_the_limit_on_topics_is_part_of_the_snapshot() -> None:
+    state = crowded("a", topics=7)
+    again = BrokerState.restore(state.snapshot())
+    assert again.settings == state.settings
+    assert again.settings.topics == 7
+    assert BrokerState.restore(crowded(topics=0).snapshot()).settings.topics == 0

@@ -84,6 +84,7 @@ def test_an_entry_has_one_form(time_ms: int, commands: list[Command]) -> None:
         (CreateTopic("a", 1, None, 3, True), [2, "a", 1, None, 3, True]),
         (DeleteTopic("a"), [3, "a"]),
         (Configure(Settings(False, Retention(1, 2, 3), 4, 5)), [4, False, [1, 2, 3], 4, 5]),
+        (Configure(Settings(True, Retention(1, 2, 3), 4, 5, 6)), [4, True, [1, 2, 3], 4, 5, 6]),
         (Expire(), [5]),
     ],
 )

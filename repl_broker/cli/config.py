@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from repl_broker import certificates
 from repl_broker.cli.options import json_option
 from repl_broker.config import InvalidConfigError, load
 from repl_broker.errors import ConfigError
@@ -42,6 +41,8 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
 
 
 def problems_of(file: Path) -> list[str]:
+    from repl_broker import certificates  # with Trio
+
     try:
         return certificates.problems(load(file))
     except InvalidConfigError as error:

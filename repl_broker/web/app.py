@@ -61,7 +61,7 @@ def create_app(
     Dashboard(broker, config, door).register(app)
     for path, folder in apps.items():
         StaticFiles(path, folder).register(app)
-    problems.register(app)
+    problems.register(app, broker.refusals)
     app.before_request(_answer_options)
     app.after_request(_protect)
     requests.register(app)

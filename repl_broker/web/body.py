@@ -14,6 +14,7 @@ from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 
+from repl_broker.admission import Bodies
 from repl_broker.config import LimitsConfig
 from repl_broker.errors import RequestError
 from repl_broker.web.parameters import OBJECT_BYTES_MAX
@@ -91,15 +92,18 @@ def check_media_type(*allowed: str) -> str:
     return media_type.lower()
 
 
-async def read_body(limit: BodyLimit) -> bytes:
-    """The whole body.
+async def read_body(limit: BodyLimit, held: Bodies | None = None) -> bytes:
+    """The whole body; it counts as ``held``, from before it comes if its length is told.
 
     Raises ``limit.code`` when it is longer than the limit, as soon as that is
-    known, and ``request_timeout`` when it does not arrive in time.
+    known, ``overloaded`` when there is no memory for it, and ``request_timeout``
+    when it does not arrive in time.
     """
     length = request.content_length
     if length is not None and length > limit.bytes_max:
         _too_large(limit)
+    if length is not None and held is not None:
+        held.grow(length)
     parts: list[bytes] = []
     size = 0
     with trio.move_on_after(limit.seconds) as patience:
@@ -108,6 +112,8 @@ async def read_body(limit: BodyLimit) -> bytes:
                 size += len(part)
                 if size > limit.bytes_max:
                     _too_large(limit)
+                if held is not None:
+                    held.grow(size)
                 parts.append(part)
         except RequestEntityTooLarge:
             _too_large(limit)

@@ -33,12 +33,15 @@ import json
 import logging
 import math
 import os
+import random
 import socket
 import ssl
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -61,8 +64,10 @@ from hypercorn.typing import (
     TaskGroup,
 )
 
+from repl_broker.admission import address_key
 from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
+from repl_broker.stalled import Stalled
 from repl_broker.trace import current_id
 from repl_broker.web.counts import Counted
 from repl_broker.web.head import begins_in_place, head_end, is_plain
@@ -84,7 +89,8 @@ _ACCEPT_RETRY_SECONDS: Final = 0.1
 _ACCEPTED_TOGETHER_MAX: Final = 32  # without letting others run
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
-_RETRY_AFTER_SECONDS: Final = 5
+_RETRY_AFTER_SECONDS: Final = (3, 8)
+_STALLED_BYTES_MAX: Final = 256 << 20  # where no fan-out says
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,8 @@ class DoorOptions:
 
     connections_max: int = 10_000
     """Open connections; the next one is answered 429 and closed."""
+    connections_per_address: int = 0
+    """… of one client address, or /64 network of IPv6; 0: any number."""
     refusals_max: int = 128
     """Connections being answered 429 at one time; beyond it they are closed unanswered."""
     backlog: int = 1024
@@ -150,6 +158,14 @@ class DoorStatistics:
     """Event streams that were ended since the client's kernel had vanished."""
     requests: tuple[tuple[Counted, int], ...] = ()
     """How many were answered in place, by route and status."""
+    connections_max: int = 0
+    """How many are taken."""
+    refused_by_address: int = 0
+    """Of the refused, those that were too many of one address."""
+    stalled_bytes: int = 0
+    """Held for streams whose clients do not read on; what they share counts once."""
+    cut_off: int = 0
+    """Event streams that were ended since that was too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +234,7 @@ class Door:
     an ``ssl_context`` every connection is TLS, with the context that this gives when
     the connection begins, and all of it the app's. The door owns the listeners and closes
     them. It sends no lifespan events: starting and stopping the application is
-    the caller's.
+    the caller's. What it refuses by itself it counts in ``refusals``, by code.
     """
 
     def __init__(
@@ -230,6 +246,7 @@ class Door:
         publishing: Publishing | None = None,
         streams: Streams | None = None,
         ssl_context: Callable[[], ssl.SSLContext] | None = None,
+        refusals: Counter[str] | None = None,
     ) -> None:
         self.app = app
         self.options = options
@@ -244,8 +261,12 @@ class Door:
         self._publishing = publishing if in_place else None
         self._streams = streams if in_place else None
         self._fanout = None if self._streams is None else self._streams.fanout
+        self.stalled = Stalled(_STALLED_BYTES_MAX) if streams is None else streams.fanout.stalled
+        self.refusals = Counter() if refusals is None else refusals
         self._life = trio.CancelScope()
         self._open: set[Connection | Publisher] = set()
+        self._addresses: dict[str, int] = {}  # their connections
+        self._refused_by_address = 0
         self._refusals = 0
         self._accepted = 0
         self._refused = 0
@@ -275,14 +296,26 @@ class Door:
 
     def statistics(self) -> DoorStatistics:
         """Counts at this moment, for metrics."""
-        counts = (self.connections, self._accepted, self._refused)
         in_place = (self._publishing, self._streams)
         requests = tuple(each for part in in_place if part for each in part.requests.items())
-        if self._fanout is None:
-            return DoorStatistics(*counts, self._failed, requests=requests)
-        of = self._fanout.statistics()
-        failed = self._failed + of.failed
-        return DoorStatistics(*counts, failed, of.lagging, of.unsent_bytes, of.dead, requests)
+        failed, lagging, unsent_bytes, dead = self._failed, 0, 0, 0
+        if self._fanout is not None:
+            _, lagging, unsent_bytes, dead, streams_failed = self._fanout.statistics()
+            failed += streams_failed
+        return DoorStatistics(
+            self.connections,
+            self._accepted,
+            self._refused,
+            failed,
+            lagging,
+            unsent_bytes,
+            dead,
+            requests,
+            self.options.connections_max,
+            self._refused_by_address,
+            self.stalled.bytes,
+            self.stalled.ended,
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve. Returns after ``stop``, when the last connection has ended or been aborted.
@@ -369,17 +402,48 @@ class Door:
     def _admit(self, tcp_socket: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         self._accepted += 1
         transport = Transport(tcp_socket, self.options.write_timeout_seconds)
-        if self.connections < self.options.connections_max:
+        refusal = self._objection(transport)
+        if refusal is None:
             client = self._receive(transport)
             self._open.add(client)
             nursery.start_soon(self._serve, client)
             return
         self._refused += 1
+        self.refusals[refusal.code] += 1
         if self._refusals < self.options.refusals_max:
             self._refusals += 1
-            nursery.start_soon(self._refuse, transport)
+            nursery.start_soon(self._refuse, transport, refusal)
         else:
             transport.abort()
+
+    def _objection(self, transport: Transport) -> _Problem | None:
+        """Why a connection is not taken; None if it is, and counts from now on."""
+        options = self.options
+        if self.connections >= options.connections_max:
+            return _too_many_connections(
+                f"The node serves {options.connections_max} connections at a time; try another "
+                "node, or later."
+            )
+        peer = _peer_address(transport.socket) if options.connections_per_address else None
+        if peer is None:
+            return None
+        address = address_key(peer[0])
+        count = self._addresses.get(address, 0)
+        if count >= options.connections_per_address:
+            self._refused_by_address += 1
+            return _too_many_connections(
+                f"The node serves {options.connections_per_address} connections of one address at "
+                "a time; close some."
+            )
+        self._addresses[address] = count + 1
+        transport.forget = partial(self._forget, address)
+        return None
+
+    def _forget(self, address: str) -> None:
+        """One connection fewer."""
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
 
     def _receive(self, transport: Transport, data: bytes = b"") -> Connection | Publisher:
         if self._publishing is None:
@@ -439,14 +503,14 @@ class Door:
         logger.error("%s error=%r", what, reason)
         logger.debug("%s", what, exc_info=failure)
 
-    async def _refuse(self, transport: Transport) -> None:
+    async def _refuse(self, transport: Transport, problem: _Problem) -> None:
         """Answer 429 and read on for a moment, lest a reset overtakes the answer."""
         try:
             with trio.move_on_after(self.options.linger_timeout_seconds):
                 stream: trio.abc.Stream = transport
                 if self.ssl_context is not None:
                     stream = _server_side(transport, self.ssl_context())
-                await stream.send_all(_too_many_connections(self.options.connections_max))
+                await stream.send_all(_refusal(problem))
                 if stream is transport:
                     transport.send_eof()
                 await discard(stream, self.options.header_bytes_max)
@@ -485,6 +549,7 @@ class Connection:
         self._over = False
         # … since the client left, or will not take what is written.
         self._gone = False
+        self._is_stream = False  # what is being answered is an event stream
         client = _peer_address(transport.socket)
         self.peer = _host_port(client)
         self._protocol = _Protocol(
@@ -519,8 +584,13 @@ class Connection:
         if not self._busy and not self._input_pending:
             self._end()
 
+    def note_refusal(self, code: str) -> None:
+        """Count what the door refuses by itself."""
+        self._door.refusals[code] += 1
+
     def allow_stalls(self, allowed: bool) -> None:
         """Whether the client may leave the response that now begins unread for a while."""
+        self._is_stream = allowed
         limit = math.inf if allowed else self._options.write_timeout_seconds
         self.transport.write_timeout_seconds = limit
 
@@ -641,6 +711,8 @@ class Connection:
         """
         if not data:
             return
+        if self._is_stream:
+            self._door.stalled.hold(self, data, Connection._break_off)
         try:
             async with self._write_lock:
                 await self._stream.send_all(data)
@@ -650,6 +722,8 @@ class Connection:
         except BaseException:
             self._break_off()
             raise
+        finally:
+            self._door.stalled.release(self)
 
     async def _run_app(
         self,
@@ -751,6 +825,7 @@ class _Protocol(H11Protocol):
         self.connection = _StrictHttp(
             h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size
         )
+        self.connection.head_bytes_max = config.h11_max_incomplete_size
         self.can_read = _Gate(owner)
         self._owner = owner
         self._is_head = False
@@ -787,6 +862,7 @@ class _Protocol(H11Protocol):
         """Answer with ``problem`` if no answer has begun, and close."""
         http = self._http
         if http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            self._owner.note_refusal(problem.code)
             headers = [*problem.headers(), *self.config.response_headers("h11")]
             answer = http.send(h11.Response(status_code=problem.status, headers=headers))
             if not self._is_head:
@@ -846,6 +922,8 @@ class _StrictHttp(h11.Connection):
     (RFC 9112 section 9.6); a first piece of it is kept, as a sign that it is there.
     """
 
+    head_bytes_max = 0
+
     def receive_data(self, data: bytes) -> None:
         if self.their_state is not h11.MUST_CLOSE or not self.trailing_data[0]:
             super().receive_data(data)
@@ -854,6 +932,8 @@ class _StrictHttp(h11.Connection):
         if self.their_state is h11.IDLE:
             data, _ = self.trailing_data
             end = head_end(data)
+            if end > self.head_bytes_max:  # h11 only counts what is not complete yet
+                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
             if end and not is_plain(data[:end]):
                 raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
         elif self.their_state is h11.MUST_CLOSE:
@@ -1055,12 +1135,14 @@ async def _shake_hands(stream: trio.SSLStream[trio.abc.Stream]) -> None:
         raise
 
 
-def _too_many_connections(connections_max: int) -> bytes:
-    problem = _Problem.known(
-        "too_many_connections",
-        f"The node serves {connections_max} connections at a time; try another node, or later.",
-    )
-    head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % _RETRY_AFTER_SECONDS]
+def _too_many_connections(detail: str) -> _Problem:
+    return _Problem.known("too_many_connections", detail)
+
+
+def _refusal(problem: _Problem) -> bytes:
+    """The answer to a connection that is not taken. Not all are to come back at one moment."""
+    seconds = random.randint(*_RETRY_AFTER_SECONDS)  # noqa: S311
+    head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % seconds]
     head += [name + b": " + value for name, value in problem.headers()]
     return b"\r\n".join([*head, b"", problem.body()])
 

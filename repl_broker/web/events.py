@@ -13,6 +13,7 @@ from repl_broker.broker import Broker
 from repl_broker.errors import RequestError
 from repl_broker.message import parse_event_id
 from repl_broker.subscription import Subscription
+from repl_broker.web.messages import client
 from repl_broker.web.parameters import Query, read_query
 
 __all__ = ["PATH", "Events", "read_after", "read_events_query"]
@@ -33,7 +34,7 @@ class Events:
         """Open a stream; for HEAD, only say whether it could be opened."""
         query = read_events_query(request.query_string)
         after = read_after(query, request.headers.getlist(LAST_EVENT_ID))
-        subscription = self._broker.subscribe(query.get("topic", ()), after)
+        subscription = self._broker.subscribe(query.get("topic", ()), after, client())
         if request.method == "HEAD":
             response = Response(b"", content_type=EVENT_STREAM)
             del response.headers["Content-Length"]

@@ -6,13 +6,14 @@ from typing import Final
 
 from quart import Response, request
 
+from repl_broker.admission import address_key
 from repl_broker.broker import Broker, Receipt
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.body import NDJSON, BodyLimits, check_media_type, read_body
 from repl_broker.web.parameters import read_limit, read_query
 
-__all__ = ["Messages", "receipt_content"]
+__all__ = ["Messages", "client", "receipt_content"]
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
@@ -27,20 +28,20 @@ class Messages:
     async def publish(self, topic: str) -> Response:
         """One message (JSON), or an atomic batch of them (NDJSON)."""
         read_query(request.query_string, ())
-        if check_media_type(JSON, NDJSON) == NDJSON:
-            body = await read_body(self._limits.batch)
-            receipt = await self._broker.publish_batch(topic, body, idempotency_key())
-            return _accepted(receipt, topic, batch=True)
-        body = await read_body(self._limits.message)
-        receipt = await self._broker.publish(topic, body, idempotency_key())
-        return _accepted(receipt, topic, batch=False)
+        is_batch = check_media_type(JSON, NDJSON) == NDJSON
+        publish = self._broker.publish_batch if is_batch else self._broker.publish
+        with self._broker.admission.bodies() as held:
+            body = await read_body(self._limits.batch if is_batch else self._limits.message, held)
+            receipt = await publish(topic, body, idempotency_key(), client())
+        return _accepted(receipt, topic, batch=is_batch)
 
     async def publish_many(self) -> Response:
         """An atomic batch over several topics (NDJSON)."""
         read_query(request.query_string, ())
         check_media_type(NDJSON)
-        body = await read_body(self._limits.batch)
-        receipt = await self._broker.publish_many(body, idempotency_key())
+        with self._broker.admission.bodies() as held:
+            body = await read_body(self._limits.batch, held)
+            receipt = await self._broker.publish_many(body, idempotency_key(), client())
         return _accepted(receipt, None, batch=True)
 
     async def history(self, topic: str) -> Response:
@@ -53,6 +54,11 @@ class Messages:
         following = b"null" if page.next is None else b'"%b"' % page.next.encode()
         gap = b"true" if page.gap else b"false"
         return answer(b'{"messages":[%b],"next":%b,"gap":%b}' % (messages, following, gap), JSON)
+
+
+def client() -> str:
+    """Whose rates the request counts for."""
+    return address_key(request.remote_addr or "")
 
 
 def idempotency_key() -> str | None:

@@ -23,11 +23,12 @@ from prometheus_client.registry import Collector
 
 from repl_broker import __version__
 from repl_broker.broker import Broker, Statistics
+from repl_broker.errors import PROBLEMS
 from repl_broker.histogram import BOUNDS_SECONDS, Durations
 from repl_broker.web.counts import Counted, RequestCounts
 from repl_broker.web.door import DoorStatistics
 
-__all__ = ["CONTENT_TYPE", "METRICS", "NodeMetric", "render", "with_registry"]
+__all__ = ["CONTENT_TYPE", "METRICS", "REFUSED", "NodeMetric", "render", "with_registry"]
 
 # The classic text format; every Prometheus since 0.0.4 reads it.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -191,6 +192,45 @@ METRICS: Final = (
         "The size of the store on the disk; measured from time to time.",
         lambda now: now.node.replica.store_bytes,
     ),
+    NodeMetric(
+        "retained_bytes",
+        "gauge",
+        "All messages that are retained, each with 64 bytes more; [limits] storage_bytes bounds "
+        "it.",
+        lambda now: now.node.room.stored_bytes,
+    ),
+    NodeMetric(
+        "disk_free_bytes",
+        "gauge",
+        "By how much the store may grow: the disk's free space, and pages to spare in the store; "
+        "[limits] disk_free_bytes is to stay free.",
+        lambda now: now.node.room.disk_free_bytes,
+    ),
+    NodeMetric(
+        "store_full",
+        "gauge",
+        "1 while publishes are refused since this node's store, the leader's or a majority's is "
+        "full; else 0.",
+        lambda now: float(now.node.room.is_full),
+    ),
+    NodeMetric(
+        "storage_refusals",
+        "counter",
+        "Publishes that were refused since a store was full, those of peers included.",
+        lambda now: now.node.room.refused,
+    ),
+    NodeMetric(
+        "publishes_under_way",
+        "gauge",
+        "Publish requests that wait for the disk; [limits] publishes_under_way bounds them.",
+        lambda now: now.node.admission.publishes_under_way,
+    ),
+    NodeMetric(
+        "requests_bytes",
+        "gauge",
+        "Memory for the bodies of publish requests under way; [limits] requests_bytes bounds it.",
+        lambda now: now.node.admission.requests_bytes,
+    ),
     NodeMetric("ready", "gauge", "1 if /readyz answers 200, else 0.", lambda now: float(now.ready)),
     NodeMetric(
         "peers_connected",
@@ -242,6 +282,19 @@ METRICS: Final = (
         lambda now: now.door.refused,
     ),
     NodeMetric(
+        "connections_refused_by_address",
+        "counter",
+        "Of the refused, those that were more than [limits] connections_per_address.",
+        lambda now: now.door.refused_by_address,
+    ),
+    NodeMetric(
+        "connections_max",
+        "gauge",
+        "How many connections are taken: [limits] connections, or fewer if the process may not "
+        "open so many files.",
+        lambda now: now.door.connections_max,
+    ),
+    NodeMetric(
         "connections_failed",
         "counter",
         "Connections that an error of the node ended; the log has each.",
@@ -259,6 +312,19 @@ METRICS: Final = (
         "gauge",
         "What is left of the events that were being sent when their clients stopped reading.",
         lambda now: now.door.unsent_bytes,
+    ),
+    NodeMetric(
+        "stalled_bytes",
+        "gauge",
+        "Memory for what has begun to be sent to clients that do not read on; what they share "
+        "counts once. [limits] streams_bytes bounds it.",
+        lambda now: now.door.stalled_bytes,
+    ),
+    NodeMetric(
+        "stalled_subscribers_ended",
+        "counter",
+        "Event streams that were ended since that was more than [limits] streams_bytes.",
+        lambda now: now.door.cut_off,
     ),
     NodeMetric(
         "dead_subscribers",
@@ -293,6 +359,10 @@ MEMBER_REACHABLE: Final = (
     f"{PREFIX}member_reachable",
     "1 if another member has answered within an election timeout, else 0. Only the leader knows.",
 )
+REFUSED: Final = (
+    f"{PREFIX}refused",
+    "Requests that were answered with a problem, by its code: every limit that was reached.",
+)
 COMMIT_SECONDS: Final = (
     f"{PREFIX}commit_seconds",
     "From the moment a write is handed to the log until it is durable and applied.",
@@ -322,6 +392,10 @@ class _NodeCollector(Collector):
         yield _histogram(STORE_WRITE_SECONDS, replica.store_writes)
         yield _requests(now)
         yield from _members(now.node)
+        refused = CounterMetricFamily(*REFUSED, labels=("code",))
+        for code in PROBLEMS:  # a fixed number, all from the start
+            refused.add_metric((code,), now.node.refusals.get(code, 0))
+        yield refused
         info = GaugeMetricFamily(*BUILD_INFO, labels=("version", "node"))
         info.add_metric((__version__, self._node_id), 1)
         yield info

@@ -24,7 +24,7 @@ from repl_broker.web.client import SCRIPT_TYPE, TYPES_TYPE
 from repl_broker.web.events import EVENT_STREAM
 from repl_broker.web.metrics import CONTENT_TYPE
 from repl_broker.web.parameters import LIMIT_DEFAULT, LIMIT_MAX
-from repl_broker.web.problems import PROBLEM_JSON
+from repl_broker.web.problems import PROBLEM_JSON, RETRIED
 from repl_broker.web.topics import RETENTION_RANGES
 
 __all__ = ["Object", "document"]
@@ -44,6 +44,7 @@ COMMON_CODES: Final = (
 )
 BODY_CODES: Final = ("invalid_json", "unsupported_media_type", "message_too_large")
 WRITE_CODES: Final = ("no_leader", "shutting_down", "outcome_unknown")
+CREATE_CODES: Final = ("invalid_topic", "too_many_topics", "overloaded")
 MEMBER_CODES: Final = (
     "single_node",
     "membership_change_in_progress",
@@ -53,10 +54,12 @@ MEMBER_CODES: Final = (
 PUBLISH_CODES: Final = (
     *BODY_CODES,
     *WRITE_CODES,
-    "invalid_topic",
+    *CREATE_CODES,
     "topic_not_found",
     "batch_too_large",
     "idempotency_key_reused",
+    "rate_limited",
+    "storage_full",
 )
 
 EVENT_ID_PATTERN: Final = "[0-9a-f]{8}-(0|[1-9][0-9]{0,17})"
@@ -88,7 +91,7 @@ came.
 **Strictness.** Unknown query parameters and unknown members of JSON bodies are refused by name,
 and so is a parameter that is given twice but may be given once.
 
-**Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429 and 503 come with
+**Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429, 503 and 507 come with
 `Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)
 leaves that open, and there a repeat with the same `Idempotency-Key` is safe.
 
@@ -353,6 +356,7 @@ def _events() -> Object:
             "invalid_filter",
             "invalid_event_id",
             "topic_not_found",
+            "rate_limited",
             "no_leader",
             "shutting_down",
         ),
@@ -400,7 +404,7 @@ def _create_topic() -> Object:
             }
         },
         answers={201: _json("Created.", _ref("Topic"), _EXAMPLE_TOPIC, headers=_LOCATION)},
-        codes=(*BODY_CODES, *WRITE_CODES, "invalid_topic", "topic_exists"),
+        codes=(*BODY_CODES, *WRITE_CODES, *CREATE_CODES, "topic_exists"),
         curl="""-H 'Content-Type: application/json' -d '{"name":"chat"}' \\
   {url}/v1/topics""",
     )
@@ -439,7 +443,7 @@ def _put_topic() -> Object:
             200: _json("Changed.", _ref("Topic"), _EXAMPLE_TOPIC),
             201: _json("Created.", _ref("Topic"), _EXAMPLE_TOPIC, headers=_LOCATION),
         },
-        codes=(*BODY_CODES, *WRITE_CODES, "invalid_topic"),
+        codes=(*BODY_CODES, *WRITE_CODES, *CREATE_CODES),
         curl="""-X PUT -H 'Content-Type: application/json' -d '{"retention":{"seconds":3600}}' \\
   {url}/v1/topics/chat""",
     )
@@ -679,7 +683,7 @@ def _refusal(status: int, codes: list[str]) -> Object:
         "content": {PROBLEM_JSON: {"schema": {"allOf": [_ref("Problem"), exact]}}},
     }
     headers = response["headers"] = {"X-Request-Id": _header("Which lines of the log are of it.")}
-    if status in (429, 503):
+    if status in RETRIED:
         headers["Retry-After"] = _header("Seconds to wait.", {"type": "integer"})
     return response
 

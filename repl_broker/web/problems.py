@@ -8,11 +8,12 @@ explained with its remedy.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
 from msgspec.json import encode as encode_json
-from quart import Response, request
+from quart import Response, current_app, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -21,13 +22,15 @@ from repl_broker.trace import current_id
 from repl_broker.web import answers
 
 __all__ = ["PROBLEM_JSON", "REMEDIES", "RETRIED", "RETRY_AFTER_SECONDS", "note_failure"]
-__all__ += ["problem", "problem_content", "register"]
+__all__ += ["problem", "problem_content", "register", "retry_after"]
 
 log = logging.getLogger(__name__)
 
+REFUSALS: Final = "repl_broker.refusals"  # in an application's extensions
 PROBLEM_JSON: Final = "application/problem+json"
-RETRIED: Final = frozenset({429, 503})  # statuses that come with a Retry-After
+RETRIED: Final = frozenset({429, 503, 507})  # statuses that come with a Retry-After
 RETRY_AFTER_SECONDS: Final = 2  # as long as EventSource is told to wait (``retry:``)
+STORAGE_RETRY_AFTER_SECONDS: Final = 30  # room comes by retention, or by someone's hand
 
 # code → what its reader does about it. One entry for each of errors.PROBLEMS.
 REMEDIES: Final[dict[str, str]] = {
@@ -59,6 +62,8 @@ REMEDIES: Final[dict[str, str]] = {
     "not_a_voter": "Choose a voter; a learner becomes one when it has caught up.",
     "single_node": "Start the node with `--bootstrap`: it is then the first member of a cluster, "
     "with all its messages, and others can join it.",
+    "too_many_topics": "Delete topics that are not needed any more. The operator sets `[limits] "
+    "topics`; with `[topics] auto_create` off, a typo makes none.",
     "membership_change_in_progress": "Wait until `GET /v1/cluster` shows the change done, then "
     "ask again.",
     "message_too_large": "Send less: `limit` is in bytes. The operator sets `[limits] "
@@ -70,8 +75,9 @@ REMEDIES: Final[dict[str, str]] = {
     "idempotency_key_reused": "Use a new `Idempotency-Key` for each new request, and the same key "
     "and body for a retry only.",
     "too_many_connections": "Come back after `Retry-After`, or use another node. The operator "
-    "sets `[limits] connections`.",
-    "rate_limited": "Slow down: come back after `Retry-After`.",
+    "sets `[limits] connections` and `connections_per_address`.",
+    "rate_limited": "Slow down: come back after `Retry-After`, which is not the same for all. The "
+    "operator sets `[limits] publishes_per_second` and `subscribes_per_second`.",
     "headers_too_large": "Send a shorter URL or fewer header fields; `[limits] header_bytes` is "
     "the limit. Patterns make a long list of topics short.",
     "internal_error": "Try again. If it stays, the log of the node has the cause, under the time "
@@ -80,9 +86,15 @@ REMEDIES: Final[dict[str, str]] = {
     "no_leader": "Try again after `Retry-After`; a cluster elects a leader within seconds, if a "
     "majority of its voters run and reach each other.",
     "shutting_down": "Use another node, or try again after `Retry-After`.",
+    "overloaded": "Nothing was done. Come back after `Retry-After`, with the same "
+    "`Idempotency-Key` if there was one. The operator sets `[limits] publishes_under_way` and "
+    "`requests_bytes`.",
     "outcome_unknown": "The write may or may not be kept. Repeat it with the same "
     "`Idempotency-Key`: then it happens once.",
     "http_version_not_supported": "Use HTTP/1.1, or a proxy that does so towards the node.",
+    "storage_full": "Delete topics, shorten their retention, or give the node more disk: it takes "
+    "publishes again by itself when there is room. Reading goes on. The operator sets `[limits] "
+    "storage_bytes` and `disk_free_bytes`.",
 }
 
 
@@ -92,14 +104,28 @@ def problem(
     *,
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, int | str] | None = None,
+    wait_seconds: int | None = None,
 ) -> Response:
-    """The answer for ``code``, which is a key of PROBLEMS; ``extra`` joins the object."""
+    """The answer for ``code``, which is a key of PROBLEMS; ``extra`` joins the object.
+
+    ``wait_seconds`` is for Retry-After, if more is known than what the status says.
+    """
+    current_app.extensions[REFUSALS][code] += 1
     status, content = problem_content(code, detail, extra)
     response = answers.answer(content, PROBLEM_JSON, status, headers)
-    if status in RETRIED:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if (seconds := retry_after(status, wait_seconds)) is not None:
+        response.headers["Retry-After"] = str(seconds)
     response.headers["X-Request-Id"] = current_id()
     return response
+
+
+def retry_after(status: int, known: int | None = None) -> int | None:
+    """What Retry-After says, in seconds; None for a status that has none."""
+    if status not in RETRIED:
+        return None
+    if known is not None:
+        return known
+    return STORAGE_RETRY_AFTER_SECONDS if status == 507 else RETRY_AFTER_SECONDS
 
 
 def problem_content(
@@ -126,8 +152,9 @@ def note_failure(method: str, path: str, error: BaseException) -> str:
     )
 
 
-def register(app: QuartTrio) -> None:
-    """Have every error of ``app`` answered as a problem."""
+def register(app: QuartTrio, refusals: Counter[str]) -> None:
+    """Have every error of ``app`` answered as a problem, and counted by code."""
+    app.extensions[REFUSALS] = refusals
     app.register_error_handler(RequestError, _refused)
     app.register_error_handler(HTTPException, _from_http_exception)
     app.register_error_handler(Exception, _failed)
@@ -135,7 +162,7 @@ def register(app: QuartTrio) -> None:
 
 async def _refused(error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return problem(error.code, error.detail, extra=error.extra)
+    return problem(error.code, error.detail, extra=error.extra, wait_seconds=error.retry_after)
 
 
 async def _from_http_exception(error: Exception) -> Response:

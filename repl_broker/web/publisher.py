@@ -33,6 +33,7 @@ import trio
 from repl_broker.trace import CURRENT, Request
 from repl_broker.web.head import HEAD_ENDS, EventsHead, PublishHead, may_be_in_place, read_head
 from repl_broker.web.publishing import Publishing
+from repl_broker.web.shell import Answer
 from repl_broker.web.streams import Streams
 from repl_broker.web.tcp import READ_BYTES, Transport, discard
 
@@ -147,15 +148,34 @@ class Publisher:
                 await trio.lowlevel.checkpoint()
                 await self._write(self._streams.encode(head, refused, last=last))
             else:
-                body = await self._read_body(head)
-                answer = await self._publishing.answer(head, body, self.peer)
-                last = head.close or self._stopping
+                answer, follows = await self._publish(head)
+                last = head.close or self._stopping or not follows
                 await self._write(self._publishing.encode(head, answer, last=last))
             if last:
                 await self._part()
             if self._at == len(self._data):
                 await self._await_next()
             self._began = trio.current_time()
+
+    async def _publish(self, head: PublishHead) -> tuple[Answer, bool]:
+        """The answer, and whether another request may follow: not if the body was not read."""
+        refused = self._publishing.hold(head, self.peer)
+        if refused is not None:
+            await trio.lowlevel.checkpoint()
+            return refused, self._skip_body(head)
+        try:
+            body = await self._read_body(head)
+            return await self._publishing.answer(head, body, self.peer), True
+        finally:
+            self._publishing.release(head)
+
+    def _skip_body(self, head: PublishHead) -> bool:
+        """Pass over the body, if all of it is here."""
+        if self._at + head.length <= len(self._data):
+            self._at += head.length
+            return True
+        self._head = head
+        return False
 
     async def _await_next(self) -> None:
         if self._stopping:

@@ -12,6 +12,7 @@ from typing import Final
 import trio
 from msgspec.json import encode as encode_json
 
+from repl_broker.admission import client_of
 from repl_broker.broker import Broker, Receipt
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
@@ -58,14 +59,14 @@ class Publishing:
         """Publish, and tell what became of it."""
         started = trio.current_time() if self._log_access else 0.0
         try:
-            receipt = await self._publish(head, body)
+            receipt = await self._publish(head, body, client_of(peer))
         except RequestError as error:
             # A checkpoint: a client that sends one bad request after another takes turns.
             await trio.lowlevel.checkpoint()
-            answer = refusal(error)
+            answer = self._refuse(error)
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
             detail = note_failure("POST", head.target, error)
-            answer = refusal(RequestError("internal_error", detail))
+            answer = self._refuse(RequestError("internal_error", detail))
         else:
             content = encode_json(receipt_content(receipt, head.topic, batch=head.batch))
             answer = Answer(201, _JSON, _REPLAYED if receipt.replayed else b"", content)
@@ -74,9 +75,24 @@ class Publishing:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
 
+    def hold(self, head: PublishHead, peer: str) -> Answer | None:
+        """Take memory for the body, until ``release``; or say why there is none."""
+        try:
+            self._broker.admission.hold(head.length)
+        except RequestError as error:
+            answer = self._refuse(error)
+            if self._log_access:
+                access.note("POST", head.target, str(answer.status), trio.current_time(), peer)
+            return answer
+        return None
+
+    def release(self, head: PublishHead) -> None:
+        """The request is answered."""
+        self._broker.admission.release(head.length)
+
     def late(self, head: PublishHead, peer: str) -> Answer:
         """The answer when the body does not arrive in time."""
-        answer = refusal(late(self.limit(head)))
+        answer = self._refuse(late(self.limit(head)))
         self.requests.add(("POST", _route(head), answer.status))
         if self._log_access:
             started = trio.current_time() - self.body_seconds
@@ -87,12 +103,15 @@ class Publishing:
         """The answer as it is sent; ``last`` announces that the connection ends."""
         return self._shell.encode(answer, head.origin, last=last)
 
-    async def _publish(self, head: PublishHead, body: bytes) -> Receipt:
+    def _refuse(self, error: RequestError) -> Answer:
+        return refusal(error, self._broker.refusals)
+
+    async def _publish(self, head: PublishHead, body: bytes, client: str) -> Receipt:
         if head.topic is None:
-            return await self._broker.publish_many(body, head.key)
+            return await self._broker.publish_many(body, head.key, client)
         if head.batch:
-            return await self._broker.publish_batch(head.topic, body, head.key)
-        return await self._broker.publish(head.topic, body, head.key)
+            return await self._broker.publish_batch(head.topic, body, head.key, client)
+        return await self._broker.publish(head.topic, body, head.key, client)
 
 
 def _route(head: PublishHead) -> str:

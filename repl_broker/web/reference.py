@@ -17,7 +17,7 @@ from typing import Final
 
 from repl_broker.errors import PROBLEMS
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
-from repl_broker.web.metrics import BUILD_INFO, HISTOGRAMS, MEMBERS, METRICS, REQUESTS
+from repl_broker.web.metrics import BUILD_INFO, HISTOGRAMS, MEMBERS, METRICS, REFUSED, REQUESTS
 from repl_broker.web.openapi import COMMON_CODES, Object, document
 from repl_broker.web.problems import REMEDIES
 from repl_broker.web.schema_text import (
@@ -172,6 +172,7 @@ def metrics() -> str:
     about = f"{REQUESTS[1]} Labels: `method`, `route`, `status`."
     ours.append((f"`{REQUESTS[0]}`", "counter", about))
     ours += [(f"`{name}`", "gauge", f"{about} Label: `member`.") for name, about in MEMBERS]
+    ours.append((f"`{REFUSED[0]}_total`", "counter", REFUSED[1] + " Label: `code`."))
     ours.append((f"`{BUILD_INFO[0]}`", "gauge", BUILD_INFO[1] + " Labels: `version`, `node`."))
     process = [(f"`{name}`", *about) for name, about in PROCESS_METRICS.items()]
     bounds = ", ".join(f"{bound:g}" for bound in COMMIT_BUCKETS_SECONDS)

@@ -7,6 +7,7 @@ so that one ``send`` is enough.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection
 from typing import Final, NamedTuple
 from wsgiref.handlers import format_date_time
@@ -14,12 +15,11 @@ from wsgiref.handlers import format_date_time
 from repl_broker.errors import RequestError
 from repl_broker.trace import current_id
 from repl_broker.web import cors
-from repl_broker.web.problems import PROBLEM_JSON, RETRIED, RETRY_AFTER_SECONDS, problem_content
+from repl_broker.web.problems import PROBLEM_JSON, problem_content, retry_after
 
 __all__ = ["Answer", "Shell", "refusal"]
 
 _PROBLEM: Final = PROBLEM_JSON.encode()
-_RETRY_AFTER: Final = b"retry-after: %d\r\n" % RETRY_AFTER_SECONDS
 _CLOSE: Final = b"connection: close\r\n"
 
 
@@ -81,9 +81,11 @@ class Shell:
         return self._date
 
 
-def refusal(error: RequestError) -> Answer:
-    """The problem that tells of ``error``."""
+def refusal(error: RequestError, refusals: Counter[str]) -> Answer:
+    """The problem that tells of ``error``; it is counted in ``refusals``."""
+    refusals[error.code] += 1
     status, content = problem_content(error.code, error.detail, error.extra)
     request = b"x-request-id: %b\r\n" % current_id().encode("ascii")
-    fields = _RETRY_AFTER + request if status in RETRIED else request
+    seconds = retry_after(status, error.retry_after)
+    fields = request if seconds is None else b"retry-after: %d\r\n" % seconds + request
     return Answer(status, _PROBLEM, fields, content)

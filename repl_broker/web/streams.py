@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from repl_broker.admission import client_of
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
@@ -50,11 +51,12 @@ class Streams:
         """Give the socket to the fan-out, and None; or say why there is no stream."""
         started = trio.current_time()
         try:
-            subscription = self._subscribe(head)
+            subscription = self._subscribe(head, client_of(peer))
         except RequestError as error:
-            answer = refusal(error)
+            answer = refusal(error, self._broker.refusals)
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
-            answer = refusal(RequestError("internal_error", note_failure("GET", PATH, error)))
+            failure = RequestError("internal_error", note_failure("GET", PATH, error))
+            answer = refusal(failure, self._broker.refusals)
         else:
             ended = None
             if self._log_access:
@@ -71,10 +73,10 @@ class Streams:
         """The answer as it is sent; ``last`` announces that the connection ends."""
         return self._shell.encode(answer, head.origin, last=last)
 
-    def _subscribe(self, head: EventsHead) -> Subscription:
+    def _subscribe(self, head: EventsHead, client: str) -> Subscription:
         query = read_events_query(head.query)
         given = () if head.last_event_id is None else (head.last_event_id,)
-        return self._broker.subscribe(query.get("topic", ()), read_after(query, given))
+        return self._broker.subscribe(query.get("topic", ()), read_after(query, given), client)
 
     def _hand_over(
         self,
@@ -84,7 +86,22 @@ class Streams:
         ended: Callable[[], None] | None,
     ) -> None:
         begins = self._shell.stream_head(head.origin, last=head.close)
-        self.fanout.adopt(transport.detach(), subscription, begins, ended)
+        forget, transport.forget = transport.forget, None
+        self.fanout.adopt(transport.detach(), subscription, begins, _both(ended, forget))
 
     def _note(self, status: str, started: float, peer: str, request_id: str = "") -> None:
         access.note("GET", PATH, status, started, peer, request_id)
+
+
+def _both(
+    first: Callable[[], None] | None, second: Callable[[], None] | None
+) -> Callable[[], None] | None:
+    if first is None or second is None:
+        return first or second
+    calls = (first, second)
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call

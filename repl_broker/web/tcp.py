@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -31,6 +32,7 @@ class Transport(trio.abc.Stream):
     def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
         self.socket = tcp_socket
         self.write_timeout_seconds = write_timeout_seconds
+        self.forget: Callable[[], None] | None = None  # called once, when it is closed
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send; the time starts anew with each piece that the kernel takes.
@@ -68,12 +70,16 @@ class Transport(trio.abc.Stream):
         self.socket.shutdown(socket.SHUT_WR)
 
     def detach(self) -> int:
-        """Give the socket away: its file descriptor, which whoever takes it closes."""
+        """Give the socket away: its file descriptor, which whoever takes it closes.
+
+        With it goes the duty to call ``forget``.
+        """
         return self.socket.detach()
 
     def close(self) -> None:
         """Close; what the kernel has taken is still delivered."""
         self.socket.close()
+        self._forgotten()
 
     def abort(self) -> None:
         """Reset the connection and drop what has not been delivered; nothing if closed."""
@@ -81,6 +87,12 @@ class Transport(trio.abc.Stream):
             with suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.socket.close()
+        self._forgotten()
+
+    def _forgotten(self) -> None:
+        forget, self.forget = self.forget, None
+        if forget is not None:
+            forget()
 
     async def aclose(self) -> None:
         self.close()

@@ -58,11 +58,21 @@ async def serving(
             options = DoorOptions(answer_in_place=in_place, **limits)  # type: ignore[arg-type]
             publishing = Publishing(node.broker, config)
             limits_of = FanoutOptions(
-                config.limits.heartbeat_seconds, config.limits.dead_reader_seconds
+                config.limits.heartbeat_seconds,
+                config.limits.dead_reader_seconds,
+                config.limits.streams_bytes,
             )
             fanout = Fanout(node.replica, node.hub, limits_of)
             streams = Streams(node.broker, fanout, config)
-            door = Door(noted, listeners, options, publishing=publishing, streams=streams)
+            refusals = node.broker.refusals
+            door = Door(
+                noted,
+                listeners,
+                options,
+                publishing=publishing,
+                streams=streams,
+                refusals=refusals,
+            )
             async with trio.open_nursery() as nursery:
                 await nursery.start(door.run)
                 yield Served(door, node, fanout, asked)

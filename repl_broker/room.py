@@ -1,0 +1,248 @@
+"""Whether there is room for more messages: on the disk, and by what the operator allows.
+
+    looks once a second ──▶ full? ──▶ publishes are refused: 507 storage_full
+                              │
+             follows: tells the leader     leads: hands over to a node that has room
+
+A store that is full refuses publishes while there is still disk for all the
+rest: deleting, retention, elections, snapshots. It goes on when there is room
+again, with a distance between the two, so that it does not flutter.
+
+In a cluster a message goes to every disk. The leader refuses if its own store is
+full, or so many others that none of what it took could be committed: those tell
+it, for as long as they are. One full disk of three stops nothing. A node whose
+disk has come below half of what is to be left free takes no more entries from
+the leader, as if they were lost on the way: it stays, serves what it has, and
+catches up when it has room.
+
+Nothing is told between two looks, so what is taken meanwhile is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import trio
+
+from repl_broker.command import Command, Publish
+from repl_broker.config import LimitsConfig
+from repl_broker.errors import ReplBrokerError, RequestError
+from repl_broker.replica import Replica
+
+__all__ = ["MESSAGE_OVERHEAD_BYTES", "Room", "RoomStatistics"]
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+MAKE_ROOM_SECONDS: Final = 5.0  # between two snapshots for its sake
+REPORT_SECONDS: Final = 5.0  # for which what a peer said of itself holds
+MESSAGE_OVERHEAD_BYTES: Final = 64  # of the store and of memory, beside its data
+WRITTEN_TIMES: Final = 3  # each byte: the journal, SQLite's write-ahead log, the database
+STORAGE_AGAIN: Final = 0.95  # of ``storage_bytes``, and there is room again
+DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``
+REQUEST: Final = "full"  # what a follower tells the leader
+
+
+class RoomStatistics(NamedTuple):
+    stored_bytes: int  # as they count for ``storage_bytes``
+    disk_free_bytes: int
+    is_full: bool  # publishes are refused here
+    refused: int
+
+
+class Room:
+    """Watches the store of one node. ``run`` looks; ``check`` is asked before each publish.
+
+    ``free_bytes`` asks the disk, and may block: what a store could still grow by.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        limits: LimitsConfig,
+        free_bytes: Callable[[], int],
+        *,
+        in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync,
+    ) -> None:
+        self._replica = replica
+        self._limits = limits
+        self._free_bytes = free_bytes
+        self._in_thread = in_thread
+        self._free = free_bytes()
+        self._taken_bytes = 0  # since the last look
+        self._disk_full = self._storage_full = False
+        self._peers: dict[str, tuple[float, str]] = {}  # full ones: until when that holds, and why
+        self._told = (0.0, "")  # by the leader, as a peer is told
+        self._refused = 0
+        self._look_now = trio.Event()
+        replica.handlers[REQUEST] = self._on_full
+        replica.admits = self._admits
+        replica.on_full = self._leader_is_full
+        self._note()
+
+    def reload(self, limits: LimitsConfig) -> None:
+        """Other limits, from now on."""
+        self._limits = limits
+        self._note()
+
+    def statistics(self) -> RoomStatistics:
+        return RoomStatistics(
+            self._stored_bytes, self._free, self.reason is not None, self._refused
+        )
+
+    @property
+    def reason(self) -> str | None:
+        """Why publishes are refused here; None if they are not."""
+        self._note_stored()
+        if (own := self._own_reason()) is not None:
+            return own
+        now = trio.current_time()
+        if self._replica.leads:
+            return self._reason_of_peers(now)
+        until, why = self._told
+        return why if until > now else None
+
+    @property
+    def _stored_bytes(self) -> int:
+        state = self._replica.state
+        return state.retained_bytes + MESSAGE_OVERHEAD_BYTES * state.retained_messages
+
+    def check(self, size: int) -> None:
+        """A publish of ``size`` bytes is to be taken. Raises ``storage_full``."""
+        reason = self.reason
+        if reason is None:
+            self._taken_bytes += size
+            reason = self._reason_by_estimate()
+        if reason is not None:
+            self._refused += 1
+            raise _storage_full(reason)
+
+    async def run(self) -> None:
+        """Look, and see to it that room is made, until cancelled."""
+        made_room_at = -MAKE_ROOM_SECONDS
+        while True:
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._look_now.wait()
+            self._look_now = trio.Event()
+            taken = self._taken_bytes
+            try:
+                self._free = await self._in_thread(self._free_bytes)
+            except OSError as error:
+                log.warning("cannot ask the disk for its free space error=%r", str(error))
+            self._taken_bytes -= taken
+            self._note()
+            if self._disk_full or self._storage_full:
+                await self._pass_on()
+            now = trio.current_time()
+            if self._disk_full and now >= made_room_at + MAKE_ROOM_SECONDS:
+                made_room_at = now
+                self._replica.make_room()
+
+    # --- the own store ---
+
+    def _note(self) -> None:
+        """Compare with the limits, and say when that changes."""
+        floor = self._limits.disk_free_bytes
+        was = self._disk_full
+        self._disk_full = self._free < (floor * DISK_AGAIN if was else floor)
+        self._replica.holds_back = self._free < floor // 2
+        self._tell(was, self._disk_full, "the disk of the store is nearly full")
+        self._note_stored()
+
+    def _note_stored(self) -> None:
+        limit, was = self._limits.storage_bytes, self._storage_full
+        full_at = limit * STORAGE_AGAIN if was else limit
+        self._storage_full = limit > 0 and self._stored_bytes >= full_at
+        self._tell(was, self._storage_full, "the store holds as much as it may")
+
+    def _tell(self, was: bool, is_full: bool, what: str) -> None:
+        if was != is_full:
+            outcome = "publishes are refused" if is_full else "it is over"
+            level = logging.WARNING if is_full else logging.INFO
+            figures = (self._free, self._stored_bytes)
+            log.log(level, "%s, %s free_bytes=%d stored_bytes=%d", what, outcome, *figures)
+
+    def _own_reason(self) -> str | None:
+        if self._disk_full:
+            return (
+                f"The disk of node {self._replica.node_id!r} has {self._free} bytes left, and "
+                f"{self._limits.disk_free_bytes} are to stay free ([limits] disk_free_bytes)."
+            )
+        if self._storage_full:
+            return (
+                f"The messages that are retained take {self._stored_bytes} bytes, and "
+                f"{self._limits.storage_bytes} is the most ([limits] storage_bytes)."
+            )
+        return None
+
+    def _reason_by_estimate(self) -> str | None:
+        """What was taken since the last look may have taken the rest of the disk."""
+        floor = self._limits.disk_free_bytes
+        if not floor or self._free - WRITTEN_TIMES * self._taken_bytes >= floor:
+            return None
+        self._look_now.set()
+        return (
+            f"The disk of node {self._replica.node_id!r} is nearly full, with what is being "
+            "written ([limits] disk_free_bytes)."
+        )
+
+    # --- the cluster ---
+
+    async def _pass_on(self) -> None:
+        """Tell the leader; or, as leader, let one lead that has room."""
+        replica = self._replica
+        try:
+            if replica.leads:
+                if self._disk_full and self._reason_of_peers(trio.current_time()) is None:
+                    await replica.hand_over(avoid=self._peers)
+            elif replica.leader is not None:
+                await replica.call_leader(REQUEST, self._own_reason() or "", seconds=LOOK_SECONDS)
+        except ReplBrokerError as error:
+            log.debug("could not pass on that the store is full reason=%r", str(error))
+
+    async def _on_full(self, peer: str, argument: Any) -> None:
+        why = msgspec.convert(argument, str)
+        self._peers[peer] = (trio.current_time() + REPORT_SECONDS, why[:1000])
+
+    def _reason_of_peers(self, now: float) -> str | None:
+        """Why nothing could be committed: too few voters have room."""
+        self._peers = {peer: told for peer, told in self._peers.items() if told[0] > now}
+        if not self._peers:
+            return None
+        voters = self._replica.membership.voters
+        full = [peer for peer in self._peers if peer in voters]
+        if not full or len(voters) - len(full) > len(voters) // 2:
+            return None
+        return self._peers[full[0]][1]
+
+    def _admits(self, commands: Sequence[Command]) -> str | None:
+        """A peer sends these on to this node, which leads: why they are not taken."""
+        sizes = [sum(map(len, each.data)) for each in commands if isinstance(each, Publish)]
+        if not sizes:
+            return None
+        try:
+            self.check(sum(sizes))
+        except RequestError as refusal:
+            return refusal.detail
+        return None
+
+    def _leader_is_full(self, why: str) -> RequestError:
+        """The leader has said so: it is not asked with every publish."""
+        self._told = (trio.current_time() + LOOK_SECONDS, why)
+        self._refused += 1
+        return _storage_full(why)
+
+
+def _storage_full(reason: str) -> RequestError:
+    return RequestError(
+        "storage_full",
+        f"{reason.removesuffix(_REMEDY)}{_REMEDY}",
+    )
+
+
+_REMEDY: Final = (
+    " Reading, deleting and shorter retention go on, and publishing does when there is room."
+)

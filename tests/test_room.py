@@ -1,0 +1,354 @@
+"""A store that is full refuses publishes, and nothing else, before the disk is full."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repl_broker.config import LimitsConfig
+from repl_broker.errors import RequestError
+from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
+from repl_broker.room import LOOK_SECONDS, MESSAGE_OVERHEAD_BYTES, Room
+from repl_broker.storage import SqliteStorage
+from tests.network import Cluster, running_cluster
+from tests.nodes import Node, configured, running_node
+
+FLOOR = 1 << 20
+
+
+@asynccontextmanager
+async def watched(**limits: int) -> AsyncIterator[Node]:
+    async with (
+        running_node(config=configured(limits=limits)) as node,
+        trio.open_nursery() as beside,
+    ):
+        beside.start_soon(node.room.run)
+        yield node
+        beside.cancel_scope.cancel()
+
+
+async def code_of_publish(node: Node, data: bytes = b"1", topic: str = "chat") -> str:
+    try:
+        await node.broker.publish(topic, data)
+    except RequestError as error:
+        return error.code
+    return "kept"
+
+
+async def look() -> None:
+    await trio.sleep(LOOK_SECONDS + 0.1)
+
+
+# --- the disk ---
+
+
+async def test_publishes_are_refused_while_little_is_free_and_taken_again_with_a_distance(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched(disk_free_bytes=FLOOR) as node:
+        assert await code_of_publish(node) == "kept"
+        node.free_bytes = FLOOR - 1
+        await look()
+        assert await code_of_publish(node) == "storage_full"
+        node.free_bytes = FLOOR + 1
+        await look()
+        assert await code_of_publish(node) == "storage_full"
+        node.free_bytes = int(FLOOR * 1.1) + 1
+        await look()
+        assert await code_of_publish(node) == "kept"
+        assert node.room.statistics().refused == 2
+    said = [record.levelno for record in caplog.records if record.name == "repl_broker.room"]
+    assert said == [logging.WARNING]  # and that it is over at INFO, which caplog leaves out
+
+
+async def test_all_else_goes_on_while_the_store_is_full(autojump_clock: MockClock) -> None:
+    async with watched(disk_free_bytes=FLOOR) as node:
+        await node.broker.publish("chat", b'"before"')
+        node.free_bytes = 0
+        await look()
+        with pytest.raises(RequestError) as refused:
+            await node.broker.publish("chat", b"1")
+        assert refused.value.status == 507
+        for words in ("'n1'", "0 bytes left", f"{FLOOR}", "[limits] disk_free_bytes", "deleting"):
+            assert words in refused.value.detail
+        page = await node.broker.history("chat", limit=10)
+        assert [message.data for message in page.messages] == [b'"before"']
+        async with node.broker.subscribe(["chat"], "earliest") as stream:
+            assert b"before" in b"".join([await anext(stream) for _ in range(2)])
+        await node.broker.create_topic("chat", seconds=1, replace=True)
+        await node.broker.create_topic("other")
+        await node.broker.delete_topic("chat")
+        assert node.broker.ready
+
+
+async def test_what_is_taken_between_two_looks_counts_for_all_that_it_will_be_written(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched(disk_free_bytes=FLOOR) as node:
+        node.free_bytes = FLOOR + 30_000
+        await look()
+        kept = 0
+        while await code_of_publish(node, b'"%b"' % (b"x" * 998)) == "kept":
+            kept += 1
+        assert kept == 10, "each byte is written three times"
+        await look()  # the disk says that there is room all the same
+        assert await code_of_publish(node) == "kept"
+
+
+async def test_a_floor_of_zero_watches_nothing(autojump_clock: MockClock) -> None:
+    async with watched(disk_free_bytes=0) as node:
+        node.free_bytes = 0
+        await look()
+        assert await code_of_publish(node, b'"%b"' % (b"x" * 100_000)) == "kept"
+        assert not node.room.statistics().is_full
+
+
+# --- all that is retained ---
+
+
+async def test_what_is_retained_is_bounded_and_deleting_makes_room(
+    autojump_clock: MockClock,
+) -> None:
+    each = 100 + MESSAGE_OVERHEAD_BYTES
+    async with watched(storage_bytes=10 * each) as node:
+        message = b'"%b"' % (b"x" * 98)
+        outcomes = [await code_of_publish(node, message, f"t{n}") for n in range(11)]
+        assert outcomes == ["kept"] * 10 + ["storage_full"]
+        assert node.room.statistics().stored_bytes == 10 * each
+        await node.broker.delete_topic("t0")
+        assert await code_of_publish(node, message) == "kept"
+
+
+async def test_there_is_room_again_only_below_95_percent(autojump_clock: MockClock) -> None:
+    each = 100 + MESSAGE_OVERHEAD_BYTES
+    async with watched(storage_bytes=100 * each) as node:
+        message = b'"%b"' % (b"x" * 98)
+        for n in range(100):
+            await node.broker.publish(f"t{n}", message)
+        for n in range(5):
+            assert await code_of_publish(node) == "storage_full"
+            await node.broker.delete_topic(f"t{n}")
+        assert await code_of_publish(node) == "storage_full", "exactly 95 %"
+        await node.broker.delete_topic("t5")
+        assert await code_of_publish(node) == "kept"
+
+
+async def test_retention_by_age_makes_room_by_itself(autojump_clock: MockClock) -> None:
+    async with watched(storage_bytes=1000) as node:
+        await node.broker.create_topic("chat", seconds=60)
+        while await code_of_publish(node) == "kept":
+            pass
+        node.clock.now_ms += 61_000
+        await trio.sleep(10)  # the next Expire
+        assert await code_of_publish(node) == "kept"
+
+
+async def test_other_limits_hold_from_the_moment_they_are_loaded(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched(storage_bytes=65) as node:
+        assert await code_of_publish(node) == "kept"
+        assert await code_of_publish(node) == "storage_full"
+        node.broker.reload(LimitsConfig(storage_bytes=0))
+        assert await code_of_publish(node) == "kept"
+        node.broker.reload(LimitsConfig(storage_bytes=100))
+        assert await code_of_publish(node) == "storage_full"
+
+
+async def test_the_bytes_retained_are_those_of_the_topics_after_a_restart_too() -> None:
+    async with running_node() as node:
+        for n in range(20):
+            await node.broker.publish(f"t{n % 3}", b"%d" % n)
+        await node.broker.create_topic("t1", messages=2, replace=True)
+        await node.broker.delete_topic("t2")
+        state = node.replica.state
+        again = type(state).restore(state.snapshot())
+        for each in (state, again):
+            assert each.retained_messages == sum(map(len, each.topics.values())) == 9
+            assert each.retained_bytes == sum(topic.bytes for topic in each.topics.values())
+
+
+async def test_a_disk_that_cannot_be_asked_ends_nothing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> int:
+        raise OSError("unmounted")
+
+    async with running_node() as node, trio.open_nursery() as beside:
+        room = Room(node.replica, LimitsConfig(), lambda: 1 << 40, in_thread=node.gate)
+        room._free_bytes = broken
+        beside.start_soon(room.run)
+        await look()
+        room.check(1)
+        assert "unmounted" in caplog.text
+        beside.cancel_scope.cancel()
+
+
+# --- the store's own free pages ---
+
+
+def test_what_was_dropped_from_the_store_counts_as_free(tmp_path: Path) -> None:
+    """The file of SQLite does not shrink, so the disk alone would never have room again."""
+    storage = SqliteStorage(tmp_path, "n1")
+    try:
+        entries = tuple(Entry(n, 1, EntryKind.DATA, b"x" * 500_000) for n in range(1, 21))
+        storage.write(WriteBatch(entries, HardState(1, "n1")))
+        storage.tidy()
+        before = storage.free_bytes()
+        storage.drop(range(1, 20))
+        storage.tidy()
+        assert storage.free_bytes() > before + 5_000_000
+    finally:
+        storage.close()
+
+
+async def test_a_full_disk_has_the_store_drop_what_is_not_retained_though_it_is_little(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched(disk_free_bytes=FLOOR) as node:
+        for n in range(20):
+            await node.broker.publish("chat", b"%d" % n)
+        await node.broker.delete_topic("chat")
+        await look()
+        entries = len(node.disk.entries)
+        node.free_bytes = 0
+        await trio.sleep(10)
+        assert len(node.disk.entries) < entries - 19
+        assert node.disk.snapshot is not None
+
+
+# --- a cluster ---
+
+
+@dataclass
+class WatchedCluster:
+    """Three nodes, each with a disk whose free space is a number here."""
+
+    cluster: Cluster
+    free: dict[str, int]
+
+    async def code_of_publish(self, node_id: str, data: bytes = b"1") -> str:
+        try:
+            await self.cluster[node_id].broker.publish("chat", data)
+        except RequestError as error:
+            return error.code
+        return "kept"
+
+    async def roles(self) -> tuple[str, str, str]:
+        """The leader and the two others."""
+        leader = (await self.cluster.leader()).id
+        others = sorted(self.cluster.running.keys() - {leader})
+        return leader, others[0], others[1]
+
+
+@asynccontextmanager
+async def watched_cluster() -> AsyncIterator[WatchedCluster]:
+    async with running_cluster(3) as cluster, trio.open_nursery() as beside:
+        free = dict.fromkeys(cluster.running, 1 << 40)
+        for name, node in cluster.running.items():
+            room = Room(
+                node.replica,
+                LimitsConfig(disk_free_bytes=FLOOR),
+                partial(free.__getitem__, name),
+                in_thread=node.gate,
+            )
+            node.broker._room = room
+            beside.start_soon(room.run)
+        yield WatchedCluster(cluster, free)
+        beside.cancel_scope.cancel()
+
+
+async def test_the_node_that_is_asked_refuses_when_its_own_disk_is_full(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_cluster() as there:
+        leader, full, other = await there.roles()
+        there.free[full] = FLOOR * 3 // 4
+        await look()
+        assert await there.code_of_publish(full) == "storage_full"
+        assert await there.code_of_publish(leader) == "kept", "one full disk of three stops nothing"
+        assert await there.code_of_publish(other) == "kept"
+        await there.cluster.converged()
+
+
+async def test_a_full_leader_hands_over_to_a_node_that_has_room(autojump_clock: MockClock) -> None:
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        there.free[second] = FLOOR * 3 // 4
+        await look()
+        there.free[leader] = FLOOR * 3 // 4
+        there.free[second] = 1 << 40
+        await trio.sleep(10)
+        assert (await there.cluster.leader()).id != leader
+        assert await there.code_of_publish(third) == "kept"
+        assert await there.code_of_publish(leader) == "storage_full"
+
+
+async def test_a_majority_of_full_disks_refuses_publishes_on_every_node(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        await there.cluster[leader].broker.publish("chat", b"1")
+        there.free[second] = there.free[third] = FLOOR * 3 // 4
+        await trio.sleep(3)
+        for node in (leader, second, third):
+            assert await there.code_of_publish(node) == "storage_full"
+            assert len((await there.cluster[node].broker.history("chat", limit=10)).messages) == 1
+        await there.cluster[third].broker.delete_topic("chat")
+        there.free[second] = 1 << 40
+        await trio.sleep(6)
+        assert await there.code_of_publish(leader) == "kept"
+        assert not there.cluster.failures
+
+
+async def test_a_leader_that_is_full_refuses_what_others_send_on_but_not_a_deletion(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_cluster() as there:
+        leader, second, _ = await there.roles()
+        await there.cluster[leader].broker.create_topic("old")
+        await there.cluster[leader].broker.publish("chat", b"1")
+        there.cluster[leader].broker.reload(LimitsConfig(storage_bytes=1))
+        outcomes = []
+
+        async def publish() -> None:
+            outcomes.append(await there.code_of_publish(second))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(publish)
+            nursery.start_soon(there.cluster[second].broker.delete_topic, "old")
+        assert outcomes == ["storage_full"] * 5
+        assert "old" not in there.cluster[second].replica.state.topics
+        asked = len(there.cluster.network.asked)
+        assert await there.code_of_publish(second) == "storage_full"
+        asked_for = there.cluster.network.asked[asked:]
+        assert "propose" not in [what for _, _, what in asked_for], "it remembers for a moment"
+
+
+async def test_a_follower_without_disk_takes_no_entries_and_catches_up_when_it_has_room(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_cluster() as there:
+        leader, full, _ = await there.roles()
+        there.free[full] = FLOOR // 2 - 1
+        await look()
+        before = len(there.cluster.disks[full].entries)
+        for n in range(50):
+            assert await there.code_of_publish(leader, b"%d" % n) == "kept"
+        await trio.sleep(10)
+        assert len(there.cluster.disks[full].entries) == before
+        assert there.cluster[full].replica.leader == leader, "it hears the heartbeats"
+        assert (await there.cluster.leader()).id == leader, "and disturbs nobody"
+        there.free[full] = 1 << 40
+        await there.cluster.converged()
+        assert there.cluster[full].replica.state.seq == 50
