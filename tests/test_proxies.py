@@ -30,6 +30,7 @@ from tests.test_docs import ROOT, blocks
 pytestmark = pytest.mark.process
 
 GUIDE: Final = ROOT / "docs" / "how-to" / "run-behind-a-proxy.md"
+CLUSTER_GUIDE: Final = GUIDE.with_name("run-a-cluster.md")
 HOST: Final = "broker.example"
 HEARTBEAT_SECONDS: Final = 1
 TIMEOUT_SECONDS: Final = 3  # for the 60 of the guide; heartbeats are 1, not 15
@@ -60,14 +61,16 @@ CADDY: Final = """
 """
 
 
-def of_the_guide(order: str) -> list[str]:
-    return [block.text for block in blocks(GUIDE) if block.order == order]
+def of_the_guide(order: str, guide: Path = GUIDE) -> list[str]:
+    return [block.text for block in blocks(guide) if block.order == order]
 
 
 (NGINX_BLOCK,) = of_the_guide("nginx")
 CADDY_BLOCK, CADDY_GZIP_BLOCK = of_the_guide("caddy")
 (HAPROXY_BLOCK,) = of_the_guide("haproxy")
 (LOCATIONS_BLOCK,) = of_the_guide("nginx locations")
+(NGINX_CLUSTER_BLOCK,) = of_the_guide("nginx", CLUSTER_GUIDE)
+(CADDY_CLUSTER_BLOCK,) = of_the_guide("caddy", CLUSTER_GUIDE)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,9 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
 def configuration(program: str, block: str, folder: Path, node: Node, port: int) -> str:
     """The guide's ``block``, for here."""
     block = block.replace("127.0.0.1:4080", f"127.0.0.1:{node.port}")
+    # Of a cluster's three nodes one is there.
+    block = block.replace("10.0.0.3:4080", f"127.0.0.1:{node.port}")
+    block = re.sub(r"10\.0\.0\.([12]):4080", r"127.0.0.1:\1", block)
     block = re.sub(r"\b60s", f"{TIMEOUT_SECONDS}s", block)
     if program == "nginx":
         changes = {
@@ -206,8 +212,10 @@ every_proxy = pytest.mark.parametrize(
         ("caddy", CADDY_BLOCK),
         ("caddy", CADDY_GZIP_BLOCK),
         ("haproxy", HAPROXY_BLOCK),
+        ("nginx", NGINX_CLUSTER_BLOCK),
+        ("caddy", CADDY_CLUSTER_BLOCK),
     ],
-    ids=["nginx", "caddy", "caddy-with-gzip", "haproxy"],
+    ids=["nginx", "caddy", "caddy-with-gzip", "haproxy", "nginx-cluster", "caddy-cluster"],
 )
 
 
