@@ -36,7 +36,7 @@ DAY_SECONDS: Final = 86_400
 # By OpenSSL's numbers (X509_V_ERR_…, openssl-verify(1)): what to do about it.
 _REMEDIES: Final = {
     9: "see to the clock of this machine, or wait until the certificate is valid",
-    10: "renew it, and have the node read it again with SIGHUP, or start it again",
+    10: "renew it (or that of its CA), and send SIGHUP to the node, or start it again",
     **dict.fromkeys(
         (2, 18, 19, 20, 21),
         "it must be signed by a CA of tls_ca, and its file must hold the certificates between",
@@ -149,8 +149,8 @@ def _http_context(config: Config, found: list[str]) -> ssl.SSLContext | None:
         client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
         client.load_verify_locations(certificate)
         _try_out("http.tls_certificate", certificate, server, client, None)
-    except ConfigError as error:
-        found.append(str(error))
+    except (ConfigError, OSError) as error:  # the latter while files are being replaced
+        found.append(f"{error}" if isinstance(error, ConfigError) else f"http.tls_key: {error}")
         return None
     return server
 
@@ -170,8 +170,8 @@ def _peer_contexts(config: Config, found: list[str]) -> PeerContexts | None:
         server.num_tickets = 0  # a resumed session is not verified anew
         server.options |= ssl.OP_NO_TICKET
         own = _try_out("raft.tls_certificate", certificate, server, client, _own_host(config))
-    except ConfigError as error:
-        found.append(str(error))
+    except (ConfigError, OSError) as error:
+        found.append(f"{error}" if isinstance(error, ConfigError) else f"raft.tls_key: {error}")
         return None
     return PeerContexts(server, client, own)
 
@@ -188,6 +188,7 @@ def _own_host(config: Config) -> str | None:
 def _context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # of TLS 1.2: work for the asking
     return context
 
 

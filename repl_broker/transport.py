@@ -373,8 +373,7 @@ class Transport:
             await frames.line.secure()
             return await self._welcome(frames)
         except _SpeaksTlsError:
-            with suppress(trio.BrokenResourceError):
-                await frames.line.send(NO_TLS_HERE)
+            await _part(frames.line.stream, NO_TLS_HERE, lingers=True)
             raise
         finally:
             self._strangers.pop(frames, None)
@@ -576,7 +575,8 @@ class _Tls:
             with self._explained():
                 await self._stream.do_handshake()
         except (PeerRefusedError, ValueError):
-            await self._part()
+            words = alert_of(self._stream) or NO_TLS_HERE
+            await _part(self._below, words, lingers=self._accepts)
             raise
         other = self._stream.getpeercert(binary_form=True)
         assert other is not None, "both sides have to show one"
@@ -596,15 +596,6 @@ class _Tls:
             data = bytes(await self._stream.receive_some(bytes_max))
         self._has_heard = True
         return data
-
-    async def _part(self) -> None:
-        """Tell the other why."""
-        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(PARTING_SECONDS):
-            await self._below.send_all(alert_of(self._stream) or NO_TLS_HERE)
-            await self._below.send_eof()
-            # What is not read makes a reset of the end, which may overtake the alert.
-            while self._accepts and await self._below.receive_some(HELLO_BYTES_MAX):
-                pass
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -972,6 +963,19 @@ async def _one_error() -> AsyncIterator[None]:
         if not isinstance(error, Exception) or group.subgroup(trio.Cancelled):
             raise
         raise error from None
+
+
+async def _part(stream: trio.abc.HalfCloseableStream, words: bytes, *, lingers: bool) -> None:
+    """Tell the other why it is refused by TLS.
+
+    Who ``lingers`` reads on: what is not read makes a reset of the end, which may
+    overtake the words; and a node that hears nothing may take it that nobody is there.
+    """
+    with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(PARTING_SECONDS):
+        await stream.send_all(words)
+        await stream.send_eof()
+        while lingers and await stream.receive_some(HELLO_BYTES_MAX):
+            pass
 
 
 def _frame(frame: tuple[Any, ...]) -> bytes:

@@ -233,6 +233,22 @@ def test_a_file_that_must_not_be_read_is_named_with_the_remedy(
     assert "the user that runs the node must be able to read it" in refusal
 
 
+def test_a_file_that_vanishes_meanwhile_is_a_problem_and_not_an_end(
+    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever renews certificates may do so right then."""
+    files = write(tmp_path, authority)
+    certificates = Certificates(both_config(files))
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", gone)
+    with pytest.raises(InvalidConfigError, match="No such file") as refused:
+        certificates.reload(both_config(files))
+    assert len(refused.value.problems) == 2
+
+
 def test_a_key_with_a_password_is_refused_and_not_asked_for(
     tmp_path: Path, authority: trustme.CA
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trustme
 
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
@@ -24,6 +25,7 @@ from repl_broker.errors import ConfigError
 from repl_broker.members import Joiner
 from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, WriteBatch
 from repl_broker.replica import Replica
+from tests.authority import peer_config, write
 from tests.nodes import Clock, Disk, configured
 from tests.test_transport import SECRET, Node, running
 
@@ -231,8 +233,8 @@ class Asked(Node):
         return self.joiner
 
 
-async def found_at(*addresses: tuple[str, int]) -> bool:
-    config = configured(cluster={"join": tuple(Address(*each) for each in addresses)})
+async def found_at(*addresses: tuple[str, int], config: Config | None = None) -> bool:
+    config = configured(config, cluster={"join": tuple(Address(*each) for each in addresses)})
     with trio.fail_after(5):
         return await find_cluster(await loaded(), config, SECRET, Certificates(config))
 
@@ -278,3 +280,24 @@ async def test_one_that_refuses_to_say_keeps_a_node_from_founding_a_cluster(why:
         with pytest.raises(ConfigError, match=r"does not bootstrap: .* refuses this one") as told:
             await found_at(asked.address)
     assert ("the secrets of node" if why == "secret" else "has lost its data") in str(told.value)
+
+
+@pytest.mark.parametrize("asks", ["plain", "TLS", "TLS of another CA"])
+@pytest.mark.parametrize("answers", ["plain", "TLS"])
+async def test_a_node_whose_tls_is_not_the_clusters_founds_no_other(
+    tmp_path: Path, asks: str, answers: str
+) -> None:
+    """It was misconfigured, and must not take silence for nobody."""
+    authority = trustme.CA()
+    files = write(tmp_path, authority)
+    tls = Certificates(peer_config(files)).peers if answers == "TLS" else None
+    config = Config() if asks == "plain" else peer_config(files)
+    if asks == "TLS of another CA":
+        config = peer_config(write(tmp_path, trustme.CA(), name="other"))
+    asked = Asked("n9", tls=tls)
+    async with running(asked):
+        if asks == answers:
+            assert await found_at(asked.address, config=config)
+        else:
+            with pytest.raises(ConfigError, match=r"does not bootstrap: .* refuses this one"):
+                await found_at(asked.address, config=config)

@@ -197,11 +197,13 @@ async def test_a_dialer_whose_certificate_has_expired_is_refused(
 
 
 async def test_a_dialer_without_a_certificate_is_refused(
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    b = secured("b", Certificates(peer_config(write(tmp_path, AUTHORITY))).peers())
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(client)
-    told, logged = await refused(secured("a", OURS._replace(client=client)), secured("b"), caplog)
+    told, logged = await refused(secured("a", OURS._replace(client=client)), b, caplog)
     assert "TLSV13_ALERT_CERTIFICATE_REQUIRED" in told
     assert "the dialer shows no certificate; give it [raft] tls_certificate and tls_key" in logged
 
@@ -254,9 +256,9 @@ async def test_the_secret_is_asked_for_behind_the_certificate(
     assert "the secrets of node 'b' and of node 'a' differ" in told
 
 
-async def test_without_a_certificate_not_a_byte_of_the_node_is_seen() -> None:
+async def test_without_a_certificate_not_a_byte_of_the_node_is_seen(tmp_path: Path) -> None:
     """Whoever just goes on behind the handshake gets an alert, and the end."""
-    b = secured("b")
+    b = secured("b", Certificates(peer_config(write(tmp_path, AUTHORITY))).peers())
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(client)
     async with running(b):
@@ -470,27 +472,25 @@ async def test_new_certificates_are_for_new_connections_and_cut_none(tmp_path: P
         assert await newcomer.transport.call_address(b.address, "join", "me", seconds=5)
 
 
-async def test_a_large_frame_lets_others_have_their_turn() -> None:
-    """Encrypting all of it at once would stand in the way of heartbeats to other peers."""
+async def test_a_large_frame_is_encrypted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it at once would keep heartbeats to other peers waiting."""
+    sizes: list[int] = []
+    send_all = trio.StapledStream.send_all
+
+    async def note(stream: Any, data: bytes) -> None:
+        sizes.append(len(data))
+        await send_all(stream, data)
+
+    monkeypatch.setattr(trio.StapledStream, "send_all", note)
     a, b = secured("a"), secured("b")
-    async with running(a, b):
-        await connected(a, "b")
-        turns = 0
-
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                await trio.lowlevel.checkpoint()
-                turns += 1
-
-        entries = (Entry(1, 1, EntryKind.DATA, b"x" * (8 << 20)),)
-        append = Append(
-            sender="a", receiver="b", term=1, prev_index=0, prev_term=0, entries=entries, commit=0
-        )
+    ours, theirs = memory_stream_pair()
+    link = _Link(a.transport, "b", (LOOPBACK, 1))
+    large = b"x" * (3 << 20)
+    with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            a.transport.send(append)
-            a.transport.flush()
-            nursery.start_soon(count)
-            assert await b.wait_heard(1) == [append]
+            nursery.start_soon(b.transport.serve, theirs)
+            nursery.start_soon(link.talk, ours)
+            assert await link.call("ask", large, 5) == ("a", "ask", large)
             nursery.cancel_scope.cancel()
-        assert turns > 32
+    assert sum(sizes) > 2 * len(large)
+    assert max(sizes) < 300_000
