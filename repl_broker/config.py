@@ -56,8 +56,8 @@ DAY: Final = 24 * HOUR
 
 ENVIRONMENT_PREFIX: Final = "REPL_BROKER_"
 
-# Many times what all keys take. A device gives bytes without end, and tomllib needs minutes for
-# some files that are not much larger.
+# Many times what all keys take. A device gives bytes without end, and tomllib's time can grow with
+# the square of the size: 14 s for the worst file of so many bytes.
 FILE_BYTES_MAX: Final = 64 * KiB
 
 # The election timeout must leave room for several lost heartbeats; etcd asks for
