@@ -85,8 +85,14 @@ def check(storage: SqliteStorage, called: str) -> Contents:
             state = BrokerState.restore(loaded.snapshot.data)
         below = _check_history(storage, state, called)
         _apply(state, loaded)
-    except ValueError as error:
-        raise StorageError(f"{called} cannot be read by this version: {error}") from None
+    except (StorageError, OSError, sqlite3.Error):
+        raise
+    except Exception as error:  # noqa: BLE001
+        # A file that somebody else has made can have a sound checksum over anything: what then
+        # goes wrong, in whatever way, is the file's fault.
+        raise StorageError(
+            f"{called} cannot be read by this version: {str(error) or type(error).__name__}"
+        ) from None
     return Contents(standing, below + len(loaded.entries), state.seq)
 
 

@@ -59,6 +59,10 @@ DAY: Final = 24 * HOUR
 
 ENVIRONMENT_PREFIX: Final = "REPL_BROKER_"
 
+# Many times what all keys take. A device gives bytes without end, and tomllib's time can grow with
+# the square of the size: 14 s for the worst file of so many bytes.
+FILE_BYTES_MAX: Final = 64 * KiB
+
 # The election timeout must leave room for several lost heartbeats; etcd asks for
 # the same factor. Below it, one slow disk write is taken for a dead leader.
 HEARTBEATS_PER_ELECTION_TIMEOUT: Final = 5
@@ -992,9 +996,16 @@ def contradictions(config: Config) -> Iterator[str]:
 
 def from_file(path: Path, problems: list[str]) -> dict[str, object]:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         problems.append(f"cannot read {path}: {error.strerror}")
+        return {}
+    if len(data) > FILE_BYTES_MAX:
+        problems.append(
+            f"{path}: the file has more than {FILE_BYTES_MAX} bytes, which is the limit; is it a "
+            "configuration?"
+        )
         return {}
     try:
         document = tomllib.loads(data.decode())

@@ -216,6 +216,15 @@ def test_the_error_itself_tells_the_first_problem_and_how_many_more() -> None:
     assert str(InvalidConfigError(["a", "b", "c"])) == "a (and 2 more)"
 
 
+def test_what_is_too_large_for_a_configuration_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """tomllib would take minutes for some such files, and a device has no end."""
+    path = tmp_path / "large.toml"
+    path.write_bytes(b"# " + b"x" * (64 << 10))
+    for large in (path, Path("/dev/zero")):
+        with pytest.raises(InvalidConfigError, match="more than 65536 bytes"):
+            load(large)
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "no", "No such file or directory"), (tmp_path, "Is a dir")):
         with pytest.raises(InvalidConfigError, match=f"cannot read {path}: {reason}"):

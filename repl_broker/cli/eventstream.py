@@ -9,6 +9,7 @@ from repl_broker.errors import ReplBrokerError
 __all__ = ["Event", "EventReader", "EventTooLargeError"]
 
 EVENT_BYTES_MAX: Final = 128 * 1024 * 1024
+BOM: Final = b"\xef\xbb\xbf"  # left out at the beginning, and nowhere else
 
 
 class EventTooLargeError(ReplBrokerError):
@@ -43,12 +44,17 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that ``chunk`` completes. Raises EventTooLargeError."""
+        # What is pending holds no end of a line but perhaps a last CR, whose LF may be to come.
+        # So a long line in small pieces is not searched from its beginning with each of them.
+        start = max(0, len(self._pending) - 1)
         self._pending += chunk
-        if not self._started and len(self._pending) >= 3:
+        if not self._started:
+            if len(self._pending) < len(BOM) and BOM.startswith(self._pending):
+                return []
             self._started = True
-            if self._pending.startswith(b"\xef\xbb\xbf"):
-                del self._pending[:3]
-        end = max(self._pending.rfind(b"\n"), self._pending.rfind(b"\r", 0, -1)) + 1
+            self._pending = self._pending.removeprefix(BOM)
+            start = 0
+        end = max(self._pending.rfind(b"\n", start), self._pending.rfind(b"\r", start, -1)) + 1
         if len(self._pending) - end > EVENT_BYTES_MAX:
             raise EventTooLargeError(
                 f"the stream has an event of more than {EVENT_BYTES_MAX:,} bytes"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -155,9 +156,9 @@ def judge_cluster(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[F
                 "raft_address",
             )
         )
-    earlier = {each.get("id"): each for each in _members(before)}
+    earlier = {str(each.get("id")): each for each in _members(before)}
     for member in _members(after):
-        findings += _judge_member(member, earlier.get(member.get("id"), {}))
+        findings += _judge_member(member, earlier.get(str(member.get("id")), {}))
     if not findings:
         count = len(_members(after))
         findings.append(ok("cluster", f"{after.get('leader')} leads; {count} members are well"))
@@ -242,10 +243,10 @@ def read_metrics(text: str) -> dict[tuple[str, str], float]:
     for line in text.splitlines():
         sample = _SAMPLE.fullmatch(line)
         if sample is not None:
-            try:
-                found[sample[1], sample[2] or ""] = float(sample[3])
-            except ValueError:
-                continue
+            with suppress(ValueError):
+                value = float(sample[3])
+                if not math.isnan(value):  # which compares with nothing
+                    found[sample[1], sample[2] or ""] = value
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -246,3 +247,22 @@ def test_an_interrupt_ends_the_command_without_a_traceback(broker: FakeBroker) -
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert process.stderr.read() == f"subscribed: node n1, after {EPOCH}-0\n".encode()
+
+
+def test_a_long_line_in_small_pieces_is_read_in_time_that_grows_with_its_length() -> None:
+    """Each piece was searched for with all that had come before: minutes for some megabytes."""
+    reader = EventReader()
+    started = time.process_time()
+    for _ in range(1 << 17):
+        assert reader.feed(b"data: 0123456789") == []
+    assert time.process_time() - started < 3
+    (event,) = reader.feed(b"\n\n")
+    assert len(event.data) == (16 << 17) - 6
+
+
+def test_a_byte_order_mark_is_left_out_at_the_beginning_and_nowhere_else() -> None:
+    """However the stream is cut (WHATWG HTML 9.2.6)."""
+    for sent, data in ((b"\xef\xbb\xbfdata: x\n\n", [b"x"]), (b"\n\xef\xbb\xbfdata: x\n\n", [])):
+        reader = EventReader()
+        found = [e.data for i in range(len(sent)) for e in reader.feed(sent[i : i + 1])]
+        assert found == data
