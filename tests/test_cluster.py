@@ -768,3 +768,26 @@ async def test_a_node_is_ready_once_it_has_caught_up(autojump_clock: MockClock) 
             cluster["n2"].broker.check_ready()
         cluster.heal()
         await cluster.until(lambda: cluster["n2"].broker.ready, "n2 to be ready again")
+
+
+# --- what the leader knows of the others ---
+
+
+async def test_the_leader_tells_how_far_each_member_is(autojump_clock: MockClock) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        brokers = {name: node.broker for name, node in cluster.running.items()}
+        others = sorted(set(brokers) - {leader.replica.node_id})
+        await cluster.converged()
+        await trio.sleep(1)
+        for name, broker in brokers.items():
+            members = broker.statistics().members
+            expected = [(other, 0, True) for other in others] if broker is leader.broker else []
+            assert [*members] == expected, name
+        lost = others[0]
+        cluster.kill(lost)
+        for _ in range(10):
+            await leader.replica.propose(publish())
+        await trio.sleep(5)
+        (gone,) = (m for m in leader.broker.statistics().members if m.id == lost)
+        assert (gone.lag, gone.reachable) == (10, False)

@@ -28,6 +28,7 @@ from repl_broker.errors import ConfigError, RequestError
 from repl_broker.otel import DELIVERIES_MAX, Tracing, _Exporter
 from repl_broker.trace import CURRENT, Request
 from repl_broker.traces import asked_by, open_tracing
+from tests.network import running_cluster
 from tests.nodes import Node, configured, running_node
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import connect
@@ -364,3 +365,21 @@ def test_without_the_extra_the_error_names_the_setting_and_the_remedy(
         open_tracing(Config(), {ENDPOINT: "http://c"})
     assert ENDPOINT in str(raised.value)
     assert 'pip install "repl-broker[otel]"' in str(raised.value)
+
+
+# --- a cluster --------------------------------------------------------------------------
+
+
+async def test_on_a_follower_the_way_to_the_leader_is_in_propose(
+    autojump_clock: MockClock,
+) -> None:
+    traces = Traces()
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        follower = next(n for n in cluster.running.values() if n is not leader)
+        broker = traces.tracing.broker(follower.replica, follower.hub, Config())
+        receipt = await broker.publish("chat", b"1")
+    spans = traces.spans()
+    assert {*spans} == {"publish", "propose", "commit"}
+    assert (spans["publish"].attributes or {})["messaging.message.id"] == receipt.first_id
+    assert len({span.context.trace_id for span in spans.values()}) == 1

@@ -187,6 +187,8 @@ def metrics() -> str:
         "From prometheus_client; on Linux.",
         _table(("metric", "type", "meaning"), process),
         "## Worth an alert",
+        "As rules for Prometheus: "
+        "[`examples/monitoring/alerts.yml`](../../examples/monitoring/alerts.yml).",
         "- `repl_broker_ready` is 0 for longer than a restart takes.\n"
         "- `sum(repl_broker_is_leader)` over a cluster is 0 for longer than an election takes: no "
         "majority, nothing can be written.\n"
@@ -199,6 +201,14 @@ def metrics() -> str:
         "stranger at the Raft port.\n"
         "- `histogram_quantile(0.99, rate(repl_broker_commit_seconds_bucket[5m]))` is above what "
         "publishers can wait for: the disk is slow, or shared.\n"
+        "- `histogram_quantile(0.99, rate(repl_broker_store_write_seconds_bucket[5m]))` is above a "
+        "tenth of a second: it is this node's disk.\n"
+        '- `sum by (status) (rate(repl_broker_http_requests_total{status=~"5.."}[5m]))` is above '
+        "0: clients get errors.\n"
+        "- `repl_broker_member_lag_entries` stays high, or `repl_broker_member_reachable` is 0: a "
+        "member that is slow, or gone.\n"
+        "- `increase(repl_broker_gaps_total[15m])` is above 0: readers come back too late for what "
+        "topics retain.\n"
         "- `repl_broker_pending_proposals` grows: more is published than the disk takes.\n"
         "- `repl_broker_connections` comes near `[limits] connections`, or "
         "`rate(repl_broker_connections_refused_total[5m])` is above 0.\n"
@@ -237,7 +247,8 @@ def errors() -> str:
         "`code` is stable, and what programs go by. `title` is the same for every problem of a "
         "code; `detail` tells of this one, and may change from version to version. `type` is "
         "where the node's own page explains the code. 429 and 503 come with `Retry-After`, in "
-        "seconds.",
+        "seconds. `X-Request-Id` is what the [log](../how-to/monitor.md#the-log) of the node has "
+        "on each line about the request; what cannot be read as a request has none.",
         "A refused request has changed nothing. `outcome_unknown` alone leaves that open.",
         f"Any request can get {', '.join(map(_code, COMMON_CODES))}; an unknown path "
         f"{_code('not_found')}, and a method that a path does not have "

@@ -1,0 +1,258 @@
+"""examples/monitoring: what it asks of Prometheus nodes tell, and alerts ring when they are due."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from repl_broker.broker import MemberStatistics
+from repl_broker.web.counts import RequestCounts
+from repl_broker.web.metrics import render, with_registry
+from tests.nodes import Node, running_node
+from tests.required import need_program
+
+FOLDER = Path(__file__).parents[1] / "examples" / "monitoring"
+ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
+DASHBOARD = json.loads((FOLDER / "grafana.json").read_text())
+RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+SHOWN = [panel for panel in PANELS if panel["type"] != "row"]
+OF_PROMETHEUS = {"up"}
+# What Prometheus adds to each series, and what a histogram has.
+LABELS = {"job", "instance", "le"}
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """What is asked of Prometheus, with where."""
+    for rule in RULES:
+        yield rule["alert"], rule["expr"]
+    for panel in SHOWN:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, _ = variable["query"]["query"].removeprefix("label_values(").rsplit(",", 1)
+            yield variable["name"], metric
+
+
+def metrics_in(expression: str) -> set[str]:
+    """The names that are no function, keyword, label or string."""
+    bare = re.sub(r'"[^"]*"', "", expression)
+    bare = re.sub(r"\b(by|without) \([^)]*\)", "", bare)
+    bare = re.sub(r"\{[^}]*\}", "", bare)
+    names = set(re.findall(r"\b[a-z_][a-z0-9_]*\b(?!\s*\()", re.sub(r"\[[^\]]*\]", "", bare)))
+    return names - {"or", "and", "unless", "by", "sum", "min", "max"}
+
+
+async def told(node: Node) -> dict[str, set[str]]:
+    """Every series that a node can have, with its labels: one that leads others."""
+    requests = RequestCounts()
+    requests.add(("GET", "/metrics", 200))
+    broker = node.broker
+    members = (MemberStatistics("n2", 0, reachable=True),)
+    broker._followers = lambda last_index: members  # type: ignore[method-assign]
+    text = render(with_registry(broker, None, requests)).decode()
+    return {
+        sample.name: {*sample.labels}
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_each_metric_that_is_asked_for_is_one_that_nodes_tell() -> None:
+    async with running_node() as node:
+        known = await told(node)
+    asked = {where: metrics_in(expression) for where, expression in expressions()}
+    assert all(asked.values())
+    assert len(asked) > 30
+    unknown = {(w, n) for w, names in asked.items() for n in names - OF_PROMETHEUS - {*known}}
+    assert unknown == set()
+
+
+async def test_each_label_that_is_asked_for_is_one_of_a_metric_there() -> None:
+    async with running_node() as node:
+        known = await told(node)
+    shown = [(p["title"], t["expr"], t["legendFormat"]) for p in SHOWN for t in p["targets"]]
+    shown += [(r["alert"], r["expr"], json.dumps(r["annotations"])) for r in RULES]
+    for where, expression, text in shown:
+        asked = set(re.findall(r"(\w+)=~?\"", expression))
+        asked |= {
+            each.strip()
+            for found in re.findall(r"by \(([^)]*)\)", expression)
+            for each in found.split(",")
+        }
+        asked |= set(re.findall(r"\{\{\s*(\w+)\s*\}\}", text))
+        asked |= set(re.findall(r"\$labels\.(\w+)", text))
+        has = LABELS.union(*(known.get(name, set()) for name in metrics_in(expression)))
+        assert asked <= has, where
+
+
+def test_the_reader_of_expressions_reads_them() -> None:
+    found = metrics_in('histogram_quantile(0.9, sum by (le, x) (rate(a_b{c="d e"}[5m]))) > f or g')
+    assert found == {"a_b", "f", "g"}
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "publishes_total", "messages_total", "deliveries_total", "commit_seconds_bucket",
+        "store_write_seconds_bucket", "lag_entries", "member_lag_entries", "elections_total",
+        "is_leader", "subscribers", "lagging_subscribers", "store_bytes", "http_requests_total",
+        "connections_refused_total", "gaps_total", "peers_connected", "pending_proposals",
+    ],
+)  # fmt: skip
+def test_the_dashboard_shows_it(metric: str) -> None:
+    shown = {name for p in SHOWN for target in p["targets"] for name in metrics_in(target["expr"])}
+    assert f"repl_broker_{metric}" in shown
+
+
+def test_panels_have_a_place_of_their_own_and_say_what_they_show() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert taken.isdisjoint(cells), panel["title"]
+        taken |= cells
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    assert all(panel["description"] and panel["targets"] for panel in SHOWN)
+
+
+def promtool(*arguments: str, stdin: str = "") -> str:
+    """What it prints; it must find nothing wrong."""
+    path = need_program("promtool")
+    ended = subprocess.run(
+        [path, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def test_prometheus_takes_the_configuration_and_the_rules() -> None:
+    assert f"{len(RULES)} rules found" in promtool(
+        "check", "config", str(FOLDER / "prometheus.yml")
+    )
+
+
+def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{n}", "expr": target["expr"].replace("$__rate_interval", "5m")}
+        for n, target in enumerate(t for panel in SHOWN for t in panel["targets"])
+    ]
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", str(file))
+
+
+async def test_prometheus_finds_nothing_to_mend_in_what_a_node_tells() -> None:
+    async with running_node() as node:
+        await node.broker.publish("chat", b"1")
+        requests = RequestCounts()
+        requests.add(("GET", "/metrics", 200))
+        text = render(with_registry(node.broker, None, requests)).decode()
+    assert promtool("check", "metrics", stdin=text) == ""
+
+
+# What each alert rings at: series over an hour, a value a minute. The rest is healthy.
+
+NODE = 'job="repl-broker", instance="n1"'
+OTHER = 'job="repl-broker", instance="n2"'
+QUICK, SLOW, ALL = 'le="0.01"', 'le="5.0"', 'le="+Inf"'
+HEALTHY = {
+    f"up{{{NODE}}}": "1x60",
+    f"repl_broker_ready{{{NODE}}}": "1x60",
+    f"repl_broker_is_leader{{{NODE}}}": "1x60",
+    f"repl_broker_is_leader{{{OTHER}}}": "0x60",
+    f'repl_broker_member_reachable{{{NODE}, member="n2"}}': "1x60",
+    f'repl_broker_member_lag_entries{{{NODE}, member="n2"}}': "3x60",
+    f"repl_broker_term{{{NODE}}}": "7x60",
+    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="200"}}': "0+600x60",
+    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': "0+6x60",
+    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="503"}}': "0+1x60",
+    f"repl_broker_connections_refused_total{{{NODE}}}": "0x60",
+    f"repl_broker_connections_failed_total{{{NODE}}}": "0x60",
+    f"process_open_fds{{{NODE}}}": "100x60",
+    f"process_max_fds{{{NODE}}}": "1000x60",
+    f"repl_broker_gaps_total{{{NODE}}}": "5x60",
+    f"repl_broker_peer_handshakes_refused_total{{{NODE}}}": "2x60",
+    f"repl_broker_peer_garbage_total{{{NODE}}}": "1x60",
+    **{
+        f"repl_broker_{name}_seconds_bucket{{{NODE}, {le}}}": "0+100x60"
+        for name in ("commit", "store_write")
+        for le in (QUICK, SLOW, ALL)
+    },
+}
+SICK = {
+    "ReplBrokerDown": {f"up{{{NODE}}}": "0x60"},
+    "ReplBrokerNotReady": {f"repl_broker_ready{{{NODE}}}": "0x60"},
+    "ReplBrokerNoLeader": {f"repl_broker_is_leader{{{NODE}}}": "0x60"},
+    "ReplBrokerTwoLeaders": {f"repl_broker_is_leader{{{OTHER}}}": "1x60"},
+    "ReplBrokerMemberUnreachable": {f'repl_broker_member_reachable{{{NODE}, member="n2"}}': "0x60"},
+    "ReplBrokerMemberLags": {f'repl_broker_member_lag_entries{{{NODE}, member="n2"}}': "20000x60"},
+    "ReplBrokerLeaderMoves": {f"repl_broker_term{{{NODE}}}": "0+1x60"},
+    "ReplBrokerSlowCommits": {f"repl_broker_commit_seconds_bucket{{{NODE}, {QUICK}}}": "0+50x60"},
+    "ReplBrokerSlowDisk": {f"repl_broker_store_write_seconds_bucket{{{NODE}, {QUICK}}}": "0+50x60"},
+    "ReplBrokerErrors": {
+        f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="503"}}': (
+            "0+60x60"
+        )
+    },
+    "ReplBrokerRefusals": {
+        f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': (
+            "0+600x60"
+        )
+    },
+    "ReplBrokerConnectionsRefused": {f"repl_broker_connections_refused_total{{{NODE}}}": "0+1x60"},
+    "ReplBrokerFewDescriptors": {f"process_open_fds{{{NODE}}}": "900x60"},
+    "ReplBrokerReadersLoseMessages": {f"repl_broker_gaps_total{{{NODE}}}": "0+1x60"},
+    "ReplBrokerStrangerAtRaftPort": {f"repl_broker_peer_garbage_total{{{NODE}}}": "0+1x60"},
+    "ReplBrokerConnectionsFail": {f"repl_broker_connections_failed_total{{{NODE}}}": "0+1x60"},
+}
+
+
+def test_every_alert_has_a_case() -> None:
+    assert {rule["alert"] for rule in RULES} == {*SICK}
+    assert all(series in HEALTHY for sick in SICK.values() for series in sick)
+
+
+def rings(series: dict[str, str], tmp_path: Path) -> set[str]:
+    """The alerts that Prometheus fires after an hour of ``series``."""
+    query = "count by (alertname) (ALERTS{alertstate='firing'})"
+    test = {
+        "rule_files": [str(FOLDER / "alerts.yml")],
+        "evaluation_interval": "30s",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": v} for name, v in series.items()],
+                "promql_expr_test": [{"expr": query, "eval_time": "59m", "exp_samples": []}],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump(test))
+    ended = subprocess.run(
+        [need_program("promtool"), "test", "rules", str(file)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    told = ended.stdout + ended.stderr
+    fired = set(re.findall(r'alertname="(\w+)"', told))
+    assert (ended.returncode == 0) == (not fired), told
+    return fired
+
+
+def test_a_healthy_cluster_rings_nothing(tmp_path: Path) -> None:
+    assert rings(HEALTHY, tmp_path) == set()
+
+
+@pytest.mark.parametrize("alert", SICK)
+def test_an_alert_rings_at_what_it_is_for_and_alone(alert: str, tmp_path: Path) -> None:
+    assert rings(HEALTHY | SICK[alert], tmp_path) == {alert}
