@@ -23,6 +23,7 @@ from typing import Final
 import trio
 
 from repl_broker import __version__, cluster
+from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError, ReplBrokerError
@@ -108,6 +109,7 @@ async def serve(
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
     tls = _tls(config)
+    access = Access(config)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     try:
         hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
@@ -115,8 +117,8 @@ async def serve(
             storage,
             Broker.settings(config),
             now_ms=lambda: time.time_ns() // 1_000_000,
-            on_applied=lambda applied: _publish(hub, replica, applied),
-            on_restored=lambda: hub.jump(replica.state.seq),
+            on_applied=lambda applied: _publish(hub, replica, access, applied),
+            on_restored=lambda: _restored(hub, replica, access),
             on_members=lambda changed: members.follow(changed) if members else None,
             snapshot_entries=config.raft.snapshot_entries,
             core_options=cluster.core_options(config),
@@ -136,7 +138,7 @@ async def serve(
             me = cluster.own_record(config, replica, raft_listeners, listeners)
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
             transport = cluster.connect(replica, members, secret)
-        broker = Broker(replica, hub, config, members)
+        broker = Broker(replica, hub, config, members, access)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
         limits = config.limits
@@ -235,8 +237,16 @@ def _calm_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def _publish(hub: Hub, replica: Replica, applied: Applied) -> None:
+def _publish(hub: Hub, replica: Replica, access: Access, applied: Applied) -> None:
     hub.publish(applied.events, replica.state.seq)
+    if applied.revoked:
+        access.revoke(applied.revoked)
+
+
+def _restored(hub: Hub, replica: Replica, access: Access) -> None:
+    """A snapshot of the leader's took the place of the state."""
+    hub.jump(replica.state.seq)
+    access.revoke_all()
 
 
 def _options(config: Config) -> DoorOptions:

@@ -14,6 +14,7 @@ from repl_broker.config import Config
 from repl_broker.hub import Hub
 from repl_broker.raft.log import WriteBatch
 from repl_broker.replica import Replica
+from repl_broker.state import Applied
 from repl_broker.storage import Identity, MemoryStorage
 from repl_broker.writer import Done
 
@@ -103,12 +104,16 @@ class Node:
             disk,
             Broker.settings(config),
             now_ms=clock,
-            on_applied=lambda applied: self.hub.publish(applied.events, self.replica.state.seq),
+            on_applied=self._applied,
             snapshot_entries=config.raft.snapshot_entries,
             in_thread=self.gate,
             writer=self.gate,
         )
         self.broker = Broker(self.replica, self.hub, config)
+
+    def _applied(self, applied: Applied) -> None:
+        self.hub.publish(applied.events, self.replica.state.seq)
+        self.broker.access.revoke(applied.revoked)
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ from typing import Final, NamedTuple
 
 import httptools
 
+from repl_broker.access import Credentials
+
 __all__ = ["HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place", "head_end", "is_plain"]
 __all__ += ["may_be_in_place", "read_head"]
 
@@ -70,6 +72,7 @@ class PublishHead(NamedTuple):
     key: str | None  # Idempotency-Key
     origin: str  # of the web page that asks; "" if none does
     close: bool  # the client wants no further answer
+    credentials: Credentials
 
 
 def head_end(data: bytes) -> int:
@@ -96,6 +99,7 @@ class EventsHead(NamedTuple):
     last_event_id: str | None
     origin: str
     close: bool
+    credentials: Credentials
 
 
 Head = PublishHead | EventsHead
@@ -190,14 +194,23 @@ class _Fields:
             self._text(b"idempotency-key"),
             self._text(b"origin") or "",
             self._says_close(),
+            self._credentials(),
         )
 
     def events(self, query: bytes) -> EventsHead | None:
         if b"content-length" in self._fields or not self._is_ordinary():
             return None
         return EventsHead(
-            query, self._text(b"last-event-id"), self._text(b"origin") or "", self._says_close()
+            query,
+            self._text(b"last-event-id"),
+            self._text(b"origin") or "",
+            self._says_close(),
+            self._credentials(),
         )
+
+    def _credentials(self) -> Credentials:
+        names = (b"authorization", b"cookie", b"origin", b"host")
+        return Credentials(*(self._text(name) or "" for name in names))
 
     def _is_ordinary(self) -> bool:
         return (
@@ -220,5 +233,5 @@ class _Fields:
 
 _ONCE = frozenset(
     {b"host", b"content-type", b"content-length", b"connection", b"idempotency-key", b"origin"}
-    | {b"last-event-id"}
+    | {b"last-event-id", b"authorization", b"cookie"}
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from quart import Response, request
@@ -10,6 +11,7 @@ from repl_broker.broker import Broker, Receipt
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.body import NDJSON, BodyLimits, check_media_type, read_body
+from repl_broker.web.guard import who
 from repl_broker.web.parameters import read_limit, read_query
 
 __all__ = ["Messages", "receipt_content"]
@@ -40,7 +42,8 @@ class Messages:
         read_query(request.query_string, ())
         check_media_type(NDJSON)
         body = await read_body(self._limits.batch)
-        receipt = await self._broker.publish_many(body, idempotency_key())
+        check = partial(self._broker.access.check_publish, who())
+        receipt = await self._broker.publish_many(body, idempotency_key(), check)
         return _accepted(receipt, None, batch=True)
 
     async def history(self, topic: str) -> Response:

@@ -258,6 +258,19 @@ METRICS: Final = (
         "[limits] dead_reader_seconds.",
         lambda now: now.door.dead,
     ),
+    NodeMetric(
+        "requests_unauthenticated",
+        "counter",
+        "Requests that were refused with 401: the token was missing where one is needed, or not "
+        "valid.",
+        lambda now: now.node.refusals.unauthenticated,
+    ),
+    NodeMetric(
+        "requests_forbidden",
+        "counter",
+        "Requests that were refused with 403: the token is valid, and does not allow them.",
+        lambda now: now.node.refusals.forbidden,
+    ),
 )
 COMMIT_SECONDS: Final = (
     f"{PREFIX}commit_seconds",

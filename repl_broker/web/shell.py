@@ -13,7 +13,13 @@ from wsgiref.handlers import format_date_time
 
 from repl_broker.errors import RequestError
 from repl_broker.web import cors
-from repl_broker.web.problems import PROBLEM_JSON, RETRIED, RETRY_AFTER_SECONDS, problem_content
+from repl_broker.web.problems import (
+    PROBLEM_JSON,
+    RETRIED,
+    RETRY_AFTER_SECONDS,
+    challenge,
+    problem_content,
+)
 
 __all__ = ["Answer", "Shell", "refusal"]
 
@@ -83,4 +89,7 @@ class Shell:
 def refusal(error: RequestError) -> Answer:
     """The problem that tells of ``error``."""
     status, content = problem_content(error.code, error.detail, error.extra)
-    return Answer(status, _PROBLEM, _RETRY_AFTER if status in RETRIED else b"", content)
+    fields = _RETRY_AFTER if status in RETRIED else b""
+    if asked := challenge(error.code, error.extra):
+        fields = b"www-authenticate: %b\r\n" % asked.encode("ascii")
+    return Answer(status, _PROBLEM, fields, content)

@@ -14,13 +14,14 @@ from typing import Final
 
 import trio
 
+from repl_broker.access import Lease
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.fanout import Fanout
 from repl_broker.subscription import Subscription
 from repl_broker.web import access
-from repl_broker.web.events import PATH, read_after, read_events_query
+from repl_broker.web.events import PATH, open_subscription
 from repl_broker.web.head import EventsHead
 from repl_broker.web.problems import note_failure
 from repl_broker.web.shell import Answer, Shell, refusal
@@ -42,14 +43,14 @@ class Streams:
         """Give the socket to the fan-out, and None; or say why there is no stream."""
         started = trio.current_time()
         try:
-            subscription = self._subscribe(head)
+            subscription, lease = self._subscribe(head)
         except RequestError as error:
             answer = refusal(error)
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
             answer = refusal(RequestError("internal_error", note_failure("GET", PATH, error)))
         else:
             ended = partial(self._note, "200", started, peer) if self._log_access else None
-            self._hand_over(head, transport, subscription, ended)
+            self._hand_over(head, transport, subscription, lease, ended)
             return None
         if self._log_access:
             self._note(str(answer.status), started, peer)
@@ -59,20 +60,32 @@ class Streams:
         """The answer as it is sent; ``last`` announces that the connection ends."""
         return self._shell.encode(answer, head.origin, last=last)
 
-    def _subscribe(self, head: EventsHead) -> Subscription:
-        query = read_events_query(head.query)
+    def _subscribe(self, head: EventsHead) -> tuple[Subscription, Lease | None]:
         given = () if head.last_event_id is None else (head.last_event_id,)
-        return self._broker.subscribe(query.get("topic", ()), read_after(query, given))
+        return open_subscription(self._broker, head.query, given, head.credentials)
 
     def _hand_over(
         self,
         head: EventsHead,
         transport: Transport,
         subscription: Subscription,
+        lease: Lease | None,
         ended: Callable[[], None] | None,
     ) -> None:
         begins = self._shell.stream_head(head.origin, last=head.close)
-        self.fanout.adopt(transport.detach(), subscription, begins, ended)
+        fd = transport.detach()
+        if lease is None:
+            self.fanout.adopt(fd, subscription, begins, ended)
+            return
+        ended = partial(_end, lease, ended)
+        reader = self.fanout.adopt(fd, subscription, begins, ended, lease.ends_at)
+        lease.begin(partial(self.fanout.dismiss, reader))
 
     def _note(self, status: str, started: float, peer: str) -> None:
         access.note("GET", PATH, status, started, peer)
+
+
+def _end(lease: Lease, ended: Callable[[], None] | None) -> None:
+    lease.end()
+    if ended is not None:
+        ended()
