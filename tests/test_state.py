@@ -750,7 +750,7 @@ def test_a_snapshot_does_not_tell_when_garbage_was_collected(node: Node) -> None
 def test_a_snapshot_of_another_format_is_refused_with_both_numbers() -> None:
     fields = msgpack.unpackb(BrokerState().snapshot())
     fields[0] = 99
-    with pytest.raises(ValueError, match="format 99; this version reads 1"):
+    with pytest.raises(ValueError, match="format 99; this version reads 1 and 2"):
         BrokerState.restore(msgpack.packb(fields))
 
 
