@@ -154,7 +154,10 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         ("[node]\nid = 'a b'", "wanted 1 to 64 letters, digits, dots, _ or -, found the string"),
         ("[node]\nid = 2026-01-01", "found the date or time 2026-01-01"),
         ("[log]\nlevel = ['info']", "found an array"),
-        ("[auth]\nmode = 'token'", 'F: auth.mode: wanted "none" or "jwt", found the string "token"'),
+        (
+            "[auth]\nmode = 'token'",
+            'F: auth.mode: wanted "none" or "jwt", found the string "token"',
+        ),
         ("[limits]\nconnections = 0", "must be 1 to 1,000,000 connections, found 0"),
         ("[limits]\nconnections = '10k'", "wanted an integer (connections), found the string"),
         ("[limits]\nconnections = true", "found the boolean true"),
