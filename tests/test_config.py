@@ -177,6 +177,22 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         ("[http]\ntls_key = 'k'", "http.tls_key needs http.tls_certificate: give both"),
         ("[cluster]\nsecret_file = '/no/such'", "cannot read /no/such: No such file or directory"),
         ('["a\\nb"]', "unknown table a\\nb; did you mean"),
+        (
+            "[auth]\nmode = 'jwt'",
+            'auth.mode "jwt" needs auth.secret_file (HS256) or',
+        ),
+        (
+            "[auth]\nalgorithms = ['HS256']",
+            "auth.algorithms has HS256, which needs auth.secret_file",
+        ),
+        (
+            "[auth]\nalgorithms = ['ES256']",
+            "auth.algorithms has ES256, which needs auth.jwks_file",
+        ),
+        ("[auth]\nalgorithms = ['none']", 'wanted "HS256", "RS256", "ES256" or "EdDSA"'),
+        ("[auth]\naudience = ''", "auth.audience: wanted 1 to 255 characters"),
+        ("[auth.anonymous]\npublish = ['a..b']", "wanted a filter such as"),
+        ("[auth]\nsecret_file = '/no/such'", "auth.secret_file: cannot read /no/such"),
         ("[a\n", "F:1:3: not valid TOML: Expected ']'"),
         ("[node]\nid = \n", "F:2:6: not valid TOML: Invalid value"),
         ("[node]\nid = 'x", "F:2:8: not valid TOML: "),
@@ -256,3 +272,23 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(RefusedError):
         Address.parse(text)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "[::]", "[2001:db8::1]", "broker.example"])
+def test_listening_beyond_loopback_needs_a_mode_that_is_written_down(
+    tmp_path: Path, host: str
+) -> None:
+    text = f"[http]\nbind = '{host}:4080'\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert "which other machines may reach, and auth.mode is not set" in problem
+    assert loaded(tmp_path, text + "[auth]\nmode = 'none'\n").auth.mode == "none"
+    assert load(options={"http.bind": f"{host}:1"}, environ={"REPL_BROKER_AUTH_MODE": "none"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
+def test_on_loopback_nothing_need_be_written_down(tmp_path: Path, host: str) -> None:
+    assert loaded(tmp_path, f"[http]\nbind = '{host}:4080'\n").auth.mode is None
+
+
+def test_the_tokens_of_the_command_line_are_no_unknown_variables() -> None:
+    assert load(environ={"REPL_BROKER_TOKEN": "x", "REPL_BROKER_TOKEN_FILE": "y"}) == Config()
