@@ -10,14 +10,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 import trio
 
+from repl_broker.access import Access
 from repl_broker.admission import Admission, AdmissionStatistics
-from repl_broker.command import Command, CreateTopic, DeleteTopic, Publish, Retention, Settings
+from repl_broker.command import (
+    Command,
+    CreateTopic,
+    DeleteTopic,
+    Publish,
+    Retention,
+    RevokeTokens,
+    Settings,
+)
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.hub import Hub, HubStatistics
@@ -39,6 +48,7 @@ from repl_broker.replica import Replica, ReplicaStatistics
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
+from repl_broker.tokens import SUBJECT_CHARACTERS_MAX, is_subject
 from repl_broker.transport import TransportStatistics
 
 __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "TopicView"]
@@ -133,7 +143,10 @@ class Broker:
         config: Config,
         members: Members | None = None,
         room: Room | None = None,
+        access: Access | None = None,
     ) -> None:
+        self.access: Final = Access(config) if access is None else access
+        self.access.follow(lambda: replica.state.revocations)
         self.admission = Admission(config.limits)
         self.refusals: Counter[str] = Counter()  # by code; whoever tells a client so counts it
         self._replica = replica
@@ -221,11 +234,21 @@ class Broker:
         data = tuple(await self._checked(split_ndjson, body))
         return await self._publish("batch", check_topic(topic), data, key)
 
-    async def publish_many(self, body: bytes, key: str | None = None, client: str = "") -> Receipt:
-        """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order."""
+    async def publish_many(
+        self,
+        body: bytes,
+        key: str | None = None,
+        client: str = "",
+        check: Callable[[Collection[str]], None] = lambda topics: None,
+    ) -> Receipt:
+        """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order.
+
+        ``check`` raises if one of the topics must not be published to.
+        """
         self.admission.check_publish(client)
         pairs = await self._checked(split_topic_ndjson, body)
         topics, data = zip(*pairs, strict=True)
+        check(dict.fromkeys(topics))
         return await self._publish("topics", topics, data, key)
 
     async def _checked(self, check: Callable[[bytes, JsonLimits], T], body: bytes) -> T:
@@ -296,12 +319,24 @@ class Broker:
         await self._replica.read_barrier()
         return self._view(self._topic(name))
 
-    async def topics(self, *, limit: int, after: str = "", match: str | None = None) -> TopicPage:
-        """Topics in the order of their names, those above ``after`` that the filter matches."""
+    async def topics(
+        self,
+        *,
+        limit: int,
+        after: str = "",
+        match: str | None = None,
+        visible: Callable[[str], bool] | None = None,
+    ) -> TopicPage:
+        """Topics in the order of their names, those above ``after`` that the filter matches.
+
+        Only those that are ``visible`` to whoever asks.
+        """
         filters = None if match is None else FilterSet([match])
         await self._replica.read_barrier()
         state = self._replica.state
         names = state.topic_names(after, filters)
+        if visible is not None:
+            names = filter(visible, names)
         page = [
             self._view(state.topics[name]) for _, name in zip(range(limit), names, strict=False)
         ]
@@ -391,6 +426,20 @@ class Broker:
 
     def _cursor(self, text: str) -> Cursor | str:
         return text if text in ("earliest", "latest") else parse_event_id(text)
+
+    # --- tokens ---
+
+    async def revoke_tokens(self, subject: str) -> None:
+        """Refuse the subject's tokens that were issued before now, and end its streams.
+
+        Raises ``invalid_parameter``, ``rate_limited``.
+        """
+        if not is_subject(subject) or not subject.isprintable():
+            raise RequestError(
+                "invalid_parameter",
+                f"A token's sub is 1 to {SUBJECT_CHARACTERS_MAX} printable characters.",
+            )
+        _accepted(await self._replica.propose(RevokeTokens(subject, self.access.keep_seconds)))
 
     # --- the node ---
 

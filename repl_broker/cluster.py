@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from repl_broker.certificates import Certificates
-from repl_broker.config import Address, Config
+from repl_broker.config import Address, Config, is_loopback
 from repl_broker.errors import ConfigError
 from repl_broker.members import Joiner, Members
 from repl_broker.raft.core import CoreOptions
@@ -112,7 +112,7 @@ def read_secret(config: Config) -> bytes:
     """
     path = config.cluster.secret_file
     if path is None:
-        if _is_loopback(config.raft.bind.host):
+        if is_loopback(config.raft.bind.host):
             return b""
         raise ConfigError(
             f"Raft listens at {config.raft.bind}, which other machines may reach: [cluster] "
@@ -138,15 +138,6 @@ def _read(path: Path) -> bytes:
         raise ConfigError(
             f"cannot read [cluster] secret_file {str(path)!r}: {error.strerror}"
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name may mean any address
 
 
 def core_options(config: Config) -> CoreOptions:

@@ -16,6 +16,7 @@ __all__ = [
     "Expire",
     "Publish",
     "Retention",
+    "RevokeTokens",
     "Settings",
 ]
 
@@ -84,4 +85,15 @@ class Expire:
     """Trim what has grown too old by the entry's time, in topics that nobody publishes to."""
 
 
-Command = Publish | CreateTopic | DeleteTopic | Configure | Expire
+@dataclass(frozen=True, slots=True)
+class RevokeTokens:
+    """Refuse the tokens of ``subject`` that were issued before the entry's time.
+
+    That is remembered for ``keep_seconds``; a token that lives longer is refused anyway.
+    """
+
+    subject: str
+    keep_seconds: int
+
+
+Command = Publish | CreateTopic | DeleteTopic | Configure | Expire | RevokeTokens

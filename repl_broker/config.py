@@ -16,6 +16,7 @@ tests may leave the ranges that operators are held to.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from repl_broker.errors import ConfigError
 
 __all__ = [
     "Address",
+    "AnonymousConfig",
     "AuthConfig",
     "ClusterConfig",
     "Config",
@@ -354,6 +356,22 @@ def is_origin(text: str) -> bool:
     return text == f"{url.scheme}://{url.netloc}" and url.port != default_port and text[-1] != ":"
 
 
+def is_filter(text: str) -> bool:
+    from repl_broker.message import is_filter  # late: it loads what --help has no use for
+
+    return is_filter(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may mean any address
+
+
 NAME: Final = Text(
     "1 to 64 letters, digits, dots, _ or -",
     lambda text: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is not None,
@@ -364,6 +382,11 @@ ORIGIN: Final = Text(
     "a path and without the default port",
     is_origin,
 )
+FILTER: Final = Text('a filter such as "chat" or "orders.>"', is_filter)
+CLAIM: Final = Text("1 to 255 characters", lambda text: 1 <= len(text) <= 255)
+ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
+SECRET_ALGORITHMS: Final = frozenset({"HS256"})  # the others' keys are in the jwks_file
+TOKEN_SECRET_BYTES_MIN: Final = 32  # RFC 7518 section 3.2
 
 
 T = TypeVar("T")
@@ -737,15 +760,86 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class AuthConfig:
-    """Who may publish and subscribe."""
+class AnonymousConfig:
+    """What is allowed without a token, and so to everyone; for mode jwt."""
 
-    mode: str = key(
-        "none",
-        Choice(("none",)),
-        "none: everyone who can reach the port may publish, subscribe and delete. Other "
-        "modes are not in this version; keep the port private.",
+    publish: tuple[str, ...] = key(
+        (),
+        ListOf(FILTER),
+        "Filters of the topics that anyone may publish to.",
     )
+    subscribe: tuple[str, ...] = key(
+        (),
+        ListOf(FILTER),
+        "Filters of the topics that anyone may read and subscribe to.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AuthConfig:
+    """Who may publish, subscribe and administer."""
+
+    mode: str | None = key(
+        None,
+        Choice(("none", "jwt")),
+        "none: everyone who can reach the port may publish, subscribe and delete; the default on "
+        "loopback. jwt: what a request may do is in its token. One of the two must be "
+        "written down where http.bind can be reached from other machines.",
+        example='"jwt"',
+    )
+    secret_file: Path | None = key(
+        None,
+        FilePath(),
+        "A file with the secret by which HS256 tokens are signed, at least 32 bytes (for instance "
+        "from openssl rand -hex 32). Whoever has it can make any token. A line break at its end "
+        "does not count. Read again when it changes.",
+        example='"token.secret"',
+    )
+    jwks_file: Path | None = key(
+        None,
+        FilePath(),
+        "A file with the public keys (a JSON Web Key Set) by which RS256, ES256 and EdDSA tokens "
+        "are checked. Read again when it changes; a broken one is logged and leaves the keys "
+        "before it in force.",
+        example='"jwks.json"',
+    )
+    algorithms: tuple[str, ...] = key(
+        (),
+        ListOf(Choice(ALGORITHMS)),
+        "The algorithms that a token may be signed by. Empty: HS256 if there is a secret_file, and "
+        "the other three if there is a jwks_file.",
+    )
+    audience: str | None = key(
+        None,
+        CLAIM,
+        "What the aud claim must name. Not set: a token that is for an audience is refused.",
+        example='"repl-broker"',
+    )
+    issuer: str | None = key(
+        None,
+        CLAIM,
+        "What the iss claim must be. Not set: it is not looked at.",
+        example='"https://login.example"',
+    )
+    leeway_seconds: int = key(
+        0,
+        Whole("seconds", 0, 300),
+        "How far the issuer's clock may be off: for so long after exp and before nbf a token is "
+        "taken. A stream ends as much later.",
+    )
+    token_seconds_max: int = key(
+        30 * DAY,
+        Whole("seconds", 60, 3650 * DAY),
+        "The longest life of a token, from iat (or now) to exp; one that lives longer is refused. "
+        "A revocation is remembered for so long.",
+    )
+    allow_query_token: bool = key(
+        False,
+        Flag(),
+        "Take a token from access_token in the query of /v1/events, too, for EventSource, which "
+        "sets no header. Proxies may log it; the cookie is better.",
+    )
+    anonymous: AnonymousConfig = AnonymousConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -978,7 +1072,10 @@ def contradictions(config: Config) -> Iterator[str]:
             f"limits.requests_bytes must be at least limits.batch_bytes "
             f"({limits.batch_bytes:,}), found {limits.requests_bytes:,}"
         )
+    yield from auth_contradictions(config)
     for name, file in (
+        ("auth.secret_file", config.auth.secret_file),
+        ("auth.jwks_file", config.auth.jwks_file),
         ("http.tls_certificate", http.tls_certificate),
         ("http.tls_key", http.tls_key),
         *wanted.items(),
@@ -989,6 +1086,26 @@ def contradictions(config: Config) -> Iterator[str]:
                 file.open("rb").close()
             except OSError as error:
                 yield f"{name}: cannot read {file}: {error.strerror}"
+
+
+def auth_contradictions(config: Config) -> Iterator[str]:
+    auth, bind = config.auth, config.http.bind
+    if auth.mode is None and not is_loopback(bind.host):
+        yield (
+            f"http.bind is {bind}, which other machines may reach, and auth.mode is not set: write "
+            'mode = "jwt" under [auth], or mode = "none" if everyone who can reach it may publish, '
+            "read and delete"
+        )
+    if auth.mode == "jwt" and auth.secret_file is None and auth.jwks_file is None:
+        yield 'auth.mode "jwt" needs auth.secret_file (HS256) or auth.jwks_file, or both'
+    for algorithm in auth.algorithms:
+        name, file = (
+            ("auth.secret_file", auth.secret_file)
+            if algorithm in SECRET_ALGORITHMS
+            else ("auth.jwks_file", auth.jwks_file)
+        )
+        if file is None:
+            yield f"auth.algorithms has {algorithm}, which needs {name}"
 
 
 # The three sources. Each adds its problems to a list and gives what it could read.
@@ -1082,6 +1199,7 @@ def read_value(
 # Variables of this prefix that are no keys: other parts of the program read them.
 OTHER_VARIABLES: Final = frozenset(
     {"REPL_BROKER_URL", "REPL_BROKER_CONFIG", "REPL_BROKER_TRACEBACK"}
+    | {"REPL_BROKER_TOKEN", "REPL_BROKER_TOKEN_FILE"}
 )
 
 # Kubernetes sets such variables for a service that is called repl-broker.

@@ -27,6 +27,7 @@ import trio
 from quart_trio import QuartTrio
 
 from repl_broker import __version__, cluster, logs
+from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config
@@ -157,7 +158,7 @@ async def serve(
 ) -> None:
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
-    certificates = Certificates(config)
+    certificates, access = Certificates(config), Access(config)
     service = service or Service()
     tracing = open_tracing(config, os.environ)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
@@ -167,8 +168,8 @@ async def serve(
             storage,
             Broker.settings(config),
             now_ms=lambda: time.time_ns() // 1_000_000,
-            on_applied=lambda applied: _publish(hub, replica, applied),
-            on_restored=lambda: hub.jump(replica.state.seq),
+            on_applied=lambda applied: _publish(hub, replica, access, applied),
+            on_restored=lambda: _restored(hub, replica, access),
             on_members=lambda changed: members.follow(changed) if members else None,
             snapshot_entries=config.raft.snapshot_entries,
             core_options=cluster.core_options(config),
@@ -194,7 +195,7 @@ async def serve(
             transport = cluster.connect(replica, members, secret, certificates)
         make_broker = Broker if tracing is None else tracing.broker
         room = Room(replica, config.limits, storage.free_bytes)
-        broker = make_broker(replica, hub, config, members, room)
+        broker = make_broker(replica, hub, config, members, room, access)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
         streams = Streams(broker, Fanout(replica, hub, _fanout_options(config)), config)
@@ -370,8 +371,16 @@ def _calm_the_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def _publish(hub: Hub, replica: Replica, applied: Applied) -> None:
+def _publish(hub: Hub, replica: Replica, access: Access, applied: Applied) -> None:
     hub.publish(applied.events, replica.state.seq)
+    if applied.revoked:
+        access.revoke(applied.revoked)
+
+
+def _restored(hub: Hub, replica: Replica, access: Access) -> None:
+    """A snapshot of the leader's took the place of the state."""
+    hub.jump(replica.state.seq)
+    access.revoke_all()
 
 
 def _options(config: Config) -> DoorOptions:

@@ -56,6 +56,8 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "invalid_event_id": (400, "The event id is not valid"),
     "invalid_parameter": (400, "A parameter is not valid"),
     "malformed_request": (400, "The request is not valid HTTP/1.1"),
+    "unauthenticated": (401, "The request needs a valid token"),
+    "forbidden": (403, "The token does not allow this"),
     "not_found": (404, "There is nothing at this path"),
     "topic_not_found": (404, "The topic does not exist"),
     "member_not_found": (404, "The member does not exist"),

@@ -52,7 +52,13 @@ from repl_broker.hub import Batch, Channel, Hub, Place
 from repl_broker.message import event_id
 from repl_broker.replica import Replica
 from repl_broker.stalled import Stalled
-from repl_broker.subscription import AHEAD_SECONDS, CHUNK_BYTES_MAX, Subscription, farewell
+from repl_broker.subscription import (
+    AHEAD_SECONDS,
+    CHUNK_BYTES_MAX,
+    Subscription,
+    farewell,
+    token_expired,
+)
 
 __all__ = ["Fanout", "FanoutOptions", "FanoutStatistics", "Reader"]
 
@@ -71,6 +77,7 @@ READ_BYTES: Final = 16 * 1024
 PROBES_MIN: Final = 2  # unanswered, of a closed window: one may be under way, or lost
 ANSWER_SECONDS: Final = 2.0  # that a kernel at least has to acknowledge what it got
 TICK_SECONDS: Final = 0.25  # of the wheel: everything in it is late by this at most
+PARTING_SECONDS: Final = 2.0  # for the last words to one whose token has expired
 CHECKS: Final = 3  # for signs of life within ``dead_reader_seconds``
 
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
@@ -110,11 +117,13 @@ class Reader:
     """One socket. ``place`` is behind what was begun to be sent, ``rest`` what is left of that."""
 
     __slots__ = (
-        "asked_at", "channel", "fd", "ignored_bytes", "place", "rest", "rest_at", "state",
-        "subscription", "wrote_at",
+        "asked_at", "channel", "ends_at", "fd", "ignored_bytes", "place", "rest", "rest_at",
+        "state", "subscription", "wrote_at",
     )  # fmt: skip
 
-    def __init__(self, fd: int, channel: Channel, subscription: Subscription, now: float) -> None:
+    def __init__(
+        self, fd: int, channel: Channel, subscription: Subscription, now: float, ends_at: float
+    ) -> None:
         self.fd = fd
         self.channel = channel
         self.subscription: Subscription | None = subscription  # while it reads the log
@@ -125,6 +134,7 @@ class Reader:
         self.wrote_at = now  # to it alone; what its channel got counts as well
         self.asked_at = math.inf  # since when something is known not to be acknowledged
         self.ignored_bytes = 0
+        self.ends_at = ends_at  # when its token does; then, when it must be gone
 
 
 _NOWHERE: Final = Place(-1, 0)
@@ -195,13 +205,15 @@ class Fanout:
         subscription: Subscription,
         head: bytes = b"",
         ended: Callable[[], None] | None = None,
-    ) -> None:
+        ends_at: float = math.inf,
+    ) -> Reader:
         """Serve ``subscription`` to the non-blocking socket ``fd``, which is the fan-out's now.
 
         ``head`` goes before everything; ``ended`` is called when the reader is gone.
+        At ``ends_at``, by Trio's clock, its token expires.
         """
         channel, beginning = subscription.open()
-        reader = Reader(fd, channel, subscription, trio.current_time())
+        reader = Reader(fd, channel, subscription, trio.current_time(), ends_at)
         if fd >= len(self._readers):
             self._readers.extend([None] * (fd + 1 - len(self._readers)))
         self._readers[fd] = reader
@@ -209,9 +221,17 @@ class Fanout:
         if ended is not None:
             self._when_ended[reader] = ended
         self._epoll.register(fd, _mask(reader))
-        self._turn(reader, reader.wrote_at + self._period)
+        self._turn(reader, min(reader.wrote_at + self._period, ends_at))
         if self._send(reader, head + b"".join(map(sse.chunk, beginning))):
             self._go_on(reader)
+        return reader
+
+    def dismiss(self, reader: Reader, reason: str) -> None:
+        """Its token does not count any more: tell it so, and end it."""
+        try:
+            self._dismiss(reader, reason)
+        except Exception as error:  # noqa: BLE001  it ends here, logged
+            self._fail(reader, error)
 
     async def wait_empty(self) -> None:
         """Until there is no reader."""
@@ -444,15 +464,25 @@ class Fanout:
         if (after := _mask(reader)) != before:
             self._epoll.modify(reader.fd, after)
 
-    def _part(self, reader: Reader) -> None:
-        """Tell it when to come back, and that this is the end."""
+    def _part(self, reader: Reader, words: bytes | None = None) -> None:
+        """Tell it when to come back, or ``words``, and that this is the end."""
         if reader.state in (PARTING, ENDED):
             return
         reader.subscription = None
+        reader.place = _NOWHERE  # a flush that has paused passes it over
         self._ahead.pop(reader, None)
         self._set_state(reader, PARTING)
-        if self._send(reader, sse.chunk(farewell()) + sse.LAST_CHUNK):
+        if self._send(reader, sse.chunk(words or farewell()) + sse.LAST_CHUNK):
             self._end(reader)
+
+    def _dismiss(self, reader: Reader, reason: str) -> None:
+        """One that cannot be told at once is cut off: its token is worth nothing any more."""
+        if reader.rest:
+            self._end(reader, reset=True)
+            return
+        self._part(reader, token_expired(reason))
+        if reader.state == PARTING:
+            reader.ends_at = trio.current_time() + PARTING_SECONDS
 
     def _end(self, reader: Reader, *, reset: bool = False) -> None:
         """Close and forget it. ``reset``: drop what is still on its way to it, too."""
@@ -610,6 +640,11 @@ class Fanout:
             await turns.give()
 
     def _tend_one(self, reader: Reader, now: float) -> None:
+        if now >= reader.ends_at:
+            self._dismiss(reader, "expired")
+            if reader.state != ENDED:
+                self._turn(reader, reader.ends_at)
+            return
         age = self._silent_seconds(reader, now)
         if age >= self._options.dead_reader_seconds:
             self._dead += 1
@@ -617,7 +652,7 @@ class Fanout:
             self._end(reader, reset=True)
             return
         channel = reader.channel
-        due = now + self._period
+        due = min(now + self._period, reader.ends_at)
         if reader.state == LEVEL and reader.place.offset == channel.end:
             wrote_at = reader.wrote_at
             if reader.place is channel.place:

@@ -34,7 +34,9 @@ __all__ = [
     "TopicDeleted",
     "check_topic",
     "compact_json",
+    "covers",
     "event_id",
+    "is_filter",
     "parse_event_id",
     "split_ndjson",
     "split_topic_ndjson",
@@ -141,7 +143,7 @@ class FilterSet:
 
     __slots__ = ("_hash", "_pattern", "exact", "filters", "patterns")
 
-    def __init__(self, filters: Iterable[str]) -> None:
+    def __init__(self, filters: Iterable[str], filters_max: int = FILTERS_MAX) -> None:
         """Raises ``invalid_filter`` for one that is malformed, and for none or too many."""
         self.filters = frozenset(filters)
         if not self.filters:
@@ -149,10 +151,10 @@ class FilterSet:
                 "invalid_filter",
                 "The stream has no filter; give at least one, as in '?topic=chat'.",
             )
-        if len(self.filters) > FILTERS_MAX:
+        if len(self.filters) > filters_max:
             raise RequestError(
                 "invalid_filter",
-                f"The stream has {len(self.filters)} filters; the limit is {FILTERS_MAX}. "
+                f"The stream has {len(self.filters)} filters; the limit is {filters_max}. "
                 "Use a pattern such as 'orders.>' or open a second stream.",
             )
         for text in self.filters:
@@ -176,8 +178,29 @@ class FilterSet:
         return f"FilterSet({sorted(self.filters)})"
 
 
+def is_filter(text: str) -> bool:
+    """Whether it is a topic's name or a pattern."""
+    return len(text) <= TOPIC_BYTES_MAX and _FILTER.fullmatch(text) is not None
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether ``wide`` matches every topic that ``narrow`` can match; both are filters.
+
+    So ``orders.>`` covers ``orders.*.paid`` and ``orders.eu``, and not ``orders`` or ``>``.
+    """
+    given, wanted = wide.split("."), narrow.split(".")
+    for position, part in enumerate(given):
+        if position == len(wanted):
+            return False
+        if part == ">":
+            return True  # one or more, which is what is left of ``narrow``
+        if wanted[position] == ">" or part not in ("*", wanted[position]):
+            return False
+    return len(given) == len(wanted)
+
+
 def _check_filter(text: str) -> None:
-    if len(text) > TOPIC_BYTES_MAX or _FILTER.fullmatch(text) is None:
+    if not is_filter(text):
         raise RequestError(
             "invalid_filter",
             f"{_shown(text)} is not a filter: use a topic's name of at most {TOPIC_BYTES_MAX} "

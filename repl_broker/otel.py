@@ -20,7 +20,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, NamedTuple
@@ -45,6 +45,7 @@ from opentelemetry.trace import (
 )
 
 from repl_broker import __version__
+from repl_broker.access import Access
 from repl_broker.broker import Broker, Receipt, SpanStatistics
 from repl_broker.command import Command
 from repl_broker.config import Config
@@ -106,9 +107,10 @@ class Tracing:
         config: Config,
         members: Members | None = None,
         room: Room | None = None,
+        access: Access | None = None,
     ) -> Broker:
         """A broker whose publishes are traced."""
-        return TracedBroker(self, replica, hub, config, members, room)
+        return TracedBroker(self, replica, hub, config, members, room, access)
 
     def statistics(self) -> SpanStatistics:
         return SpanStatistics() if self._exporter is None else self._exporter.statistics()
@@ -159,8 +161,9 @@ class TracedBroker(Broker):
         config: Config,
         members: Members | None = None,
         room: Room | None = None,
+        access: Access | None = None,
     ) -> None:
-        super().__init__(replica, hub, config, members, room)
+        super().__init__(replica, hub, config, members, room, access)
         self._tracing = tracing
         self._propose = self._propose_traced
 
@@ -176,9 +179,15 @@ class TracedBroker(Broker):
         with self._traced(topic) as publish:
             return publish.done(await super().publish_batch(topic, body, key, client))
 
-    async def publish_many(self, body: bytes, key: str | None = None, client: str = "") -> Receipt:
+    async def publish_many(
+        self,
+        body: bytes,
+        key: str | None = None,
+        client: str = "",
+        check: Callable[[Collection[str]], None] = lambda topics: None,
+    ) -> Receipt:
         with self._traced(None) as publish:
-            return publish.done(await super().publish_many(body, key, client))
+            return publish.done(await super().publish_many(body, key, client, check))
 
     @contextmanager
     def _traced(self, topic: str | None) -> Iterator[_Publish | _NotTraced]:

@@ -7,7 +7,7 @@ event has exactly one ``data:`` line.
 
 from __future__ import annotations
 
-__all__ = ["LAST_CHUNK", "chunk", "event", "heartbeat", "message_event", "retry"]
+__all__ = ["LAST_CHUNK", "chunk", "event", "heartbeat", "message_event", "notice", "retry"]
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -30,6 +30,11 @@ def message_event(event_id: str, message_json: bytes) -> bytes:
 def event(name: str, event_id: str, data_json: bytes) -> bytes:
     """A named event; its id moves the client's cursor."""
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), name.encode(), data_json)
+
+
+def notice(name: str, data_json: bytes) -> bytes:
+    """A named event without an id; the client's cursor stays where it is."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data_json)
 
 
 def heartbeat(event_id: str) -> bytes:

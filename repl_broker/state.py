@@ -38,6 +38,7 @@ from repl_broker.command import (
     Expire,
     Publish,
     Retention,
+    RevokeTokens,
     Settings,
 )
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
@@ -49,15 +50,19 @@ __all__ = [
     "Outcome",
     "Published",
     "Refused",
+    "Revocation",
+    "Revoked",
     "Scan",
     "Topic",
     "TopicChanged",
 ]
 
 SNAPSHOT_FORMAT: Final = 1
+WITH_REVOCATIONS: Final = 2  # the same, and a last field; written only where there are any
 SPARSE_RATIO: Final = 4  # an entry is rewritten when so much of it is dead …
 SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
 TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
+REVOCATIONS_MAX: Final = 100_000  # subjects whose tokens were revoked; about 20 MB
 MATCHING_TOPICS_MAX: Final = 200_000  # in all remembered results of matching
 
 
@@ -87,7 +92,21 @@ class Refused(NamedTuple):
     detail: str
 
 
-Outcome = Published | TopicChanged | TopicDeleted | Refused
+class Revoked(NamedTuple):
+    """Tokens of the subject that were issued before ``time_ms`` are refused from now on."""
+
+    subject: str
+    time_ms: int
+
+
+class Revocation(NamedTuple):
+    """Of a subject's tokens that were issued before ``time_ms``."""
+
+    time_ms: int
+    until_ms: int  # then it is forgotten
+
+
+Outcome = Published | TopicChanged | TopicDeleted | Refused | Revoked
 
 
 class Applied(NamedTuple):
@@ -95,6 +114,7 @@ class Applied(NamedTuple):
 
     outcomes: list[Outcome]
     events: list[Message | TopicDeleted]
+    revoked: tuple[str, ...] = ()  # whose tokens were
 
 
 class Location(NamedTuple):
@@ -370,11 +390,14 @@ class BrokerState:
         self._names: list[str] | None = None  # of topics, sorted; None when that is to be done
         self._segments = _Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
+        self._revoked: list[str] = []  # by the entry that is being applied; local
         self._keys: OrderedDict[str, tuple[bytes, int, int, int]] = OrderedDict()
         # Topics that were deleted: when, and the newest sequence number lost by it.
         # The oldest are folded into the floor: below it, losses are not known by name.
         self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._tombstone_floor = 0
+        # By subject, in the order of their times.
+        self.revocations: OrderedDict[str, Revocation] = OrderedDict()
         self._matching: dict[FilterSet, tuple[int, list[Topic]]] = {}
         self._matching_topics = 0
 
@@ -407,6 +430,9 @@ class BrokerState:
                 self._trim(self.topics[name])
         if not self._segments.holds(index):
             self._dead.append(index)
+        if self._revoked:
+            revoked, self._revoked = tuple(self._revoked), []
+            return Applied(outcomes, events, revoked)
         return Applied(outcomes, events)
 
     def _publish(self, command: Publish, events: list[Message | TopicDeleted]) -> Outcome:
@@ -514,6 +540,7 @@ class BrokerState:
         for topic in self.topics.values():
             self._trim(topic)
         self._forget_keys()
+        self._forget_revocations()
         return TopicChanged(created=False)
 
     def _is_crowded(self, names: Sequence[str]) -> bool:
@@ -530,6 +557,29 @@ class BrokerState:
             f"There are {len(self.topics)} topics, and {self.settings.topics} is the most "
             "([limits] topics); delete some, or raise it.",
         )
+
+    def _revoke_tokens(
+        self, command: RevokeTokens, events: list[Message | TopicDeleted]
+    ) -> Outcome:
+        self._forget_revocations()
+        if len(self.revocations) >= REVOCATIONS_MAX and command.subject not in self.revocations:
+            return Refused(
+                "rate_limited",
+                f"The tokens of {REVOCATIONS_MAX:,} subjects are revoked already, and no more are "
+                "remembered; the oldest are forgotten when no token of theirs can be valid.",
+            )
+        now_ms = self.time_ms
+        before = self.revocations.pop(command.subject, Revocation(0, 0))
+        until_ms = max(before.until_ms, now_ms + command.keep_seconds * 1000)
+        self.revocations[command.subject] = Revocation(now_ms, until_ms)
+        self._revoked.append(command.subject)
+        return Revoked(command.subject, now_ms)
+
+    def _forget_revocations(self) -> None:
+        if self.revocations:
+            over = [s for s, known in self.revocations.items() if known.until_ms < self.time_ms]
+            for subject in over:
+                del self.revocations[subject]
 
     def _add_topic(self, name: str, own: OwnRetention) -> Topic:
         topic = Topic(name, own, self.settings.retention, self.time_ms, self.seq)
@@ -660,6 +710,9 @@ class BrokerState:
             for t in self.topics.values()
         ):
             return True
+        first = next(iter(self.revocations.values()), None)
+        if first is not None and first.until_ms < now_ms:
+            return True
         oldest = next(iter(self._keys.values()), None)
         return oldest is not None and oldest[3] < now_ms - self.settings.idempotency_seconds * 1000
 
@@ -724,9 +777,10 @@ class BrokerState:
         segments = self._segments
         live = set(self.live_entries()) if segments.published else set()
         s = self.settings
+        revocations = [(subject, *known) for subject, known in self.revocations.items()]
         packed: bytes = msgpack.packb(
             (
-                SNAPSHOT_FORMAT,
+                WITH_REVOCATIONS if revocations else SNAPSHOT_FORMAT,
                 self.applied_index,
                 self.seq,
                 self.time_ms,
@@ -743,6 +797,7 @@ class BrokerState:
                 [(key, *known) for key, known in self._keys.items()],
                 [(name, *when) for name, when in self._tombstones.items()],
                 self._tombstone_floor,
+                *([revocations] if revocations else ()),
             )
         )
         return packed
@@ -751,9 +806,10 @@ class BrokerState:
     def restore(cls, snapshot: bytes) -> BrokerState:
         """The state that ``snapshot()`` gave. Raises ValueError for another format."""
         fields = msgpack.unpackb(snapshot, use_list=False, strict_map_key=False)
-        if fields[0] != SNAPSHOT_FORMAT:
+        if fields[0] not in (SNAPSHOT_FORMAT, WITH_REVOCATIONS):
             raise ValueError(
-                f"the snapshot has format {fields[0]}; this version reads {SNAPSHOT_FORMAT}"
+                f"the snapshot has format {fields[0]}; this version reads {SNAPSHOT_FORMAT} and "
+                f"{WITH_REVOCATIONS}"
             )
         (
             _,
@@ -767,6 +823,7 @@ class BrokerState:
             keys,
             tombstones,
             floor,
+            *last,
         ) = fields
         state = cls()
         state.applied_index, state.seq, state.time_ms = state_index, seq, time_ms
@@ -782,6 +839,9 @@ class BrokerState:
         state._keys = OrderedDict((key, tuple(known)) for key, *known in keys)
         state._tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
         state._tombstone_floor = floor
+        state.revocations = OrderedDict(
+            (subject, Revocation(*known)) for found in last for subject, *known in found
+        )
         return state
 
     def digest(self) -> str:
@@ -839,6 +899,7 @@ _HANDLERS: Final[
     DeleteTopic: BrokerState._delete_topic,
     Configure: BrokerState._configure,
     Expire: BrokerState._expire,
+    RevokeTokens: BrokerState._revoke_tokens,
 }
 
 

@@ -36,7 +36,7 @@ from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_
 from repl_broker.replica import Replica
 from repl_broker.state import BrokerState, Location, Scan
 
-__all__ = ["CHUNK_BYTES_MAX", "Subscription", "farewell"]
+__all__ = ["CHUNK_BYTES_MAX", "Subscription", "farewell", "token_expired"]
 
 RETRY_MS: Final = 2000
 AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited for
@@ -347,3 +347,11 @@ class Subscription:
 def farewell() -> bytes:
     """How a stream ends when the node drains: come back, but not all in one moment."""
     return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311
+
+
+def token_expired(reason: str) -> bytes:
+    """How a stream ends whose token does; ``reason`` is ``expired`` or ``revoked``.
+
+    It has no id: the client's cursor stays where it is, and it comes back with that.
+    """
+    return sse.notice("token-expired", encode_json({"reason": reason}))

@@ -20,6 +20,7 @@ from repl_broker.command import (
     Expire,
     Publish,
     Retention,
+    RevokeTokens,
     Settings,
 )
 
@@ -37,6 +38,7 @@ CREATE_TOPIC: Final = 2
 DELETE_TOPIC: Final = 3
 CONFIGURE: Final = 4
 EXPIRE: Final = 5
+REVOKE_TOKENS: Final = 6
 
 
 def encode_command(command: Command) -> bytes:
@@ -61,6 +63,8 @@ def encode_command(command: Command) -> bytes:
             )
         case Expire():
             fields = (EXPIRE,)
+        case RevokeTokens(subject, keep_seconds):
+            fields = (REVOKE_TOKENS, subject, keep_seconds)
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -99,6 +103,8 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return Configure(Settings(auto_create, retention, keys, seconds, *topics))
         case (5,):
             return Expire()
+        case (6, subject, keep_seconds):
+            return RevokeTokens(subject, keep_seconds)
     raise ValueError(
         f"the log holds a command of kind {fields[0]!r}, which this version does not know"
     )

@@ -157,7 +157,7 @@ class ClusterNode:
             Broker.settings(config),
             now_ms=clock,
             on_applied=self._publish,
-            on_restored=lambda: self.hub.jump(self.replica.state.seq),
+            on_restored=self._restored,
             on_members=lambda members: self.members.follow(members),
             snapshot_entries=config.raft.snapshot_entries,
             core_options=OPTIONS,
@@ -193,6 +193,11 @@ class ClusterNode:
 
     def _publish(self, applied: Applied) -> None:
         self.hub.publish(applied.events, self.replica.state.seq)
+        self.broker.access.revoke(applied.revoked)
+
+    def _restored(self) -> None:
+        self.hub.jump(self.replica.state.seq)
+        self.broker.access.revoke_all()
 
     def _adopted(self) -> None:
         self.hub.epoch = self.replica.epoch

@@ -15,6 +15,7 @@ from repl_broker.hub import Hub
 from repl_broker.raft.log import WriteBatch
 from repl_broker.replica import Replica
 from repl_broker.room import Room
+from repl_broker.state import Applied
 from repl_broker.storage import Identity, MemoryStorage
 from repl_broker.writer import Done
 
@@ -105,7 +106,7 @@ class Node:
             disk,
             Broker.settings(config),
             now_ms=clock,
-            on_applied=lambda applied: self.hub.publish(applied.events, self.replica.state.seq),
+            on_applied=self._applied,
             snapshot_entries=config.raft.snapshot_entries,
             in_thread=self.gate,
             writer=self.gate,
@@ -113,6 +114,10 @@ class Node:
         self.free_bytes = 1 << 40  # of its disk, as the room is told; it looks when it runs
         self.room = Room(self.replica, config.limits, lambda: self.free_bytes, in_thread=self.gate)
         self.broker = Broker(self.replica, self.hub, config, room=self.room)
+
+    def _applied(self, applied: Applied) -> None:
+        self.hub.publish(applied.events, self.replica.state.seq)
+        self.broker.access.revoke(applied.revoked)
 
 
 @asynccontextmanager

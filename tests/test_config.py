@@ -162,7 +162,10 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         ("[node]\nid = 'a b'", "wanted 1 to 64 letters, digits, dots, _ or -, found the string"),
         ("[node]\nid = 2026-01-01", "found the date or time 2026-01-01"),
         ("[log]\nlevel = ['info']", "found an array"),
-        ("[auth]\nmode = 'token'", 'F: auth.mode: wanted "none", found the string "token"'),
+        (
+            "[auth]\nmode = 'token'",
+            'F: auth.mode: wanted "none" or "jwt", found the string "token"',
+        ),
         ("[limits]\nconnections = 0", "must be 1 to 1,000,000 connections, found 0"),
         ("[limits]\nconnections = '10k'", "wanted an integer (connections), found the string"),
         ("[limits]\nconnections = true", "found the boolean true"),
@@ -194,6 +197,22 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         ),
         ("[cluster]\nsecret_file = '/no/such'", "cannot read /no/such: No such file or directory"),
         ('["a\\nb"]', "unknown table a\\nb; did you mean"),
+        (
+            "[auth]\nmode = 'jwt'",
+            'auth.mode "jwt" needs auth.secret_file (HS256) or',
+        ),
+        (
+            "[auth]\nalgorithms = ['HS256']",
+            "auth.algorithms has HS256, which needs auth.secret_file",
+        ),
+        (
+            "[auth]\nalgorithms = ['ES256']",
+            "auth.algorithms has ES256, which needs auth.jwks_file",
+        ),
+        ("[auth]\nalgorithms = ['none']", 'wanted "HS256", "RS256", "ES256" or "EdDSA"'),
+        ("[auth]\naudience = ''", "auth.audience: wanted 1 to 255 characters"),
+        ("[auth.anonymous]\npublish = ['a..b']", "wanted a filter such as"),
+        ("[auth]\nsecret_file = '/no/such'", "auth.secret_file: cannot read /no/such"),
         ("[a\n", "F:1:3: not valid TOML: Expected ']'"),
         ("[node]\nid = \n", "F:2:6: not valid TOML: Invalid value"),
         ("[node]\nid = 'x", "F:2:8: not valid TOML: "),
@@ -306,7 +325,7 @@ def test_an_option_is_named_as_it_was_typed() -> None:
 
 
 def test_a_value_that_is_read_already_is_taken_as_it_is() -> None:
-    assert load(options={"http.bind": Address("::", 1)}).http.bind == Address("::", 1)
+    assert load(options={"http.bind": Address("::1", 1)}).http.bind == Address("::1", 1)
 
 
 @pytest.mark.parametrize(
@@ -320,3 +339,23 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(RefusedError):
         Address.parse(text)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "[::]", "[2001:db8::1]", "broker.example"])
+def test_listening_beyond_loopback_needs_a_mode_that_is_written_down(
+    tmp_path: Path, host: str
+) -> None:
+    text = f"[http]\nbind = '{host}:4080'\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert "which other machines may reach, and auth.mode is not set" in problem
+    assert loaded(tmp_path, text + "[auth]\nmode = 'none'\n").auth.mode == "none"
+    assert load(options={"http.bind": f"{host}:1"}, environ={"REPL_BROKER_AUTH_MODE": "none"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
+def test_on_loopback_nothing_need_be_written_down(tmp_path: Path, host: str) -> None:
+    assert loaded(tmp_path, f"[http]\nbind = '{host}:4080'\n").auth.mode is None
+
+
+def test_the_tokens_of_the_command_line_are_no_unknown_variables() -> None:
+    assert load(environ={"REPL_BROKER_TOKEN": "x", "REPL_BROKER_TOKEN_FILE": "y"}) == Config()

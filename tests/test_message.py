@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -21,6 +22,7 @@ from repl_broker.message import (
     Message,
     check_topic,
     compact_json,
+    covers,
     event_id,
     parse_event_id,
     split_ndjson,
@@ -807,3 +809,45 @@ def test_topic_line_whose_data_has_members_of_the_same_names_is_taken() -> None:
     line = b'{"topic":"a","data":{"topic":"b","data":{"data":1,"data":2}}}'
     (pair,) = split_topic_ndjson(line, LIMITS)
     assert pair == ("a", b'{"topic":"b","data":{"data":1,"data":2}}')
+
+
+# --- filters that cover others ------------------------------------------------------------
+
+PARTS = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3)
+FILTERS = st.builds(lambda parts, rest: ".".join(parts + rest), PARTS, st.sampled_from([[], [">"]]))
+FILTERS_TOO = FILTERS | st.just(">")
+# One token more than any filter has, and a name that none of them has.
+ALL_TOPICS = [
+    ".".join(parts) for size in range(1, 6) for parts in itertools.product("abc", repeat=size)
+]
+
+
+@given(FILTERS_TOO, FILTERS_TOO)
+def test_a_filter_covers_another_if_it_matches_all_that_the_other_does(
+    wide: str, narrow: str
+) -> None:
+    """Against brute force: every topic of up to five tokens."""
+    matched = [topic for topic in ALL_TOPICS if FilterSet([narrow]).matches(topic)]
+    assert covers(wide, narrow) == all(FilterSet([wide]).matches(topic) for topic in matched)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "expected"),
+    [
+        ("orders.>", "orders.*.paid", True),
+        ("orders.>", "orders.eu", True),
+        ("orders.>", "orders", False),
+        ("orders.>", ">", False),
+        (">", ">", True),
+        (">", "a.b.c", True),
+        ("*", ">", False),
+        ("*.>", ">", False),
+        (">", "*.>", True),
+        ("*.*", "a.>", False),
+        ("a.*", "a.b", True),
+        ("a.b", "a.*", False),
+        ("a", "a.b", False),
+    ],
+)
+def test_what_covers_what(wide: str, narrow: str, expected: bool) -> None:
+    assert covers(wide, narrow) is expected

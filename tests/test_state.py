@@ -26,6 +26,7 @@ from repl_broker.command import (
     Expire,
     Publish,
     Retention,
+    RevokeTokens,
     Settings,
 )
 from repl_broker.message import FilterSet, Message, TopicDeleted
@@ -36,6 +37,8 @@ from repl_broker.state import (
     Outcome,
     Published,
     Refused,
+    Revocation,
+    Revoked,
     Scan,
     Topic,
     TopicChanged,
@@ -750,7 +753,7 @@ def test_a_snapshot_does_not_tell_when_garbage_was_collected(node: Node) -> None
 def test_a_snapshot_of_another_format_is_refused_with_both_numbers() -> None:
     fields = msgpack.unpackb(BrokerState().snapshot())
     fields[0] = 99
-    with pytest.raises(ValueError, match="format 99; this version reads 1"):
+    with pytest.raises(ValueError, match="format 99; this version reads 1 and 2"):
         BrokerState.restore(msgpack.packb(fields))
 
 
@@ -1196,3 +1199,58 @@ def test_the_limit_on_topics_is_part_of_the_snapshot() -> None:
     assert again.settings == state.settings
     assert again.settings.topics == 7
     assert BrokerState.restore(crowded(topics=0).snapshot()).settings.topics == 0
+
+
+# --- revoked tokens -----------------------------------------------------------------------
+
+
+def test_a_revocation_is_of_the_entrys_time_and_is_told(node: Node) -> None:
+    applied = node.apply(RevokeTokens("ann", 10), at=5000)
+    assert applied == Applied([Revoked("ann", 5000)], [], ("ann",))
+    assert node.state.revocations == {"ann": Revocation(5000, 15_000)}
+    assert node.apply(Publish("a", (b"1",)), at=6000).revoked == ()
+
+
+def test_a_later_revocation_takes_the_place_of_the_first(node: Node) -> None:
+    for at, subject, keep_seconds in ((1000, "ann", 50), (2000, "bob", 10), (3000, "ann", 10)):
+        node.apply(RevokeTokens(subject, keep_seconds), at=at)
+    assert [*node.state.revocations.items()] == [
+        ("bob", Revocation(2000, 12_000)),
+        ("ann", Revocation(3000, 51_000)),  # what was promised first holds
+    ]
+
+
+def test_a_revocation_is_forgotten_when_no_token_can_be_as_old(node: Node) -> None:
+    node.apply(RevokeTokens("ann", 10), at=1000)
+    node.apply(RevokeTokens("bob", 10), at=2000)
+    assert not node.state.expiry_due(11_000)
+    assert node.state.expiry_due(11_001)
+    node.apply(Expire(), at=11_001)
+    assert node.state.revocations.keys() == {"bob"}
+    node.apply(RevokeTokens("eve", 10), at=12_001)
+    assert node.state.revocations.keys() == {"eve"}
+
+
+def test_only_so_many_subjects_are_revoked(node: Node) -> None:
+    with patch.object(state_module, "REVOCATIONS_MAX", 2):
+        for subject in ("ann", "bob", "ann"):
+            node.apply(RevokeTokens(subject, 10), at=1000)
+        outcome = node.apply(RevokeTokens("eve", 10), at=1000).outcomes[0]
+        assert isinstance(outcome, Refused)
+        assert outcome.code == "rate_limited"
+        assert node.state.revocations.keys() == {"ann", "bob"}
+        node.apply(RevokeTokens("eve", 10), at=11_001)  # the others are forgotten
+        assert node.state.revocations.keys() == {"eve"}
+
+
+def test_revocations_survive_a_snapshot_and_leave_none_behind(node: Node) -> None:
+    without = node.state.snapshot()
+    assert msgpack.unpackb(without)[0] == 1  # as before there were any
+    node.apply(RevokeTokens("bob", 10), at=1000)
+    node.apply(RevokeTokens("ann", 10), at=2000)
+    restored = BrokerState.restore(node.state.snapshot())
+    assert [*restored.revocations.items()] == [*node.state.revocations.items()]
+    assert restored.digest() == node.state.digest()
+    node.apply(Expire(), at=60_000)
+    assert msgpack.unpackb(node.state.snapshot())[0] == 1
+    assert BrokerState.restore(node.state.snapshot()).revocations == {}

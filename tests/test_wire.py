@@ -17,6 +17,7 @@ from repl_broker.command import (
     Expire,
     Publish,
     Retention,
+    RevokeTokens,
     Settings,
 )
 from repl_broker.wire import (
@@ -52,6 +53,7 @@ COMMANDS = st.one_of(
         st.builds(Settings, st.booleans(), st.builds(Retention, *[COUNTS] * 3), COUNTS, COUNTS),
     ),
     st.just(Expire()),
+    st.builds(RevokeTokens, st.text(st.characters(codec="utf-8"), max_size=300), COUNTS),
 )
 ENTRIES = st.lists(COMMANDS, max_size=8)
 TIMES = st.integers(0, 2**63 - 1)

@@ -27,6 +27,7 @@ from repl_broker.cli.publish import publish
 from repl_broker.cli.serve import serve
 from repl_broker.cli.subscribe import subscribe
 from repl_broker.cli.systemd import systemd
+from repl_broker.cli.token import token
 from repl_broker.cli.topics import topics
 from repl_broker.cli.version import version
 from repl_broker.config import one_line
@@ -122,7 +123,8 @@ def main() -> None:
     """Real-time messages for web applications: REST in, Server-Sent Events out.
 
     "serve" runs a node. "backup", "restore" and "cluster recover" work on a data
-    directory. The other commands talk to a node, at --url or REPL_BROKER_URL.
+    directory, "token create" on a secret. The other commands talk to a node, at --url or
+    REPL_BROKER_URL.
     """
 
 
@@ -133,6 +135,7 @@ for _command in (
     subscribe,
     topics,
     cluster,
+    token,
     backup,
     restore,
     doctor,

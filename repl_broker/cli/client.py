@@ -107,8 +107,16 @@ def segment(text: str) -> str:
 class Client:
     """A connection to one node. A context manager; not for several threads."""
 
-    def __init__(self, url: str, *, answer_seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        token: Callable[[], str] = lambda: "",
+    ) -> None:
+        """``token`` is asked for each request, and gives "" for none."""
         self.url = url.rstrip("/")
+        self.token = token
         parts = urlsplit(self.url)
         self.answer_seconds = answer_seconds
         self.http = httpx.Client(
@@ -146,7 +154,7 @@ class Client:
         ``body`` is sent as JSON, ``content`` as it is. An answer without a body
         gives an empty object.
         """
-        sent = dict(headers or {})
+        sent = self.authorization() | dict(headers or {})
         if body is not None:
             content = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
@@ -155,6 +163,10 @@ class Client:
                 method, self.url + path, params=params, content=content, headers=sent
             )
         return self.answer(response, response.content)
+
+    def authorization(self) -> dict[str, str]:
+        token = self.token()
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     @contextmanager
     def events(
@@ -165,7 +177,7 @@ class Client:
         ``silence`` is how many seconds without a byte mean that the stream is dead.
         """
         params = httpx.QueryParams([("topic", each) for each in filters])
-        headers = {
+        headers = self.authorization() | {
             "Accept": "text/event-stream",
             "Accept-Encoding": "identity",
             "Connection": "close",  # coming back over one that is about to close costs a retry

@@ -16,6 +16,7 @@ from repl_broker.cli.options import (
     config_option,
     data_dir_of,
     data_dir_option,
+    given_token,
     json_option,
     url_option,
 )
@@ -40,7 +41,7 @@ def status(url: str, as_json: bool) -> None:
     """Show the members, who leads, and how far each one is."""
     from repl_broker.cli.client import Client
 
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         answer = client.call("GET", "/v1/cluster")
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
@@ -136,7 +137,7 @@ def change(
 ) -> None:
     from repl_broker.cli.client import Client
 
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         answer = client.call(method, path, body=body)
     text = f"{done}; 'cluster status' shows how far it is"
     click.echo(json.dumps(answer, ensure_ascii=False) if as_json else text)

@@ -89,6 +89,7 @@ def demo(nodes: int, http: Address, data_dir: Path | None, log_level: str) -> No
 
     check_single(folder)
     options = {"http.bind": http, "node.data_dir": folder, "log.level": log_level}
+    options["auth.mode"] = "none"  # it is there to be tried
     config = load(options=options)
     apps = {PREFIX: chat_folder()}
     logs.configure(config.log)

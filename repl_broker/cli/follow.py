@@ -127,6 +127,8 @@ class Follower:
                     f"gap ({about.get('reason')}): messages after {about.get('after')} are not "
                     f"to be had; the first that is: {about.get('first_available')}"
                 )
+            case "token-expired":
+                self.note(f"the token does not count any more ({about.get('reason')})")
             case "topic-deleted":
                 self.note(f"topic deleted: {about.get('topic', '')}")
 

@@ -11,17 +11,21 @@ from urllib.parse import urlsplit
 import click
 
 from repl_broker.config import RefusedError, is_http_url, keys, load
+from repl_broker.errors import ConfigError
 
 __all__ = [
     "KeyType",
     "config_option",
     "data_dir_of",
     "data_dir_option",
+    "given_token",
     "json_option",
     "url_option",
 ]
 
 DEFAULT_URL: Final = "http://127.0.0.1:4080"
+TOKEN: Final = "repl_broker.token"  # noqa: S105  where click keeps it
+TOKEN_FILE: Final = "repl_broker.token_file"  # noqa: S105
 
 if TYPE_CHECKING:
     AnyType = click.ParamType[object]
@@ -65,7 +69,66 @@ class UrlType(TextType):
 
 
 def url_option(command: F) -> F:
-    """``--url``: which node to talk to."""
+    """``--url``: which node to talk to; and by which token, which ``given_token`` has."""
+    for option in (_url_option, _token_option, _token_file_option):
+        command = option(command)
+    return command
+
+
+def given_token() -> Callable[[], str]:
+    """What gives the token of the command under way, or ""; a file is read each time."""
+    meta = click.get_current_context().meta
+    token, file = meta.get(TOKEN), meta.get(TOKEN_FILE)
+    if token is None and file is not None:
+        return lambda: read_token(file)
+    return lambda: token or ""
+
+
+def read_token(file: Path) -> str:
+    """The token in a file. Raises ConfigError."""
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise ConfigError(f"cannot read the token in {file}: {reason}") from None
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, object], None]:
+    def keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        if name == TOKEN and isinstance(value, str) and not value.isascii():
+            raise click.BadParameter("a token is ASCII", ctx, param)
+        ctx.meta[name] = value
+
+    return keep
+
+
+def _token_option(command: F) -> F:
+    return click.option(
+        "--token",
+        metavar="TOKEN",
+        envvar="REPL_BROKER_TOKEN",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep(TOKEN),
+        help="The token to send. Other users of this machine can see what a command line says: "
+        "better use the variable or --token-file.",
+    )(command)
+
+
+def _token_file_option(command: F) -> F:
+    return click.option(
+        "--token-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        envvar="REPL_BROKER_TOKEN_FILE",
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep(TOKEN_FILE),
+        help="A file with the token to send, read for each request; --token beats it.",
+    )(command)
+
+
+def _url_option(command: F) -> F:
     return click.option(
         "--url",
         type=UrlType(),

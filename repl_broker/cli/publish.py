@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from repl_broker.cli.options import json_option, url_option
+from repl_broker.cli.options import given_token, json_option, url_option
 from repl_broker.errors import ReplBrokerError, RequestError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def publish_one(
     from repl_broker.cli.client import Client
     from repl_broker.cli.publisher import Sender
 
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         sender = Sender(client, topic, retry_for, time.sleep)
         answer = sender.send(data, "application/json", key or uuid.uuid4().hex)
     click.echo(json.dumps(answer) if as_json else f"published {answer.get('id')} to {topic}")
@@ -122,7 +122,7 @@ def publish_lines(topic: str, reading: str, url: str, retry_for: float, as_json:
 
     stream = sys.stdin.buffer
     progress = Progress(sys.stderr.isatty())
-    with Client(url) as client, Interrupt() as interrupt:
+    with Client(url, token=given_token()) as client, Interrupt() as interrupt:
         sender = Sender(client, topic, retry_for, interrupt.wait, lambda: interrupt.requested)
         publisher = BatchPublisher(sender, progress.show)
         lines = Lines(Input(stream, interrupt), encoder(reading))

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import click
 
-from repl_broker.cli.options import json_option, url_option
+from repl_broker.cli.options import given_token, json_option, url_option
 
 __all__ = ["subscribe"]
 
@@ -47,7 +47,7 @@ def subscribe(
     show: Callable[[bytes], bytes] = as_it_is if as_json else Human(sys.stdout.isatty())
     output = sys.stdout.buffer
     left = count
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         follower = Follower(client, filters, after, lambda note: click.echo(note, err=True))
         with closing(follower.messages()) as arrivals:
             for messages in arrivals:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repl_broker.cli.options import KeyType, json_option, url_option
+from repl_broker.cli.options import KeyType, given_token, json_option, url_option
 
 if TYPE_CHECKING:
     from repl_broker.cli.client import Client
@@ -30,7 +30,7 @@ def list_(match: str | None, url: str, as_json: bool) -> None:
     """List all topics, in the order of their names."""
     from repl_broker.cli.client import Client
 
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         heading = True
         for page in pages(client, match):
             if as_json:
@@ -119,7 +119,7 @@ def create(
     given = {"messages": messages, "seconds": seconds, "bytes": size}
     retention = {name: value for name, value in given.items() if value is not None}
     settings: dict[str, object] = {"retention": retention} if retention else {}
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         if or_change:
             answer = client.call("PUT", f"/v1/topics/{topic}", body=settings)
         else:
@@ -140,7 +140,7 @@ def show(topic: str, url: str, as_json: bool) -> None:
     from repl_broker.message import check_topic
 
     check_topic(topic)
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         answer = client.call("GET", f"/v1/topics/{topic}")
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
@@ -182,6 +182,6 @@ def delete(topic: str, yes: bool, url: str, as_json: bool) -> None:
     check_topic(topic)
     if not yes and sys.stdin.isatty() and sys.stdout.isatty():
         click.confirm(f"Delete {topic} and all its messages?", abort=True)
-    with Client(url) as client:
+    with Client(url, token=given_token()) as client:
         client.call("DELETE", f"/v1/topics/{topic}")
     click.echo(json.dumps({"deleted": topic}) if as_json else f"deleted {topic}")

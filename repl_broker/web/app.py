@@ -10,6 +10,7 @@ compares the two. The dashboard (ui.py) is beside it: its routes are the page's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ from repl_broker.web.cluster import Cluster
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.events import Events
+from repl_broker.web.guard import RIGHTS, Right, guarded
 from repl_broker.web.messages import Messages
 from repl_broker.web.operations import Operations
 from repl_broker.web.statics import StaticFiles
+from repl_broker.web.tokens import Tokens
 from repl_broker.web.topics import Topics
 from repl_broker.web.ui import Dashboard
 
@@ -95,6 +98,7 @@ def reload_app(app: QuartTrio, config: Config) -> None:
 def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Operations) -> None:
     topics, messages = Topics(broker, limits), Messages(broker, limits)
     events, cluster, client = Events(broker), Cluster(broker, limits), Client()
+    tokens = Tokens(broker)
     for method, path, view in (
         ("GET", "/v1/topics", topics.list),
         ("POST", "/v1/topics", topics.create),
@@ -104,7 +108,8 @@ def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Opera
         ("POST", "/v1/topics/<topic>/messages", messages.publish),
         ("GET", "/v1/topics/<topic>/messages", messages.history),
         ("POST", "/v1/messages", messages.publish_many),
-        ("GET", "/v1/events", events.stream),
+        ("GET", "/v1/events", events.stream),  # asks by itself: the query may have a token
+        ("DELETE", "/v1/tokens/<path:sub>", tokens.revoke),
         ("GET", "/v1/cluster", cluster.show),
         ("POST", "/v1/cluster/members", cluster.add_member),
         ("DELETE", "/v1/cluster/members/<member>", cluster.remove_member),
@@ -120,10 +125,15 @@ def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Opera
         app.add_url_rule(
             path,
             f"{method} {path}".replace(".", "-"),
-            view,
+            guarded(broker.access, _right(method, path), view),
             methods=[method],
             provide_automatic_options=False,
         )
+
+
+def _right(method: str, path: str) -> Right:
+    """What the route needs; each one has to say (guard.py)."""
+    return RIGHTS[method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", path)]
 
 
 async def _answer_options() -> Response | None:

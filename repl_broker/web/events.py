@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Final
 
+import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
+from repl_broker.access import Credentials, Lease
+from repl_broker.admission import address_key
 from repl_broker.broker import Broker
 from repl_broker.errors import RequestError
-from repl_broker.message import parse_event_id
-from repl_broker.subscription import Subscription
-from repl_broker.web.messages import client
+from repl_broker.message import FILTERS_MAX, parse_event_id
+from repl_broker.subscription import Subscription, token_expired
+from repl_broker.web.guard import credentials
 from repl_broker.web.parameters import Query, read_query
 
-__all__ = ["PATH", "Events", "read_after", "read_events_query"]
+__all__ = ["PATH", "QUERY_TOKEN", "Events", "open_subscription"]
 
 PATH: Final = "/v1/events"
+QUERY_TOKEN: Final = "access_token"  # noqa: S105  RFC 6750 section 2.3
 EVENT_STREAM: Final = "text/event-stream"
 LAST_EVENT_ID: Final = "Last-Event-ID"
 _WORDS: Final = frozenset({"earliest", "latest"})
@@ -32,14 +36,19 @@ class Events:
 
     async def stream(self) -> Response:
         """Open a stream; for HEAD, only say whether it could be opened."""
-        query = read_events_query(request.query_string)
-        after = read_after(query, request.headers.getlist(LAST_EVENT_ID))
-        subscription = self._broker.subscribe(query.get("topic", ()), after, client())
+        given = request.headers.getlist(LAST_EVENT_ID)
+        subscription, lease = open_subscription(
+            self._broker,
+            request.query_string,
+            given,
+            credentials(),
+            address_key(request.remote_addr or ""),
+        )
         if request.method == "HEAD":
             response = Response(b"", content_type=EVENT_STREAM)
             del response.headers["Content-Length"]
         else:
-            response = Response(_EventStream(subscription), content_type=EVENT_STREAM)
+            response = Response(_EventStream(subscription, lease), content_type=EVENT_STREAM)
         # no-transform and X-Accel-Buffering keep proxies from holding events back.
         response.headers["Cache-Control"] = "no-cache, no-transform"
         response.headers["X-Accel-Buffering"] = "no"
@@ -53,11 +62,17 @@ class _EventStream(ResponseBody):
     It is no generator, since a generator must not be left by cancellation.
     """
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: Subscription, lease: Lease | None) -> None:
         self._subscription = subscription
+        self._lease = lease
 
-    async def __aenter__(self) -> Subscription:
-        return await self._subscription.__aenter__()
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        subscription = await self._subscription.__aenter__()
+        if self._lease is None:
+            return subscription
+        leased = _Leased(subscription, self._lease.ends_at)
+        self._lease.begin(leased.dismiss)
+        return leased
 
     async def __aexit__(
         self,
@@ -65,12 +80,63 @@ class _EventStream(ResponseBody):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        if self._lease is not None:
+            self._lease.end()
         await self._subscription.__aexit__(exc_type, exc_value, tb)
 
 
-def read_events_query(query_string: bytes) -> Query:
+class _Leased:
+    """A subscription until its token ends."""
+
+    def __init__(self, subscription: Subscription, ends_at: float) -> None:
+        self._subscription = subscription
+        self._scope = trio.CancelScope(deadline=ends_at)
+        self._reason = "expired"
+        self._is_over = False
+
+    def dismiss(self, reason: str) -> None:
+        self._reason = reason
+        self._scope.cancel()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_over:
+            raise StopAsyncIteration
+        scope = self._scope
+        if not scope.cancel_called:
+            self._scope = trio.CancelScope(deadline=scope.deadline)  # each is entered once
+            with self._scope:
+                return await self._subscription.__anext__()
+        self._is_over = True
+        return token_expired(self._reason)
+
+
+def open_subscription(
+    broker: Broker, query_string: bytes, given: Sequence[str], asking: Credentials, address: str
+) -> tuple[Subscription, Lease | None]:
+    """The stream that a request asks for, if it may have it; both ways of answering ask here.
+
+    ``given`` are the Last-Event-ID headers; ``address`` is whose rate it counts for, if there
+    is no token. Raises what ``Broker.subscribe`` does, and
+    ``unauthenticated``, ``forbidden``, ``invalid_parameter``.
+    """
+    access = broker.access
+    query = read_events_query(query_string, with_token=access.allow_query_token)
+    filters = query.get("topic", ())
+    who = access.identify(asking._replace(query_token=query.get(QUERY_TOKEN, [""])[0]))
+    if len(filters) <= FILTERS_MAX:  # else the broker refuses
+        access.check_subscribe(who, filters)
+    client = who.subject_key or address
+    subscription = broker.subscribe(filters, read_after(query, given), client)
+    return subscription, access.lease(who)
+
+
+def read_events_query(query_string: bytes, *, with_token: bool) -> Query:
     """What a stream is asked for with. Raises ``invalid_parameter``."""
-    return read_query(query_string, ("topic", "after"), repeated=("topic",))
+    known = ("topic", "after", QUERY_TOKEN) if with_token else ("topic", "after")
+    return read_query(query_string, known, repeated=("topic",))
 
 
 def read_after(query: Query, given: Sequence[str]) -> str:

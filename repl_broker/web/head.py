@@ -25,6 +25,8 @@ from typing import Final, NamedTuple
 
 import httptools
 
+from repl_broker.access import Credentials
+
 __all__ = ["HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place", "head_end", "is_plain"]
 __all__ += ["may_be_in_place", "read_head"]
 
@@ -73,6 +75,7 @@ class PublishHead(NamedTuple):
     key: str | None  # Idempotency-Key
     origin: str  # of the web page that asks; "" if none does
     close: bool  # the client wants no further answer
+    credentials: Credentials
     traceparent: str | None = None  # as it came; trace.py reads it
 
 
@@ -100,6 +103,7 @@ class EventsHead(NamedTuple):
     last_event_id: str | None
     origin: str
     close: bool
+    credentials: Credentials
     traceparent: str | None = None
 
 
@@ -212,6 +216,7 @@ class _Fields:
             self._text(b"idempotency-key"),
             self._text(b"origin") or "",
             self._says_close(),
+            self._credentials(),
             self._once(b"traceparent"),
         )
 
@@ -223,8 +228,13 @@ class _Fields:
             self._text(b"last-event-id"),
             self._text(b"origin") or "",
             self._says_close(),
+            self._credentials(),
             self._once(b"traceparent"),
         )
+
+    def _credentials(self) -> Credentials:
+        names = (b"authorization", b"cookie", b"origin", b"host")
+        return Credentials(*(self._text(name) or "" for name in names))
 
     def _is_ordinary(self) -> bool:
         return (
@@ -250,5 +260,5 @@ class _Fields:
 
 _ONCE = frozenset(
     {b"host", b"content-type", b"content-length", b"connection", b"idempotency-key", b"origin"}
-    | {b"last-event-id"}
+    | {b"last-event-id", b"authorization", b"cookie"}
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from quart import Response, request
@@ -11,9 +12,10 @@ from repl_broker.broker import Broker, Receipt
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.body import NDJSON, BodyLimits, check_media_type, read_body
+from repl_broker.web.guard import who
 from repl_broker.web.parameters import read_limit, read_query
 
-__all__ = ["Messages", "client", "receipt_content"]
+__all__ = ["Messages", "receipt_content"]
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
@@ -32,16 +34,17 @@ class Messages:
         publish = self._broker.publish_batch if is_batch else self._broker.publish
         with self._broker.admission.bodies() as held:
             body = await read_body(self._limits.batch if is_batch else self._limits.message, held)
-            receipt = await publish(topic, body, idempotency_key(), client())
+            receipt = await publish(topic, body, idempotency_key(), _client())
         return _accepted(receipt, topic, batch=is_batch)
 
     async def publish_many(self) -> Response:
         """An atomic batch over several topics (NDJSON)."""
         read_query(request.query_string, ())
         check_media_type(NDJSON)
+        check = partial(self._broker.access.check_publish, who())
         with self._broker.admission.bodies() as held:
             body = await read_body(self._limits.batch, held)
-            receipt = await self._broker.publish_many(body, idempotency_key(), client())
+            receipt = await self._broker.publish_many(body, idempotency_key(), _client(), check)
         return _accepted(receipt, None, batch=True)
 
     async def history(self, topic: str) -> Response:
@@ -56,9 +59,9 @@ class Messages:
         return answer(b'{"messages":[%b],"next":%b,"gap":%b}' % (messages, following, gap), JSON)
 
 
-def client() -> str:
-    """Whose rates the request counts for."""
-    return address_key(request.remote_addr or "")
+def _client() -> str:
+    """Whose rates the request counts for: the token's subject, or the address."""
+    return who().subject_key or address_key(request.remote_addr or "")
 
 
 def idempotency_key() -> str | None:

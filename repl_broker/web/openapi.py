@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from repl_broker import __version__
+from repl_broker.access import COOKIE
 from repl_broker.errors import PROBLEMS
 from repl_broker.message import FILTERS_MAX, TOPIC_BYTES_MAX
+from repl_broker.tokens import REASONS
 from repl_broker.web.answers import JSON
 from repl_broker.web.body import NDJSON
 from repl_broker.web.client import SCRIPT_TYPE, TYPES_TYPE
-from repl_broker.web.events import EVENT_STREAM
+from repl_broker.web.events import EVENT_STREAM, QUERY_TOKEN
+from repl_broker.web.guard import RIGHTS, Right
 from repl_broker.web.metrics import CONTENT_TYPE
 from repl_broker.web.parameters import LIMIT_DEFAULT, LIMIT_MAX
 from repl_broker.web.problems import PROBLEM_JSON, RETRIED
@@ -91,6 +94,13 @@ came.
 **Strictness.** Unknown query parameters and unknown members of JSON bodies are refused by name,
 and so is a parameter that is given twice but may be given once.
 
+**Access.** With `[auth] mode = "jwt"` a request brings a token: `Authorization: Bearer …`, or the
+cookie `{COOKIE}`, or `{QUERY_TOKEN}` in the query of `/v1/events` if `[auth] allow_query_token` is
+on. Its claim `repl_broker` has `publish` and `subscribe`, which are arrays of filters, and
+`admin`, which allows everything. What needs no token is what `[auth.anonymous]` grants. A write
+with the cookie must come from a page of the node's own origin, or of one in `[http]
+cors_origins`.
+
 **Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429, 503 and 507 come with
 `Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)
 leaves that open, and there a repeat with the same `Idempotency-Key` is safe.
@@ -133,6 +143,9 @@ Other events:
   `unknown_epoch` (the id is of another cluster) or `ahead` (the id is of the future);
   `first_available` is null if nothing is retained. It comes before anything that follows the
   gap.
+- `token-expired`: the token has expired, or was revoked; `data` is `{{"reason":…}}`, which is
+  `expired` or `revoked`. The stream ends. It has no id: come back with another token and the same
+  cursor.
 - `topic-deleted`: a topic that the stream follows was removed. `data` is `{{"topic":…}}`.
 - A block with only an `id:` comes after each 15 s of silence (`[limits] heartbeat_seconds`). No
   event fires; the client's cursor moves, so that an idle stream does not fall behind retention.
@@ -148,6 +161,14 @@ stream. A node that has not joined its cluster yet answers `no_leader`."""
 
 def document() -> Object:
     """The document. Each call builds a new one."""
+    found = _document()
+    for path, methods in found["paths"].items():
+        for method, operation in methods.items():
+            _secure(operation, RIGHTS[method.upper(), path])
+    return found
+
+
+def _document() -> Object:
     return {
         "openapi": "3.1.0",
         "info": {
@@ -162,6 +183,7 @@ def document() -> Object:
             {"name": "Messages", "description": "Publish, and read what is retained."},
             {"name": "Events", "description": "Receive messages as they come."},
             {"name": "Topics", "description": "Create, change, list and delete topics."},
+            {"name": "Access", "description": "Revoke tokens."},
             {"name": "Cluster", "description": "Who is in the cluster."},
             {"name": "Client", "description": "The client for web pages, served by the node."},
             {"name": "Operations", "description": "For those who run the node."},
@@ -176,6 +198,7 @@ def document() -> Object:
                 "put": _put_topic(),
                 "delete": _delete_topic(),
             },
+            "/v1/tokens/{sub}": {"delete": _revoke_tokens()},
             "/v1/cluster": {"get": _cluster()},
             "/v1/cluster/members": {"post": _add_member()},
             "/v1/cluster/members/{member}": {"delete": _remove_member()},
@@ -188,7 +211,7 @@ def document() -> Object:
             "/client.js": {"get": _client()},
             "/client.d.ts": {"get": _client_types()},
         },
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _schemas(), "securitySchemes": _SECURITY_SCHEMES},
     }
 
 
@@ -361,6 +384,33 @@ def _events() -> Object:
             "shutting_down",
         ),
         curl="-N '{url}/v1/events?topic=chat&after=earliest'",
+    )
+
+
+# --- access -----------------------------------------------------------------------------
+
+
+def _revoke_tokens() -> Object:
+    return _operation(
+        "Access",
+        "revokeTokens",
+        "Revoke a subject's tokens",
+        "Tokens whose `sub` this is are refused on every node from now on if they were issued "
+        "(`iat`) before now, or do not say when, and the streams that were opened with them end "
+        "with `event: token-expired`. Tokens that are issued from the next second on are valid.",
+        parameters=[
+            {
+                "name": "sub",
+                "in": "path",
+                "required": True,
+                "description": "The claim `sub` of the tokens.",
+                "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+                "example": "ann",
+            }
+        ],
+        answers={204: {"description": "Revoked."}},
+        codes=(*WRITE_CODES, "rate_limited"),
+        curl="-X DELETE {url}/v1/tokens/ann",
     )
 
 
@@ -627,6 +677,27 @@ def _client_types() -> Object:
     )
 
 
+_SECURITY_SCHEMES: Final[Object] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A signed token (RFC 7519) in the Authorization header.",
+    },
+    "cookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": "The same token; a write needs an Origin that is allowed.",
+    },
+    "query": {
+        "type": "apiKey",
+        "in": "query",
+        "name": QUERY_TOKEN,
+        "description": "The same token, for EventSource, if `[auth] allow_query_token` is on.",
+    },
+}
+
 _UNCHANGED: Final[Object] = {"description": "It is what `If-None-Match` says; no body."}
 
 
@@ -667,6 +738,22 @@ def _operation(
     return operation
 
 
+def _secure(operation: Object, right: Right) -> None:
+    """Say what the operation needs, and how it refuses those who have not got it."""
+    operation["description"] += f"\n\n**Access.** {right.value}"
+    if right is Right.OPEN:
+        return
+    ways: list[Object] = [{"bearer": []}, {"cookie": []}]
+    if right is Right.STREAM:
+        ways.append({"query": []})
+    operation["security"] = [*ways, {}]  # none is needed where anonymous ones may, or mode is none
+    answered = operation["responses"] | {
+        str(status): response
+        for status, response in _refusals({"unauthenticated", "forbidden"}).items()
+    }
+    operation["responses"] = {status: answered[status] for status in sorted(answered)}
+
+
 def _refusals(codes: set[str]) -> dict[int, Object]:
     """The problems, a response a status."""
     by_status: dict[int, list[str]] = {}
@@ -683,6 +770,8 @@ def _refusal(status: int, codes: list[str]) -> Object:
         "content": {PROBLEM_JSON: {"schema": {"allOf": [_ref("Problem"), exact]}}},
     }
     headers = response["headers"] = {"X-Request-Id": _header("Which lines of the log are of it.")}
+    if status in (401, 403):
+        headers["WWW-Authenticate"] = _header("What is asked for (RFC 6750).")
     if status in RETRIED:
         headers["Retry-After"] = _header("Seconds to wait.", {"type": "integer"})
     return response
@@ -797,15 +886,16 @@ def _schemas() -> Object:
         "Event": _object(
             {
                 "id": event_id,
-                "event": {"enum": ["subscribed", "gap", "topic-deleted"]},
+                "event": {"enum": ["subscribed", "gap", "topic-deleted", "token-expired"]},
                 "data": {
                     "type": "string",
                     "contentMediaType": JSON,
                     "description": "For a message, which has no `event`, a Message in JSON.",
                 },
             },
-            "An event of the stream; the stream is a sequence of them. A heartbeat has an id only.",
-            required=("id",),
+            "An event of the stream; the stream is a sequence of them. A heartbeat has an id only; "
+            "`token-expired` has none.",
+            required=(),
         ),
         "Receipt": _object({"id": event_id, "topic": name, "time": time}, "One message is kept."),
         "BatchReceipt": _object(
@@ -916,7 +1006,8 @@ def _schemas() -> Object:
         "Problem": {
             "type": "object",
             "description": "Why a request was not carried out (RFC 9457). Some codes add members: "
-            "`invalid_json` has `line` and `column`, those of 413 have `limit`.",
+            "`invalid_json` has `line` and `column`, those of 413 have `limit`, "
+            "`unauthenticated` has `reason`.",
             "properties": {
                 "type": {
                     "type": "string",
@@ -930,6 +1021,7 @@ def _schemas() -> Object:
                 "line": {"type": "integer", "minimum": 1},
                 "column": {"type": "integer", "minimum": 1},
                 "limit": {"type": "integer", "minimum": 1},
+                "reason": {"enum": list(REASONS)},
             },
             "required": ["type", "title", "status", "detail", "code"],
         },

@@ -22,7 +22,7 @@ from repl_broker.trace import current_id
 from repl_broker.web import answers
 
 __all__ = ["PROBLEM_JSON", "REMEDIES", "RETRIED", "RETRY_AFTER_SECONDS", "note_failure"]
-__all__ += ["problem", "problem_content", "register", "retry_after"]
+__all__ += ["challenge", "problem", "problem_content", "register", "retry_after"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,13 @@ REMEDIES: Final[dict[str, str]] = {
     "names. Unknown ones are refused, so that a typo is never ignored.",
     "malformed_request": "Send valid HTTP/1.1 (RFC 9112). WebSocket and HTTP/2 are not spoken "
     "here; a proxy in front of the node may offer HTTP/2.",
+    "unauthenticated": "Send a valid token: `Authorization: Bearer …`, the cookie "
+    "`repl_broker_token`, or `access_token` in the query of `/v1/events` if the operator allows "
+    "that. `reason` says what is wrong with the one that was sent; get a new one from whoever "
+    "issues them.",
+    "forbidden": "Use a token with the grant that `detail` names: a `publish` or `subscribe` "
+    "filter that covers all of what is asked for, or `admin`. A write with the cookie must come "
+    "from a page of the node's own origin, or of one in `[http] cors_origins`.",
     "not_found": "Check the path against this page. A topic's name stands percent-encoded in it.",
     "topic_not_found": "Create the topic with `PUT /v1/topics/{topic}`, or publish to it if "
     "`[topics] auto_create` is on.",
@@ -113,6 +120,8 @@ def problem(
     current_app.extensions[REFUSALS][code] += 1
     status, content = problem_content(code, detail, extra)
     response = answers.answer(content, PROBLEM_JSON, status, headers)
+    if asked := challenge(code, extra or {}):
+        response.headers["WWW-Authenticate"] = asked
     if (seconds := retry_after(status, wait_seconds)) is not None:
         response.headers["Retry-After"] = str(seconds)
     response.headers["X-Request-Id"] = current_id()
@@ -126,6 +135,18 @@ def retry_after(status: int, known: int | None = None) -> int | None:
     if known is not None:
         return known
     return STORAGE_RETRY_AFTER_SECONDS if status == 507 else RETRY_AFTER_SECONDS
+
+
+def challenge(code: str, extra: Mapping[str, int | str]) -> str:
+    """What a client is asked for, as WWW-Authenticate says it (RFC 6750 section 3); or ""."""
+    if code == "forbidden":
+        return 'Bearer realm="repl-broker", error="insufficient_scope"'
+    if code != "unauthenticated":
+        return ""
+    reason = extra.get("reason", "missing")
+    if reason == "missing":
+        return 'Bearer realm="repl-broker"'
+    return f'Bearer realm="repl-broker", error="invalid_token", error_description="{reason}"'
 
 
 def problem_content(

@@ -201,7 +201,7 @@ class Publisher:
         if isinstance(head, EventsHead):
             if self._streams is None:
                 return None
-        elif head.length > self._publishing.limit(head).bytes_max:
+        elif not self._publishing.admits(head):
             return None
         self._at = end
         return head

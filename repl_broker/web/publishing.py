@@ -7,11 +7,13 @@ functions. Only the shell differs (shell.py).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import trio
 from msgspec.json import encode as encode_json
 
+from repl_broker.access import EVERYONE
 from repl_broker.admission import client_of
 from repl_broker.broker import Broker, Receipt
 from repl_broker.config import Config
@@ -35,6 +37,7 @@ class Publishing:
 
     def __init__(self, broker: Broker, config: Config) -> None:
         self._broker = broker
+        self._access = broker.access
         self._limits = BodyLimits(config.limits)
         self._shell = Shell(config.http.cors_origins)
         self._log_access = config.http.access_log
@@ -54,6 +57,13 @@ class Publishing:
     def limit(self, head: PublishHead) -> BodyLimit:
         """How long the body of this publish may be, and take."""
         return self._limits.batch if head.batch else self._limits.message
+
+    def admits(self, head: PublishHead) -> bool:
+        """Whether it is short enough, and allowed, as its head tells. If not, Quart says so."""
+        if head.length > self.limit(head).bytes_max:
+            return False
+        access = self._access
+        return access.is_open or access.admits(head.credentials, head.topic)
 
     async def answer(self, head: PublishHead, body: bytes, peer: str) -> Answer:
         """Publish, and tell what became of it."""
@@ -107,8 +117,14 @@ class Publishing:
         return refusal(error, self._broker.refusals)
 
     async def _publish(self, head: PublishHead, body: bytes, client: str) -> Receipt:
+        if self._access.is_open:
+            who = EVERYONE
+        else:
+            who = self._access.identify(head.credentials, write=True)
+            client = who.subject_key or client
         if head.topic is None:
-            return await self._broker.publish_many(body, head.key, client)
+            check = partial(self._access.check_publish, who)
+            return await self._broker.publish_many(body, head.key, client, check)
         if head.batch:
             return await self._broker.publish_batch(head.topic, body, head.key, client)
         return await self._broker.publish(head.topic, body, head.key, client)

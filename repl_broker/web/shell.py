@@ -15,7 +15,7 @@ from wsgiref.handlers import format_date_time
 from repl_broker.errors import RequestError
 from repl_broker.trace import current_id
 from repl_broker.web import cors
-from repl_broker.web.problems import PROBLEM_JSON, problem_content, retry_after
+from repl_broker.web.problems import PROBLEM_JSON, challenge, problem_content, retry_after
 
 __all__ = ["Answer", "Shell", "refusal"]
 
@@ -85,7 +85,10 @@ def refusal(error: RequestError, refusals: Counter[str]) -> Answer:
     """The problem that tells of ``error``; it is counted in ``refusals``."""
     refusals[error.code] += 1
     status, content = problem_content(error.code, error.detail, error.extra)
-    request = b"x-request-id: %b\r\n" % current_id().encode("ascii")
-    seconds = retry_after(status, error.retry_after)
-    fields = request if seconds is None else b"retry-after: %d\r\n" % seconds + request
+    fields = b""
+    if asked := challenge(error.code, error.extra):
+        fields += b"www-authenticate: %b\r\n" % asked.encode("ascii")
+    if (seconds := retry_after(status, error.retry_after)) is not None:
+        fields += b"retry-after: %d\r\n" % seconds
+    fields += b"x-request-id: %b\r\n" % current_id().encode("ascii")
     return Answer(status, _PROBLEM, fields, content)

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from repl_broker.access import Lease
 from repl_broker.admission import client_of
 from repl_broker.broker import Broker
 from repl_broker.config import Config
@@ -23,7 +24,7 @@ from repl_broker.subscription import Subscription
 from repl_broker.trace import current_id
 from repl_broker.web import access
 from repl_broker.web.counts import RequestCounts
-from repl_broker.web.events import PATH, read_after, read_events_query
+from repl_broker.web.events import PATH, open_subscription
 from repl_broker.web.head import EventsHead
 from repl_broker.web.problems import note_failure
 from repl_broker.web.shell import Answer, Shell, refusal
@@ -51,7 +52,7 @@ class Streams:
         """Give the socket to the fan-out, and None; or say why there is no stream."""
         started = trio.current_time()
         try:
-            subscription = self._subscribe(head, client_of(peer))
+            subscription, lease = self._subscribe(head, client_of(peer))
         except RequestError as error:
             answer = refusal(error, self._broker.refusals)
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
@@ -62,7 +63,7 @@ class Streams:
             if self._log_access:
                 ended = partial(self._note, "200", started, peer, current_id())
             self.requests.add(("GET", PATH, 200))
-            self._hand_over(head, transport, subscription, ended)
+            self._hand_over(head, transport, subscription, lease, ended)
             return None
         self.requests.add(("GET", PATH, answer.status))
         if self._log_access:
@@ -73,35 +74,39 @@ class Streams:
         """The answer as it is sent; ``last`` announces that the connection ends."""
         return self._shell.encode(answer, head.origin, last=last)
 
-    def _subscribe(self, head: EventsHead, client: str) -> Subscription:
-        query = read_events_query(head.query)
+    def _subscribe(self, head: EventsHead, client: str) -> tuple[Subscription, Lease | None]:
         given = () if head.last_event_id is None else (head.last_event_id,)
-        return self._broker.subscribe(query.get("topic", ()), read_after(query, given), client)
+        return open_subscription(self._broker, head.query, given, head.credentials, client)
 
     def _hand_over(
         self,
         head: EventsHead,
         transport: Transport,
         subscription: Subscription,
+        lease: Lease | None,
         ended: Callable[[], None] | None,
     ) -> None:
         begins = self._shell.stream_head(head.origin, last=head.close)
         forget, transport.forget = transport.forget, None
-        self.fanout.adopt(transport.detach(), subscription, begins, _both(ended, forget))
+        ended = _all(ended, forget, None if lease is None else lease.end)
+        fd = transport.detach()
+        if lease is None:
+            self.fanout.adopt(fd, subscription, begins, ended)
+        else:
+            reader = self.fanout.adopt(fd, subscription, begins, ended, lease.ends_at)
+            lease.begin(partial(self.fanout.dismiss, reader))
 
     def _note(self, status: str, started: float, peer: str, request_id: str = "") -> None:
         access.note("GET", PATH, status, started, peer, request_id)
 
 
-def _both(
-    first: Callable[[], None] | None, second: Callable[[], None] | None
-) -> Callable[[], None] | None:
-    if first is None or second is None:
-        return first or second
-    calls = (first, second)
+def _all(*calls: Callable[[], None] | None) -> Callable[[], None] | None:
+    wanted = [call for call in calls if call is not None]
+    if len(wanted) < 2:
+        return wanted[0] if wanted else None
 
     def call() -> None:
-        for each in calls:
+        for each in wanted:
             each()
 
     return call

@@ -12,6 +12,7 @@ from repl_broker.errors import RequestError
 from repl_broker.message import check_topic
 from repl_broker.web.answers import JSON, empty_answer, json_answer
 from repl_broker.web.body import BodyLimits, check_media_type, read_body
+from repl_broker.web.guard import who
 from repl_broker.web.parameters import (
     check_members,
     read_integer,
@@ -42,12 +43,16 @@ class Topics:
         self._limits = limits
 
     async def list(self) -> Response:
-        """A page of topics, in the order of their names."""
+        """A page of topics, in the order of their names: those that the request may know of."""
         query = read_query(request.query_string, ("limit", "after", "match"))
         after = check_topic(query["after"][0]) if "after" in query else ""
         match = query["match"][0] if "match" in query else None
+        asking = who()
+        visible = None if asking.admin else asking.may_see
         return json_answer(
-            await self._broker.topics(limit=read_limit(query), after=after, match=match)
+            await self._broker.topics(
+                limit=read_limit(query), after=after, match=match, visible=visible
+            )
         )
 
     async def create(self) -> Response:

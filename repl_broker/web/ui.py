@@ -25,12 +25,14 @@ from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
 from repl_broker import __version__, sse
+from repl_broker.access import Lease
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.message import FilterSet, check_topic
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.door import DoorStatistics
+from repl_broker.web.guard import Right, guarded, who
 from repl_broker.web.parameters import Query, read_query
 from repl_broker.web.sampler import PERIOD_SECONDS, SORTS, Sampler, Window
 from repl_broker.web.statics import StaticFiles
@@ -75,7 +77,7 @@ class Dashboard:
         app.add_url_rule(
             f"{PATH}/feed",
             f"GET {PATH}/feed",
-            self.feed,
+            guarded(self.broker.access, Right.ADMIN, self.feed),
             methods=["GET"],
             provide_automatic_options=False,
         )
@@ -96,7 +98,8 @@ class Dashboard:
                 f"{FEEDS_MAX} dashboards are open on this node; close one, or use another node.",
             )
         is_head = request.method == "HEAD"
-        body = b"" if is_head else _Feed(self, window, topic, past=_flag(query, "past"))
+        lease = self.broker.access.lease(who())
+        body = b"" if is_head else _Feed(self, window, topic, lease, past=_flag(query, "past"))
         response = Response(body, content_type="text/event-stream")
         if is_head:
             del response.headers["Content-Length"]
@@ -110,17 +113,22 @@ class Dashboard:
 class _Feed(ResponseBody):
     """The events of one viewer. It is no generator: those must not be left by cancellation."""
 
-    def __init__(self, dashboard: Dashboard, window: Window, topic: str, *, past: bool) -> None:
+    def __init__(
+        self, dashboard: Dashboard, window: Window, topic: str, lease: Lease | None, *, past: bool
+    ) -> None:
         self._dashboard = dashboard
         self._broker = dashboard.broker
         self._window = window
         self._topic = topic
+        self._lease = lease
         self._past = past
         self._number = -1  # of the last sample; -1 before the beginning
         self._leadership: tuple[int, str | None] = (0, None)
 
     async def __aenter__(self) -> AsyncIterator[bytes]:
         self._dashboard.feeds += 1
+        if self._lease is not None:
+            self._lease.begin(lambda reason: None)  # it is looked at now and then
         return self
 
     async def __aexit__(
@@ -130,6 +138,8 @@ class _Feed(ResponseBody):
         tb: TracebackType | None,
     ) -> None:
         self._dashboard.feeds -= 1
+        if self._lease is not None:
+            self._lease.end()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -141,7 +151,7 @@ class _Feed(ResponseBody):
             return self._hello()
         if self._number > 0:
             await self._wait()
-        if self._broker.draining:
+        if self._is_over():
             raise StopAsyncIteration
         return await self._sample()
 
@@ -150,8 +160,11 @@ class _Feed(ResponseBody):
         end = trio.current_time() + PERIOD_SECONDS
         while trio.current_time() < end:
             await trio.sleep(STEP_SECONDS)
-            if self._broker.draining or self._broker.leadership != self._leadership:
+            if self._is_over() or self._broker.leadership != self._leadership:
                 return
+
+    def _is_over(self) -> bool:
+        return self._broker.draining or (self._lease is not None and self._lease.is_over)
 
     def _hello(self) -> bytes:
         dashboard = self._dashboard

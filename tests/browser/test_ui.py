@@ -20,6 +20,8 @@ from accessibility import assert_accessible
 from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
 
 from tests.process.member import cluster_of, followers_of, leader_of
+from tests.process.node import Node
+from tests.signing import SECRET, token
 
 REQUIRED = os.environ.get("REPL_BROKER_TEST_REQUIRE_BROWSER") == "1"
 
@@ -91,7 +93,7 @@ def open_page(browser: Browser, refusals: list[int]) -> Iterator[OpenPage]:
     opened: list[Page] = []
     complaints: list[str] = []
 
-    def open_one(url: str, view: str = "", **options: Any) -> Page:
+    def open_one(url: str, view: str = "", *, ready: bool = True, **options: Any) -> Page:
         context = browser.new_context(**{"locale": "en-GB", **options})
         context.set_default_timeout(WAIT_MILLISECONDS_MAX)
         context.add_init_script(COUNT_LONG_TASKS)
@@ -102,7 +104,8 @@ def open_page(browser: Browser, refusals: list[int]) -> Iterator[OpenPage]:
         page.on("console", lambda said: complaints.extend(errors_of(said)))
         page.on("request", lambda asked: complaints.extend(strangers(url, asked.url)))
         page.goto(f"{url}/ui/{view}")
-        expect(page.locator("body")).to_have_attribute("data-ready", "true")
+        if ready:
+            expect(page.locator("body")).to_have_attribute("data-ready", "true")
         return page
 
     yield open_one
@@ -575,3 +578,43 @@ def test_a_phone_shows_all_without_scrolling_sideways(node: DemoNode, open_page:
     expect(page.locator("#topics-view-rows")).to_be_hidden()
     page.get_by_role("link", name="Back to the list").click()
     expect(page.locator("#topics-view-rows")).to_be_visible()
+
+
+# --- access ---------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_for_a_token_and_does_everything_with_it(
+    open_page: OpenPage, refusals: list[int], tmp_path: Path
+) -> None:
+    refusals += [401, 403]
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    with Node(tmp_path / "data", auth_mode="jwt", auth_secret_file=secret) as node:
+        node.start()
+        page = open_page(f"http://{node.address}:{node.port}", ready=False)
+        dialog, why = page.locator("#token"), page.locator("#token-why")
+        expect(dialog).to_be_visible()
+        expect(why).to_contain_text("needs a token with admin")
+        assert_accessible(page)
+        for wrong, words in (
+            ("garbage", "is no JSON Web Token"),
+            (token(("a",), ("a",)), "needs admin, which the token has not"),
+        ):
+            page.locator("#token-value").fill(wrong)
+            page.keyboard.press("Enter")
+            expect(why).to_contain_text(words)
+        page.locator("#token-value").fill(token(admin=True))
+        page.keyboard.press("Enter")
+        expect(page.locator("body")).to_have_attribute("data-ready", "true")
+        expect(dialog).not_to_be_visible()
+        open_topic(page, "chat")
+        page.locator("#publish-data").fill('"hello"')
+        page.locator("#publish-form button[type=submit]").click()
+        expect(tail(page).first).to_have_text('"hello"')
+        page.reload()
+        expect(page.locator("body")).to_have_attribute("data-ready", "true")
+        expect(dialog).not_to_be_visible()
+        page.evaluate("sessionStorage.clear()")
+        page.reload()
+        page.locator("#token-close").click()
+        expect(page.locator("#banner")).to_contain_text("The request needs a valid token")

@@ -15,6 +15,8 @@ Run = Callable[..., Result]
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REPL_BROKER_URL", raising=False)
     monkeypatch.delenv("REPL_BROKER_CONFIG", raising=False)
+    monkeypatch.delenv("REPL_BROKER_TOKEN", raising=False)
+    monkeypatch.delenv("REPL_BROKER_TOKEN_FILE", raising=False)
 
 
 @pytest.fixture

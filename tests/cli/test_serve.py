@@ -74,7 +74,10 @@ def test_options_beat_the_environment_which_beats_the_file(
     run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "node.toml"
-    file.write_text('[node]\nid = "file"\n[http]\nbind = "1.1.1.1:1"\n[raft]\nbind = "1.1.1.1:2"\n')
+    file.write_text(
+        '[node]\nid = "file"\n[http]\nbind = "1.1.1.1:1"\n[raft]\nbind = "1.1.1.1:2"\n'
+        '[auth]\nmode = "none"\n'
+    )
     monkeypatch.setenv("REPL_BROKER_HTTP_BIND", "2.2.2.2:1")
     monkeypatch.setenv("REPL_BROKER_RAFT_BIND", "2.2.2.2:2")
     monkeypatch.setenv("REPL_BROKER_CONFIG", str(file))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,27 +76,43 @@ class Three:
         return self.nodes[1:]
 
 
-def config_of(folder: Path, name: str, join: tuple[Address, ...]) -> Config:
+def config_of(
+    folder: Path, name: str, join: tuple[Address, ...], **sections: dict[str, Any]
+) -> Config:
     anywhere = Address("127.0.0.1", 0)
-    config = configured(Config(), http={"bind": anywhere}, raft={"bind": anywhere})
+    config = configured(Config(), **sections)
+    config = configured(config, http={"bind": anywhere}, raft={"bind": anywhere})
     config = replace(config, node=replace(config.node, id=name, data_dir=folder / name))
     return replace(config, cluster=replace(config.cluster, join=join))
 
 
 @pytest.fixture
 async def three(tmp_path: Path) -> AsyncIterator[Three]:
-    """The first founds a cluster, and the others join it."""
+    async with three_nodes(tmp_path) as running:
+        yield running
+
+
+@asynccontextmanager
+async def three_nodes(
+    tmp_path: Path, headers: dict[str, str] | None = None, **sections: dict[str, Any]
+) -> AsyncIterator[Three]:
+    """The first founds a cluster, and the others join it. Clients send ``headers``."""
     join: tuple[Address, ...] = ()
     nodes = []
     with trio.fail_after(SECONDS_MAX):
         async with trio.open_nursery() as nursery, AsyncExitStack() as opened:
             for number in range(1, SIZE + 1):
                 stop = trio.Event()
-                config = config_of(tmp_path, f"n{number}", join)
+                config = config_of(tmp_path, f"n{number}", join, **sections)
                 start = partial(daemon.serve, config, stop, bootstrap=not join)
                 running = await nursery.start(start)
                 client = await opened.enter_async_context(
-                    httpx.AsyncClient(base_url=running.url, timeout=SECONDS_MAX, trust_env=False)
+                    httpx.AsyncClient(
+                        base_url=running.url,
+                        timeout=SECONDS_MAX,
+                        trust_env=False,
+                        headers=headers,
+                    )
                 )
                 nodes.append(Node(running.url, client, stop.set))
                 members = (await cluster(nodes[0]))["members"]

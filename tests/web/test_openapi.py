@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 async def test_the_routes_and_the_description_agree(app: QuartTrio) -> None:
     routes = {
-        (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
         if not rule.rule.startswith("/ui")  # the dashboard's own, and no part of the API
         for method in rule.methods or ()

@@ -3,6 +3,8 @@
 // Streams are read with fetch: unlike EventSource it shows why a stream was refused,
 // and it lets us count messages without making an event of each.
 
+import { askToken, authorization } from "./token.js";
+
 const ROOT = new URL("../", document.baseURI); // beside the page, behind any proxy
 const CALL_MILLISECONDS_MAX = 15_000;
 const WAIT_MILLISECONDS_MAX = 10_000;
@@ -26,11 +28,12 @@ async function problemOf(response) {
 
 /** Call the API; the answer's JSON, or null. Throws Problem. */
 export async function call(method, path, body, headers = {}) {
+  const used = authorization();
   let response;
   try {
     response = await fetch(new URL(`v1/${path}`, ROOT), {
       method,
-      headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
+      headers: { ...used, ...(body !== undefined && { "Content-Type": "application/json" }), ...headers },
       body,
       cache: "no-store",
       signal: AbortSignal.timeout(CALL_MILLISECONDS_MAX),
@@ -38,8 +41,11 @@ export async function call(method, path, body, headers = {}) {
   } catch {
     throw new Problem(0, { title: "No answer", detail: "The node does not answer." });
   }
-  if (!response.ok) throw await problemOf(response);
-  return response.status === 204 ? null : response.json();
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const problem = await problemOf(response);
+  // Nothing was done, so that asking again does it once.
+  if (response.status === 401 && (await askToken(problem, used))) return call(method, path, body, headers);
+  throw problem;
 }
 
 /** A random UUID. crypto.randomUUID exists in secure contexts only; plain HTTP on a LAN is none. */
@@ -76,9 +82,10 @@ export async function follow(path, { signal, silence, resume = false, on }) {
     signal.addEventListener("abort", stop);
     let watchdog = setTimeout(stop, silence);
     let wait = 0;
+    const used = authorization();
     try {
       const response = await fetch(new URL(path, ROOT), {
-        headers: cursor ? { "Last-Event-ID": cursor } : {},
+        headers: { ...used, ...(cursor && { "Last-Event-ID": cursor }) },
         cache: "no-store",
         signal: connection.signal,
       });
@@ -106,6 +113,12 @@ export async function follow(path, { signal, silence, resume = false, on }) {
     } catch (error) {
       if (signal.aborted) return;
       const known = error instanceof Problem;
+      if (known && (error.status === 401 || error.status === 403)) {
+        clearTimeout(watchdog);
+        on.state("waiting", error);
+        if (!(await askToken(error, used))) throw error;
+        continue;
+      }
       if (known && !TEMPORARY.has(error.status)) throw error;
       wait = known ? error.retryAfter * 1000 : 0;
       on.state("waiting", known ? error : undefined);

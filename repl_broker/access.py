@@ -1,0 +1,377 @@
+"""Who may do what: both ways into the broker (the door's own and Quart) ask here.
+
+    Credentials ── identify ── Identity ── check_publish, check_subscribe, check_admin
+                                   │
+                                   └── Lease: an event stream's, until the token ends
+
+A request brings ``Credentials``. They are a token, or none, which stands for what
+``[auth.anonymous]`` grants. A token that was verified is remembered by its hash,
+so that it costs a look into a dict the next time; whether it has expired, or was
+revoked, is looked at each time.
+
+A revocation is part of the replicated state: every node applies the same entry,
+and ends the streams that it concerns as it does (``revoke``).
+
+With ``[auth] mode = "none"`` everyone is EVERYONE, who may do everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import trio
+
+from repl_broker.config import Config
+from repl_broker.errors import ConfigError, RequestError
+from repl_broker.message import FilterSet, covers
+from repl_broker.tokens import Verifier, refuse
+
+__all__ = ["COOKIE", "EVERYONE", "Access", "Credentials", "Identity", "Lease"]
+
+log = logging.getLogger(__name__)
+
+COOKIE: Final = "repl_broker_token"
+KNOWN_MAX: Final = 10_000  # verified tokens remembered
+LOOK_SECONDS: Final = 1.0  # between two looks at whether the key files have changed
+CLOCKS_SECONDS: Final = 60  # by which the clocks of nodes may differ, for a revocation's end
+
+_BEARER = re.compile(r"bearer +([^ \t]+)[ \t]*", re.IGNORECASE)
+
+
+class Credentials(NamedTuple):
+    """What a request says of who asks, as it came; "" for what it does not say."""
+
+    authorization: str = ""  # the header field
+    cookie: str = ""  # the header field, whole
+    origin: str = ""  # of the web page that asks
+    host: str = ""  # that was asked
+    query_token: str = ""  # access_token of /v1/events, where that is allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks, and what that one may do. ``admin`` may do everything."""
+
+    subject: str | None
+    publish: FilterSet | None
+    subscribe: tuple[str, ...]
+    admin: bool
+    issued_at: float | None  # seconds since 1970, as is …
+    ends_at: float = math.inf  # … until when it is taken
+    anonymous: bool = False
+
+    @property
+    def subject_key(self) -> str:
+        """Whose rates its requests count for; "" for who has no name."""
+        return "" if self.subject is None else f"token {self.subject}"
+
+    def may_publish(self, topic: str) -> bool:
+        return self.admin or (self.publish is not None and self.publish.matches(topic))
+
+    def may_subscribe(self, wanted: str) -> bool:
+        """Whether one of its filters covers the whole of this one."""
+        return self.admin or any(covers(each, wanted) for each in self.subscribe)
+
+    def may_see(self, topic: str) -> bool:
+        """Whether it may know that the topic is there."""
+        return self.may_publish(topic) or self.may_subscribe(topic)
+
+
+EVERYONE: Final = Identity(None, None, (), admin=True, issued_at=None)
+
+
+class Lease:
+    """A stream's right to go on. ``ends_at`` is by Trio's clock.
+
+    ``begin`` says what ends the stream early, ``end`` that there is no stream any more.
+    """
+
+    __slots__ = ("_access", "_dismiss", "_is_over", "ends_at", "identity")
+
+    def __init__(self, access: Access, identity: Identity, ends_at: float) -> None:
+        self.identity = identity
+        self.ends_at = ends_at
+        self._access = access
+        self._dismiss: Callable[[str], None] | None = None
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over or trio.current_time() >= self.ends_at
+
+    def begin(self, dismiss: Callable[[str], None]) -> None:
+        """``dismiss`` is called with the reason, once, if the token is revoked."""
+        if not self._is_over:
+            self._dismiss = dismiss
+            self._access.enter(self)
+
+    def end(self) -> None:
+        self._is_over = True
+        self._dismiss = None
+        self._access.leave(self)
+
+    def revoke(self) -> None:
+        dismiss = self._dismiss
+        self.end()
+        if dismiss is not None:
+            dismiss("revoked")
+
+
+class Access:
+    """The rules of a node. ``now`` gives seconds since 1970. Raises ConfigError for bad keys."""
+
+    def __init__(self, config: Config, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._mode = config.auth.mode or "none"
+        self._known: dict[bytes, Identity] = {}  # verified tokens, oldest first
+        self._leases: dict[str, set[Lease]] = {}  # by subject
+        self._revocations: Callable[[], Mapping[str, tuple[int, int]]] = dict
+        self._look_at = 0.0
+        self._bad_signature: object = None  # of key files that could not be used
+        self._set(config)
+
+    def _set(self, config: Config) -> None:
+        auth = config.auth
+        verifier = Verifier(auth) if self._mode == "jwt" else None
+        grants = auth.anonymous
+        anonymous = Identity(
+            None,
+            FilterSet(grants.publish, len(grants.publish)) if grants.publish else None,
+            grants.subscribe,
+            admin=False,
+            issued_at=None,
+            anonymous=True,
+        )
+        # Nothing above has changed anything, and nothing below fails.
+        self.is_open = verifier is None
+        self.allow_query_token = auth.allow_query_token
+        self._auth = auth
+        self._verifier = verifier
+        self._anonymous = anonymous
+        self._origins = frozenset(config.http.cors_origins) - {"*"}
+        self._public_url = config.http.public_url
+        self._known.clear()
+
+    def reload(self, config: Config) -> None:
+        """Go by another configuration from now on; the mode stays as it is.
+
+        What streams are open goes on until their tokens end. Raises ConfigError,
+        and then nothing has changed.
+        """
+        if (config.auth.mode or "none") != self._mode:
+            raise ConfigError("auth.mode changes when the node is started anew, not while it runs")
+        self._set(config)
+
+    def follow(self, revocations: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        """Where to look revocations up: by subject, when (ms since 1970), and until when known."""
+        self._revocations = revocations
+
+    @property
+    def keep_seconds(self) -> int:
+        """For how long a revocation must be remembered: no token lives longer."""
+        return self._auth.token_seconds_max + self._auth.leeway_seconds + CLOCKS_SECONDS
+
+    # --- who asks ---
+
+    def identify(self, given: Credentials, *, write: bool = False) -> Identity:
+        """Whose credentials these are. ``write``: the request would change something.
+
+        Raises ``unauthenticated`` for a token that is not valid, and ``forbidden``
+        for a write with the cookie from a page of another origin.
+        """
+        if self.is_open:
+            return EVERYONE
+        token = self._token(given, write=write)
+        if not token:
+            return self._anonymous
+        now = self._now()
+        if not self._look_at - LOOK_SECONDS <= now < self._look_at:
+            self._look(now)
+        key = hashlib.sha256(token.encode(errors="replace")).digest()
+        who = self._known.get(key)
+        if who is None or now >= who.ends_at:
+            self._known.pop(key, None)
+            who = self._verify(token, now)
+            if len(self._known) >= KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[key] = who
+        if self._is_revoked(who):
+            raise refuse("revoked", "The token was revoked; get a new one.")
+        return who
+
+    def admits(self, given: Credentials, topic: str | None) -> bool:
+        """Whether a publish to ``topic``, if it is one, is allowed."""
+        try:
+            who = self.identify(given, write=True)
+        except RequestError:
+            return False
+        return topic is None or who.may_publish(topic)
+
+    def _token(self, given: Credentials, *, write: bool) -> str:
+        """The token that is given: a header beats the query beats the cookie."""
+        if given.authorization:
+            found = _BEARER.fullmatch(given.authorization)
+            if found is None:
+                raise refuse("malformed", "The Authorization header must be 'Bearer TOKEN'.")
+            return found[1]
+        if given.query_token:
+            return given.query_token
+        token = _cookie_token(given.cookie) if given.cookie else ""
+        if token and write:
+            self._check_origin(given)
+        return token
+
+    def _check_origin(self, given: Credentials) -> None:
+        """A browser sends the cookie whoever asks, so a write must come from a page that may."""
+        origin = given.origin
+        if origin in self._origins or (origin and self._is_own(origin, given.host)):
+            return
+        whence = f"of {origin[:64]!r}" if origin else "of no page that is named (Origin)"
+        raise RequestError(
+            "forbidden",
+            f"With the cookie {COOKIE} a write must come from a page of this node, or of an origin "
+            f"in [http] cors_origins; this one is {whence}.",
+        )
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        if self._public_url is not None:
+            url = urlsplit(self._public_url)
+            return origin.lower() == f"{url.scheme}://{url.netloc}".lower()
+        # A proxy may have ended TLS, so the scheme is not known here.
+        scheme, _, named = origin.lower().partition("://")
+        return scheme in ("http", "https") and bool(named) and named == host.lower()
+
+    def _verify(self, token: str, now: float) -> Identity:
+        assert self._verifier is not None, "the mode is jwt"
+        claims = self._verifier.verify(token, now)
+        # Whatever anyone may do without a token, one may do with it.
+        everyone = self._auth.anonymous
+        publish = frozenset((*claims.publish, *everyone.publish))
+        return Identity(
+            claims.subject,
+            FilterSet(publish, len(publish)) if publish else None,
+            tuple(dict.fromkeys((*claims.subscribe, *everyone.subscribe))),
+            claims.admin,
+            claims.issued_at,
+            claims.expires_at + self._auth.leeway_seconds,
+        )
+
+    def _is_revoked(self, who: Identity) -> bool:
+        if who.subject is None:
+            return False
+        known = self._revocations().get(who.subject)
+        if known is None:
+            return False
+        return who.issued_at is None or who.issued_at * 1000 < known[0]
+
+    def _look(self, now: float) -> None:
+        """Read the key files again if they have changed; a broken one changes nothing."""
+        self._look_at = now + LOOK_SECONDS
+        assert self._verifier is not None, "the mode is jwt"
+        signature = self._verifier.stamp()
+        if signature in (self._verifier.signature, self._bad_signature):
+            return
+        try:
+            self._verifier = Verifier(self._auth)
+        except ConfigError as error:
+            self._bad_signature = signature
+            log.error("keys not read again; those before stay in force error=%r", str(error))
+            return
+        self._bad_signature = None
+        self._known.clear()
+        log.info("keys read again")
+
+    # --- what is allowed ---
+
+    def check_publish(self, who: Identity, topics: Iterable[str]) -> None:
+        """Raises ``forbidden``, or ``unauthenticated`` if a token may help; as all below do."""
+        for topic in topics:
+            if not who.may_publish(topic):
+                raise self._deny(who, f"Publishing to {_shown(topic)}", "a publish filter for it")
+
+    def check_subscribe(self, who: Identity, filters: Iterable[str]) -> None:
+        """May it read all that these filters can match?"""
+        for wanted in filters:
+            if not who.may_subscribe(wanted):
+                needed = "a subscribe filter that covers all of it"
+                raise self._deny(who, f"Reading {_shown(wanted)}", needed)
+
+    def check_see(self, who: Identity, topic: str) -> None:
+        """May it know of the topic?"""
+        if not who.may_see(topic):
+            needed = "a publish or subscribe filter for it"
+            raise self._deny(who, f"Looking at {_shown(topic)}", needed)
+
+    def check_admin(self, who: Identity) -> None:
+        """May it administer the broker?"""
+        if not who.admin:
+            raise self._deny(who, "This call", "admin")
+
+    def check_known(self, who: Identity) -> None:
+        """Is there anything that it may do?"""
+        if who.anonymous and who.publish is None and not who.subscribe:
+            raise self._deny(who, "This call", "a grant")
+
+    def _deny(self, who: Identity, what: str, needed: str) -> RequestError:
+        if who.anonymous:
+            return refuse("missing", f"{what} needs a token with {needed}; there is no token.")
+        return RequestError("forbidden", f"{what} needs {needed}, which the token has not.")
+
+    # --- streams ---
+
+    def lease(self, who: Identity) -> Lease | None:
+        """What a stream of this one's holds; None where nothing can end it."""
+        if who.ends_at == math.inf and who.subject is None:
+            return None
+        return Lease(self, who, trio.current_time() + who.ends_at - self._now())
+
+    def enter(self, lease: Lease) -> None:
+        """Keep track of a lease whose stream has begun."""
+        if lease.identity.subject is not None:
+            self._leases.setdefault(lease.identity.subject, set()).add(lease)
+            if self._is_revoked(lease.identity):
+                lease.revoke()
+
+    def leave(self, lease: Lease) -> None:
+        """Forget it."""
+        subject = lease.identity.subject
+        leases = self._leases.get(subject) if subject is not None else None
+        if leases is not None and subject is not None:
+            leases.discard(lease)
+            if not leases:
+                del self._leases[subject]
+
+    def revoke(self, subjects: Iterable[str]) -> None:
+        """The state has it that tokens of ``subjects`` were revoked: end their streams."""
+        for subject in subjects:
+            for lease in list(self._leases.get(subject, ())):
+                if self._is_revoked(lease.identity):
+                    lease.revoke()
+
+    def revoke_all(self) -> None:
+        """The state was replaced: there may be revocations of anyone."""
+        self.revoke(list(self._leases))
+
+
+def _cookie_token(cookie: str) -> str:
+    """The token among a request's cookies (RFC 6265); given twice, it is nobody's."""
+    found = [
+        value.strip().strip('"')
+        for name, _, value in (pair.partition("=") for pair in cookie.split(";"))
+        if name.strip() == COOKIE
+    ]
+    if len(found) > 1:
+        raise refuse("malformed", f"The cookie {COOKIE} is given more than once.")
+    return found[0] if found else ""
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:61] + "...")

@@ -1,0 +1,291 @@
+"""Who may do what: identities from credentials, and what ends them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from repl_broker import access as module
+from repl_broker.access import EVERYONE, Access, Credentials
+from repl_broker.config import AnonymousConfig, Config
+from repl_broker.errors import ConfigError, RequestError
+from tests.nodes import configured
+from tests.signing import EC, OKP, SECRET, claims, grants, hs256, jwks, signed
+
+NOW: Final = 1_800_000_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make(tmp_path: Path, clock: Clock) -> Callable[..., Access]:
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+
+    def made(http: dict[str, Any] | None = None, **auth: Any) -> Access:
+        return Access(settings(secret, http, **auth), clock)
+
+    return made
+
+
+def settings(secret: Path, http: dict[str, Any] | None = None, **auth: Any) -> Config:
+    keys = {"mode": "jwt", "secret_file": secret} | auth
+    return configured(auth=keys, http=http or {})
+
+
+def token(**changed: Any) -> str:
+    return hs256(claims(**{"iat": NOW - 10, "exp": NOW + 100} | changed))
+
+
+def with_bearer(text: str) -> Credentials:
+    return Credentials(authorization=f"Bearer {text}")
+
+
+def refusal(call: Callable[[], object]) -> tuple[str, object]:
+    with pytest.raises(RequestError) as caught:
+        call()
+    return caught.value.code, caught.value.extra.get("reason")
+
+
+def test_without_a_mode_everyone_may_do_everything() -> None:
+    access = Access(Config())
+    assert access.is_open
+    assert access.identify(with_bearer("garbage"), write=True) is EVERYONE
+    assert access.lease(EVERYONE) is None
+
+
+def test_a_token_is_verified_once(make: Callable[..., Access], monkeypatch: Any) -> None:
+    access, calls = make(), []
+    verify = module.Verifier.verify
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        return verify(self, *arguments)
+
+    monkeypatch.setattr(module.Verifier, "verify", counted)
+    first = access.identify(with_bearer(token()))
+    assert access.identify(Credentials(authorization=f"bEARER   {token()} ")) is first
+    assert access.identify(Credentials(cookie=f"a=b; repl_broker_token={token()}")) is first
+    assert len(calls) == 1
+
+
+def test_only_so_many_tokens_are_remembered(
+    make: Callable[..., Access], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KNOWN_MAX", 3)
+    access = make()
+    for number in range(10):
+        access.identify(with_bearer(token(sub=str(number))))
+        assert refusal(lambda: access.identify(with_bearer("bad"))) == (
+            "unauthenticated", "malformed",
+        )  # fmt: skip
+    assert len(access._known) == 3
+
+
+def test_a_token_that_is_remembered_expires_all_the_same(
+    make: Callable[..., Access], clock: Clock
+) -> None:
+    access = make()
+    access.identify(with_bearer(token()))
+    clock.now += 99.9
+    access.identify(with_bearer(token()))
+    clock.now += 0.1
+    assert refusal(lambda: access.identify(with_bearer(token())))[1] == "expired"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "why"),
+    [("Basic YTpi", "malformed"), ("Bearer", "malformed"), ("Bearer a b", "malformed"),
+     ("Bearertoken", "malformed"), ("Bearer \xff", "malformed")],
+)  # fmt: skip
+def test_other_credentials_are_refused(
+    make: Callable[..., Access], authorization: str, why: str
+) -> None:
+    given = Credentials(authorization=authorization, cookie=f"repl_broker_token={token()}")
+    assert refusal(lambda: make().identify(given)) == ("unauthenticated", why)
+
+
+def test_a_header_beats_the_query_which_beats_the_cookie(make: Callable[..., Access]) -> None:
+    access = make()
+    texts = [token(sub=sub) for sub in ("header", "query", "cookie")]
+    given = Credentials(f"Bearer {texts[0]}", f"repl_broker_token={texts[2]}", "", "", texts[1])
+    assert access.identify(given).subject == "header"
+    assert access.identify(given._replace(authorization="")).subject == "query"
+    assert access.identify(Credentials(cookie=given.cookie)).subject == "cookie"
+    assert access.identify(Credentials(cookie="repl_broker_token=; x=y")).anonymous
+    assert refusal(lambda: access.identify(Credentials(cookie=f"{given.cookie};{given.cookie}")))
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        ("http://node:4080", "node:4080", True),
+        ("https://Node:4080", "nodE:4080", True),  # a proxy ended TLS
+        ("https://app.example", "node:4080", True),  # is in cors_origins
+        ("", "node:4080", False),
+        ("null", "node:4080", False),
+        ("http://evil", "node:4080", False),
+        ("http://node", "node:4080", False),
+        ("http://node:4080.evil", "node:4080", False),
+        ("file://", "", False),
+        ("http://", "", False),
+    ],
+)
+def test_a_write_with_the_cookie_must_come_from_a_page_that_may(
+    make: Callable[..., Access], origin: str, host: str, allowed: bool
+) -> None:
+    access = make({"cors_origins": ("*", "https://app.example")})
+    given = Credentials(cookie=f"repl_broker_token={token()}", origin=origin, host=host)
+    assert access.identify(given).subject == "ann"  # a read
+    assert access.admits(given, None) is allowed
+    if allowed:
+        access.identify(given, write=True)
+    else:
+        assert refusal(lambda: access.identify(given, write=True)) == ("forbidden", None)
+    by_header = given._replace(authorization=f"Bearer {token()}")
+    assert access.identify(by_header, write=True).subject == "ann"
+
+
+def test_behind_a_proxy_the_public_url_says_what_is_ones_own(make: Callable[..., Access]) -> None:
+    access = make({"public_url": "https://broker.example/x"})
+    given = Credentials(cookie=f"repl_broker_token={token()}", host="10.0.0.1:4080")
+    access.identify(given._replace(origin="https://broker.example"), write=True)
+    for origin in ("http://10.0.0.1:4080", "http://broker.example", "https://broker.example:1"):
+        assert refusal(lambda o=origin: access.identify(given._replace(origin=o), write=True))
+
+
+def test_a_subscription_needs_a_filter_that_covers_all_of_it(make: Callable[..., Access]) -> None:
+    access = make()
+    who = access.identify(with_bearer(token(repl_broker=grants(("a.*",), ("a.*", "b.>", "a.x.y")))))
+    access.check_subscribe(who, ("a.*", "a.x", "b.*.c", "b.>", "a.x.y"))
+    for wanted in (">", "a.>", "*", "*.x", "a.*.y", "b"):
+        assert refusal(lambda w=wanted: access.check_subscribe(who, (w,))) == ("forbidden", None)
+    access.check_publish(who, ("a.b",))
+    for topic in ("a", "a.b.c", "b.c"):
+        with pytest.raises(RequestError, match=f"Publishing to '{topic}' needs"):
+            access.check_publish(who, (topic,))
+
+
+# --- revocation -------------------------------------------------------------------------
+
+
+def test_a_revocation_concerns_what_was_issued_before(make: Callable[..., Access]) -> None:
+    access = make()
+    revocations = {"ann": (NOW * 1000 + 500, 0)}
+    access.follow(lambda: revocations)
+    assert access.identify(with_bearer(token(iat=NOW + 1)))
+    assert access.identify(with_bearer(token(sub="bob")))
+    assert access.identify(with_bearer(token(sub=None, iat=None)))
+    for iat in (NOW - 10, NOW, None):
+        assert refusal(lambda i=iat: access.identify(with_bearer(token(iat=i))))[1] == "revoked"
+
+
+async def test_a_revocation_ends_leases_once_and_those_alone(make: Callable[..., Access]) -> None:
+    access = make()
+    revocations: dict[str, tuple[int, int]] = {}
+    access.follow(lambda: revocations)
+    ended: list[str] = []
+    leases = []
+    for name, text in (("a", token()), ("b", token()), ("c", token(sub="bob"))):
+        lease = access.lease(access.identify(with_bearer(text)))
+        assert lease is not None
+        lease.begin(lambda reason, name=name: ended.append(f"{name} {reason}"))
+        leases.append(lease)
+    leases[1].end()  # its stream is over
+    revocations["ann"] = (NOW * 1000, 0)
+    access.revoke(["ann", "nobody"])
+    access.revoke_all()
+    assert ended == ["a revoked"]
+    assert [lease.is_over for lease in leases] == [True, True, False]
+    assert access._leases.keys() == {"bob"}
+    leases[2].end()
+    assert not access._leases
+
+
+async def test_a_stream_that_begins_after_its_token_was_revoked_ends_at_once(
+    make: Callable[..., Access],
+) -> None:
+    access = make()
+    revocations: dict[str, tuple[int, int]] = {}
+    access.follow(lambda: revocations)
+    lease = access.lease(access.identify(with_bearer(token())))
+    assert lease is not None
+    revocations["ann"] = (NOW * 1000, 0)
+    ended: list[str] = []
+    lease.begin(ended.append)
+    assert (ended, lease.is_over, access._leases) == (["revoked"], True, {})
+
+
+# --- keys that change -------------------------------------------------------------------
+
+
+def test_keys_are_read_again_when_their_file_changes(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    file = jwks(tmp_path / "jwks", one=EC)
+    access = Access(configured(auth={"mode": "jwt", "jwks_file": file}), clock)
+    payload = claims(iat=NOW - 10, exp=NOW + 1000)
+    old, new = signed("ES256", payload, EC, kid="one"), signed("EdDSA", payload, OKP, kid="two")
+    assert access.identify(with_bearer(old))
+    assert refusal(lambda: access.identify(with_bearer(new)))
+
+    def replace(text: str | None = None) -> None:
+        clock.now += 2
+        if text is None:
+            jwks(file, two=OKP)
+        else:
+            file.write_text(text)
+        os.utime(file, ns=(0, int(clock.now * 1e9)))
+
+    replace("{")
+    for _ in range(3):
+        assert access.identify(with_bearer(old))  # those before stay in force
+        clock.now += 2
+    assert caplog.text.count("keys not read again") == 1
+    replace()
+    assert access.identify(with_bearer(new))
+    assert refusal(lambda: access.identify(with_bearer(old)))[1] == "algorithm"
+    file.unlink()
+    clock.now += 2
+    assert access.identify(with_bearer(new))
+
+
+def test_reload_goes_by_another_configuration_or_changes_nothing(
+    make: Callable[..., Access], tmp_path: Path
+) -> None:
+    access, secret = make(), tmp_path / "secret"
+    access.identify(with_bearer(token()))
+    anonymous = AnonymousConfig(publish=("wall",))
+    access.reload(settings(secret, anonymous=anonymous, allow_query_token=True))
+    assert access.allow_query_token
+    access.check_publish(access.identify(Credentials()), ("wall",))
+    access.check_publish(access.identify(with_bearer(token())), ("wall",))
+    for wrong in (
+        configured(auth={"mode": "none"}),
+        Config(),
+        settings(tmp_path / "absent"),
+        settings(secret, jwks_file=tmp_path / "absent"),
+    ):
+        with pytest.raises(ConfigError):
+            access.reload(wrong)
+        access.check_publish(access.identify(with_bearer(token())), ("wall",))
+        assert access.allow_query_token
+    access.reload(settings(secret, audience="x"))
+    assert refusal(lambda: access.identify(with_bearer(token())))[1] == "audience"
