@@ -18,12 +18,13 @@ import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import trio
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from repl_broker.config import Config, InvalidConfigError
 from repl_broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    import trio
 
 __all__ = ["Certificates", "PeerContexts", "alert_of", "explain", "problems"]
 
