@@ -225,8 +225,9 @@ async def serve(
                         _log_hook(),
                         _limits_hook(broker, hub, door, publishing, streams.fanout, app),
                         _settings_hook(replica),
-                        _pages_hook(publishing, streams, app),
+                        _pages_hook(publishing, streams, app, access),
                         Hook("certificates", LIVE["certificates"], certificates.reload),
+                        Hook("access", LIVE["access"], access.reload),
                     ]
                 task_status.started(Running(broker, url, certificates))
                 nursery.start_soon(service.run, replica)
@@ -312,8 +313,9 @@ def _settings_hook(replica: Replica) -> Hook:
     )
 
 
-def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio) -> Hook:
+def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio, access: Access) -> Hook:
     def apply(config: Config) -> None:
+        access.reload(config)  # from which pages the cookie counts
         publishing.reload(config)
         streams.reload(config)
         reload_app(app, config)

@@ -47,6 +47,11 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("http.tls_certificate", "http.tls_key"),
         *("raft.tls_certificate", "raft.tls_key", "raft.tls_ca"),
     ),
+    "access": (
+        *("auth.secret_file", "auth.jwks_file", "auth.algorithms", "auth.audience", "auth.issuer"),
+        *("auth.leeway_seconds", "auth.token_seconds_max", "auth.allow_query_token"),
+        "auth.anonymous.*",
+    ),
 }
 
 
