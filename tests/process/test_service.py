@@ -82,6 +82,7 @@ def test_a_node_says_ready_when_it_answers_and_stopping_when_it_ends(
 ) -> None:
     with Node(tmp_path / "data", prefix=manager.prefix) as node:
         node.spawn()
+        assert manager.next().startswith("EXTEND_TIMEOUT_USEC="), "the log may be long"
         manager.until("READY=1")
         assert manager.until("STATUS=").startswith("STATUS=n1 leads in term 1, 0 streams")
         with Client(node) as client:  # no try before: READY came, so it answers
