@@ -246,8 +246,8 @@ def errors() -> str:
         "`code` is stable, and what programs go by. `title` is the same for every problem of a "
         "code; `detail` tells of this one, and may change from version to version. `type` is "
         "where the node's own page explains the code. 429 and 503 come with `Retry-After`, in "
-        "seconds. `X-Request-Id` is what the [log](../how-to/monitor.md#the-log) of the node has on "
-        "each line about the request; what cannot be read as a request has none.",
+        "seconds. `X-Request-Id` is what the [log](../how-to/monitor.md#the-log) of the node has "
+        "on each line about the request; what cannot be read as a request has none.",
         "A refused request has changed nothing. `outcome_unknown` alone leaves that open.",
         f"Any request can get {', '.join(map(_code, COMMON_CODES))}; an unknown path "
         f"{_code('not_found')}, and a method that a path does not have "
