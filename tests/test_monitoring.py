@@ -55,7 +55,7 @@ def metrics_in(expression: str) -> set[str]:
 async def told(node: Node) -> dict[str, set[str]]:
     """Every series that a node can have, with its labels: one that leads others."""
     requests = RequestCounts()
-    requests.add(("GET", "/metrics", 200))
+    requests.add("GET", "/metrics", 200)
     broker = node.broker
     members = (MemberStatistics("n2", 0, reachable=True),)
     broker._followers = lambda last_index: members  # type: ignore[method-assign]
@@ -156,7 +156,7 @@ async def test_prometheus_finds_nothing_to_mend_in_what_a_node_tells() -> None:
     async with running_node() as node:
         await node.broker.publish("chat", b"1")
         requests = RequestCounts()
-        requests.add(("GET", "/metrics", 200))
+        requests.add("GET", "/metrics", 200)
         text = render(with_registry(node.broker, None, requests)).decode()
     assert promtool("check", "metrics", stdin=text) == ""
 

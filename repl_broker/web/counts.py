@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from quart import Response, request
 from quart_trio import QuartTrio
 
-__all__ = ["Counted", "RequestCounts"]
+__all__ = ["Count", "Counted", "RequestCounts"]
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER: Final = "other"
@@ -27,24 +27,37 @@ class Counted(NamedTuple):
     status: int
 
 
+class Count:
+    """Of requests that are counted together."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
 class RequestCounts:
     """Counts of the requests that one part of the node has answered."""
 
     def __init__(self) -> None:
-        self._counts: dict[Counted | tuple[str, str, int], int] = {}
+        self._counts: dict[Counted, Count] = {}
 
-    def add(self, what: Counted | tuple[str, str, int]) -> None:
-        self._counts[what] = self._counts.get(what, 0) + 1
+    def of(self, method: str, route: str, status: int) -> Count:
+        """To be kept and counted up, where looking it up each time would cost too much."""
+        return self._counts.setdefault(Counted(method, route, status), Count())
+
+    def add(self, method: str, route: str, status: int) -> None:
+        self.of(method, route, status).number += 1
 
     def items(self) -> Iterable[tuple[Counted, int]]:
-        return [(Counted(*what), count) for what, count in self._counts.items()]
+        return [(what, count.number) for what, count in self._counts.items() if count.number]
 
     def register(self, app: QuartTrio) -> None:
         """Count what ``app`` answers."""
 
         async def count(response: Response) -> Response:
             method = request.method if request.method in METHODS else OTHER
-            self.add((method, _route(), response.status_code))
+            self.add(method, _route(), response.status_code)
             return response
 
         app.after_request(count)

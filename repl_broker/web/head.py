@@ -20,7 +20,6 @@ second ``Origin``) leaves the request to Quart.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import httptools
@@ -124,26 +123,33 @@ def read_head(head: bytes) -> Head | None:
     A client that publishes all the time sends the same head all the time, so
     short ones are remembered.
     """
-    if _TRACEPARENT_BEGINS in head:
-        return _read_traced(head)
-    return _read_head(head)
+    known = _known.get(head) if len(head) <= _CACHED_BYTES_MAX else None
+    return _look_at(head) if known is None else known
 
 
-def _read_traced(head: bytes) -> Head | None:
-    """A traceparent is another one in each request: the head without it may be known."""
-    found = _TRACEPARENT.search(head)
-    if found is None:
-        return _read_head(head)
-    read = _read_head(head[: found.start()] + head[found.end() :])
-    if read is None or read.traceparent is not None:
-        return read and read._replace(traceparent=None)  # given twice: neither counts
-    return read._replace(traceparent=found[1].decode("ascii"))
-
-
-def _read_head(head: bytes) -> Head | None:
+def _look_at(head: bytes) -> Head | None:
+    # A traceparent is another one in each request: the head without it may be known.
+    traced = _TRACEPARENT.search(head) if _TRACEPARENT_BEGINS in head else None
+    if traced is not None:
+        head = head[: traced.start()] + head[traced.end() :]
+    read: Head | None
     if head.startswith(EVENTS_BEGINS):
-        return _read_events(head)
-    return _recall(head) if len(head) <= _CACHED_BYTES_MAX else _read_publish(head)
+        read = _read_events(head)
+    else:
+        read = _known.get(head) or _remember(head)
+    if traced is None or read is None:
+        return read
+    once = read.traceparent is None  # given twice: neither counts
+    return read._replace(traceparent=traced[1].decode("ascii") if once else None)
+
+
+def _remember(head: bytes) -> PublishHead | None:
+    read = _read_publish(head)
+    if read is not None and len(head) <= _CACHED_BYTES_MAX:
+        if len(_known) >= _CACHED_HEADS_MAX:
+            _known.clear()
+        _known[head] = read
+    return read
 
 
 def begins_in_place(data: bytes) -> bool:
@@ -179,7 +185,7 @@ def _read_fields(head: bytes, method: bytes, target: bytes) -> _Fields | None:
     return fields if agreed == (target, method, "1.1") else None
 
 
-_recall = lru_cache(_CACHED_HEADS_MAX)(_read_publish)
+_known: dict[bytes, PublishHead] = {}  # heads that were read
 
 
 class _Fields:

@@ -29,6 +29,9 @@ from repl_broker.web.shell import Answer, Shell, refusal
 __all__ = ["Publishing"]
 
 _JSON: Final = b"application/json"
+# Routes, as they are counted.
+_ONE_TOPIC: Final = "/v1/topics/{topic}/messages"
+_TOPICS: Final = "/v1/messages"
 _REPLAYED: Final = b"idempotent-replayed: true\r\n"
 
 
@@ -42,6 +45,8 @@ class Publishing:
         self._shell = Shell(config.http.cors_origins)
         self._log_access = config.http.access_log
         self.requests: Final = RequestCounts()
+        self._published = self.requests.of("POST", _ONE_TOPIC, 201)
+        self._batches = self.requests.of("POST", _TOPICS, 201)
 
     def reload(self, config: Config) -> None:
         """Hold requests that come from now on to another configuration."""
@@ -80,7 +85,10 @@ class Publishing:
         else:
             content = encode_json(receipt_content(receipt, head.topic, batch=head.batch))
             answer = Answer(201, _JSON, _REPLAYED if receipt.replayed else b"", content)
-        self.requests.add(("POST", _route(head), answer.status))
+        if answer.status == 201:
+            (self._batches if head.topic is None else self._published).number += 1
+        else:
+            self.requests.add("POST", _route(head), answer.status)
         if self._log_access:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
@@ -103,7 +111,7 @@ class Publishing:
     def late(self, head: PublishHead, peer: str) -> Answer:
         """The answer when the body does not arrive in time."""
         answer = self._refuse(late(self.limit(head)))
-        self.requests.add(("POST", _route(head), answer.status))
+        self.requests.add("POST", _route(head), answer.status)
         if self._log_access:
             started = trio.current_time() - self.body_seconds
             access.note("POST", head.target, str(answer.status), started, peer)
@@ -131,4 +139,4 @@ class Publishing:
 
 
 def _route(head: PublishHead) -> str:
-    return "/v1/messages" if head.topic is None else "/v1/topics/{topic}/messages"
+    return _TOPICS if head.topic is None else _ONE_TOPIC

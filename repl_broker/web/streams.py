@@ -62,10 +62,10 @@ class Streams:
             ended = None
             if self._log_access:
                 ended = partial(self._note, "200", started, peer, current_id())
-            self.requests.add(("GET", PATH, 200))
+            self.requests.add("GET", PATH, 200)
             self._hand_over(head, transport, subscription, lease, ended)
             return None
-        self.requests.add(("GET", PATH, answer.status))
+        self.requests.add("GET", PATH, answer.status)
         if self._log_access:
             self._note(str(answer.status), started, peer)
         return answer

@@ -187,7 +187,7 @@ async def test_by_default_no_other_origin_reads_answers(node: Node) -> None:
 async def test_a_listed_origin_reads_answers_errors_and_streams(launch: Launch) -> None:
     async with launch(http={"cors_origins": (ORIGIN, "https://b.example")}) as node:
         client = node.client
-        exposed = "Idempotent-Replayed, Location, Retry-After"
+        exposed = "Idempotent-Replayed, Location, Retry-After, X-Request-Id"
         for path in ("/v1/topics", "/v1/nowhere", "/v1/topics?x=1"):
             response = await client.get(path, headers={"Origin": ORIGIN})
             assert cors(response) == {

@@ -149,13 +149,23 @@ def test_a_traceparent_that_is_given_twice_counts_as_none(second: str, value: st
 
 
 def test_heads_that_differ_by_their_traceparent_are_remembered_as_one() -> None:
-    head_module._recall.cache_clear()
+    head_module._known.clear()
     for number in range(100):
         traceparent = f"00-{number + 1:032x}-00f067aa0ba902b7-01"
         head = read_head(publish(b"", f"traceparent: {traceparent}"))
         assert isinstance(head, PublishHead)
         assert head.traceparent == traceparent
-    assert head_module._recall.cache_info().misses == 1
+    assert [*head_module._known] == [publish(b"")]
+
+
+def test_no_more_heads_are_remembered_than_there_is_room_for() -> None:
+    for number in range(3000):
+        assert read_head(publish(b"", f"X-Number: {number}")) == read_head(publish(b""))
+        assert len(head_module._known) <= 1024
+    head_module._known.clear()
+    assert read_head(publish(b"", "X-Long: " + "x" * 2000)) == read_head(publish(b""))
+    assert read_head(HEAD.replace(b"chat", b"a+b", 1)) is None
+    assert [*head_module._known] == [publish(b"")]
 
 
 @pytest.mark.parametrize(
