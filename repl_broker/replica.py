@@ -265,7 +265,7 @@ class Replica:
         }
         self.removed = trio.Event()  # this node is no member any more
         self.options = core_options or CoreOptions()
-        self._random = randomness or random.Random()  # noqa: S311  of timeouts
+        self._random = randomness or random.Random()  # noqa: S311  # nosec B311  # of timeouts
         self._storage = storage
         self._settings = settings
         self._now_ms = now_ms
