@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples")
+STAGED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples")
 IGNORED = shutil.ignore_patterns("__pycache__", "repl-data", "*.db", "node_modules", "*.py[co]")
 
 
