@@ -730,7 +730,8 @@ def judge_certificate(
 
 def judge_idle(seconds: float, heartbeats: int) -> Finding:
     if heartbeats:
-        found = f"the stream stays open through {seconds:g} s with {heartbeats} heartbeats"
+        beats = f"{heartbeats} heartbeat{'' if heartbeats == 1 else 's'}"
+        found = f"the stream stays open through {seconds:g} s with {beats}"
         return ok("idle", found)
     if seconds > HEARTBEAT_SECONDS + LATE_SECONDS_MAX:
         return warning(
