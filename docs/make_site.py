@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGED = (
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples"),
     "clients/typescript/README.md",
 )
 IGNORED = shutil.ignore_patterns("__pycache__", "repl-data", "*.db", "node_modules", "*.py[co]")

@@ -275,7 +275,7 @@ class Replica:
         self.on_full: Callable[[str], RequestError] = _storage_full
         self.holds_back = False
         self.options = core_options or CoreOptions()
-        self._random = randomness or random.Random()  # noqa: S311  of timeouts
+        self._random = randomness or random.Random()  # noqa: S311  # nosec B311  # of timeouts
         self._storage = storage
         self._settings = settings
         self._now_ms = now_ms

@@ -346,7 +346,7 @@ class Subscription:
 
 def farewell() -> bytes:
     """How a stream ends when the node drains: come back, but not all in one moment."""
-    return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311
+    return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311  # nosec B311  # jitter
 
 
 def token_expired(reason: str) -> bytes:

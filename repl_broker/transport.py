@@ -748,7 +748,7 @@ class _Link:
                 await self._try()
                 if trio.current_time() - began > options.retry_seconds_max:
                     wait = options.retry_seconds_min
-                await trio.sleep(random.uniform(0, wait))  # noqa: S311  full jitter
+                await trio.sleep(random.uniform(0, wait))  # noqa: S311  # nosec B311  # full jitter
                 wait = min(2 * wait, options.retry_seconds_max)
 
     async def run_once(self) -> None:

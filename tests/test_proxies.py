@@ -18,11 +18,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import httpx
 import pytest
+import trio
 import trustme
 
+from repl_broker.cli.examination import Examination, Orders
+from repl_broker.cli.findings import Finding
+from tests.cli.test_doctor import Resolver
 from tests.process.node import LEASH, WAIT_SECONDS_MAX, Node, free_port, polls
 from tests.required import need_program
 from tests.test_docs import ROOT, blocks
@@ -327,6 +332,41 @@ def test_a_proxy_that_buffers_is_told_from_one_that_does_not(node: Node, tmp_pat
         with pytest.raises((httpx.ReadTimeout, httpx.RemoteProtocolError, StopIteration)):
             with stream(client, patience=2 * AT_ONCE_SECONDS) as watch:
                 watch.until("event: subscribed")
+
+
+def diagnosed(found: Proxy) -> dict[str, str]:
+    """What the doctor says, by way of the proxy: the worst verdict of each check."""
+    findings: list[Finding] = []
+
+    async def examine() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver())
+        orders = Orders(f"https://{HOST}:{found.port}", idle_seconds=0, patience_seconds=3)
+        await Examination(orders, findings.append, trust=found.trust).run()
+
+    with mock.patch.dict(os.environ, {"NO_PROXY": "*"}):
+        trio.run(examine)
+    rank = ("ok", "untested", "warning", "problem")
+    return {each.check: each.verdict for each in sorted(findings, key=lambda f: rank.index(f[1]))}
+
+
+@every_proxy
+def test_the_doctor_finds_nothing_wrong_with_the_guides_proxies(
+    program: str, block: str, node: Node, tmp_path: Path
+) -> None:
+    with proxy(program, block, tmp_path, node) as found:
+        verdicts = diagnosed(found)
+    assert "problem" not in verdicts.values(), verdicts
+    for check in ("tls", "http2", "buffering", "compression", "headers", "delivery", "resume"):
+        assert verdicts[check] == "ok", verdicts
+
+
+def test_the_doctor_names_a_proxy_that_buffers(node: Node, tmp_path: Path) -> None:
+    buffering = NGINX_BLOCK.replace(
+        "proxy_buffering off;", "proxy_ignore_headers X-Accel-Buffering;"
+    )
+    with proxy("nginx", buffering, tmp_path, node) as found:
+        verdicts = diagnosed(found)
+    assert {c for c, verdict in verdicts.items() if verdict == "problem"} == {"buffering"}, verdicts
 
 
 def test_the_proxy_lets_others_only_read(node: Node, tmp_path: Path) -> None:

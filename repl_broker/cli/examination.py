@@ -119,9 +119,9 @@ class Examination:
         headers = {"User-Agent": f"repl-broker/{__version__}"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        return httpx.AsyncClient(
+        return httpx.AsyncClient(  # nosec B113  # each call has a deadline of its own
             headers=headers,
-            timeout=None,  # noqa: S113  each call has a deadline of its own
+            timeout=None,  # noqa: S113
             trust_env=not self.is_local,
             verify=self.trust or False,
         )
@@ -730,7 +730,8 @@ def judge_certificate(
 
 def judge_idle(seconds: float, heartbeats: int) -> Finding:
     if heartbeats:
-        found = f"the stream stays open through {seconds:g} s with {heartbeats} heartbeats"
+        beats = f"{heartbeats} heartbeat{'' if heartbeats == 1 else 's'}"
+        found = f"the stream stays open through {seconds:g} s with {beats}"
         return ok("idle", found)
     if seconds > HEARTBEAT_SECONDS + LATE_SECONDS_MAX:
         return warning(

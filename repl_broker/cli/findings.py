@@ -273,12 +273,12 @@ def judge_commits(metrics: Mapping[tuple[str, str], float]) -> Finding:
     total = metrics.get((f"{name}_count", ""))
     if not total:
         return untested("disk", "the node's metrics do not tell of its writes")
-    bounds = sorted(
-        (float(match[1]), count)
-        for (metric, labels), count in metrics.items()
-        if metric == f"{name}_bucket" and (match := re.fullmatch(r'le="([^"]+)"', labels))
-    )
-    p99 = next((bound for bound, count in bounds if count >= 0.99 * total), math.inf)
+    bounds = []
+    for (metric, labels), count in metrics.items():
+        if metric == f"{name}_bucket" and labels.startswith('le="'):
+            with suppress(ValueError):
+                bounds.append((float(labels[4:-1]), count))
+    p99 = next((bound for bound, count in sorted(bounds) if count >= 0.99 * total), math.inf)
     found = f"of {total:.0f} writes since the node started, 99 % took {_shown(p99)} at most"
     if p99 <= COMMIT_P99_SECONDS_MAX:
         return ok("disk", found)

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 SECONDS_MAX_EACH = 10  # of one input; then it is reported as a hang
 MEMORY_MB_MAX = 2048
 INPUT_BYTES_MAX = 4096
+NOT_GUIDED = ("http_door",)  # atheris 2.3 dies of a signal in code of Quart's or Hypercorn's
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--plain", action="store_true", help="without atheris")
     given_ = parser.parse_args()
-    atheris = None if given_.plain or given_.file else find_atheris()
+    atheris = None if given_.plain or given_.file or given_.name in NOT_GUIDED else find_atheris()
     targets = instrumented(atheris)
     if given_.name not in targets:
         print(*targets, sep="\n")

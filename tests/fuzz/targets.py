@@ -582,6 +582,7 @@ def backups_forged(data: bytes) -> None:
 
 @target(
     b"# HELP x\nprocess_open_fds 12.0\nprocess_max_fds 1024.0\n", b"process_open_fds nan\n",
+    b'repl_broker_commit_seconds_bucket{le="0.0.1"} 1\nrepl_broker_commit_seconds_count 1\n',
     b'repl_broker_commit_seconds_bucket{le="0.001"} 1\nrepl_broker_commit_seconds_count 1\n',
     b'{"members":[{"id":"n1","role":"learner","lag":1}],"mode":"cluster","leader":null}',
     b'{"members":[{"id":["n1"],"lag":true,"match_index":{}}],"node":[]}',

@@ -192,7 +192,7 @@ def _at(folder: Path, count: int, http: Address, port: int) -> Layout:
 def _free_port(folder: Path, count: int, http: Address) -> int:
     first, last = FREE_PORTS
     for _ in range(TRIES_MAX):
-        port = random.randrange(first, last - STEP * count)  # noqa: S311  (no secret)
+        port = random.randrange(first, last - STEP * count)  # noqa: S311  # nosec B311  # no secret
         layout = _at(folder, count, http, port)
         if not any(_refusal(address) for _, address in layout._listeners()):
             return port

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
+import subprocess  # nosec B404  # of this very program, without a shell
 import sys
 from collections import deque
 from dataclasses import dataclass, field
