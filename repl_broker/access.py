@@ -5,9 +5,9 @@
                                    └── Lease: an event stream's, until the token ends
 
 A request brings ``Credentials``. They are a token, or none, which stands for what
-``[auth.anonymous]`` grants. A token that was verified is remembered by its hash,
-so that it costs a look into a dict the next time; whether it has expired, or was
-revoked, is looked at each time.
+``[auth.anonymous]`` grants. A token that was verified is remembered, so that it
+costs a look into a dict the next time; whether it has expired, or was revoked, is
+looked at each time.
 
 A revocation is part of the replicated state: every node applies the same entry,
 and ends the streams that it concerns as it does (``revoke``).
@@ -17,13 +17,13 @@ With ``[auth] mode = "none"`` everyone is EVERYONE, who may do everything.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 COOKIE: Final = "repl_broker_token"
 KNOWN_MAX: Final = 10_000  # verified tokens remembered
+RECALLED_BYTES_MAX: Final = 2048  # of an Authorization field, for which its token is remembered
 LOOK_SECONDS: Final = 1.0  # between two looks at whether the key files have changed
 CLOCKS_SECONDS: Final = 60  # by which the clocks of nodes may differ, for a revocation's end
 
@@ -131,7 +132,7 @@ class Access:
     def __init__(self, config: Config, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._mode = config.auth.mode or "none"
-        self._known: dict[bytes, Identity] = {}  # verified tokens, oldest first
+        self._known: dict[str, Identity] = {}  # by verified tokens, oldest first
         self._leases: dict[str, set[Lease]] = {}  # by subject
         self._revocations: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._look_at = 0.0
@@ -195,15 +196,14 @@ class Access:
         now = self._now()
         if not self._look_at - LOOK_SECONDS <= now < self._look_at:
             self._look(now)
-        key = hashlib.sha256(token.encode(errors="replace")).digest()
-        who = self._known.get(key)
+        who = self._known.get(token)
         if who is None or now >= who.ends_at:
-            self._known.pop(key, None)
+            self._known.pop(token, None)
             who = self._verify(token, now)
             if len(self._known) >= KNOWN_MAX:
                 del self._known[next(iter(self._known))]
-            self._known[key] = who
-        if self._is_revoked(who):
+            self._known[token] = who
+        if who.subject is not None and self._is_revoked(who):
             raise refuse("revoked", "The token was revoked; get a new one.")
         return who
 
@@ -218,10 +218,11 @@ class Access:
     def _token(self, given: Credentials, *, write: bool) -> str:
         """The token that is given: a header beats the query beats the cookie."""
         if given.authorization:
-            found = _BEARER.fullmatch(given.authorization)
-            if found is None:
+            short = len(given.authorization) <= RECALLED_BYTES_MAX
+            token = (_recall_bearer if short else _bearer)(given.authorization)
+            if not token:
                 raise refuse("malformed", "The Authorization header must be 'Bearer TOKEN'.")
-            return found[1]
+            return token
         if given.query_token:
             return given.query_token
         token = _cookie_token(given.cookie) if given.cookie else ""
@@ -359,6 +360,16 @@ class Access:
     def revoke_all(self) -> None:
         """The state was replaced: there may be revocations of anyone."""
         self.revoke(list(self._leases))
+
+
+def _bearer(authorization: str) -> str:
+    """The token of the header field; "" if it has none (RFC 6750 section 2.1)."""
+    found = _BEARER.fullmatch(authorization)
+    return "" if found is None else found[1]
+
+
+# A client sends the same field all the time; the same object comes back, with its hash.
+_recall_bearer = lru_cache(1024)(_bearer)
 
 
 def _cookie_token(cookie: str) -> str:

@@ -48,6 +48,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from repl_broker.access import COOKIE
 from repl_broker.cli import main
 from repl_broker.config import keys
 from repl_broker.errors import PROBLEMS
@@ -242,6 +243,7 @@ def test_metrics_that_a_page_names_exist(page: Path) -> None:
     known |= {name for name, _ in (*HISTOGRAMS, *MEMBERS)}
     known |= {f"{name}_{part}" for name, _ in HISTOGRAMS for part in ("bucket", "sum", "count")}
     known.add(f"{REFUSED[0]}_total")
+    known.add(COOKIE)
     named = set(re.findall(r"\brepl_broker_[a-z_]+[a-z]\b", page.read_text()))
     assert named - known == set()
 

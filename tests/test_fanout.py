@@ -1024,3 +1024,83 @@ def test_a_removal_has_its_place_behind_the_message_at_its_position() -> None:
     assert batch.place(start) == (10, 5, (first, second))
     later = fanout.Batch([b"-b"], [11], [(0, second)])
     assert later.place(batch.place(start, 2)) == (10, 5, (first, second))
+
+
+# --- tokens that end ---
+
+
+LAST_WORDS = b'event: token-expired\ndata: {"reason":"revoked"}\n\n'
+
+
+async def test_a_reader_is_dismissed_in_whatever_state_it_is() -> None:
+    async with scene() as there:
+        await there.publish("chat", *range(3))
+        level = there.join("chat")
+        queued = there.join("chat", after="earliest")
+        ahead = there.join("chat", after=event_id(9))
+        kept = there.join("chat")
+        for number in range(3):
+            there.fan.dismiss(there.reader(0), "revoked")
+            assert len(there.fan) == 3 - number
+        await wait_all_tasks_blocked()
+        for client in (level, queued, ahead):
+            client.receive()
+            assert client.events[-1] == {"event": "token-expired", "data": '{"reason":"revoked"}'}
+            assert client.messages == []
+        await there.publish("chat", "on")
+        kept.receive()
+        assert kept.messages == ["on"]
+
+
+async def test_one_that_stalls_is_cut_off_when_its_token_ends() -> None:
+    async with scene() as there:
+        there.join("chat", buffer=4096)
+        await there.publish("chat", "x" * 500_000)
+        reader = there.reader()
+        assert reader.state == fanout.STALLED
+        there.fan.dismiss(reader, "revoked")
+        there.fan.dismiss(reader, "revoked")  # which it is already
+        assert len(there.fan) == 0
+
+
+async def test_a_flush_that_has_paused_writes_nothing_behind_the_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one_write_a_turn(monkeypatch)
+    async with scene() as there:
+        clients = [there.join("chat") for _ in range(10)]
+        await wait_all_tasks_blocked()
+        last = there.reader(-1)
+        await there.node.broker.publish("chat", b"1")
+        while not clients[0].messages:
+            await trio.lowlevel.checkpoint()
+            clients[0].receive()
+        assert last.state == LEVEL  # its turn has not come
+        with suppress(BlockingIOError):
+            while True:
+                os.write(last.fd, b"x" * 65536)
+        there.fan.dismiss(last, "revoked")
+        await wait_all_tasks_blocked()
+        assert clients[-2].receive()
+        assert clients[-2].messages == [1]
+        assert (last.state, last.rest) == (
+            fanout.PARTING,
+            fanout.sse.chunk(LAST_WORDS) + fanout.sse.LAST_CHUNK,
+        )
+
+
+async def test_one_that_does_not_take_the_last_words_is_reset_soon(
+    autojump_clock: MockClock,
+) -> None:
+    async with scene() as there:
+        there.join("chat")
+        await wait_all_tasks_blocked()
+        reader = there.reader()
+        with suppress(BlockingIOError):
+            while True:
+                os.write(reader.fd, b"x" * 65536)
+        began = trio.current_time()
+        there.fan.dismiss(reader, "expired")
+        assert reader.state == fanout.PARTING
+        await there.fan.wait_empty()
+        assert trio.current_time() - began < 16  # when it is looked after next

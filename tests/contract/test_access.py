@@ -16,6 +16,7 @@ import pytest
 from repl_broker.web.door import QUART_ONLY
 from repl_broker.web.guard import RIGHTS, Right
 from tests.contract.client import Node, Stream, check_problem, request_bytes
+from tests.contract.conftest import FRONT_ENDS
 from tests.contract.test_three_nodes import Three, three_nodes
 from tests.signing import RSA, SECRET, bearer, claims, grants, hs256, signed, token, unsigned
 
@@ -260,3 +261,17 @@ async def test_a_revocation_ends_the_streams_on_all_nodes_and_refuses_what_was_i
                 assert response.json()["reason"] == "revoked"
             async with stream(node, later):
                 pass
+
+
+async def test_a_revocation_outlives_a_restart(tmp_path: Path, way: str) -> None:
+    secret = tmp_path / "token.secret"
+    secret.write_bytes(SECRET)
+    keys = {"mode": "jwt", "secret_file": secret}
+    ann = bearer(token(subscribe=("chat",)))
+    async with FRONT_ENDS[way](tmp_path / "data", auth=keys) as node:
+        assert (await node.client.get("/v1/topics", headers=ann)).status_code == 200
+        root = bearer(token(admin=True, sub="root"))
+        assert (await node.client.delete("/v1/tokens/ann", headers=root)).status_code == 204
+    async with FRONT_ENDS[way](tmp_path / "data", auth=keys) as node:
+        response = await node.client.get("/v1/topics", headers=ann)
+        check_problem(response, 401, "unauthenticated", "revoked")

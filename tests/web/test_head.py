@@ -94,6 +94,8 @@ UNUSUAL = {
     "several connection options": with_line(b"Connection: keep-alive, te"),
     "content coding": with_line(b"Content-Encoding: identity"),
     "two keys": with_line(b"Idempotency-Key: a\r\nIdempotency-Key: a"),
+    "two tokens": with_line(b"Authorization: Bearer a\r\nAuthorization: Bearer a"),
+    "two cookies": with_line(b"Cookie: a=b\r\nCookie: a=b"),
     "two origins": with_line(b"Origin: http://a\r\nOrigin: http://b"),
     "JSON for several topics": publish(b"", path="/v1/messages"),
 }
@@ -106,7 +108,10 @@ def test_a_request_that_is_unusual_is_left_to_quart(head: bytes) -> None:
 
 
 def test_a_publish_is_read() -> None:
-    head = publish(b"12", "IDEMPOTENCY-key:\t k 1 \t", "Origin: http://a", "X-Any: é")[:-2]
+    fields = ["IDEMPOTENCY-key:\t k 1 \t", "Origin: http://a", "X-Any: é"]
+    fields += ["authorization: Bearer t ", "Cookie: a=b; c=d"]
+    head = publish(b"12", *fields)[:-2]
+    credentials = Credentials("Bearer t", "a=b; c=d", "http://a", "node")
     assert read_head(head) == PublishHead(
         "/v1/topics/chat/messages",
         "chat",
@@ -115,7 +120,7 @@ def test_a_publish_is_read() -> None:
         "k 1",
         "http://a",
         False,
-        Credentials(origin="http://a", host="node"),
+        credentials,
     )
 
 

@@ -219,6 +219,23 @@ test("a fresh token is got on 401, at once, and sent from then on", async () => 
   expect([client.state, errors, tokens]).toEqual(["live", [], ["never"]]);
 });
 
+test.each(["expired", "revoked"])("when the token is %s, another is got, and the cursor stays", async (reason) => {
+  const tokens = ["old", "new"];
+  const streams = bodies();
+  const { client, errors } = open({ token: () => tokens.shift() as string });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  await last(streams).message("0000000a-7", "seen");
+  await last(streams).send(`event: token-expired\ndata: {"reason":"${reason}"}\n\n`);
+  await last(streams).end();
+  await pass(5000);
+  await last(streams).begin("0000000a-7");
+  expect(asked.map(({ headers }) => headers.get("Authorization"))).toEqual(["Bearer old", "Bearer new"]);
+  expect(last(after())).toBe("0000000a-7");
+  expect([client.state, errors]).toEqual(["live", []]);
+});
+
 test("a token that stays refused is an error, and tried again", async () => {
   answering(() => problem(401, "unauthenticated"));
   const { client, errors } = open({ token: "wrong" });
