@@ -17,7 +17,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -40,11 +40,19 @@ from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
 
-__all__ = ["Running", "run", "serve"]
+__all__ = ["RELOADED_LIMITS", "Running", "reload_limits", "run", "serve"]
 
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
+RELOADED_LIMITS: Final = frozenset(
+    {
+        "connections", "connections_per_address", "publishes_per_second", "publish_burst",
+        "subscribes_per_second", "subscribe_burst", "publishes_under_way", "requests_bytes",
+        "storage_bytes", "disk_free_bytes", "streams_bytes", "header_bytes",
+        "header_timeout_seconds", "idle_timeout_seconds", "write_timeout_seconds",
+    }
+)  # fmt: skip
 OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # of Python's default: (700, 10, 10)
@@ -257,6 +265,20 @@ def _options(config: Config) -> DoorOptions:
         header_timeout_seconds=limits.header_timeout_seconds,
         idle_timeout_seconds=limits.idle_timeout_seconds,
         write_timeout_seconds=limits.write_timeout_seconds,
+    )
+
+
+def reload_limits(config: Config, broker: Broker, door: Door) -> tuple[str, ...]:
+    """Hold clients to the limits of ``config`` from now on. Connections that are open keep
+    the times that they were taken with.
+
+    Returns the keys of ``[limits]`` that take a restart, whether they have changed or not.
+    """
+    broker.reload(config.limits)
+    door.reload(_options(config))
+    door.stalled.bytes_max = config.limits.streams_bytes
+    return tuple(
+        f"limits.{each.name}" for each in fields(config.limits) if each.name not in RELOADED_LIMITS
     )
 
 

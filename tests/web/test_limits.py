@@ -10,6 +10,8 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import wait_all_tasks_blocked
 
+from repl_broker.config import keys
+from repl_broker.daemon import RELOADED_LIMITS, reload_limits
 from repl_broker.web.door import DoorOptions
 from repl_broker.web.metrics import render, with_registry
 from tests.nodes import configured
@@ -322,3 +324,33 @@ async def test_readers_that_stall_in_different_events_are_ended_beyond_what_may_
         assert served.door.stalled.bytes == 0
         await assert_healthy(served)
         reading.cancel_scope.cancel()
+
+
+# --- other limits while it runs ---
+
+
+async def test_limits_that_are_loaded_anew_hold_and_the_rest_is_named() -> None:
+    async with serving() as served, connect(served.door) as client:
+        assert await answers(client, publish()) == [(201, "")]
+        tight = configured(
+            limits={
+                "connections": 1,
+                "publishes_per_second": 1,
+                "publish_burst": 1,
+                "streams_bytes": 5 * MIB,
+                "topics": 1,
+            }
+        )
+        kept = reload_limits(tight, served.node.broker, served.door)
+        assert {"limits.topics", "limits.message_bytes"} <= {*kept}
+        assert not {"limits.connections", "limits.streams_bytes"} & {*kept}
+        assert served.door.stalled.bytes_max == 5 * MIB
+        assert await answers(client, publish(), publish()) == [(201, ""), (429, "rate_limited")]
+        async with connect(served.door) as another:
+            assert (await another.receive_answer()).code == "too_many_connections"
+        reload_limits(configured(), served.node.broker, served.door)
+        await assert_healthy(served)
+
+
+def test_what_is_loaded_anew_are_keys() -> None:
+    assert {f"limits.{name}" for name in RELOADED_LIMITS} < keys().keys()
