@@ -33,7 +33,7 @@ BODY: Final = json.dumps("x" * 900_000).encode()
 SLOW: Final = 300
 READERS: Final = 20
 MESSAGES: Final = 60
-LATE_SECONDS_MAX: Final = 1.0  # of a message; the machine may be busy
+LATE_SECONDS_MAX: Final = 3.0  # of a message; the machine may be busy
 
 
 def metric(node: Node, name: str) -> float:
@@ -242,9 +242,9 @@ def test_slow_clients_are_ended_in_time_and_good_readers_notice_nothing(tmp_path
         finally:
             slow.is_over.set()
             slow.join()
+            for reader in readers:
+                reader.stream.close()
         assert max(max(reader.late) for reader in readers) < LATE_SECONDS_MAX
-        for reader in readers:
-            reader.stream.close()
         for _ in polls("all to have left"):
             if metric(node, "connections") == 1:
                 break
