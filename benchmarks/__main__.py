@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, and print one table; or ``stalled``, or ``churn``."""
+"""``python -m benchmarks``: measure, and print one table; or another of OTHERS."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import churn, stalled
+from benchmarks import churn, hostile, stalled
 from benchmarks.command import add_options, allow_files, end_in_order, named, progress
 from benchmarks.load import BenchmarkError
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import OtherWork, as_json, as_table, conditions
 from benchmarks.suite import Found, Scale, measure
 
-OTHERS = {"stalled": stalled.main, "churn": churn.main}
+OTHERS = {"stalled": stalled.main, "churn": churn.main, "hostile": hostile.main}
 GENERATOR_FILES = 600  # that are open beside the subscribers': publishers, and room to spare
 
 
@@ -95,7 +95,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description="Measure a node, and three of them, beside Nchan, Redis, NATS, bare ASGI on "
         "Hypercorn, and SQLite alone.",
         epilog="python -m benchmarks stalled: readers that stop reading, among those that go on. "
-        "python -m benchmarks churn: readers that come and vanish. Both have --help.",
+        "python -m benchmarks churn: readers that come and vanish. "
+        "python -m benchmarks hostile: slow clients, and a flood. Each has --help.",
     )
     add_options(parser)
     parser.add_argument(

@@ -69,6 +69,9 @@ FILE_BYTES_MAX: Final = 64 * KiB
 # the same factor. Below it, one slow disk write is taken for a dead leader.
 HEARTBEATS_PER_ELECTION_TIMEOUT: Final = 5
 
+# Or a few readers of the largest messages would end each other's streams.
+STREAMS_PER_MESSAGE: Final = 4
+
 
 class InvalidConfigError(ConfigError):
     """The configuration has problems; ``problems`` holds them all, one line each."""
@@ -693,7 +696,7 @@ class LimitsConfig:
         Whole("bytes", 1 * MiB, 1024 * GiB),
         "The memory for what has begun to be sent to readers that do not read on, of all event "
         "streams together. Beyond it, those that have been stalled for longest are ended; they "
-        "come back with their cursors.",
+        "come back with their cursors. At least 4 times message_bytes.",
     )
     header_bytes: int = key(
         64 * KiB,
@@ -1073,6 +1076,11 @@ def contradictions(config: Config) -> Iterator[str]:
             f"({limits.batch_bytes:,}), found {limits.requests_bytes:,}"
         )
     yield from auth_contradictions(config)
+    if limits.streams_bytes < STREAMS_PER_MESSAGE * limits.message_bytes:
+        yield (
+            f"limits.streams_bytes must be at least {STREAMS_PER_MESSAGE} times "
+            f"limits.message_bytes ({limits.message_bytes:,}), found {limits.streams_bytes:,}"
+        )
     for name, file in (
         ("auth.secret_file", config.auth.secret_file),
         ("auth.jwks_file", config.auth.jwks_file),

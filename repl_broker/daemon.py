@@ -298,6 +298,7 @@ def _limits_hook(
         hub.bound_tails(config.limits.tail_bytes)
         door.take_options(_options(config))
         fanout.take_options(_fanout_options(config))
+        door.stalled.bytes_max = config.limits.streams_bytes
         publishing.reload(config)
         reload_app(app, config)
 

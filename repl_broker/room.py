@@ -74,6 +74,7 @@ class Room:
         self._free = free_bytes()
         self._taken_bytes = 0  # since the last look
         self._disk_full = self._storage_full = False
+        self._may_be_full = False  # by an estimate; the next look tells
         self._peers: dict[str, tuple[float, str]] = {}  # full ones: until when that holds, and why
         self._told = (0.0, "")  # by the leader, as a peer is told
         self._refused = 0
@@ -146,8 +147,9 @@ class Room:
     def _note(self) -> None:
         """Compare with the limits, and say when that changes."""
         floor = self._limits.disk_free_bytes
-        was = self._disk_full
-        self._disk_full = self._free < (floor * DISK_AGAIN if was else floor)
+        was, wary = self._disk_full, self._disk_full or self._may_be_full
+        self._disk_full = self._free < (floor * DISK_AGAIN if wary else floor)
+        self._may_be_full = False
         self._replica.holds_back = self._free < floor // 2
         self._tell(was, self._disk_full, "the disk of the store is nearly full")
         self._note_stored()
@@ -183,6 +185,7 @@ class Room:
         floor = self._limits.disk_free_bytes
         if not floor or self._free - WRITTEN_TIMES * self._taken_bytes >= floor:
             return None
+        self._may_be_full = True
         self._look_now.set()
         return (
             f"The disk of node {self._replica.node_id!r} is nearly full, with what is being "

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import __main__, network, stalled
+from benchmarks import __main__, hostile, network, stalled
 from benchmarks.churn import Found as Churned
 from benchmarks.churn import Holding, as_lines, is_settled, leaks
 from benchmarks.figures import Figure, Row
@@ -411,6 +411,8 @@ def test_a_silenced_client_is_heard_no_more() -> None:
         (["--subscribers", "100,20000"], 2, "each 1 to 18900"),
         (["stalled", "--help"], 0, "--stalled"),
         (["churn", "--help"], 0, "--count"),
+        (["hostile", "--help"], 0, "--slow"),
+        (["hostile", "--slow", "0"], 2, "1 to 10000"),
         (["churn", "--count", "0"], 2, "1 to 10000000"),
     ],
 )
@@ -419,3 +421,19 @@ def test_the_command_explains_itself(arguments: list[str], status: int, said: st
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == status
     assert said in " ".join((done.stdout + done.stderr).split())
+
+
+# --- slow clients, and a flood ---
+
+
+def test_slow_clients_and_a_flood_are_measured_and_shown(tmp_path: Path) -> None:
+    plan = hostile.Plan(readers=5, slow=20, seconds=0.5, connections=40, times=2, flood_seconds=0.5)
+    runs = hostile.measure_slow(plan, tmp_path)
+    assert [count for count, _, _ in runs] == [0, 20]
+    flood = hostile.measure_flood(plan, tmp_path)
+    assert flood.answers[201] > 0
+    assert set(flood.answers) <= {201, 503}
+    assert flood.broken == 0
+    shown = hostile.as_text(plan, runs, flood)
+    assert "20 slow clients" in shown
+    assert "| 201 " in shown

@@ -178,6 +178,14 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         ("[limits]\nbatch_bytes = '1 GiB'", "268,435,456 bytes, found 1,073,741,824"),
         ("[limits]\nbatch_bytes = 10", "limits.batch_bytes must be at least limits.message_bytes"),
         (
+            "[limits]\nrequests_bytes = '2 MiB'",
+            "limits.requests_bytes must be at least limits.batch_bytes (8,388,608)",
+        ),
+        (
+            "[limits]\nstreams_bytes = '2 MiB'",
+            "limits.streams_bytes must be at least 4 times limits.message_bytes (1,048,576)",
+        ),
+        (
             "[raft]\nelection_timeout_ms = 499",
             "at least 5 times raft.heartbeat_interval_ms (500",
         ),

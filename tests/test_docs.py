@@ -215,12 +215,12 @@ def test_defaults_that_a_page_names_are_the_defaults(page: Path) -> None:
     text = re.sub(r"`\[([a-z.]+)\] ([a-z_]+)`", r"`\1.\2`", prose(page).replace("\n", " "))
     wrong = []
     for name, value in re.findall(
-        r"`([a-z]+\.[a-z_.]+)`(?:\]\([^)]*\))?,? (?:\| )?\(?(\d[\d,]*(?: [KM]iB)?|a day)(?![\w.])",
+        r"`([a-z]+\.[a-z_.]+)`(?:\]\([^)]*\))?,? (?:\| )?\(?(\d[\d,]*(?: [KMG]iB)?|a day)(?![\w.])",
         text,
     ):
         if name in known:
             number, _, unit = value.replace("a day", "86400").replace(",", "").partition(" ")
-            stated = int(number) * {"": 1, "KiB": 1024, "MiB": 1024**2}[unit]
+            stated = int(number) * {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}[unit]
             if stated != known[name].default:
                 wrong.append(f"{name} is {known[name].default}, and not {value}")
     assert wrong == []

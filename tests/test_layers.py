@@ -42,7 +42,7 @@ LAYERS = (
     ("wire", "sse", "wal", "journal", "stalled"),
     ("command",),
     ("access",),
-    ("message", "tokens"),
+    ("tokens",),
     ("logs", "certificates", "admission"),
     ("systemd", "reload"),
     ("trace", "histogram"),

@@ -210,7 +210,12 @@ def metrics() -> str:
         "- `increase(repl_broker_gaps_total[15m])` is above 0: readers come back too late for what "
         "topics retain.\n"
         "- `repl_broker_pending_proposals` grows: more is published than the disk takes.\n"
-        "- `repl_broker_connections` comes near `[limits] connections`, or "
+        "- `repl_broker_store_full` is 1: publishes are refused. Better before that: "
+        "`repl_broker_disk_free_bytes` comes near `[limits] disk_free_bytes`, or "
+        "`repl_broker_retained_bytes` near `[limits] storage_bytes`.\n"
+        '- `rate(repl_broker_refused_total{code="overloaded"}[5m])` is above 0: more is published '
+        "than is written.\n"
+        "- `repl_broker_connections` comes near `repl_broker_connections_max`, or "
         "`rate(repl_broker_connections_refused_total[5m])` is above 0.\n"
         "- `process_open_fds / process_max_fds` is above 0.8.\n"
         "- `rate(repl_broker_connections_failed_total[5m])` is above 0: please report it, with "

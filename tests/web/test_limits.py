@@ -10,6 +10,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import wait_all_tasks_blocked
 
+from repl_broker.daemon import _options
 from repl_broker.web.door import DoorOptions
 from repl_broker.web.metrics import render, with_registry
 from tests.nodes import configured
@@ -322,3 +323,20 @@ async def test_readers_that_stall_in_different_events_are_ended_beyond_what_may_
         assert served.door.stalled.bytes == 0
         await assert_healthy(served)
         reading.cancel_scope.cancel()
+
+
+# --- other limits while it runs ---
+
+
+async def test_limits_that_are_loaded_anew_hold() -> None:
+    async with serving() as served, connect(served.door) as client:
+        assert await answers(client, publish()) == [(201, "")]
+        tight = configured(limits={"connections": 1, "publishes_per_second": 1, "publish_burst": 1})
+        served.node.broker.reload(tight)
+        served.door.take_options(_options(tight))
+        assert await answers(client, publish(), publish()) == [(201, ""), (429, "rate_limited")]
+        async with connect(served.door) as another:
+            assert (await another.receive_answer()).code == "too_many_connections"
+        served.node.broker.reload(configured())
+        served.door.take_options(_options(configured()))
+        await assert_healthy(served)
