@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from repl_broker.command import CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
-from repl_broker.raft.rpc import AppendReply, Rpc
+from repl_broker.raft.rpc import Append, AppendReply, Rpc
 from repl_broker.replica import Replica
 from repl_broker.state import Applied, Published, TopicChanged
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
@@ -81,7 +81,11 @@ async def test_a_follower_acknowledges_an_entry_before_it_applies_the_ones_befor
     async with running_cluster() as cluster:
         leader, follower = cluster["n1"].replica, cluster["n2"]
         done: list[tuple[str, int]] = []
-        send, tell = follower.line.send, follower.replica._on_applied
+        send, tell, receive = (
+            follower.line.send,
+            follower.replica._on_applied,
+            follower.replica.receive,
+        )
 
         def note_sent(rpc: Rpc) -> None:
             if isinstance(rpc, AppendReply):
@@ -92,13 +96,21 @@ async def test_a_follower_acknowledges_an_entry_before_it_applies_the_ones_befor
             done.append(("applied", follower.replica.state.applied_index))
             tell(applied)
 
+        def note_received(rpc: Rpc) -> None:
+            applied = follower.replica.state.applied_index
+            if isinstance(rpc, Append) and rpc.entries and rpc.commit > applied:
+                done.append(("received with news of a commit", rpc.entries[-1].index))
+            receive(rpc)
+
         follower.line.send = note_sent  # type: ignore[method-assign]
         follower.replica._on_applied = note_applied
-        first = leader.statistics().last_index + 1
-        for _ in range(5):
+        follower.replica.receive = note_received  # type: ignore[method-assign]
+        for _ in range(20):
             await leader.propose(publish())
-        for index in range(first, first + 4):
-            assert done.index(("acknowledged", index + 1)) < done.index(("applied", index))
+        both = [i for i, (what, _) in enumerate(done) if what.startswith("received")]
+        assert both, "an entry and the news that others are committed came together"
+        for place in both:
+            assert done[place + 1] == ("acknowledged", done[place][1])
 
 
 async def test_an_acknowledged_publish_is_on_the_disks_of_a_majority(
