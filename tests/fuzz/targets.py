@@ -5,7 +5,7 @@ Its word is: the errors that its docstring declares and no others, one meaning f
 what it takes, and the same by every way in. Time and memory are test_fuzz.py's.
 
 A parser that is new gets a function here with ``@target`` and some seeds, valid
-ones that mutation starts from. (Tokens of access belong here, too, as ``jwt``.)
+ones that mutation starts from.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trio.testing import MockClock, memory_stream_pair
 
 from repl_broker.cli.eventstream import Event, EventReader
 from repl_broker.cli.findings import judge_cluster, judge_descriptors, read_metrics
-from repl_broker.config import InvalidConfigError, load
+from repl_broker.config import AuthConfig, InvalidConfigError, load
 from repl_broker.errors import ConfigError, RequestError, StorageError
 from repl_broker.message import (
     FILTERS_MAX,
@@ -44,6 +44,7 @@ from repl_broker.message import (
 )
 from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.rpc import Rpc
+from repl_broker.tokens import Verifier
 from repl_broker.transport import HELLO_BYTES_MAX, Me, Transport, _Link
 from repl_broker.web.events import read_after, read_events_query
 from repl_broker.web.head import EventsHead, PublishHead, head_end, is_plain, read_head
@@ -156,7 +157,7 @@ def sse_query(data: bytes) -> None:
     query, _, last = data.partition(b"\n")
     given = (last.decode("latin-1"),) if last else ()
     try:
-        found = read_events_query(query)
+        found = read_events_query(query, with_token=bool(last))
         after = read_after(found, given)
         FilterSet(found.get("topic", ()))
         if after not in ("earliest", "latest"):
@@ -599,3 +600,25 @@ def doctor_reading(data: bytes) -> None:
         found = json.loads(data)
         if isinstance(found, dict):
             assert judge_cluster(found, found)
+
+
+@cache
+def a_verifier() -> Verifier:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"x" * 64)
+        file.flush()
+        return Verifier(AuthConfig(mode="jwt", secret_file=Path(file.name)))
+
+
+@target(
+    b"eyJhbGciOiJub25lIn0.e30.", b"eyJhbGciOiJIUzI1NiJ9.e30.AAAA", b"a.b.c", b"..",
+    b"eyJhbGciOlsxXX0.W10.x", b"eyJhbGciOiJIUzI1NiIsImtpZCI6e319.e30.AAAA",
+)  # fmt: skip
+def jwt(data: bytes) -> None:
+    """Nobody who does not have the key makes a token."""
+    try:
+        a_verifier().verify(data.decode("latin-1"), 1.8e9)
+    except RequestError as error:
+        refused(error, "unauthenticated")
+        return
+    raise AssertionError("nobody has signed this")
