@@ -119,7 +119,7 @@ class Admission:
     ) -> None:
         self._publishes = Rate(limits.publishes_per_second, limits.publish_burst, clock=clock)
         self._subscribes = Rate(limits.subscribes_per_second, limits.subscribe_burst, clock=clock)
-        self._random = randomness or random.Random()  # noqa: S311  of waits
+        self._random = randomness or random.Random()  # noqa: S311  of waits  # nosec B311  # jitter
         self._limits = limits
         self._under_way = 0
         self._bytes = 0

@@ -22,7 +22,7 @@ MADE_FOR_BACKUP: Final = ("repl-broker-backup.service", "repl-broker-backup.time
 # systemd gives a meaning to other characters in ExecStart=.
 PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._+-]+")
 # What ProtectHome= and PrivateTmp= hide from the service.
-HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
+HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # nosec B108
 
 
 @click.group()

@@ -1141,7 +1141,7 @@ def _too_many_connections(detail: str) -> _Problem:
 
 def _refusal(problem: _Problem) -> bytes:
     """The answer to a connection that is not taken. Not all are to come back at one moment."""
-    seconds = random.randint(*_RETRY_AFTER_SECONDS)  # noqa: S311
+    seconds = random.randint(*_RETRY_AFTER_SECONDS)  # noqa: S311  # nosec B311  # jitter
     head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % seconds]
     head += [name + b": " + value for name, value in problem.headers()]
     return b"\r\n".join([*head, b"", problem.body()])
