@@ -270,7 +270,7 @@ CREATE TABLE staged_snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), idx INTEGER
 _ROW: Final = "(?, ?, ?, ?, ?)"
 _INSERT: Final = f"INSERT INTO log VALUES {_ROW}"  # noqa: S608  # nosec B608  # of constants
 _INSERT_MANY: Final = 64  # rows by one statement: between two, another thread may take its time
-_INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608
+_INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608  # nosec B608
 _SALT: Final = "journal"  # the key in meta: which of the journal's records count
 
 
