@@ -1,7 +1,7 @@
 """What a node can do, measured beside what it stands on and what does the like.
 
 ``python -m benchmarks`` makes the table of docs/explanation/performance.md. With
-``stalled``, ``churn`` or ``hostile`` after it, one of three runs on the node alone.
+``stalled``, ``churn``, ``hostile`` or ``access`` after it, one of four runs on the node alone.
 
     __main__  options, the order of things
     command   what all commands have in common
@@ -12,6 +12,7 @@
     stalled   readers that stop reading, among many that go on
     churn     readers that come and vanish; what is left of them
     hostile   slow clients beside good readers, and a flood of publishes
+    access    what tokens and TLS cost a publish and a delivery
     network   where a client can vanish in silence
     processes servers on loopback, ended by their ids
     commits   SQLite commits alone

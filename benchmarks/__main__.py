@@ -12,14 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import churn, hostile, stalled
+from benchmarks import access, churn, hostile, stalled
 from benchmarks.command import add_options, allow_files, end_in_order, named, progress
 from benchmarks.load import BenchmarkError
 from benchmarks.peers import PEERS, Peer
 from benchmarks.report import OtherWork, as_json, as_table, conditions
 from benchmarks.suite import Found, Scale, measure
 
-OTHERS = {"stalled": stalled.main, "churn": churn.main, "hostile": hostile.main}
+OTHERS = {
+    "stalled": stalled.main,
+    "churn": churn.main,
+    "hostile": hostile.main,
+    "access": access.main,
+}
 GENERATOR_FILES = 600  # that are open beside the subscribers': publishers, and room to spare
 
 
@@ -96,7 +101,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "Hypercorn, and SQLite alone.",
         epilog="python -m benchmarks stalled: readers that stop reading, among those that go on. "
         "python -m benchmarks churn: readers that come and vanish. "
-        "python -m benchmarks hostile: slow clients, and a flood. Each has --help.",
+        "python -m benchmarks hostile: slow clients, and a flood. "
+        "python -m benchmarks access: what tokens and TLS cost. Each has --help.",
     )
     add_options(parser)
     parser.add_argument(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import __main__, hostile, network, stalled
+from benchmarks import __main__, access, hostile, network, stalled
 from benchmarks.churn import Found as Churned
 from benchmarks.churn import Holding, as_lines, is_settled, leaks
 from benchmarks.figures import Figure, Row
@@ -437,3 +437,12 @@ def test_slow_clients_and_a_flood_are_measured_and_shown(tmp_path: Path) -> None
     shown = hostile.as_text(plan, runs, flood)
     assert "20 slow clients" in shown
     assert "| 201 " in shown
+
+
+@pytest.mark.process
+def test_what_access_costs_is_measured_in_every_way(tmp_path: Path) -> None:
+    found = access.measure(tmp_path, access.Plan(publishers=2, subscribers=2, seconds=0.3))
+    assert [*found] == ["neither", "tokens", "TLS", "both"]
+    for each in found.values():
+        assert each.publishes_per_second > 0
+        assert each.publish_cpu_us >= 0
