@@ -20,13 +20,17 @@ export const SIZE_MAX = 5 * 1024; // gzipped
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..");
 const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript")];
 
-// Properties that only the client itself sees: they get short names. The build sees to it that
-// none of them is in the types that users see.
-const INTERNAL = [
-  ...["argument", "block", "call", "drop", "emit", "given", "handle", "held", "isOpen", "isProven"],
-  ...["isSuspect", "isJoined", "apart", "apartUntil", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
-  ...["settle", "start", "stop", "to", "url", "count", "key", "wake", "want", "wish", "wishes"],
-];
+// Properties that only the client itself sees, and their short names. Tabs say some of them to each
+// other (tabs.ts), and the tabs of a page that was just updated have different builds: so a name
+// stays, and a new one gets letters that no other has. Who changes what tabs say gives the channel
+// another number in client.ts. The build sees to it that none of them is in the types that users see.
+const SHORT = {
+  ...{ apart: "b", apartUntil: "x", argument: "j", block: "P", call: "n", count: "A", drop: "o", emit: "i", given: "p" },
+  ...{ handle: "R", isJoined: "d", isOpen: "f", isProven: "m", isSuspect: "c", key: "e", lane: "a", leave: "S", look: "E" },
+  ...{ matches: "y", poke: "M", post: "B", receive: "l", send: "w", sender: "O", settle: "v", start: "T", stop: "u" },
+  ...{ to: "g", url: "k", wake: "t", want: "r", wish: "s", wishes: "h" },
+};
+const INTERNAL = Object.keys(SHORT);
 
 const MINIFY = {
   module: true,
@@ -45,15 +49,17 @@ export async function files() {
   return { "client.js": await bundle(), "client.d.ts": types };
 }
 
-export async function bundle() {
+/** One module, of `entry` and all that it needs. */
+export async function bundle(entry = "src/index.ts") {
   const { outputFiles } = await build({
     absWorkingDir: ROOT,
-    entryPoints: ["src/index.ts"],
+    entryPoints: [entry],
     bundle: true,
     format: "esm",
     target: "es2022",
     minify: true,
     mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
+    mangleCache: SHORT,
     write: false,
   });
   const { code } = await minify(outputFiles[0].text, MINIFY);
