@@ -32,6 +32,28 @@ const SHORT = {
 };
 const INTERNAL = Object.keys(SHORT);
 
+// Parts of eventsource-parser that never run here: it is given whole lines that end in LF (blocks.ts),
+// of text from which a TextDecoder has taken the byte order mark.
+const DEAD = [
+  ["discardTrailingNewline && (buffer[position] === `\n` && ++position, discardTrailingNewline = !1);", ""],
+  [", discardTrailingNewline = !1", ""],
+  ['character === "\\r" ? (discardTrailingNewline = !0, lineLength = index - position) : ', ""],
+  [", isFirstChunk && hasBom(buffer) && (buffer = buffer.slice(BOM.length)), isFirstChunk = !1;", ";"],
+  ["isFirstChunk = !0, ", ""],
+  ["let isFirstChunk, ", "let "],
+  ["const BOM = [239, 187, 191];", ""],
+  ["function hasBom(buffer) {\n  return BOM.every((charCode, index) => buffer.charCodeAt(index) === charCode);\n}", ""],
+];
+
+async function withoutDead({ path }) {
+  let contents = await readFile(path, "utf8");
+  for (const [part, rest] of DEAD) {
+    if (!contents.includes(part)) throw new Error(`eventsource-parser has changed, see DEAD in build.mjs: it lacks ${part}`);
+    contents = contents.replace(part, rest);
+  }
+  return { contents };
+}
+
 const MINIFY = {
   module: true,
   ecma: 2022,
@@ -60,6 +82,7 @@ export async function bundle(entry = "src/index.ts") {
     minify: true,
     mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
     mangleCache: SHORT,
+    plugins: [{ name: "dead", setup: ({ onLoad }) => onLoad({ filter: /eventsource-parser\/dist\/index\.js$/ }, withoutDead) }],
     write: false,
   });
   const { code } = await minify(outputFiles[0].text, MINIFY);

@@ -1,8 +1,11 @@
-// What the build makes of names: tabs with different builds understand each other.
+// What the build makes of the sources: tabs with different builds understand each other, and the
+// parser does the same without the parts that are left out.
 
+import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
 // @ts-expect-error It has no types.
 import { bundle } from "../scripts/build.mjs";
+import { blockReader } from "../src/blocks.js";
 import type { Client, connect } from "../src/index.js";
 import { answering, Body, pass } from "./script.js";
 
@@ -11,6 +14,12 @@ const clients: Client[] = [];
 afterEach(() => {
   for (const client of clients.splice(0)) client.close();
 });
+
+/** The module that the build makes of `entry`. */
+async function built(entry?: string): Promise<any> {
+  const code = `${await bundle(entry)}// ${Math.random()}`;
+  return await import(/* @vite-ignore */ `data:text/javascript,${encodeURIComponent(code)}`);
+}
 
 /** A client of this build, what it says to the other tabs, and what has it hear one. */
 async function tab(entry: string | undefined, isHolder: boolean) {
@@ -33,8 +42,7 @@ async function tab(entry: string | undefined, isHolder: boolean) {
   };
   vi.stubGlobal("BroadcastChannel", Channel);
   vi.stubGlobal("navigator", { locks: { request } });
-  const code = `${await bundle(entry)}// ${Math.random()}`;
-  const module = await import(/* @vite-ignore */ `data:text/javascript,${encodeURIComponent(code)}`);
+  const module = await built(entry);
   const client: Client = (module.connect as typeof connect)({ urls: "http://a.test", shareTabs: "me" });
   clients.push(client);
   await pass();
@@ -71,4 +79,24 @@ test.each([
   for (const post of [{}, { B: { state: "live" } }, { B: { g: ["1-2-3"], P: block } }]) {
     expect(holder.said).toContainEqual({ O, A, ...post });
   }
+});
+
+test("without its unused parts the parser reads the same, however the text is cut", async () => {
+  const { blockReader: builtReader } = await built("src/blocks.ts");
+  const piece = fc.constantFrom(..."\r|\n|\r\n|\n\n|:| |data|data: x|event: y|id: 1|id|retry: 5|\uFEFF|\0|z".split("|"));
+  fc.assert(
+    fc.property(fc.array(fc.array(piece, { maxLength: 8 }).map((pieces) => pieces.join(""))), (parts) => {
+      const read = (make: typeof blockReader): unknown[] => {
+        const seen: unknown[] = [];
+        const feed = make(
+          (block) => seen.push(block),
+          (ms) => seen.push(ms),
+        );
+        for (const part of ["data: first\n\n", ...parts, "\n\ndata: last\n\n"]) feed(part);
+        return seen;
+      };
+      expect(read(builtReader)).toEqual(read(blockReader));
+    }),
+    { numRuns: 2000 },
+  );
 });
