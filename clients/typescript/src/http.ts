@@ -52,7 +52,8 @@ export function makeHttp(
     });
     const { ok, status, headers } = response;
     const found = headers.get("Content-Type") ?? "";
-    if (ok && (status === 204 || found.includes(type))) return response;
+    // A POST that was redirected may have become a GET: only 201 says that it was done.
+    if (ok && (init.method === "POST" ? status === 201 : status === 204 || found.includes(type))) return response;
     if (status === 401 && !isAgain) {
       held = undefined;
       return send(path, type, init, true);

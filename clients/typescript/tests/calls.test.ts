@@ -169,6 +169,23 @@ test("401 that stays is told", async () => {
   await expect(outcome(client.publish("t", 1), 0)).rejects.toMatchObject({ status: 401, code: "unauthenticated" });
 });
 
+test("a publish that became a GET by a redirect did not happen, and is not said to have", async () => {
+  let isRedirected = true;
+  answering(() => (isRedirected ? json({ messages: [], next: null, gap: false }) : kept()));
+  const { client } = open({ urls: "http://a.test/old" });
+  const receipt = client.publish("t", 1);
+  expect(await outcome(receipt, 1000)).toBe("pending");
+  isRedirected = false;
+  expect(await outcome(receipt, 4000)).toEqual(RECEIPT);
+  isRedirected = true;
+  for (const call of [() => client.publish("t", 1), () => client.topics.create("t")]) {
+    await expect(outcome<unknown>(call(), 31_000)).rejects.toMatchObject({
+      code: "gave_up",
+      detail: expect.stringContaining("http://a.test/old is no broker: status 200, application/json."),
+    });
+  }
+});
+
 test("names and parameters are encoded, and what is not given is left out", async () => {
   answering(() => json({ messages: [], next: null, gap: false }));
   const { client } = open();
