@@ -32,15 +32,20 @@ const SHORT = {
 };
 const INTERNAL = Object.keys(SHORT);
 
-// Parts of eventsource-parser that never run here: it is given whole lines that end in LF (blocks.ts),
-// of text from which a TextDecoder has taken the byte order mark.
+// Parts of eventsource-parser that do nothing here: it is given whole lines that end in LF, and of
+// retry only numbers (blocks.ts), of text from which a TextDecoder has taken the byte order mark.
 const DEAD = [
+  ["let isFirstChunk, buffer, startingPosition, startingFieldLength, ", "let "],
+  ['isFirstChunk = !0, buffer = "", startingPosition = 0, startingFieldLength = -1, ', ""],
+  ["buffer = buffer ? buffer + chunk : chunk, isFirstChunk && hasBom(buffer) && (buffer = buffer.slice(BOM.length)), isFirstChunk = !1;", "const buffer = chunk;"],
+  [", discardTrailingNewline = !1;", ";"],
   ["discardTrailingNewline && (buffer[position] === `\n` && ++position, discardTrailingNewline = !1);", ""],
-  [", discardTrailingNewline = !1", ""],
+  ["fieldLength = startingFieldLength, ", "fieldLength = -1, "],
+  ["let index = startingPosition; ", "let index = position; "],
   ['character === "\\r" ? (discardTrailingNewline = !0, lineLength = index - position) : ', ""],
-  [", isFirstChunk && hasBom(buffer) && (buffer = buffer.slice(BOM.length)), isFirstChunk = !1;", ";"],
-  ["isFirstChunk = !0, ", ""],
-  ["let isFirstChunk, ", "let "],
+  ["if (lineLength < 0) {\n        startingPosition = length - position, startingFieldLength = fieldLength;\n        break;\n      } else\n        startingPosition = 0, startingFieldLength = -1;", ""],
+  ['position === length ? buffer = "" : position > 0 && (buffer = buffer.slice(position));', ""],
+  ["Number.isNaN(retry) || ", ""],
   ["const BOM = [239, 187, 191];", ""],
   ["function hasBom(buffer) {\n  return BOM.every((charCode, index) => buffer.charCodeAt(index) === charCode);\n}", ""],
 ];
