@@ -189,6 +189,44 @@ test("Retry-After is heeded where it is longer, as a number; a date is not, sinc
   expect(asked.length).toBeGreaterThan(2);
 });
 
+test("Retry-After of days is heeded for half a minute", async () => {
+  answering(() => problem(503, "no_leader", { "Retry-After": "9999999" }));
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await pass(29_900);
+  expect(asked.length).toBe(1);
+  await pass(200);
+  expect(asked.length).toBe(2);
+});
+
+test("patience without end is no timer that runs out at once", async () => {
+  const streams = bodies();
+  const { client } = open({ silenceTimeout: Infinity });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  const timers = vi.spyOn(globalThis, "setTimeout");
+  await pass(300_000);
+  expect(timers.mock.calls.length).toBeLessThan(15);
+  expect([asked.length, client.state]).toEqual([1, "live"]);
+});
+
+test("retry: 0 does not have the broker asked without a pause", async () => {
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  for (let count = 1; count < 4; count++) {
+    await last(streams).begin("0000000a-1", "retry: 0\n\n");
+    await last(streams).end();
+    await pass(45);
+    expect(asked.length).toBe(count);
+    await pass(10);
+    expect(asked.length).toBe(count + 1);
+  }
+});
+
 test("retry: of the broker is what waits begin with", async () => {
   vi.spyOn(Math, "random").mockReturnValue(0.999999);
   const streams = bodies();
@@ -331,18 +369,68 @@ test("a page that is put away gives its connection back, and goes on where it wa
   expect([seen, client.state]).toEqual([[1, 2], "live"]);
 });
 
-test("a clock that is set changes nothing", async () => {
+test("a machine that slept, while its monotonic clock stood still, connects anew as the page is shown", async () => {
+  const target = page();
   const streams = bodies();
   const { client } = open();
   client.subscribe("t", () => {});
   await pass();
+  await last(streams).begin("0000000a-7");
+  await pass(1000);
+  target.dispatchEvent(new Event("visibilitychange")); // hidden
+  vi.setSystemTime(Date.now() + 3_600_000);
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect([streams[0]?.isGivenUp, ...after()]).toEqual([true, "latest", "0000000a-7"]);
+});
+
+test("a machine that slept connects anew within half a minute, if nothing else tells of it", async () => {
+  const streams = bodies();
+  const { client } = open({ silenceTimeout: 3_600_000 });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin("0000000a-7");
+  await pass(20_000);
+  vi.setSystemTime(Date.now() + 60_000);
+  await pass(30_000);
+  expect([streams[0]?.isGivenUp, ...after()]).toEqual([true, "latest", "0000000a-7"]);
+});
+
+test("a clock that is set costs at most a connection, and no message", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  const seen: unknown[] = [];
+  client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
   await last(streams).begin();
-  for (const time of ["2001-01-01", "2099-01-01"]) {
+  let seq = 2;
+  const goOn = async (time: string): Promise<number> => {
     vi.setSystemTime(new Date(time));
-    await pass(20_000);
-    await last(streams).send("id: 0000000a-1\n\n");
-  }
-  expect([asked.length, client.state]).toEqual([1, "live"]);
+    for (let count = 0; count < 20; count++) {
+      await last(streams).message(`0000000a-${seq}`, seq++);
+      const before = asked.length;
+      await pass(5000);
+      if (asked.length > before) await last(streams).begin(last(after()) as string);
+    }
+    return asked.length;
+  };
+  expect(await goOn("2001-01-01")).toBe(1);
+  expect(await goOn("2099-01-01")).toBe(2); // it may have slept
+  expect([client.state, errors, seen]).toEqual(["live", [], [...Array(40).keys()].map((each) => each + 2)]);
+});
+
+test("a wake from sleep that ends a wait connects once", async () => {
+  vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  answering(() => problem(503, "no_leader", { "Retry-After": "25" }));
+  const target = page();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  expect(asked.length).toBe(1);
+  vi.setSystemTime(Date.now() + 3_600_000);
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect(asked.length).toBe(2);
 });
 
 // --- what is in it ---
