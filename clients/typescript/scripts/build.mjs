@@ -25,7 +25,7 @@ const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript
 // stays, and a new one gets letters that no other has. Who changes what tabs say gives the channel
 // another number in client.ts. The build sees to it that none of them is in the types that users see.
 const SHORT = {
-  ...{ apart: "b", apartUntil: "x", argument: "j", block: "P", call: "n", count: "A", drop: "o", emit: "i", given: "p" },
+  ...{ apart: "b", apartUntil: "x", argument: "j", block: "P", call: "n", count: "A", drop: "o", emit: "i", given: "p", hasWorked: "W" },
   ...{ handle: "R", isJoined: "d", isOpen: "f", isProven: "m", isSuspect: "c", key: "e", lane: "a", leave: "S", look: "E" },
   ...{ matches: "y", poke: "M", post: "B", receive: "l", send: "w", sender: "O", settle: "v", start: "T", stop: "u" },
   ...{ to: "g", url: "k", wake: "t", want: "r", wish: "s", wishes: "h" },

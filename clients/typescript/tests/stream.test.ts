@@ -137,6 +137,40 @@ test("a broker that cannot be reached is an error once it is clear that no node 
   expect(asked.length).toBeGreaterThan(20); // it goes on
 });
 
+test("a later subscription that does not come to be is an error, once, while the others go on", async () => {
+  const streams: Body[] = [];
+  answering(({ signal }) => {
+    if (streams.some(({ isGivenUp }) => !isGivenUp)) return problem(429, "too_many_connections", { "Retry-After": "2" });
+    streams.push(new Body(signal));
+    return last(streams).response;
+  });
+  const { client, errors } = open();
+  client.subscribe("a", () => {});
+  await pass();
+  await last(streams).begin();
+  client.subscribe("b", () => {});
+  await pass();
+  expect(errors).toMatchObject([{ code: "too_many_connections", status: 429 }]);
+  for (let beat = 2; beat < 30; beat++) {
+    await last(streams).send(`id: 0000000a-${beat}\n\n`);
+    await pass(10_000);
+  }
+  expect(asked.length).toBeGreaterThan(10);
+  expect([errors.length, client.state]).toEqual([1, "live"]);
+});
+
+test("an outage right after the beginning is told by the state alone, wherever it was to begin", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  client.subscribe("t", () => {}, { after: "0000000a-5" });
+  await pass();
+  await last(streams).begin("0000000a-5");
+  answering(() => Promise.reject(new TypeError("down")));
+  await last(streams).break();
+  await pass(60_000);
+  expect([client.state, errors]).toEqual(["reconnecting", []]);
+});
+
 test("after a failure the next node is asked", async () => {
   const streams: Body[] = [];
   answering(({ url, signal }) => {
