@@ -488,6 +488,27 @@ test("what no broker sends is an error, and what follows is handled", async () =
   expect([seen, subscription.cursor]).toEqual([["fine"], "0000000a-7"]);
 });
 
+test("a loop ends with the client, after what it has got", async () => {
+  const streams = bodies();
+  const { client } = open();
+  const seen: unknown[] = [];
+  const control = new AbortController(); // another way to end it, which is not used
+  for (const options of [{}, { signal: control.signal }]) {
+    void (async () => {
+      for await (const { data } of client.messages("t", options)) seen.push(data);
+      seen.push("over");
+    })();
+  }
+  await pass();
+  await last(streams).begin();
+  await last(streams).message("0000000a-2", 1);
+  expect(seen).toEqual([1, 1]);
+  client.close();
+  await pass();
+  expect(seen).toEqual([1, 1, "over", "over"]);
+  expect(await client.messages("t").next()).toEqual({ done: true, value: undefined });
+});
+
 test("what comes after a stream was closed is not handled", async () => {
   const streams = bodies();
   const { client } = open();
