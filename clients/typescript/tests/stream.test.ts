@@ -488,6 +488,22 @@ test("what no broker sends is an error, and what follows is handled", async () =
   expect([seen, subscription.cursor]).toEqual([["fine"], "0000000a-7"]);
 });
 
+test("what is malformed is handed to nobody, whatever was asked for", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  const seen: unknown[] = [];
+  client.on("topic-deleted", (deleted) => seen.push(deleted));
+  for (const filter of [">", "*", "undefined"]) client.subscribe(filter, ({ data }) => seen.push(`${filter} ${data}`));
+  await pass(100);
+  await last(streams).begin("0000000a-1");
+  await last(streams).send('id: 0000000a-2\ndata: {"id":"0000000a\n\n');
+  await last(streams).send("id: 0000000a-3\nevent: topic-deleted\ndata: {oops\n\n");
+  await last(streams).send("id: 0000000a-4\nevent: topic-deleted\ndata: {}\n\n");
+  await last(streams).message("0000000a-5", "fine", "a");
+  expect(seen).toEqual(["> fine", "* fine"]);
+  expect(errors.map(({ code }) => code)).toEqual(["malformed_event", "malformed_event"]);
+});
+
 test("a loop ends with the client, after what it has got", async () => {
   const streams = bodies();
   const { client } = open();
