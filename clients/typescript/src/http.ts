@@ -43,15 +43,13 @@ export function makeHttp(
   const token = (): Promise<string> =>
     (held ??= (async () => (typeof own === "string" ? own : Promise.race([own(), late()])))());
 
-  const late = (): Promise<never> =>
-    new Promise((_, reject) => {
-      AbortSignal.timeout(ATTEMPT_MS_MAX).onabort = () => reject("no token comes");
-    });
+  const late = (signal = AbortSignal.timeout(ATTEMPT_MS_MAX)): Promise<never> =>
+    new Promise((_, reject) => signal.addEventListener("abort", () => reject("no token comes")));
 
   async function send(path: string, type: string, init: RequestInit, isAgain?: boolean): Promise<Response> {
     const node = url();
     const asked = token();
-    const bearer = await asked;
+    const bearer = await Promise.race([asked, late(init.signal as AbortSignal)]);
     const response = await fetch(node + path, {
       ...init,
       headers: { ...init.headers, ...(bearer && { Authorization: `Bearer ${bearer}` }) },

@@ -209,6 +209,17 @@ test("a token that never comes is asked for again, and said to be what is missin
   });
 });
 
+test("a token that never comes holds up neither an abort nor the end of a call's time", async () => {
+  fakeSignalTime();
+  const { client } = open({ token: () => new Promise<string>(() => {}), callTimeout: 2000 });
+  const control = new AbortController();
+  const receipt = client.publish("t", 1, { signal: control.signal });
+  expect(await outcome(receipt, 500)).toBe("pending");
+  control.abort(new Error("enough"));
+  await expect(outcome(receipt, 0)).rejects.toThrow("enough");
+  await expect(outcome(client.publish("t", 1), 2100)).rejects.toMatchObject({ code: "gave_up" });
+});
+
 test("a page that shares its stream by its token begins all the same if that hangs at first", async () => {
   fakeSignalTime();
   vi.stubGlobal("navigator", { locks: { request: () => new Promise(() => {}) } });
