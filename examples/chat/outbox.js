@@ -6,6 +6,8 @@
 
 import { ConnectionError } from "../client.js";
 
+const AGAIN_MS = 2000; // the client may give up at once, if it is told to wait for longer than it would
+
 /**
  * An item is {uuid, topic, data, state, detail}; its state is "waiting", "kept"
  * (acknowledged: it will come on the stream) or "refused". Items that are not yet
@@ -82,13 +84,13 @@ export class Outbox {
   }
 
   async #sendOne(item) {
-    this.#attempt = new AbortController();
+    const { signal } = (this.#attempt = new AbortController());
     try {
-      await this.#publish(item, this.#attempt.signal);
+      await this.#publish(item, signal);
       item.state = "kept";
     } catch (error) {
       // No answer, or one that may be another in a moment: it waits, under its key.
-      if (error.name === "AbortError" || error instanceof ConnectionError) return;
+      if (error.name === "AbortError" || error instanceof ConnectionError) return pause(AGAIN_MS, signal);
       item.state = "refused";
       item.detail = error.message;
     }
@@ -99,6 +101,15 @@ export class Outbox {
     this.#storage.setItem("outbox", JSON.stringify(unsent));
     this.#changed();
   }
+}
+
+/** Until `ms` have passed, or `signal` aborts. */
+function pause(ms, signal) {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    setTimeout(resolve, ms);
+    signal.addEventListener("abort", resolve);
+  });
 }
 
 function restore(storage) {

@@ -20,13 +20,44 @@ export const SIZE_MAX = 5 * 1024; // gzipped
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..");
 const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript")];
 
-// Properties that only the client itself sees: they get short names. The build sees to it that
-// none of them is in the types that users see.
-const INTERNAL = [
-  ...["argument", "block", "call", "drop", "emit", "given", "handle", "held", "isOpen", "isProven"],
-  ...["isSuspect", "isJoined", "apart", "apartUntil", "lane", "leave", "look", "matches", "own", "poke", "post", "receive", "send", "sender"],
-  ...["settle", "start", "stop", "to", "url", "count", "key", "wake", "want", "wish", "wishes"],
+// Properties that only the client itself sees, and their short names. Tabs say some of them to each
+// other (tabs.ts), and the tabs of a page that was just updated have different builds: so a name
+// stays, and a new one gets letters that no other has. Who changes what tabs say gives the channel
+// another number in client.ts. The build sees to it that none of them is in the types that users see.
+const SHORT = {
+  ...{ apart: "b", apartUntil: "x", argument: "j", block: "P", call: "n", count: "A", drop: "o", emit: "i", given: "p", hasWorked: "W" },
+  ...{ handle: "R", isJoined: "d", isOpen: "f", isProven: "m", isSuspect: "c", key: "e", lane: "a", leave: "S", look: "E" },
+  ...{ matches: "y", poke: "M", post: "B", receive: "l", send: "w", sender: "O", settle: "v", start: "T", stop: "u" },
+  ...{ to: "g", url: "k", wake: "t", want: "r", wish: "s", wishes: "h" },
+};
+const INTERNAL = Object.keys(SHORT);
+
+// Parts of eventsource-parser that do nothing here: it is given whole lines that end in LF, and of
+// retry only numbers (blocks.ts), of text from which a TextDecoder has taken the byte order mark.
+const DEAD = [
+  ["let isFirstChunk, buffer, startingPosition, startingFieldLength, ", "let "],
+  ['isFirstChunk = !0, buffer = "", startingPosition = 0, startingFieldLength = -1, ', ""],
+  ["buffer = buffer ? buffer + chunk : chunk, isFirstChunk && hasBom(buffer) && (buffer = buffer.slice(BOM.length)), isFirstChunk = !1;", "const buffer = chunk;"],
+  [", discardTrailingNewline = !1;", ";"],
+  ["discardTrailingNewline && (buffer[position] === `\n` && ++position, discardTrailingNewline = !1);", ""],
+  ["fieldLength = startingFieldLength, ", "fieldLength = -1, "],
+  ["let index = startingPosition; ", "let index = position; "],
+  ['character === "\\r" ? (discardTrailingNewline = !0, lineLength = index - position) : ', ""],
+  ["if (lineLength < 0) {\n        startingPosition = length - position, startingFieldLength = fieldLength;\n        break;\n      } else\n        startingPosition = 0, startingFieldLength = -1;", ""],
+  ['position === length ? buffer = "" : position > 0 && (buffer = buffer.slice(position));', ""],
+  ["Number.isNaN(retry) || ", ""],
+  ["const BOM = [239, 187, 191];", ""],
+  ["function hasBom(buffer) {\n  return BOM.every((charCode, index) => buffer.charCodeAt(index) === charCode);\n}", ""],
 ];
+
+async function withoutDead({ path }) {
+  let contents = await readFile(path, "utf8");
+  for (const [part, rest] of DEAD) {
+    if (!contents.includes(part)) throw new Error(`eventsource-parser has changed, see DEAD in build.mjs: it lacks ${part}`);
+    contents = contents.replace(part, rest);
+  }
+  return { contents };
+}
 
 const MINIFY = {
   module: true,
@@ -45,15 +76,18 @@ export async function files() {
   return { "client.js": await bundle(), "client.d.ts": types };
 }
 
-export async function bundle() {
+/** One module, of `entry` and all that it needs. */
+export async function bundle(entry = "src/index.ts") {
   const { outputFiles } = await build({
     absWorkingDir: ROOT,
-    entryPoints: ["src/index.ts"],
+    entryPoints: [entry],
     bundle: true,
     format: "esm",
     target: "es2022",
     minify: true,
     mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
+    mangleCache: SHORT,
+    plugins: [{ name: "dead", setup: ({ onLoad }) => onLoad({ filter: /eventsource-parser\/dist\/index\.js$/ }, withoutDead) }],
     write: false,
   });
   const { code } = await minify(outputFiles[0].text, MINIFY);

@@ -13,7 +13,10 @@ import type { ClientEvents, Message, Receipt, State, SubscribeOptions, Subscript
 export interface ClientOptions {
   /** The URLs of the nodes, or of what stands before them. A relative one is relative to the page. */
   urls: string | readonly string[];
-  /** Sent as `Authorization: Bearer …`. A function is asked again when the broker answers 401. */
+  /**
+   * Sent as `Authorization: Bearer …`. A function is asked again when the broker answers 401, and
+   * when nothing comes of it for 10 s.
+   */
   token?: Token;
   /**
    * One stream for all tabs of the browser; on in pages, where the browser can. Tabs share if they
@@ -71,8 +74,9 @@ export interface Client {
   ): Subscription;
 
   /**
-   * The same as a loop: `for await (const message of client.messages("chat")) …`. It ends with the
-   * `signal`, and throws if the broker refuses. A slow loop delays nobody.
+   * The same as a loop: `for await (const message of client.messages("chat")) …`. It ends quietly
+   * with the `signal` and with the client, and throws if the broker refuses. A slow loop delays
+   * nobody.
    */
   messages<T = unknown>(
     filters: string | readonly string[],
@@ -91,7 +95,7 @@ export interface Client {
   /** Topics: list, get, create, put, delete. */
   readonly topics: Topics;
 
-  /** End all subscriptions. No handler is called any more. */
+  /** End all subscriptions and loops. No handler is called any more. */
   close(): void;
 }
 
@@ -152,7 +156,11 @@ export function connect({
     },
     on: events.on,
     subscribe,
-    messages: (filters, options = {}) => messages((onMessage, own) => subscribe(filters, onMessage, own), options),
+    messages: (filters, options = {}) =>
+      messages((onMessage, own) => subscribe(filters, onMessage, own), {
+        ...options,
+        signal: AbortSignal.any([page.signal, options.signal ?? page.signal]),
+      }),
     publish: (topic, data, options = {}) => publish(http, topic, data, options),
     history: (topic, { signal, ...options } = {}) => http.call("GET", `${topicPath(topic)}/messages${query(options)}`, signal),
     topics: topicsOf(http),

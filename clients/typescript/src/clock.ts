@@ -1,8 +1,10 @@
-// Time, as far as it is used: for waiting. It is monotonic, so a clock that is set changes nothing.
+// Time, as far as it is used: for waiting. It is monotonic, so a clock that is set makes no wait
+// shorter or longer. While the machine sleeps it may stand still (stream.ts sees that).
 
 export const now = (): number => performance.now();
 
-const WAIT_MS_MAX = 30_000;
+/** No wait is longer, whoever asks for it. */
+export const WAIT_MS_MAX = 30_000;
 
 /** How long to wait before another try: anything up to a bound that doubles ("full jitter"). */
 export const jitter = (attempt: number, base_ms: number): number =>

@@ -1,4 +1,4 @@
-import { jitter, now, pause } from "./clock.js";
+import { jitter, now, pause, WAIT_MS_MAX } from "./clock.js";
 import { ConnectionError, ProblemError, ReplBrokerError } from "./errors.js";
 
 /** A token, or what gets one. It is asked again when the broker answers 401. */
@@ -41,25 +41,30 @@ export function makeHttp(
   }
 
   const token = (): Promise<string> =>
-    (held ??= (async () => (typeof own === "string" ? own : own()))());
+    (held ??= (async () => (typeof own === "string" ? own : Promise.race([own(), late()])))());
+
+  const late = (signal = AbortSignal.timeout(ATTEMPT_MS_MAX)): Promise<never> =>
+    new Promise((_, reject) => signal.addEventListener("abort", () => reject("no token comes")));
 
   async function send(path: string, type: string, init: RequestInit, isAgain?: boolean): Promise<Response> {
     const node = url();
-    const bearer = await token();
+    const asked = token();
+    const bearer = await Promise.race([asked, late(init.signal as AbortSignal)]);
     const response = await fetch(node + path, {
       ...init,
       headers: { ...init.headers, ...(bearer && { Authorization: `Bearer ${bearer}` }) },
     });
     const { ok, status, headers } = response;
     const found = headers.get("Content-Type") ?? "";
-    if (ok && (status === 204 || found.includes(type))) return response;
+    // A POST that was redirected may have become a GET: only 201 says that it was done.
+    if (ok && (init.method === "POST" ? status === 201 : status === 204 || found.includes(type))) return response;
     if (status === 401 && !isAgain) {
-      held = undefined;
+      if (held === asked) held = undefined; // else another one was asked for meanwhile
       return send(path, type, init, true);
     }
     const { code, detail } = found.includes("json") ? await response.json() : response;
     // A date, which a proxy may send, is not heeded: clocks differ.
-    const wait = (headers.get("Retry-After") as unknown as number) * 1000 || 0;
+    const wait = Math.min((headers.get("Retry-After") as unknown as number) * 1000 || 0, WAIT_MS_MAX);
     throw code
       ? new ProblemError(code, detail, status, 0, wait)
       : new ConnectionError("not_the_broker", `${node} is no broker: status ${status}, ${found}.`, 0, 0, wait);

@@ -38,6 +38,7 @@ interface Lane extends Stream {
   filters: string;
   /** Members of another lane were moved here, and nothing has come since. */
   isJoined?: boolean;
+  hasWorked?: boolean;
   /** The cursor is one that the broker gave, and not only what it was asked for. */
   isProven?: boolean;
 }
@@ -149,7 +150,7 @@ export function makeLanes(
     if (isId(block.id)) lane.cursor = block.id;
     post({ to: found.map(({ key }) => key), block });
     if (isSubscribed) {
-      wasOpen = true;
+      lane.hasWorked = wasOpen = true;
       if (found[1]) for (const member of found) member.isSuspect = false;
       if (lane === main) tell();
     }
@@ -167,10 +168,9 @@ export function makeLanes(
   }
 
   function lost(lane: Lane, error: ReplBrokerError, failures: number): void {
-    if (lane !== lanes[0]) return;
-    tell(error);
+    if (lane === lanes[0]) tell(error);
     // An outage is told by the state. What has never worked is a mistake: an error, once.
-    if (!wasOpen && failures === http.urls.length) post({ error: { ...error } });
+    if (!lane.hasWorked && failures === http.urls.length) post({ error: { ...error } });
   }
 
   function refused(lane: Lane, error: ReplBrokerError): void {

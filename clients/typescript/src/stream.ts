@@ -1,7 +1,10 @@
 import { type Block, blockReader } from "./blocks.js";
-import { jitter, now } from "./clock.js";
+import { jitter, now, WAIT_MS_MAX } from "./clock.js";
 import { ConnectionError, type ReplBrokerError } from "./errors.js";
 import { broken, type Http, isTemporary } from "./http.js";
+
+const RETRY_MS_MIN = 100; // whatever the broker says
+const ASLEEP_MS_MIN = 5000;
 
 /**
  * One event stream that is kept open until `stop`: it watches for silence, backs off, and goes to
@@ -47,6 +50,7 @@ export function makeStream(
   let url = "";
   let failures = 0;
   let base = 2000; // until the broker says otherwise
+  let skew: number; // between the clocks: the one that counts stands still while the machine sleeps
   let due = 0; // the next attempt, or the end of patience with this one
 
   function stop(): void {
@@ -60,13 +64,17 @@ export function makeStream(
     stop();
     due = now() + openTimeout;
     url = http.url();
+    skew = Infinity; // not known
     void run((attempt = new AbortController()));
     look();
   }
 
   function look(): void {
     clearTimeout(timer);
-    if (now() < due) timer = setTimeout(look, due - now());
+    const before = skew;
+    skew = Date.now() - now();
+    if (skew - before > ASLEEP_MS_MIN) start();
+    else if (now() < due) timer = setTimeout(look, Math.min(due - now(), WAIT_MS_MAX));
     else if (!attempt) start();
     else {
       const text =
@@ -90,7 +98,7 @@ export function makeStream(
           }
           onBlock(block);
         },
-        (ms) => (base = ms),
+        (ms) => (base = Math.max(ms, RETRY_MS_MIN)),
       );
       for (let part; !(part = await reader.read()).done; ) {
         read(part.value);

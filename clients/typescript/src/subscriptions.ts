@@ -98,7 +98,7 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
   }
 
   function onBlock(found: Entry[], { id, event, data }: Block): void {
-    const isMessage = event === "message";
+    let isMessage = event === "message";
     let content: any;
     try {
       content = JSON.parse(data || "{}");
@@ -107,6 +107,7 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
       const text = `No broker sends this: ${data.slice(0, 99)}`;
       tell(new ReplBrokerError("malformed_event", text));
       content = {};
+      isMessage = false;
     }
     for (const entry of found) {
       const { wish, given } = entry;
@@ -123,7 +124,7 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
         if (isMessage && entry.matches(content.topic)) guard(() => entries.has(wish.key) && entry.handle(content as never));
       }
     }
-    if (event === "topic-deleted" && !deletions.has(id + data)) {
+    if (event === "topic-deleted" && content.topic && !deletions.has(id + data)) {
       deletions.add(id + data);
       if (found.some(({ matches }) => matches(content.topic))) events.emit(event, content);
     }

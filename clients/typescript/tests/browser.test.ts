@@ -5,6 +5,8 @@ import { existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+// @ts-expect-error It has no types.
+import { bundle } from "../scripts/build.mjs";
 import type { Client, connect } from "../src/index.js";
 import { Broker, startCluster, until } from "./broker.js";
 
@@ -62,9 +64,10 @@ describe.skipIf(!EXECUTABLE)("in Chromium", () => {
   }
 
   /** A tab that follows `filters`, and writes down what it gets as `topic data`. */
-  async function tab(filters: string | string[], options: { url?: string; urls?: string[]; shareTabs?: boolean | string } = {}) {
-    const { url = broker.url, urls = [url], shareTabs } = options;
+  async function tab(filters: string | string[], options: { url?: string; urls?: string[]; shareTabs?: boolean | string; build?: string } = {}) {
+    const { url = broker.url, urls = [url], shareTabs, build } = options;
     const page = await context.newPage();
+    if (build) await page.route("**/client.js", (route) => route.fulfill({ contentType: "text/javascript", body: build }));
     await page.goto(`${url}/healthz`);
     await page.addScriptTag({ type: "module", content: `import { connect } from "/client.js"; window.connect = connect;` });
     await page.waitForFunction(() => window.connect);
@@ -206,6 +209,22 @@ describe.skipIf(!EXECUTABLE)("in Chromium", () => {
       expect(await seen(page)).toEqual(lines("pause", 5));
     }
     await broker.waitStreams(1);
+  });
+
+  test.each([0, 1])("a tab with another build gets everything, and so do the others: it comes in place %d", async (place) => {
+    await profile();
+    const build = await bundle("tests/later.ts");
+    const pages: Page[] = [];
+    for (const index of [0, 1]) pages.push(await tab("builds", index === place ? { build } : {}));
+    await broker.waitStreams(1);
+    expect([await isHolder(pages[0] as Page), await isHolder(pages[1] as Page)]).toEqual([true, false]);
+    await broker.publish("builds", 0, 1);
+    for (const page of pages) await waitSeen(page, 2);
+    await pages[0]?.close();
+    await broker.publish("builds", 2);
+    await waitSeen(pages[1] as Page, 3);
+    expect(await seen(pages[1] as Page)).toEqual(lines("builds", 3));
+    expect(await errors(pages[1] as Page)).toEqual([]);
   });
 
   test("when a tab is gone, what it alone asked for is not asked for any more", async () => {

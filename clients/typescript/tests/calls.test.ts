@@ -76,6 +76,15 @@ test("Retry-After is heeded", async () => {
   expect(await outcome(receipt, 200)).toEqual(RECEIPT);
 });
 
+test("Retry-After of days is heeded for half a minute", async () => {
+  inTurn(() => problem(503, "no_leader", { "Retry-After": "9999999" }), kept);
+  const { client } = open({ callTimeout: 60_000 });
+  const receipt = client.publish("t", 1);
+  expect(await outcome(receipt, 29_900)).toBe("pending");
+  expect(asked.length).toBe(1);
+  expect(await outcome(receipt, 200)).toEqual(RECEIPT);
+});
+
 test.each([400, 403, 404, 413, 415, 422])("a refusal with %d is final", async (status) => {
   answering(() => problem(status, "some_code"));
   const { client } = open();
@@ -112,12 +121,17 @@ test("a wait that is longer than the time left is not begun", async () => {
   });
 });
 
-test("a node that takes the request and never answers is left for another", async () => {
+/** AbortSignal.timeout by the time that tests have; it has a clock of its own otherwise. */
+function fakeSignalTime(): void {
   vi.spyOn(AbortSignal, "timeout").mockImplementation((ms) => {
-    const control = new AbortController(); // it has a clock of its own otherwise
+    const control = new AbortController();
     setTimeout(() => control.abort(new DOMException("the operation timed out", "TimeoutError")), ms);
     return control.signal;
   });
+}
+
+test("a node that takes the request and never answers is left for another", async () => {
+  fakeSignalTime();
   answering(({ url }) => (url.hostname === "a.test" ? new Promise(() => {}) : kept()));
   const { client } = open({ urls: ["http://a.test", "http://b.test"] });
   const receipt = client.publish("t", 1);
@@ -163,10 +177,84 @@ test("a fresh token is got on 401, once, for all calls that wait for one", async
   expect(count).toBe(2);
 });
 
+test("a fresh token is asked for once, however many calls are refused, and whenever they hear of it", async () => {
+  let count = 0;
+  let late = 0;
+  answering(async ({ headers }) => {
+    if (headers.get("Authorization") === "Bearer 2") return kept();
+    const ms = 10 * ++late;
+    await new Promise((resolve) => setTimeout(resolve, ms));
+    return problem(401, "unauthenticated");
+  });
+  const { client } = open({ token: async () => `${++count}` });
+  const all = Promise.all([...Array(20)].map((_, number) => client.publish("t", number)));
+  expect(await outcome(all, 300)).toEqual(Array(20).fill(RECEIPT));
+  expect([asked.length, count]).toEqual([40, 2]);
+});
+
+test("a token that never comes is asked for again, and said to be what is missing", async () => {
+  fakeSignalTime();
+  answering(kept);
+  let count = 0;
+  const { client } = open({ token: () => (count++ ? "good" : new Promise<string>(() => {})) });
+  const receipt = client.publish("t", 1);
+  expect(await outcome(receipt, 9900)).toBe("pending");
+  expect(await outcome(receipt, 1000)).toEqual(RECEIPT);
+  expect(asked.map(({ headers }) => headers.get("Authorization"))).toEqual(["Bearer good"]);
+
+  const { client: never } = open({ token: () => new Promise<string>(() => {}) });
+  await expect(outcome(never.publish("t", 1), 45_000)).rejects.toMatchObject({
+    code: "gave_up",
+    detail: expect.stringContaining("no token comes"),
+  });
+});
+
+test("a token that never comes holds up neither an abort nor the end of a call's time", async () => {
+  fakeSignalTime();
+  const { client } = open({ token: () => new Promise<string>(() => {}), callTimeout: 2000 });
+  const control = new AbortController();
+  const receipt = client.publish("t", 1, { signal: control.signal });
+  expect(await outcome(receipt, 500)).toBe("pending");
+  control.abort(new Error("enough"));
+  await expect(outcome(receipt, 0)).rejects.toThrow("enough");
+  await expect(outcome(client.publish("t", 1), 2100)).rejects.toMatchObject({ code: "gave_up" });
+});
+
+test("a page that shares its stream by its token begins all the same if that hangs at first", async () => {
+  fakeSignalTime();
+  vi.stubGlobal("navigator", { locks: { request: () => new Promise(() => {}) } });
+  answering(() => new Promise(() => {}));
+  let count = 0;
+  const { client } = open({ shareTabs: true, token: () => (count++ ? "good" : new Promise<string>(() => {})) });
+  client.subscribe("t", () => {});
+  await pass(9900);
+  expect(asked.length).toBe(0);
+  await pass(100);
+  await pass(2000);
+  expect(asked.map(({ headers }) => headers.get("Authorization"))).toEqual(["Bearer good"]);
+});
+
 test("401 that stays is told", async () => {
   answering(() => problem(401, "unauthenticated"));
   const { client } = open({ token: "wrong" });
   await expect(outcome(client.publish("t", 1), 0)).rejects.toMatchObject({ status: 401, code: "unauthenticated" });
+});
+
+test("a publish that became a GET by a redirect did not happen, and is not said to have", async () => {
+  let isRedirected = true;
+  answering(() => (isRedirected ? json({ messages: [], next: null, gap: false }) : kept()));
+  const { client } = open({ urls: "http://a.test/old" });
+  const receipt = client.publish("t", 1);
+  expect(await outcome(receipt, 1000)).toBe("pending");
+  isRedirected = false;
+  expect(await outcome(receipt, 4000)).toEqual(RECEIPT);
+  isRedirected = true;
+  for (const call of [() => client.publish("t", 1), () => client.topics.create("t")]) {
+    await expect(outcome<unknown>(call(), 31_000)).rejects.toMatchObject({
+      code: "gave_up",
+      detail: expect.stringContaining("http://a.test/old is no broker: status 200, application/json."),
+    });
+  }
 });
 
 test("names and parameters are encoded, and what is not given is left out", async () => {

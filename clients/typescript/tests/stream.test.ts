@@ -137,6 +137,40 @@ test("a broker that cannot be reached is an error once it is clear that no node 
   expect(asked.length).toBeGreaterThan(20); // it goes on
 });
 
+test("a later subscription that does not come to be is an error, once, while the others go on", async () => {
+  const streams: Body[] = [];
+  answering(({ signal }) => {
+    if (streams.some(({ isGivenUp }) => !isGivenUp)) return problem(429, "too_many_connections", { "Retry-After": "2" });
+    streams.push(new Body(signal));
+    return last(streams).response;
+  });
+  const { client, errors } = open();
+  client.subscribe("a", () => {});
+  await pass();
+  await last(streams).begin();
+  client.subscribe("b", () => {});
+  await pass();
+  expect(errors).toMatchObject([{ code: "too_many_connections", status: 429 }]);
+  for (let beat = 2; beat < 30; beat++) {
+    await last(streams).send(`id: 0000000a-${beat}\n\n`);
+    await pass(10_000);
+  }
+  expect(asked.length).toBeGreaterThan(10);
+  expect([errors.length, client.state]).toEqual([1, "live"]);
+});
+
+test("an outage right after the beginning is told by the state alone, wherever it was to begin", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  client.subscribe("t", () => {}, { after: "0000000a-5" });
+  await pass();
+  await last(streams).begin("0000000a-5");
+  answering(() => Promise.reject(new TypeError("down")));
+  await last(streams).break();
+  await pass(60_000);
+  expect([client.state, errors]).toEqual(["reconnecting", []]);
+});
+
 test("after a failure the next node is asked", async () => {
   const streams: Body[] = [];
   answering(({ url, signal }) => {
@@ -187,6 +221,44 @@ test("Retry-After is heeded where it is longer, as a number; a date is not, sinc
   expect(asked.length).toBe(2);
   await pass(4000);
   expect(asked.length).toBeGreaterThan(2);
+});
+
+test("Retry-After of days is heeded for half a minute", async () => {
+  answering(() => problem(503, "no_leader", { "Retry-After": "9999999" }));
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  await pass(29_900);
+  expect(asked.length).toBe(1);
+  await pass(200);
+  expect(asked.length).toBe(2);
+});
+
+test("patience without end is no timer that runs out at once", async () => {
+  const streams = bodies();
+  const { client } = open({ silenceTimeout: Infinity });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin();
+  const timers = vi.spyOn(globalThis, "setTimeout");
+  await pass(300_000);
+  expect(timers.mock.calls.length).toBeLessThan(15);
+  expect([asked.length, client.state]).toEqual([1, "live"]);
+});
+
+test("retry: 0 does not have the broker asked without a pause", async () => {
+  const streams = bodies();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  for (let count = 1; count < 4; count++) {
+    await last(streams).begin("0000000a-1", "retry: 0\n\n");
+    await last(streams).end();
+    await pass(45);
+    expect(asked.length).toBe(count);
+    await pass(10);
+    expect(asked.length).toBe(count + 1);
+  }
 });
 
 test("retry: of the broker is what waits begin with", async () => {
@@ -348,18 +420,68 @@ test("a page that is put away gives its connection back, and goes on where it wa
   expect([seen, client.state]).toEqual([[1, 2], "live"]);
 });
 
-test("a clock that is set changes nothing", async () => {
+test("a machine that slept, while its monotonic clock stood still, connects anew as the page is shown", async () => {
+  const target = page();
   const streams = bodies();
   const { client } = open();
   client.subscribe("t", () => {});
   await pass();
+  await last(streams).begin("0000000a-7");
+  await pass(1000);
+  target.dispatchEvent(new Event("visibilitychange")); // hidden
+  vi.setSystemTime(Date.now() + 3_600_000);
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect([streams[0]?.isGivenUp, ...after()]).toEqual([true, "latest", "0000000a-7"]);
+});
+
+test("a machine that slept connects anew within half a minute, if nothing else tells of it", async () => {
+  const streams = bodies();
+  const { client } = open({ silenceTimeout: 3_600_000 });
+  client.subscribe("t", () => {});
+  await pass();
+  await last(streams).begin("0000000a-7");
+  await pass(20_000);
+  vi.setSystemTime(Date.now() + 60_000);
+  await pass(30_000);
+  expect([streams[0]?.isGivenUp, ...after()]).toEqual([true, "latest", "0000000a-7"]);
+});
+
+test("a clock that is set costs at most a connection, and no message", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  const seen: unknown[] = [];
+  client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
   await last(streams).begin();
-  for (const time of ["2001-01-01", "2099-01-01"]) {
+  let seq = 2;
+  const goOn = async (time: string): Promise<number> => {
     vi.setSystemTime(new Date(time));
-    await pass(20_000);
-    await last(streams).send("id: 0000000a-1\n\n");
-  }
-  expect([asked.length, client.state]).toEqual([1, "live"]);
+    for (let count = 0; count < 20; count++) {
+      await last(streams).message(`0000000a-${seq}`, seq++);
+      const before = asked.length;
+      await pass(5000);
+      if (asked.length > before) await last(streams).begin(last(after()) as string);
+    }
+    return asked.length;
+  };
+  expect(await goOn("2001-01-01")).toBe(1);
+  expect(await goOn("2099-01-01")).toBe(2); // it may have slept
+  expect([client.state, errors, seen]).toEqual(["live", [], [...Array(40).keys()].map((each) => each + 2)]);
+});
+
+test("a wake from sleep that ends a wait connects once", async () => {
+  vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  answering(() => problem(503, "no_leader", { "Retry-After": "25" }));
+  const target = page();
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  expect(asked.length).toBe(1);
+  vi.setSystemTime(Date.now() + 3_600_000);
+  target.dispatchEvent(new Event("visibilitychange"));
+  await pass();
+  expect(asked.length).toBe(2);
 });
 
 // --- what is in it ---
@@ -381,6 +503,43 @@ test("what no broker sends is an error, and what follows is handled", async () =
   expect(errors.map(({ code }) => code)).toEqual([...Array(5).fill("malformed_event"), "gap"]);
   expect(errors[0]?.detail).toContain("{not json");
   expect([seen, subscription.cursor]).toEqual([["fine"], "0000000a-7"]);
+});
+
+test("what is malformed is handed to nobody, whatever was asked for", async () => {
+  const streams = bodies();
+  const { client, errors } = open();
+  const seen: unknown[] = [];
+  client.on("topic-deleted", (deleted) => seen.push(deleted));
+  for (const filter of [">", "*", "undefined"]) client.subscribe(filter, ({ data }) => seen.push(`${filter} ${data}`));
+  await pass(100);
+  await last(streams).begin("0000000a-1");
+  await last(streams).send('id: 0000000a-2\ndata: {"id":"0000000a\n\n');
+  await last(streams).send("id: 0000000a-3\nevent: topic-deleted\ndata: {oops\n\n");
+  await last(streams).send("id: 0000000a-4\nevent: topic-deleted\ndata: {}\n\n");
+  await last(streams).message("0000000a-5", "fine", "a");
+  expect(seen).toEqual(["> fine", "* fine"]);
+  expect(errors.map(({ code }) => code)).toEqual(["malformed_event", "malformed_event"]);
+});
+
+test("a loop ends with the client, after what it has got", async () => {
+  const streams = bodies();
+  const { client } = open();
+  const seen: unknown[] = [];
+  const control = new AbortController(); // another way to end it, which is not used
+  for (const options of [{}, { signal: control.signal }]) {
+    void (async () => {
+      for await (const { data } of client.messages("t", options)) seen.push(data);
+      seen.push("over");
+    })();
+  }
+  await pass();
+  await last(streams).begin();
+  await last(streams).message("0000000a-2", 1);
+  expect(seen).toEqual([1, 1]);
+  client.close();
+  await pass();
+  expect(seen).toEqual([1, 1, "over", "over"]);
+  expect(await client.messages("t").next()).toEqual({ done: true, value: undefined });
 });
 
 test("what comes after a stream was closed is not handled", async () => {

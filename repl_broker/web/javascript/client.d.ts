@@ -188,7 +188,10 @@ interface Topics {
 interface ClientOptions {
     /** The URLs of the nodes, or of what stands before them. A relative one is relative to the page. */
     urls: string | readonly string[];
-    /** Sent as `Authorization: Bearer …`. A function is asked again when the broker answers 401. */
+    /**
+     * Sent as `Authorization: Bearer …`. A function is asked again when the broker answers 401, and
+     * when nothing comes of it for 10 s.
+     */
     token?: Token;
     /**
      * One stream for all tabs of the browser; on in pages, where the browser can. Tabs share if they
@@ -236,8 +239,9 @@ interface Client {
      */
     subscribe<T = unknown>(filters: string | readonly string[], onMessage: (message: Message<T>) => unknown, options?: SubscribeOptions): Subscription;
     /**
-     * The same as a loop: `for await (const message of client.messages("chat")) …`. It ends with the
-     * `signal`, and throws if the broker refuses. A slow loop delays nobody.
+     * The same as a loop: `for await (const message of client.messages("chat")) …`. It ends quietly
+     * with the `signal` and with the client, and throws if the broker refuses. A slow loop delays
+     * nobody.
      */
     messages<T = unknown>(filters: string | readonly string[], options?: MessagesOptions): AsyncGenerator<Message<T>, void, undefined>;
     /**
@@ -249,7 +253,7 @@ interface Client {
     history<T = unknown>(topic: string, options?: HistoryOptions): Promise<HistoryPage<T>>;
     /** Topics: list, get, create, put, delete. */
     readonly topics: Topics;
-    /** End all subscriptions. No handler is called any more. */
+    /** End all subscriptions and loops. No handler is called any more. */
     close(): void;
 }
 /** A client of the broker. Nothing is sent before there is something to do. */
