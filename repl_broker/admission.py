@@ -46,6 +46,7 @@ def address_key(host: str) -> str:
     return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
 
 
+@lru_cache(maxsize=4096)  # a connection asks with each of its publishes
 def client_of(peer: str) -> str:
     """The client of a connection from ``peer``, which is ``HOST:PORT`` or ``[IPV6]:PORT``."""
     return address_key(peer.rpartition(":")[0].strip("[]"))
@@ -160,19 +161,17 @@ class Admission:
         SPREAD_SECONDS."""
         return math.ceil(wait + self._random.uniform(0, max(wait, SPREAD_SECONDS)))
 
-    @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """A publish is under way. Raises ``overloaded`` if there are too many."""
+    def begin_publish(self) -> None:
+        """A publish is under way, until ``end_publish``. Raises ``overloaded`` if too many are."""
         if self._under_way >= self._limits.publishes_under_way:
             raise self.overloaded(
                 f"{self._under_way} publishes wait for the disk, which is the most "
                 "([limits] publishes_under_way)."
             )
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
+
+    def end_publish(self) -> None:
+        self._under_way -= 1
 
     def overloaded(self, detail: str) -> RequestError:
         """To be raised; it is counted."""
