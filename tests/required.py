@@ -18,9 +18,9 @@ def need_program(*names: str) -> str:
 
 
 def need_modules(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        missing(f"not installed: {', '.join(missing)}; pip install -e '.[test]' does it")
+    lacking = [name for name in names if importlib.util.find_spec(name) is None]
+    if lacking:
+        missing(f"not installed: {', '.join(lacking)}; pip install -e '.[test]' does it")
 
 
 def missing(text: str) -> str:
