@@ -49,7 +49,8 @@ export function makeHttp(
   async function send(path: string, type: string, init: RequestInit, isAgain?: boolean): Promise<Response> {
     const node = url();
     const asked = token();
-    const bearer = await Promise.race([asked, late(init.signal as AbortSignal)]);
+    // Where there is nothing to wait for, no signal is listened to: in Deno that holds the process.
+    const bearer = typeof own === "string" ? own : await Promise.race([asked, late(init.signal as AbortSignal)]);
     const response = await fetch(node + path, {
       ...init,
       headers: { ...init.headers, ...(bearer && { Authorization: `Bearer ${bearer}` }) },
