@@ -86,7 +86,7 @@ _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
 # Body parts, of READ_BYTES at most, that wait for the application.
 _INBOX_PARTS_MAX: Final = 4
 _ACCEPT_RETRY_SECONDS: Final = 0.1
-_ACCEPTED_TOGETHER_MAX: Final = 32  # without letting others run
+_ACCEPTED_TOGETHER_MAX: Final = 2  # besides one; more at a time would hold up good readers
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = (3, 8)
