@@ -16,6 +16,7 @@ import { dts } from "rollup-plugin-dts";
 import { minify } from "terser";
 
 export const SIZE_MAX = 5 * 1024; // gzipped
+const SPREAD = 32; // what other versions of zlib, and the gzip command, may make of it
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..");
 const PLACES = [join(ROOT, "dist"), join(ROOT, "../../repl_broker/web/javascript")];
@@ -47,6 +48,11 @@ const DEAD = [
   ['position === length ? buffer = "" : position > 0 && (buffer = buffer.slice(position));', ""],
   ["Number.isNaN(retry) || ", ""],
   ["const BOM = [239, 187, 191];", ""],
+  ["return reset(), { feed, reset };", "reset(); return { feed };"],
+  [" || void 0,", ","],
+  [".toString()", ""],
+  ["valueLength = lineLength - step, ", ""],
+  ["position + valueLength", "index + lineLength"],
   ["function hasBom(buffer) {\n  return BOM.every((charCode, index) => buffer.charCodeAt(index) === charCode);\n}", ""],
 ];
 
@@ -105,7 +111,7 @@ if (isMain) {
   const built = await files();
   const size = gzipSync(built["client.js"], { level: 9 }).length;
   console.log(`client.js: ${built["client.js"].length} bytes, ${size} gzipped (limit ${SIZE_MAX})`);
-  if (size >= SIZE_MAX) throw new Error("client.js is too large.");
+  if (size + SPREAD > SIZE_MAX) throw new Error("client.js is too large.");
   for (const place of PLACES) {
     await mkdir(place, { recursive: true });
     for (const [name, text] of Object.entries(built)) {

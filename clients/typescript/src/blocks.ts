@@ -25,7 +25,7 @@ export function blockReader(onBlock: (block: Block) => void, onRetry: (ms: numbe
     if (found.type !== "event") return onRetry(found.value);
     const before = id;
     id = found.id ?? id;
-    if (found.data || id !== before) onBlock({ id, event: found.data && (found.event ?? "message"), data: found.data });
+    if (found.data || id !== before) onBlock({ id, event: found.data && (found.event || "message"), data: found.data });
   });
 
   return (text: string): void => {
