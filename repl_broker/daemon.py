@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 BACKLOG: Final = 1024
 OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
-GC_THRESHOLDS: Final = (50_000, 20, 100)  # of Python's default: (700, 10, 10)
+GC_THRESHOLDS: Final = (10_000, 50, 20)  # of Python's default: (700, 10, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,9 @@ async def _part(broker: Broker, hub: Hub, door: Door) -> None:
 def _calm_the_collector() -> None:
     """Look for cyclic garbage less often: with 1,000 streams it took half of all CPU.
 
-    What was loaded until now stays for good, and is not looked through again.
+    What was loaded until now stays for good, and is not looked through again. With
+    thousands of connections a look takes as long as there are young objects, and all
+    messages wait meanwhile: so it is not as seldom as would be cheapest.
     """
     gc.collect()
     gc.freeze()
@@ -393,6 +395,7 @@ def _options(config: Config) -> DoorOptions:
         connections_per_address=limits.connections_per_address,
         header_bytes_max=limits.header_bytes,
         header_timeout_seconds=limits.header_timeout_seconds,
+        body_timeout_seconds=limits.body_timeout_seconds,
         idle_timeout_seconds=limits.idle_timeout_seconds,
         write_timeout_seconds=limits.write_timeout_seconds,
     )

@@ -66,7 +66,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TURN_SECONDS_MAX: Final = 0.001  # of writing, until others (publishes, heartbeats) have a turn
+TURN_SECONDS: Final = 0.001  # of writing, until others (publishes, heartbeats) have a turn
+TURN_SECONDS_MAX: Final = 0.02  # of it, where others take as long for theirs
 TURN_READERS: Final = 16  # between two looks at the clock
 EVENTS_MAX: Final = 64  # of the epoll set, in one turn
 ADVANCE_BATCHES_MAX: Final = 4  # for one reader that catches up along the tail, in one turn
@@ -163,6 +164,7 @@ class Fanout:
         self._went_ahead = trio.lowlevel.ParkingLot()
         self._wheel_begins = trio.lowlevel.ParkingLot()
         self._emptied = trio.lowlevel.ParkingLot()
+        self._turns = _Turns()  # of flushing
 
     def take_options(self, options: FanoutOptions) -> None:
         """Tend readers by these from now on; each when it is next looked at."""
@@ -282,7 +284,8 @@ class Fanout:
         write, chunks = os.write, batch.chunks
         size, begun = len(chunks), 0
         readers, elsewhere = list(channel.level), []
-        turns = _Turns()
+        turns = self._turns
+        turns.begin()
         for first in range(0, len(readers), TURN_READERS):
             for reader in readers[first : first + TURN_READERS]:
                 if reader.place is not start:
@@ -690,15 +693,27 @@ class Fanout:
 
 
 class _Turns:
-    """Lets other tasks run when this one has had its time."""
+    """Lets other tasks run when this one has had its time: about as long as they had before.
+
+    So whoever keeps the node busy, slow clients for one, cannot have more than
+    half of it while there is something to write.
+    """
 
     def __init__(self) -> None:
-        self._due = perf_counter() + TURN_SECONDS_MAX
+        self._seconds = TURN_SECONDS
+        self._due = perf_counter() + TURN_SECONDS
+
+    def begin(self) -> None:
+        """There is something to write; nothing has been written yet."""
+        self._due = perf_counter() + self._seconds
 
     async def give(self) -> None:
-        if perf_counter() > self._due:
+        given = perf_counter()
+        if given > self._due:
             await trio.lowlevel.checkpoint()
-            self._due = perf_counter() + TURN_SECONDS_MAX
+            now = perf_counter()
+            self._seconds = min(max(now - given, TURN_SECONDS), TURN_SECONDS_MAX)
+            self._due = now + self._seconds
 
 
 def _mask(reader: Reader) -> int:

@@ -19,8 +19,8 @@ from repl_broker.config import LimitsConfig
 from repl_broker.errors import RequestError
 from repl_broker.web.parameters import OBJECT_BYTES_MAX
 
-__all__ = ["NDJSON", "BodyLimit", "BodyLimits", "BrokerRequest", "check_media_type", "late"]
-__all__ += ["read_body"]
+__all__ = ["NDJSON", "BodyLimit", "BodyLimits", "BrokerRequest", "body_is_late"]
+__all__ += ["check_media_type", "late", "read_body"]
 
 NDJSON: Final = "application/x-ndjson"
 _UTF8: Final = frozenset({"utf-8", "utf8"})
@@ -124,10 +124,13 @@ async def read_body(limit: BodyLimit, held: Bodies | None = None) -> bytes:
 
 def late(limit: BodyLimit) -> RequestError:
     """What is said of a body that was not complete in time."""
-    return RequestError(
-        "request_timeout",
-        f"The body was not complete within {limit.seconds:g} seconds "
-        "([limits] body_timeout_seconds); nothing was done.",
+    return RequestError("request_timeout", body_is_late(limit.seconds))
+
+
+def body_is_late(seconds: float) -> str:
+    return (
+        f"The body was not complete within {seconds:g} seconds "
+        "([limits] body_timeout_seconds); nothing was done."
     )
 
 

@@ -42,6 +42,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -68,9 +69,10 @@ from repl_broker.admission import address_key
 from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.stalled import Stalled
-from repl_broker.trace import current_id
+from repl_broker.trace import Request, current_id
+from repl_broker.web.body import body_is_late
 from repl_broker.web.counts import Counted
-from repl_broker.web.head import begins_in_place, head_end, is_plain
+from repl_broker.web.head import begins_in_place, coming_bytes, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
@@ -83,10 +85,18 @@ logger = logging.getLogger(__name__)
 QUART_ONLY: Final = "REPL_BROKER_TEST_QUART_ONLY"  # an environment variable, for tests
 # What a client may send ahead while its earlier request is being answered.
 _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
+# A body up to this is waited for before the application begins.
+_GATHERED_BYTES_MAX: Final = 16 * 1024
 # Body parts, of READ_BYTES at most, that wait for the application.
 _INBOX_PARTS_MAX: Final = 4
 _ACCEPT_RETRY_SECONDS: Final = 0.1
-_ACCEPTED_TOGETHER_MAX: Final = 2  # besides one; more at a time would hold up good readers
+_LOOK_SECONDS_MIN: Final = 0.1  # between two looks through all Publishers for those that are late
+_GIVEN_UP_TOGETHER_MAX: Final = 8  # of those, until others have a turn
+# Accepting takes this part of the time at most, so that it holds up no good reader, but so many
+# come in at a time all the same.
+_ACCEPT_SHARE: Final = 0.1
+_ACCEPTED_TOGETHER_MIN: Final = 3
+_ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = (3, 8)
@@ -109,6 +119,8 @@ class DoorOptions:
     """An incomplete request line with its header; beyond it, 431."""
     header_timeout_seconds: float = 10.0
     """From a request's first byte (or from accept) until its header is complete; then 408."""
+    body_timeout_seconds: float = 10.0
+    """From the header until a body is complete that is short enough to be waited for; then 408."""
     idle_timeout_seconds: float = 60.0
     """Between a response and the first byte of the next request."""
     write_timeout_seconds: float = 10.0
@@ -183,14 +195,15 @@ class _Problem:
         return cls(status, code, title, detail)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        headers = [
+        """As those of problems that others tell (shell.py), less the date and the close."""
+        request_id = current_id() or Request().id  # without one no request has been read
+        return [
             (b"content-type", b"application/problem+json"),
             (b"content-length", b"%d" % len(self.body())),
-            (b"connection", b"close"),
+            (b"cache-control", b"no-store"),
+            (b"x-request-id", request_id.encode("ascii")),
+            (b"x-content-type-options", b"nosniff"),
         ]
-        if request_id := current_id():  # else no request has been read
-            headers.append((b"x-request-id", request_id.encode("ascii")))
-        return headers
 
     def body(self) -> bytes:
         fields = {
@@ -263,6 +276,8 @@ class Door:
         self._fanout = None if self._streams is None else self._streams.fanout
         self.stalled = Stalled(_STALLED_BYTES_MAX) if streams is None else streams.fanout.stalled
         self.refusals = Counter() if refusals is None else refusals
+        self.in_turn = trio.Lock()
+        """For what would hold up good clients if it was done for many together."""
         self._life = trio.CancelScope()
         self._open: set[Connection | Publisher] = set()
         self._addresses: dict[str, int] = {}  # their connections
@@ -362,6 +377,7 @@ class Door:
         if listener.socket.fileno() < 0:  # stopped before it ran
             return
         at_once = socket.socket(fileno=listener.socket.fileno())  # the same one
+        ended = perf_counter()
         try:
             while True:
                 try:
@@ -376,17 +392,22 @@ class Door:
                     self._log_accept_failure(error)
                     await trio.sleep(_ACCEPT_RETRY_SECONDS)
                 else:
+                    began = perf_counter()
+                    seconds = min((began - ended) * _ACCEPT_SHARE, _ACCEPT_SECONDS_MAX)
                     self._admit(stream.socket, nursery)
-                    self._admit_waiting(at_once, nursery)
+                    self._admit_waiting(at_once, nursery, began + seconds)
+                    ended = perf_counter()
         finally:
             at_once.detach()
 
-    def _admit_waiting(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    def _admit_waiting(self, listener: socket.socket, nursery: trio.Nursery, until: float) -> None:
         """Those who came together come in together: to wait for each costs as much as it does."""
         with suppress(OSError):  # nobody is left; what else it may be shows when one is waited for
-            for _ in range(_ACCEPTED_TOGETHER_MAX):
+            count = 1
+            while count < _ACCEPTED_TOGETHER_MIN or perf_counter() < until:
                 accepted, _ = listener.accept()
                 self._admit(trio.socket.from_stdlib_socket(accepted), nursery)
+                count += 1
 
     def _log_accept_failure(self, error: OSError) -> None:
         now = trio.current_time()
@@ -476,7 +497,9 @@ class Door:
         """Give up on the clients of Publishers that keep us waiting for too long.
 
         A wait that begins later than this looks is not over before the shortest
-        of all limits is.
+        of all limits is. Thousands of slow clients must not have it look all the
+        time, nor end together at the cost of others: so each limit is late by
+        _LOOK_SECONDS_MIN at most.
         """
         while True:
             options = self.options
@@ -487,13 +510,19 @@ class Door:
             )
             now = trio.current_time()
             nearest = now + shortest
+            late = []
             for client in self._open:
                 if isinstance(client, Publisher) and client.due < nearest:
                     if client.due <= now:
-                        client.give_up()
+                        late.append(client)
                     else:
                         nearest = client.due
-            await trio.sleep_until(nearest)
+            for count, client in enumerate(late, 1):
+                if client.due <= now:  # still
+                    client.give_up()
+                if not count % _GIVEN_UP_TOGETHER_MAX:
+                    await trio.lowlevel.checkpoint()
+            await trio.sleep_until(max(nearest, now + _LOOK_SECONDS_MIN))
 
     def note_failure(self, what: str, failure: BaseException) -> None:
         """Count and log, in one line, an exception that ended a connection."""
@@ -550,15 +579,23 @@ class Connection:
         # … since the client left, or will not take what is written.
         self._gone = False
         self._is_stream = False  # what is being answered is an event stream
-        client = _peer_address(transport.socket)
-        self.peer = _host_port(client)
-        self._protocol = _Protocol(
-            self,
-            door.hypercorn_config,
-            is_tls=door.ssl_context is not None,
-            client=client,
-            server=_address(transport.socket.getsockname()),
-        )
+        self._gathers = False  # a body is waited for
+        self._client = _peer_address(transport.socket)
+        self.peer = _host_port(self._client)
+        self._made: _Protocol | None = None
+
+    @property
+    def _protocol(self) -> _Protocol:
+        """Made when it is needed: many clients never say as much."""
+        if self._made is None:
+            self._made = _Protocol(
+                self,
+                self._door.hypercorn_config,
+                is_tls=self._door.ssl_context is not None,
+                client=self._client,
+                server=_address(self.transport.socket.getsockname()),
+            )
+        return self._made
 
     @property
     def stopping(self) -> bool:
@@ -651,11 +688,44 @@ class Connection:
                     self._limit(self._options.header_timeout_seconds)
                     if self._door.takes_back(data):
                         return Rest(bytes(data), self._reading.deadline)
+                if not self._busy and (self._made is None or not self._made.input_pending):
+                    data = await self._gather(bytes(data))
+                    if not data:
+                        return None
                 await self._protocol.handle(RawData(bytes(data)))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("client left peer=%s error=%r", self.peer, error)
         self._lose()
         return None
+
+    async def _gather(self, data: bytes) -> bytes:
+        """The request that begins with ``data``, with its body if that is short; b"" if it is late.
+
+        While a client takes its time nothing is begun for it, which would cost
+        many times as much.
+        """
+        missing = coming_bytes(data)
+        if not 0 < missing <= _GATHERED_BYTES_MAX:
+            return data
+        size = len(data) + missing
+        self._reading.deadline = math.inf
+        self._gathers = True
+        with trio.move_on_after(self._options.body_timeout_seconds) as patience:
+            while len(data) < size:
+                self.transport.wake_at(size - len(data))
+                if not (more := await self._receive(READ_BYTES)):
+                    raise trio.BrokenResourceError("the client has left within a request")
+                data += more
+        self.transport.wake_at(1)
+        if patience.cancelled_caught:
+            async with self._door.in_turn:  # those that came together must not end together
+                await trio.lowlevel.checkpoint()
+            await self._protocol.refuse(
+                _Problem.known("request_timeout", body_is_late(self._options.body_timeout_seconds))
+            )
+            return b""
+        self._gathers = False
+        return data
 
     async def _receive(self, bytes_max: int) -> bytes | bytearray:
         """What the client sent next: first the rest that came with the connection."""
@@ -667,7 +737,9 @@ class Connection:
 
     @property
     def _input_pending(self) -> bool:
-        return self._rest is not None or self._protocol.input_pending
+        if self._rest is not None or self._gathers:
+            return True
+        return self._made is not None and self._made.input_pending
 
     def _read_bytes(self) -> int:
         return READ_BYTES if self._busy else self._options.header_bytes_max
@@ -763,7 +835,7 @@ class Connection:
     async def _part(self) -> None:
         """Close, so that the client still gets what was sent to it."""
         try:
-            if not self._over and self._protocol.input_pending:
+            if not self._over and self._input_pending:
                 await self._protocol.refuse(
                     _Problem.known(
                         "request_timeout",
@@ -772,11 +844,12 @@ class Connection:
                     )
                 )
             self._over = True
-            await self._protocol.handle(Closed())
+            if self._made is not None:
+                await self._made.handle(Closed())
             if self._gone:
                 self.transport.close()
                 return
-            if self._protocol.input_pending:
+            if self._input_pending:
                 await self._linger()
             await self._stream.aclose()
         except (
@@ -863,7 +936,8 @@ class _Protocol(H11Protocol):
         http = self._http
         if http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             self._owner.note_refusal(problem.code)
-            headers = [*problem.headers(), *self.config.response_headers("h11")]
+            date = self.config.response_headers("h11")
+            headers = [*problem.headers(), *date, (b"connection", b"close")]
             answer = http.send(h11.Response(status_code=problem.status, headers=headers))
             if not self._is_head:
                 answer += http.send(h11.Data(data=problem.body()))
@@ -1144,7 +1218,7 @@ def _refusal(problem: _Problem) -> bytes:
     seconds = random.randint(*_RETRY_AFTER_SECONDS)  # noqa: S311  # nosec B311  # jitter
     head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % seconds]
     head += [name + b": " + value for name, value in problem.headers()]
-    return b"\r\n".join([*head, b"", problem.body()])
+    return b"\r\n".join([*head, b"connection: close", b"", problem.body()])
 
 
 async def _no_app(*_: object) -> None:

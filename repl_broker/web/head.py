@@ -26,8 +26,8 @@ import httptools
 
 from repl_broker.access import Credentials
 
-__all__ = ["HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place", "head_end", "is_plain"]
-__all__ += ["may_be_in_place", "read_head"]
+__all__ = ["HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place", "coming_bytes", "head_end"]
+__all__ += ["is_plain", "read_head"]
 
 HEAD_ENDS: Final = b"\r\n\r\n"
 PUBLISH_BEGINS: Final = b"POST /v1/"
@@ -42,6 +42,8 @@ _PLAIN = re.compile(
 )
 # RFC 9112 section 6.3 lets equal lengths pass as one. Not here.
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
+_PUBLISH_PATH = re.compile(rb"POST /v1/(?:messages|topics/[^ /]*/messages)[ ?]")
+_ON_DEMAND = re.compile(rb"\r\n(?:transfer-encoding|expect):", re.IGNORECASE)
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(
     rb"POST (/v1/(?:messages|topics/([A-Za-z0-9_.\-]{1,255})/messages)) HTTP/1\.1\r\n"
@@ -109,12 +111,22 @@ class EventsHead(NamedTuple):
 Head = PublishHead | EventsHead
 
 
-def may_be_in_place(data: bytes) -> bool:
-    """Whether an unfinished head may still turn out to be of either kind, in the strict form."""
-    return any(
-        data.startswith(begins) or begins.startswith(data)
-        for begins in (PUBLISH_BEGINS, EVENTS_BEGINS)
-    ) and data.count(b"\n") == data.count(b"\r\n")
+def coming_bytes(data: bytes) -> int:
+    """How much of the body is missing that the whole head in ``data`` announces.
+
+    0 if nothing is, or no more than this is known: the head is not whole, or not plain,
+    or the body comes in chunks, or when it is asked for; and for a publish, whose length
+    is judged before its body comes.
+    """
+    if _PUBLISH_PATH.match(data):
+        return 0
+    end = data.find(HEAD_ENDS) + len(HEAD_ENDS)
+    head = data[:end]
+    length = _LENGTH.search(head)
+    if length is None or not is_plain(head) or _ON_DEMAND.search(head) is not None:
+        return 0
+    digits = _DIGITS.fullmatch(length[1].strip(b" \t"))
+    return 0 if digits is None else max(0, end + int(digits[0]) - len(data))
 
 
 def read_head(head: bytes) -> Head | None:

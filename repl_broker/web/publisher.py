@@ -31,7 +31,13 @@ from typing import NamedTuple, NoReturn
 import trio
 
 from repl_broker.trace import CURRENT, Request
-from repl_broker.web.head import HEAD_ENDS, EventsHead, PublishHead, may_be_in_place, read_head
+from repl_broker.web.head import (
+    HEAD_ENDS,
+    EventsHead,
+    PublishHead,
+    head_end,
+    read_head,
+)
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.shell import Answer
 from repl_broker.web.streams import Streams
@@ -108,12 +114,11 @@ class Publisher:
             with self._life:
                 return await self._serve()
             self.due = math.inf
-            rest = await self._give_up()
+            await self._give_up()
         except _OverError:
-            rest = None
-        if rest is None:
-            self.transport.close()
-        return rest
+            pass
+        self.transport.close()
+        return None
 
     def give_up(self) -> None:
         """The client is not waited for any longer. Only while ``due`` is finite."""
@@ -189,9 +194,12 @@ class Publisher:
             unfinished = self._data[self._at :]
             if len(unfinished) > self._patience.header_bytes_max:
                 return None
-            if not may_be_in_place(unfinished):
-                return None
+            if unfinished[:1] < b"!" or head_end(unfinished):
+                return None  # it is no request, or ends as none should: that is said at once
+            # No reader ends a head here with one more byte, unless a line has just ended.
+            self.transport.wake_at(1 if unfinished.endswith((b"\r", b"\n")) else 2)
             await self._read(self._began + self._patience.header_seconds)
+        self.transport.wake_at(1)
         end += len(HEAD_ENDS)
         if end - self._at > self._patience.header_bytes_max:
             return None
@@ -213,14 +221,21 @@ class Publisher:
             self._at = end
             return body
         self._head = head
-        due = trio.current_time() + self._publishing.body_seconds
-        received = bytearray(self._data[self._at :])
-        while len(received) < head.length:
-            received += await self._receive(due)
+        await self._complete(head.length)
         self._head = None
         # What came with the last of it, behind the body, is the next request's.
-        self._data, self._at = bytes(received[head.length :]), 0
-        return bytes(received[: head.length])
+        self._at = head.length
+        return self._data[: head.length]
+
+    async def _complete(self, size: int) -> None:
+        """Wait for a body, until there are ``size`` bytes from here on."""
+        due = trio.current_time() + self._publishing.body_seconds
+        received = bytearray(self._data[self._at :])
+        while len(received) < size:
+            self.transport.wake_at(size - len(received))
+            received += await self._receive(due)
+        self.transport.wake_at(1)
+        self._data, self._at = bytes(received), 0
 
     async def _read(self, due: float) -> None:
         """Add to what is not yet used."""
@@ -265,17 +280,19 @@ class Publisher:
                 raise _OverError from error
 
     def _rest(self) -> Rest:
+        self.transport.wake_at(1)
         return Rest(self._data[self._at :], self._began + self._patience.header_seconds)
 
-    async def _give_up(self) -> Rest | None:
+    async def _give_up(self) -> None:
         """The client has kept us waiting for too long, or the node stops while it is idle."""
+        self.transport.wake_at(1)
         if self._head is not None:
             answer = self._publishing.late(self._head, self.peer)
             await self._write(self._publishing.encode(self._head, answer, last=True))
-            await self._part()
-        if self._pending():  # within a head: what is said then is said by the other
-            return self._rest()
-        return None
+        elif self._pending():
+            self._request.begin(None)
+            await self._write(self._publishing.late_head(self._patience.header_seconds))
+        await self._part()
 
     async def _part(self) -> NoReturn:
         """Close, so that the client still gets what was sent to it."""

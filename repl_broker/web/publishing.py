@@ -117,6 +117,14 @@ class Publishing:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
 
+    def late_head(self, seconds: float) -> bytes:
+        """What is sent when not even the head arrives in time."""
+        error = RequestError(
+            "request_timeout",
+            f"The header of the request was not complete within {seconds:g} seconds.",
+        )
+        return self._shell.encode(self._refuse(error), "", last=True)
+
     def encode(self, head: PublishHead, answer: Answer, *, last: bool) -> bytes:
         """The answer as it is sent; ``last`` announces that the connection ends."""
         return self._shell.encode(answer, head.origin, last=last)

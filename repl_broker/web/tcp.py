@@ -15,6 +15,8 @@ __all__ = ["READ_BYTES", "Transport", "discard", "prepare"]
 READ_BYTES: Final = 64 * 1024  # at most, in one read
 # The kernel takes more when less than this is unsent, so that what waits is ours to drop.
 _UNSENT_BYTES: Final = 16 * 1024
+# What the kernel gathers at most before it wakes whoever waits for more.
+_WAKING_BYTES_MAX: Final = 16 * 1024
 # A peer that has vanished without a word is noticed after about a minute.
 _KEEPALIVE_IDLE_SECONDS: Final = 30
 _KEEPALIVE_PROBE_SECONDS: Final = 10
@@ -33,6 +35,7 @@ class Transport(trio.abc.Stream):
         self.socket = tcp_socket
         self.write_timeout_seconds = write_timeout_seconds
         self.forget: Callable[[], None] | None = None  # called once, when it is closed
+        self._waking_bytes = 1
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send; the time starts anew with each piece that the kernel takes.
@@ -64,6 +67,18 @@ class Transport(trio.abc.Stream):
             return await self.socket.recv(max_bytes or READ_BYTES)
         except OSError as error:
             raise trio.BrokenResourceError(f"the client is gone: {error}") from error
+
+    def wake_at(self, size: int) -> None:
+        """Be readable only when so many bytes have come, or no more will (SO_RCVLOWAT).
+
+        So a client that sends a byte now and then wakes nobody with each. There is a
+        limit to what the kernel gathers, so it may be readable earlier.
+        """
+        size = min(size, _WAKING_BYTES_MAX)
+        if size != self._waking_bytes:
+            self._waking_bytes = size
+            with suppress(OSError):  # it has left, which reading will tell
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def send_eof(self) -> None:
         """Say that nothing more will be sent. Raises OSError when the client is gone."""

@@ -55,7 +55,8 @@ async def serving(
                 await app(scope, receive, send)  # type: ignore[arg-type]
 
             listeners = await open_listeners("127.0.0.1", 0, 16)
-            options = DoorOptions(answer_in_place=in_place, **limits)  # type: ignore[arg-type]
+            patience = {"body_timeout_seconds": config.limits.body_timeout_seconds, **limits}
+            options = DoorOptions(answer_in_place=in_place, **patience)  # type: ignore[arg-type]
             publishing = Publishing(node.broker, config)
             limits_of = FanoutOptions(
                 config.limits.heartbeat_seconds,

@@ -834,7 +834,9 @@ async def test_application_need_not_read_the_body_to_end_its_response() -> None:
 )
 async def test_lingering_is_bounded(limits: dict[str, float]) -> None:
     async with open_door(App(), **limits) as door, connect(door) as client:
-        await client.send(b"POST /unread HTTP/1.1\r\nhost: door\r\ncontent-length: 99\r\n\r\n...")
+        await client.send(
+            b"POST /unread HTTP/1.1\r\nhost: door\r\ncontent-length: 50000\r\n\r\n..."
+        )
         assert (await client.receive_answer()).status == 413
         await client.send(b"...")
         await until(lambda: door.connections == 0)

@@ -9,9 +9,9 @@ from repl_broker.web import head as head_module
 from repl_broker.web.head import (
     EventsHead,
     PublishHead,
+    coming_bytes,
     head_end,
     is_plain,
-    may_be_in_place,
     read_head,
 )
 from tests.web.doors import publish
@@ -235,21 +235,28 @@ def test_a_head_ends_where_the_most_lenient_reader_ends_it(end: bytes) -> None:
     assert head_end(head[:-1]) == 0
 
 
-@pytest.mark.parametrize("cut", range(len(HEAD) - 4))
-def test_every_beginning_of_a_publish_may_become_one(cut: int) -> None:
-    assert may_be_in_place(HEAD[:cut])
-
-
 @pytest.mark.parametrize(
-    "beginning",
+    ("fields", "length"),
     [
-        b"P ",
-        b"GET /v1/t",
-        b"GET /v1/events\n",
-        b"POST /v2",
-        b"POST /v1/\n",
-        b"POST /v1/topics/a HTTP/1.1\nHost",
+        (("Content-Length: 12",), 12),
+        (("content-length:\t7 ",), 7),
+        ((), 0),
+        (("Content-Length: 12", "Expect: 100-continue"), 0),
+        (("Content-Length: 12", "Transfer-Encoding: chunked"), 0),
+        (("Content-Length: 12", "Content-Length: 12"), 0),
+        (("Content-Length: -1",), 0),
+        (("Content-Length: +1",), 0),
+        (("Content-Length: 1x",), 0),
+        (("Content-Length: 1, 1",), 0),
+        (("X-Content-Length: 5",), 0),
     ],
 )
-def test_what_cannot_become_a_publish_is_not_waited_for(beginning: bytes) -> None:
-    assert not may_be_in_place(beginning)
+def test_how_much_of_a_body_is_missing(fields: tuple[str, ...], length: int) -> None:
+    head = "\r\n".join(["PUT /v1/topics/a HTTP/1.1", "Host: x", *fields, "", ""]).encode()
+    assert coming_bytes(head) == length
+    assert coming_bytes(head + b"{}") == max(0, length - 2)
+    assert coming_bytes(head + b"{" * length) == 0
+    assert coming_bytes(head[:-1]) == 0
+    assert coming_bytes(head.replace(b"\r\n", b"\n")) == 0
+    for path in (b"/v1/messages", b"/v1/messages?x", b"/v1/topics/a/messages"):
+        assert coming_bytes(head.replace(b"PUT /v1/topics/a", b"POST " + path)) == 0
