@@ -104,6 +104,7 @@ FORWARDS_MAX: Final = 2  # on their way to the leader at a time; each takes all 
 GATHER_SECONDS_MAX: Final = 0.0005  # for those who were served together to come again together
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
+LOOK_SECONDS_MIN: Final = 0.05  # between two looks for those that have waited for so long
 PIECE_SECONDS_MAX: Final = 30  # for one piece of a snapshot to be taken in
 
 T = TypeVar("T")
@@ -275,6 +276,7 @@ class Replica:
         self.on_full: Callable[[str], RequestError] = _storage_full
         self.holds_back = False
         self.options = core_options or CoreOptions()
+        self._patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
         self._random = randomness or random.Random()  # noqa: S311  # nosec B311  # of timeouts
         self._storage = storage
         self._settings = settings
@@ -394,7 +396,7 @@ class Replica:
     @property
     def patience(self) -> float:
         """For so many seconds a request waits for a leader."""
-        return PATIENCE_ELECTIONS * self.options.election_timeout_seconds
+        return self._patience
 
     @property
     def log_readers(self) -> trio.CapacityLimiter:
@@ -461,7 +463,7 @@ class Replica:
                 f"{proposals.waiting_bytes} bytes wait to be written, and no more are taken "
                 f"beyond {PENDING_BYTES_MAX}. Nothing was done; try again later.",
             )
-        proposal = Proposal(command, watch)
+        proposal = Proposal(command, watch, self._patience)
         proposals.add(proposal)
         if self.leads and self._writer.is_quick:
             # The write is done in place: others that are about to propose go with it.
@@ -470,23 +472,29 @@ class Replica:
         if proposal.settled.is_set():
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
-            await self._settle(proposal)
+            await proposal.settled.wait()
         if proposal.failure is not None:
             raise proposal.failure
         assert proposal.outcome is not None
         return proposal.outcome
 
-    async def _settle(self, proposal: Proposal) -> None:
-        """Wait for the outcome, while there is hope: a leader, or soon one."""
-        patience = self.patience
-        end = trio.current_time() + max(WAIT_SECONDS_MAX, patience)
+    async def _lose_patience(self) -> None:
+        """Give up what has waited for long, unless there is hope: a leader, or soon one.
+
+        A proposal that comes later than this looks is not due before ``patience`` is over.
+        """
+        proposals, patience = self._proposals, self._patience
         while True:
-            with trio.move_on_after(patience):
-                await proposal.settled.wait()
-                return
-            if self._core.leader is None or trio.current_time() >= end:
-                self._proposals.give_up(proposal, self._no_leader())
-                return
+            now = trio.current_time()
+            nearest = now + patience
+            for proposal in [*proposals.unsettled]:
+                if proposal.due <= now:
+                    proposal.due = now + patience
+                    waited = now - proposal.started
+                    if self._core.leader is None or waited >= max(WAIT_SECONDS_MAX, patience):
+                        proposals.give_up(proposal, self._no_leader())
+                nearest = min(nearest, proposal.due)
+            await trio.sleep_until(max(nearest, now + LOOK_SECONDS_MIN))
 
     def _no_leader(self) -> RequestError:
         if self._core.leader is None:
@@ -588,7 +596,7 @@ class Replica:
         """Take no more proposals, and wait until those taken are answered."""
         self._closing = True
         while self._proposals.unsettled:
-            await self._proposals.idle.wait()
+            await self._proposals.idle.park()
 
     # --- what the cluster's managers use (members.py) ---
 
@@ -792,6 +800,7 @@ class Replica:
                 nursery.start_soon(self._configure)
                 nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._drive)
+                nursery.start_soon(self._lose_patience)
                 if self.membership.voters == {self.node_id}:
                     await self._configured.wait()
                 task_status.started()

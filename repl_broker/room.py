@@ -104,7 +104,10 @@ class Room:
         if self._replica.leads:
             return self._reason_of_peers(now)
         until, why = self._told
-        return why if until > now else None
+        if until <= now:
+            self._told = (0.0, "")
+            return None
+        return why
 
     @property
     def _stored_bytes(self) -> int:
@@ -113,6 +116,14 @@ class Room:
 
     def check(self, size: int) -> None:
         """A publish of ``size`` bytes is to be taken. Raises ``storage_full``."""
+        limits, taken = self._limits, self._taken_bytes + size
+        if (
+            not (self._disk_full or self._storage_full or self._peers or self._told[1])
+            and (not limits.storage_bytes or self._stored_bytes < limits.storage_bytes)
+            and (self._free - WRITTEN_TIMES * taken >= limits.disk_free_bytes)
+        ):
+            self._taken_bytes = taken
+            return
         reason = self.reason
         if reason is None:
             self._taken_bytes += size

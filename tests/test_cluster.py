@@ -12,7 +12,7 @@ from repl_broker.command import CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
 from repl_broker.raft.rpc import Append, AppendReply, Rpc
-from repl_broker.replica import Replica
+from repl_broker.replica import LOOK_SECONDS_MIN, Replica
 from repl_broker.state import Applied, Published, TopicChanged
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from tests.network import Cluster, running_cluster
@@ -192,9 +192,12 @@ async def test_without_a_leader_a_publish_is_refused_and_changes_nothing(
     async with running_cluster() as cluster:
         cluster.cut("n3")
         await cluster.until(lambda: cluster["n3"].replica.leader is None, "n3 to notice")
+        began = trio.current_time()
         with pytest.raises(RequestError, match="knows no leader") as refused:
             await cluster["n3"].replica.propose(publish())
         assert refused.value.code == "no_leader"
+        waited = trio.current_time() - began
+        assert waited == pytest.approx(cluster["n3"].replica.patience, abs=2 * LOOK_SECONDS_MIN)
         cluster.heal()
         await cluster.leader()
         await cluster.converged()

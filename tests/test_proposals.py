@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from repl_broker.command import Publish
 from repl_broker.errors import OutcomeUnknownError, RequestError
-from repl_broker.proposals import RECENT_ENTRIES_MAX, Forwarded, Proposal, Proposals
+from repl_broker.proposals import RECENT_ENTRIES_MAX, Forwarded, Proposal, Proposals, Settled
 from repl_broker.state import Outcome, Published
 from repl_broker.wire import encode_command
 
@@ -126,11 +128,12 @@ async def test_at_the_end_each_is_told_what_is_known_of_it() -> None:
     away = proposed(proposals)
     proposals.take(1000)
     waits = proposed(proposals)
-    idle = proposals.idle
-    proposals.give_up_all(REFUSAL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(proposals.idle.park)
+        await wait_all_tasks_blocked()
+        proposals.give_up_all(REFUSAL)  # which is told to who waits for that
     assert ended_unknown(away)
     assert waits.failure is REFUSAL
-    assert idle.is_set()
     assert (proposals.unsettled, proposals.waiting_bytes) == (set(), 0)
 
 
@@ -256,3 +259,20 @@ async def test_what_a_peer_sent_goes_back_to_it_when_this_node_leads_no_more() -
     assert offer.place is None
     assert proposals.waiting_bytes == own.size
     assert proposals.take(1000) == [own]
+
+
+async def test_who_waits_for_an_outcome_is_told_once() -> None:
+    early, late, gone = Settled(), Settled(), Settled()
+    early.set()
+    await early.wait()  # not at all
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(late.wait)
+        await wait_all_tasks_blocked()
+        late.set()
+        late.set()
+    with trio.move_on_after(0):
+        await gone.wait()
+    gone.set()  # nobody waits any more
+    assert early.is_set()
+    assert late.is_set()
+    assert gone.is_set()

@@ -93,7 +93,7 @@ class Publisher:
         self._patience = patience
         self._data = data  # read, from …
         self._at = 0  # … here on not yet used
-        self._began = trio.current_time()  # when the first byte of the present request came
+        self._began: float | None = trio.current_time()  # the present request; see _head_due
         self._head: PublishHead | None = None  # of the request whose body is awaited
         self._request = Request()
         self._life = trio.CancelScope()
@@ -135,9 +135,7 @@ class Publisher:
 
     async def _serve(self) -> Rest | None:
         if not self._data:
-            self._data = self._receive_now() or await self._receive(
-                self._began + self._patience.header_seconds
-            )
+            self._data = self._receive_now() or await self._receive(self._head_due())
         while True:
             head = await self._read_head()
             if head is None:
@@ -160,7 +158,7 @@ class Publisher:
                 await self._part()
             if self._at == len(self._data):
                 await self._await_next()
-            self._began = trio.current_time()
+            self._began = None
 
     async def _publish(self, head: PublishHead) -> tuple[Answer, bool]:
         """The answer, and whether another request may follow: not if the body was not read."""
@@ -185,8 +183,8 @@ class Publisher:
     async def _await_next(self) -> None:
         if self._stopping:
             raise _OverError
-        self._data, self._at = b"", 0
-        await self._read(trio.current_time() + self._patience.idle_seconds)
+        due = trio.current_time() + self._patience.idle_seconds
+        self._data, self._at = await self._receive(due), 0
 
     async def _read_head(self) -> PublishHead | EventsHead | None:
         """The next request; None when it is not one to be answered here."""
@@ -198,7 +196,7 @@ class Publisher:
                 return None  # it is no request, or ends as none should: that is said at once
             # No reader ends a head here with one more byte, unless a line has just ended.
             self.transport.wake_at(1 if unfinished.endswith((b"\r", b"\n")) else 2)
-            await self._read(self._began + self._patience.header_seconds)
+            await self._read(self._head_due())
         self.transport.wake_at(1)
         end += len(HEAD_ENDS)
         if end - self._at > self._patience.header_bytes_max:
@@ -281,7 +279,13 @@ class Publisher:
 
     def _rest(self) -> Rest:
         self.transport.wake_at(1)
-        return Rest(self._data[self._at :], self._began + self._patience.header_seconds)
+        return Rest(self._data[self._at :], self._head_due())
+
+    def _head_due(self) -> float:
+        """Until when the head may take. Asked first when the first bytes have come."""
+        if self._began is None:
+            self._began = trio.current_time()
+        return self._began + self._patience.header_seconds
 
     async def _give_up(self) -> None:
         """The client has kept us waiting for too long, or the node stops while it is idle."""
