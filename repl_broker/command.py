@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 __all__ = [
     "Command",
     "Configure",
@@ -41,8 +43,7 @@ class Settings:
     topics: int = 0  # at most; 0: as many as are asked for
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """Publish messages, all or none.
 
     ``topics`` is one topic for all of ``data``, or one for each. ``digest``
@@ -55,8 +56,7 @@ class Publish:
     digest: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class CreateTopic:
+class CreateTopic(msgspec.Struct, frozen=True):
     """Create a topic; ``None`` stands for the default. With ``replace``, change one that exists."""
 
     name: str
@@ -66,27 +66,23 @@ class CreateTopic:
     replace: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteTopic:
+class DeleteTopic(msgspec.Struct, frozen=True):
     """Remove a topic and its history."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Configure:
+class Configure(msgspec.Struct, frozen=True):
     """Set the shared settings; the leader proposes it when its own file says otherwise."""
 
     settings: Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Expire:
+class Expire(msgspec.Struct, frozen=True):
     """Trim what has grown too old by the entry's time, in topics that nobody publishes to."""
 
 
-@dataclass(frozen=True, slots=True)
-class RevokeTokens:
+class RevokeTokens(msgspec.Struct, frozen=True):
     """Refuse the tokens of ``subject`` that were issued before the entry's time.
 
     That is remembered for ``keep_seconds``; a token that lives longer is refused anyway.

@@ -24,11 +24,11 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import compress, islice
 from typing import Any, Final, NamedTuple
 
 import msgpack
+import msgspec
 
 from repl_broker.command import (
     Command,
@@ -69,8 +69,7 @@ MATCHING_TOPICS_MAX: Final = 200_000  # in all remembered results of matching
 # --- what applying gives --------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True):
     """The messages have the ``count`` sequence numbers from ``first_seq`` on."""
 
     first_seq: int

@@ -276,11 +276,13 @@ async def test_readers_that_join_and_leave_while_a_flush_is_under_way(
 
 
 def one_write_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "TURN_SECONDS", -1)
     monkeypatch.setattr(fanout, "TURN_SECONDS_MAX", -1)
     monkeypatch.setattr(fanout, "TURN_READERS", 1)
 
 
 async def test_a_flush_to_many_lets_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "TURN_SECONDS", 0)
     monkeypatch.setattr(fanout, "TURN_SECONDS_MAX", 0)
     async with scene() as there:
         clients = [there.join("chat") for _ in range(10 * fanout.TURN_READERS)]

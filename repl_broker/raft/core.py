@@ -31,9 +31,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from repl_broker.raft.log import (
     Entry,
@@ -117,38 +119,32 @@ class Uniform(Protocol):
 # --- events -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Receive:
+class Receive(msgspec.Struct, frozen=True):
     """An RPC has arrived."""
 
     rpc: Rpc
 
 
-@dataclass(frozen=True, slots=True)
-class Propose:
+class Propose(msgspec.Struct, frozen=True):
     """Append ``data`` to the log; ``token`` comes back in ``taken`` or ``refused``."""
 
     token: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AddLearner:
+class AddLearner(msgspec.Struct, frozen=True):
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class Promote:
+class Promote(msgspec.Struct, frozen=True):
     node_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(msgspec.Struct, frozen=True):
     node_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateMember:
+class UpdateMember(msgspec.Struct, frozen=True):
     """The member of this id has other addresses; its vote stays what it is."""
 
     member: Member
@@ -157,73 +153,63 @@ class UpdateMember:
 MembershipChange = AddLearner | Promote | Remove | UpdateMember
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeMembership:
+class ChangeMembership(msgspec.Struct, frozen=True):
     """One server comes, gets its vote, moves, or goes (dissertation §4.1)."""
 
     token: int
     change: MembershipChange
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """Which index must be applied before a read is as new as this call? (§6.4)"""
 
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True):
     """Hand leadership over to ``target`` (dissertation §3.10)."""
 
     token: int
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class TellCommit:
+class TellCommit(msgspec.Struct, frozen=True):
     """Somebody at ``peer`` waits for what was just committed: tell it now."""
 
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Persisted:
+class Persisted(msgspec.Struct, frozen=True):
     """The write numbered ``number``, and all before it, are on disk."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Compact:
+class Compact(msgspec.Struct, frozen=True):
     """A snapshot at ``index`` is on disk; entries up to ``keep_after`` may be forgotten."""
 
     keep_after: int
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInstalled:
+class SnapshotInstalled(msgspec.Struct, frozen=True):
     """What ``Effects.restore`` asked for is done and on disk."""
 
     mark: SnapshotMark
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotSent:
+class SnapshotSent(msgspec.Struct, frozen=True):
     """All of the snapshot that ``Effects.snapshots`` asked for has gone to ``peer``."""
 
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotFailed:
+class SnapshotFailed(msgspec.Struct, frozen=True):
     """The snapshot could not be sent to ``peer``. One of the two always follows."""
 
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unreachable:
+class Unreachable(msgspec.Struct, frozen=True):
     """The connection to ``peer`` broke: what was last sent was probably lost, and if it leads,
     it may be gone."""
 
@@ -262,8 +248,7 @@ class Refusal(Enum):
     NOT_A_VOTER = "only a voter can lead"
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(msgspec.Struct):
     """What a step asks for. Order matters within each list, not between them,
     except: nothing in ``send`` rests on ``persist`` of this same value; and
     ``restore`` comes after every ``persist`` so far, and after it no snapshot
@@ -271,12 +256,14 @@ class Effects:
 
     persist: WriteBatch | None = None
     persist_number: int = 0  # to be reported with Persisted, in order
-    send: list[Rpc] = field(default_factory=list)
-    committed: list[Entry] = field(default_factory=list)  # apply them, in order
-    taken: list[tuple[int, int, int]] = field(default_factory=list)  # token, index, term
-    refused: list[tuple[int, Refusal]] = field(default_factory=list)
-    readable: list[tuple[int, int]] = field(default_factory=list)  # token, index to be applied
-    snapshots: list[str] = field(default_factory=list)  # peers that need one sent
+    send: list[Rpc] = []
+    committed: list[Entry] = []  # apply them, in order
+    taken: list[tuple[int, int, int]] = []  # token, index, term
+    refused: list[tuple[int, Refusal]] = []
+    readable: list[tuple[int, int]] = msgspec.field(
+        default_factory=list
+    )  # token, index to be applied
+    snapshots: list[str] = []  # peers that need one sent
     restore: SnapshotMark | None = None  # install the snapshot that was received
     deadline: float = math.inf  # call again then, at the latest
 

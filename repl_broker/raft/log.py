@@ -58,8 +58,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class HardState:
+class HardState(msgspec.Struct, frozen=True):
     """What a node must not forget (Raft figure 2, "persistent state")."""
 
     term: int = 0
@@ -76,8 +75,7 @@ class Snapshot:
     membership: bytes = b""  # of the cluster as of then, encoded; empty in single-node mode
 
 
-@dataclass(frozen=True, slots=True)
-class WriteBatch:
+class WriteBatch(msgspec.Struct, frozen=True):
     """What becomes durable together: all of it, or after a crash none of it.
 
     Entries from ``truncate_from`` on are removed before ``entries`` are added.

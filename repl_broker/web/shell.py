@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection
-from typing import Final, NamedTuple
+from typing import Final
 from wsgiref.handlers import format_date_time
+
+import msgspec
 
 from repl_broker.errors import RequestError
 from repl_broker.trace import current_id
@@ -23,7 +25,7 @@ _PROBLEM: Final = PROBLEM_JSON.encode()
 _CLOSE: Final = b"connection: close\r\n"
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True):
     """What a client is told."""
 
     status: int
