@@ -921,10 +921,16 @@ class Replica:
         if core.membership is not self._members:
             self._members = core.membership
             self._on_members(core.membership)
-        seen = _Seen(core.role, core.term, core.leader, core.has_committed_in_term)
-        if seen == self._seen:
+        before = self._seen
+        if (
+            core.role is before.role
+            and core.term == before.term
+            and core.leader == before.leader
+            and (before.has_committed or not core.has_committed_in_term)  # which stays so in a term
+        ):
             return
-        before, self._seen = self._seen, seen
+        seen = _Seen(core.role, core.term, core.leader, core.has_committed_in_term)
+        self._seen = seen
         self._news.unpark_all()
         if core.role is not Role.LEADER:
             self._proposals.refuse_forwarded()

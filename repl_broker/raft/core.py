@@ -840,7 +840,11 @@ class Core:
     def _send_append(self, peer: str) -> None:
         """All that the window has room for; or the news of a commit, if nothing carries it."""
         progress, options = self.progress[peer], self.options
-        while progress.may_send(options.window_appends_max, options.window_bytes_max):
+        # Most often it has all there is, and need not be asked about its window.
+        is_level = progress.mode is Mode.REPLICATE and progress.next > self.log.last_index
+        while not is_level and progress.may_send(
+            options.window_appends_max, options.window_bytes_max
+        ):
             if progress.next <= self.log.compacted_index:
                 self._send_snapshot(peer, progress)
                 return
