@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import pytest
 from accessibility import assert_accessible
-from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
+from demo_node import DemoNode
 
 from tests.process.demo import Demo
 from tests.process.node import polls
@@ -104,26 +104,6 @@ class Cluster(Demo):
     def origins(self) -> Sequence[str]:
         ports = [self.control, *(node.port for node in self.nodes.values())]
         return [f"http://127.0.0.1:{port}" for port in ports]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        reason = "no Chromium on the PATH; the variable CHROMIUM may name one"
-        if REQUIRED:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=path, args=list(BROWSER_ARGUMENTS))
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoNode]:
-    with DemoNode(tmp_path_factory.mktemp("node")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from accessibility import assert_accessible
-from demo_node import BROWSER_ARGUMENTS, DemoNode, find_browser
+from demo_node import DemoNode
 
 from tests.process.member import cluster_of, followers_of, leader_of
 from tests.process.node import Node
@@ -59,26 +59,6 @@ HOSTILE = [
 ]
 
 OpenPage = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        reason = "no Chromium on the PATH; the variable CHROMIUM may name one"
-        if REQUIRED:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=path, args=list(BROWSER_ARGUMENTS))
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoNode]:
-    with DemoNode(tmp_path_factory.mktemp("node")) as running:
-        yield running
 
 
 @pytest.fixture
