@@ -712,7 +712,8 @@ class Connection:
         self._gathers = True
         with trio.move_on_after(self._options.body_timeout_seconds) as patience:
             while len(data) < size:
-                self.transport.wake_at(size - len(data))
+                if self._stream is self.transport:  # under TLS it is records that come
+                    self.transport.wake_at(size - len(data))
                 if not (more := await self._receive(READ_BYTES)):
                     raise trio.BrokenResourceError("the client has left within a request")
                 data += more

@@ -72,7 +72,8 @@ class Transport(trio.abc.Stream):
         """Be readable only when so many bytes have come, or no more will (SO_RCVLOWAT).
 
         So a client that sends a byte now and then wakes nobody with each. There is a
-        limit to what the kernel gathers, so it may be readable earlier.
+        limit to what the kernel gathers, so it may be readable earlier. Not below TLS:
+        there, what completes a record may be less than what is missing of its content.
         """
         size = min(size, _WAKING_BYTES_MAX)
         if size != self._waking_bytes:

@@ -1152,6 +1152,40 @@ async def test_tls_client_that_sends_first_gets_its_413(
         assert (await client.receive_answer()).status == 413
 
 
+class HoldsBack(trio.abc.SendStream):
+    """The last bytes of everything that is sent come later than the rest."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data[:-5])
+        await trio.testing.wait_all_tasks_blocked()
+        await self._stream.send_all(data[-5:])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def test_tls_body_in_a_record_that_comes_in_two_pieces_is_not_late(
+    authority: trustme.CA, server_context: ssl.SSLContext
+) -> None:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    async with open_door(App(), ssl_context=server_context, body_timeout_seconds=1) as door:
+        tcp_stream = await trio.open_tcp_stream("127.0.0.1", door.port)
+        pieces = trio.StapledStream(HoldsBack(tcp_stream), tcp_stream)
+        async with trio.SSLStream(pieces, context, server_hostname="localhost") as stream:
+            client = Client(stream)
+            await client.send(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(b"x" * 100)
+            assert (await client.receive_answer()).body == b"x" * 100
+
+
 async def test_tls_connection_beyond_the_cap_is_answered_429(
     authority: trustme.CA, server_context: ssl.SSLContext
 ) -> None:
