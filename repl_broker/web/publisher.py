@@ -219,21 +219,22 @@ class Publisher:
             self._at = end
             return body
         self._head = head
-        await self._complete(head.length)
+        received = await self._complete(head.length)
         self._head = None
-        # What came with the last of it, behind the body, is the next request's.
-        self._at = head.length
-        return self._data[: head.length]
+        # What came with the last of it, behind the body, is the next request's. The body
+        # itself is not kept twice: it was counted once.
+        self._data, self._at = received[head.length :], 0
+        return received[: head.length]
 
-    async def _complete(self, size: int) -> None:
-        """Wait for a body, until there are ``size`` bytes from here on."""
+    async def _complete(self, size: int) -> bytes:
+        """What comes from here on, once it is ``size`` bytes of a body, or more."""
         due = trio.current_time() + self._publishing.body_seconds
         received = bytearray(self._data[self._at :])
         while len(received) < size:
             self.transport.wake_at(size - len(received))
             received += await self._receive(due)
         self.transport.wake_at(1)
-        self._data, self._at = bytes(received), 0
+        return bytes(received)
 
     async def _read(self, due: float) -> None:
         """Add to what is not yet used."""

@@ -12,6 +12,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repl_broker import fanout
 from repl_broker.web import door as door_module
+from repl_broker.web.head import PublishHead
+from repl_broker.web.publisher import Publisher
+from repl_broker.web.publishing import Publishing
+from repl_broker.web.shell import Answer
 from tests.nodes import configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import App, Client, connect, open_door, until
@@ -97,6 +101,28 @@ async def test_a_short_body_that_is_late_is_a_408(
             assert await client.receive_end() == b""
         assert served.asked == []
         assert served.door.refusals["request_timeout"] == 1
+
+
+async def test_a_body_is_kept_once_while_it_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = []
+
+    async def note_kept(
+        publishing: Publishing, head: PublishHead, body: bytes, peer: str
+    ) -> Answer:
+        (client,) = served.door._open
+        assert isinstance(client, Publisher)
+        kept.append((len(body), client._data))
+        return await answer(publishing, head, body, peer)
+
+    answer = Publishing.answer
+    monkeypatch.setattr(Publishing, "answer", note_kept)
+    async with serving() as served, connect(served.door) as client:
+        body = b'"%b"' % (b"x" * 200_000)
+        await client.send(publish(body) + b"P")
+        assert (await client.receive_answer()).status == 201
+        assert kept == [(len(body), b"P")]
 
 
 @both_ways
