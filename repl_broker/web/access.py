@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import trio
 from hypercorn.typing import (
@@ -15,9 +16,15 @@ from hypercorn.typing import (
 
 from repl_broker.trace import CURRENT, Request
 
-__all__ = ["AccessLog", "Identified", "note"]
+__all__ = ["AccessLog", "Identified", "note", "request_of"]
 
 log = logging.getLogger(__name__)
+
+
+def request_of(headers: Iterable[tuple[bytes, bytes]]) -> Request:
+    """The request with these header fields, their names in lower case."""
+    given = [value for name, value in headers if name == b"traceparent"]
+    return Request(given[0].decode("latin-1") if len(given) == 1 else None)
 
 
 class Identified:
@@ -30,8 +37,7 @@ class Identified:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         if scope["type"] == "http":
-            given = [value for name, value in scope["headers"] if name == b"traceparent"]
-            CURRENT.set(Request(given[0].decode("latin-1") if len(given) == 1 else None))
+            CURRENT.set(request_of(scope["headers"]))
         await self._app(scope, receive, send)
 
 

@@ -69,7 +69,8 @@ from repl_broker.admission import address_key
 from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.stalled import Stalled
-from repl_broker.trace import Request, current_id
+from repl_broker.trace import CURRENT, Request, current_id
+from repl_broker.web.access import request_of
 from repl_broker.web.body import body_is_late
 from repl_broker.web.counts import Counted
 from repl_broker.web.head import begins_in_place, coming_bytes, head_end, is_plain
@@ -721,8 +722,9 @@ class Connection:
         if patience.cancelled_caught:
             async with self._door.in_turn:  # those that came together must not end together
                 await trio.lowlevel.checkpoint()
-            await self._protocol.refuse(
-                _Problem.known("request_timeout", body_is_late(self._options.body_timeout_seconds))
+            await self._protocol.refuse_unread(
+                data,
+                _Problem.known("request_timeout", body_is_late(self._options.body_timeout_seconds)),
             )
             return b""
         self._gathers = False
@@ -945,6 +947,22 @@ class _Protocol(H11Protocol):
             answer += http.send(h11.EndOfMessage())
             await self.send(RawData(answer))
         await self.send(Closed())
+
+    async def refuse_unread(self, data: bytes, problem: _Problem) -> None:
+        """Answer with ``problem`` the request that ``data`` begins with; it is not to begin.
+
+        Its head is read all the same: it says which request this is, and what an answer may have.
+        """
+        self._http.receive_data(data)
+        try:
+            event = self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            await self._send_error_response(error.error_status_hint)
+            return
+        if isinstance(event, h11.Request):
+            CURRENT.set(request_of(event.headers))
+            self._is_head = event.method == b"HEAD"
+        await self.refuse(problem)
 
     @property
     def _http(self) -> h11.Connection:

@@ -22,6 +22,8 @@ from tests.web.test_door import App, Client, connect, open_door, until
 
 PUT = b"PUT /v1/topics/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 BODY = b'{"retention": {"messages": 7}}'
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = b"00-%b-00f067aa0ba902b7-01" % TRACE_ID.encode()
 WITH_BODY = PUT + b"Content-Length: %d\r\n\r\n" % len(BODY)
 
 both_ways = pytest.mark.parametrize("in_place", [True, False], ids=["door", "Quart"])
@@ -101,6 +103,39 @@ async def test_a_short_body_that_is_late_is_a_408(
             assert await client.receive_end() == b""
         assert served.asked == []
         assert served.door.refusals["request_timeout"] == 1
+
+
+@both_ways
+async def test_a_late_body_is_told_of_with_the_id_of_its_request(
+    in_place: bool, autojump_clock: MockClock
+) -> None:
+    head = WITH_BODY[:-2] + b"Traceparent: " + TRACEPARENT + b"\r\n\r\n"
+    limits = {"body_timeout_seconds": 1}
+    async with serving(in_place=in_place, **limits) as served, connect(served.door) as client:
+        await client.send(head + BODY[:-1])
+        answer = await client.receive_answer()
+        assert (answer.status, answer.headers["x-request-id"]) == (408, TRACE_ID)
+
+
+@both_ways
+async def test_a_late_body_of_a_head_request_is_told_of_without_content(
+    in_place: bool, autojump_clock: MockClock
+) -> None:
+    limits = {"body_timeout_seconds": 1}
+    async with serving(in_place=in_place, **limits) as served, connect(served.door) as client:
+        await client.send(WITH_BODY.replace(b"PUT", b"HEAD") + BODY[:-1])
+        answer = await client.receive_end()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert answer.find(b"\r\n\r\n") == len(answer) - 4
+
+
+async def test_a_late_body_of_what_is_no_request_is_not_asked_for(
+    autojump_clock: MockClock,
+) -> None:
+    async with serving(body_timeout_seconds=1) as served, connect(served.door) as client:
+        await client.send(WITH_BODY.replace(b"PUT /v1/topics/a", b"PUT") + BODY[:-1])
+        assert (await client.receive_answer()).code == "malformed_request"
+        assert await client.receive_end() == b""
 
 
 async def test_a_body_is_kept_once_while_it_is_published(
