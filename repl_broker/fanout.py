@@ -252,6 +252,7 @@ class Fanout:
 
     async def _flush_always(self) -> None:
         while dirty := await self._hub.wait_dirty():
+            self._turns.begin()  # one for all channels: there may be thousands
             for channel in dirty:
                 try:
                     await self._flush(channel)
@@ -285,7 +286,6 @@ class Fanout:
         size, begun = len(chunks), 0
         readers, elsewhere = list(channel.level), []
         turns = self._turns
-        turns.begin()
         for first in range(0, len(readers), TURN_READERS):
             for reader in readers[first : first + TURN_READERS]:
                 if reader.place is not start:

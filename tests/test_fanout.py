@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import random
@@ -288,6 +289,27 @@ async def test_a_flush_to_many_lets_other_tasks_run(monkeypatch: pytest.MonkeyPa
         clients = [there.join("chat") for _ in range(10 * fanout.TURN_READERS)]
         await there.node.broker.publish("chat", b"1")
         await trio.lowlevel.checkpoint()
+        counts = set()
+        for _ in range(20):
+            for client in clients:
+                client.receive()
+            counts.add(sum(client.messages == [1] for client in clients))
+            await trio.lowlevel.checkpoint()
+        assert len(counts) >= 5, counts
+        assert all(client.messages == [1] for client in clients)
+
+
+async def test_a_flush_of_many_topics_lets_other_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of them takes a turn's time alone."""
+    clock = itertools.count()
+    monkeypatch.setattr(fanout, "perf_counter", lambda: next(clock) * fanout.TURN_SECONDS * 0.4)
+    async with scene() as there:
+        topics = [f"t{number}" for number in range(40)]
+        clients = [there.join(topic) for topic in topics]
+        lines = "".join(f'{{"topic":"{topic}","data":1}}\n' for topic in topics)
+        await there.node.broker.publish_many(lines.encode())
         counts = set()
         for _ in range(20):
             for client in clients:
