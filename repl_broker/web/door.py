@@ -277,8 +277,8 @@ class Door:
         self._fanout = None if self._streams is None else self._streams.fanout
         self.stalled = Stalled(_STALLED_BYTES_MAX) if streams is None else streams.fanout.stalled
         self.refusals = Counter() if refusals is None else refusals
-        self.in_turn = trio.Lock()
-        """For what would hold up good clients if it was done for many together."""
+        self.some_together = trio.CapacityLimiter(_GIVEN_UP_TOGETHER_MAX)
+        """For what would hold up good clients if it was done for all together."""
         self._life = trio.CancelScope()
         self._open: set[Connection | Publisher] = set()
         self._addresses: dict[str, int] = {}  # their connections
@@ -720,7 +720,7 @@ class Connection:
                 data += more
         self.transport.wake_at(1)
         if patience.cancelled_caught:
-            async with self._door.in_turn:  # those that came together must not end together
+            async with self._door.some_together:  # those that came together must not end together
                 await trio.lowlevel.checkpoint()
             await self._protocol.refuse_unread(
                 data,
