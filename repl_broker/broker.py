@@ -274,13 +274,10 @@ class Broker:
         if not outcome.replayed:
             self._publishes += 1
             self._messages += outcome.count
-        return Receipt(
-            event_id(self.epoch, outcome.first_seq),
-            event_id(self.epoch, outcome.first_seq + outcome.count - 1),
-            outcome.count,
-            time_text(outcome.time_ms),
-            outcome.replayed,
-        )
+        epoch, first_seq, count = self._replica.epoch, outcome.first_seq, outcome.count
+        first_id = event_id(epoch, first_seq)
+        last_id = first_id if count == 1 else event_id(epoch, first_seq + count - 1)
+        return Receipt(first_id, last_id, count, time_text(outcome.time_ms), outcome.replayed)
 
     # --- topics ---
 

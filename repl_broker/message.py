@@ -115,6 +115,7 @@ def time_text(time_ms: int) -> str:
 # --- topics and filters -----------------------------------------------------------
 
 
+@lru_cache(maxsize=1024)  # of names that passed: one client publishes to one topic, as a rule
 def check_topic(name: str) -> str:
     """``name`` itself when it is a topic's name. Raises ``invalid_topic``."""
     if len(name) > TOPIC_BYTES_MAX:

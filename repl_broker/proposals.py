@@ -102,7 +102,8 @@ class Proposal(Offer):
     def __init__(
         self, command: Command, watch: Watch | None = None, patience: float = math.inf
     ) -> None:
-        super().__init__((command,), (encode_command(command),))
+        encoded = encode_command(command)
+        self.commands, self.encoded, self.size = (command,), (encoded,), len(encoded)
         self.watch = watch
         self.started = trio.current_time()
         self.due = self.started + patience  # then it is seen whether there is hope

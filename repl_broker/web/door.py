@@ -96,7 +96,7 @@ _GIVEN_UP_TOGETHER_MAX: Final = 8  # of those, until others have a turn
 # Accepting takes this part of the time at most, so that it holds up no good reader, but so many
 # come in at a time all the same.
 _ACCEPT_SHARE: Final = 0.1
-_ACCEPTED_TOGETHER_MIN: Final = 3
+_ACCEPTED_TOGETHER_MIN: Final = 10
 _ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0

@@ -87,7 +87,7 @@ class Publisher:
         self.transport = transport
         self.peer = peer
         self._stopping = False
-        self._socket = transport.socket
+        self._fd = transport.socket.fileno()  # nobody closes it while this task runs
         self._publishing = publishing
         self._streams = streams
         self._patience = patience
@@ -244,19 +244,19 @@ class Publisher:
     def _receive_now(self) -> bytes:
         """What has come already: a client sends as soon as it is connected, as a rule."""
         with suppress(OSError):  # nothing, or receiving will tell
-            return os.read(self._socket.fileno(), READ_BYTES)
+            return os.read(self._fd, READ_BYTES)
         return b""
 
     async def _receive(self, due: float) -> bytes:
         """What the client sends next, if it comes before ``due``. Raises _OverError."""
         while True:
             self.due = due
-            await trio.lowlevel.wait_readable(self._socket)
+            await trio.lowlevel.wait_readable(self._fd)
             if self._life.cancel_called:
                 await trio.lowlevel.checkpoint()  # both came at once: it is over
             self.due = math.inf
             try:
-                data = os.read(self._socket.fileno(), READ_BYTES)
+                data = os.read(self._fd, READ_BYTES)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -267,7 +267,7 @@ class Publisher:
 
     async def _write(self, answer: bytes) -> None:
         try:
-            sent_bytes = os.write(self._socket.fileno(), answer)
+            sent_bytes = os.write(self._fd, answer)
         except BlockingIOError:
             sent_bytes = 0
         except OSError as error:
