@@ -315,6 +315,7 @@ class Core:
                 self._memberships.append((entry.index, Membership.decode(entry.data)))
         self._votes: dict[str, bool] = {}
         self._leader_heard_at = -math.inf
+        self._campaigned_at = -math.inf  # when it last asked whether it may stand
         self._leader_suspected = False  # the connection to it broke, and it was not heard since
         self._election_at = math.inf
         self._heartbeat_at = math.inf
@@ -517,6 +518,7 @@ class Core:
         if not self._may_stand():
             return
         self.role = Role.PRE_CANDIDATE
+        self._campaigned_at = self._now
         self._votes = {self.node_id: True}
         for peer in sorted(self.membership.voters - {self.node_id}):
             # It binds nobody, so it rests on no write.
@@ -653,8 +655,22 @@ class Core:
             rpc.term > self.term
             and not self._is_stable()
             and self.log.is_up_to_date(rpc.last_index, rpc.last_term)
+            and not self._goes_first(rpc)
         )
         self._reply_pre_vote(rpc, granted=granted)
+
+    def _goes_first(self, rpc: PreVote) -> bool:
+        """Whether this node asks for the same at the same moment, and by its id goes first.
+
+        Two whose time is over together would each let the other stand, which splits
+        the vote and costs an election timeout. It holds for a moment only: who asks
+        in vain must not keep another from it.
+        """
+        since = self._now - self._campaigned_at
+        is_rival = self.role is Role.PRE_CANDIDATE and rpc.term == self.term + 1
+        is_equal = (rpc.last_term, rpc.last_index) == (self.log.last_term, self.log.last_index)
+        is_fresh = since < self.options.heartbeat_interval_seconds
+        return is_rival and is_equal and is_fresh and self.node_id < rpc.sender
 
     def _reply_pre_vote(self, rpc: PreVote, *, granted: bool) -> None:
         self._effects.send.append(
