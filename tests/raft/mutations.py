@@ -42,7 +42,7 @@ from repl_broker.raft.rpc import (
 )
 from tests.raft.simulator import CHANGING, Simulator, Violation, Weather
 
-SEEDS_MAX = 800
+SEEDS_MAX = 1000
 
 
 class CountsEntriesOfAnOldTerm(Core):
@@ -382,7 +382,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(ChangesManyMembersAtOnce, "NATS#7545", 421),
     Mutation(KeepsATruncatedMembership, "NATS#7632", 8),
     Mutation(TakesAcknowledgementsOfAnOldTerm, "etcd append_aba_race", 147),
-    Mutation(TakesCompletionsOfAnOldTerm, "canonical newTermWhileAppending", 240),
+    Mutation(TakesCompletionsOfAnOldTerm, "canonical newTermWhileAppending", 976),
     Mutation(TakesVotesOfAnOldTerm, "NRGRemovedPeerVoteDoesNotElectLeader", 348),
     Mutation(VotesForAnyLog, "Raft §5.4.1", 1),
     Mutation(ComparesLogsByLength, "Raft §5.4.1", 4),
