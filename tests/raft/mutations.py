@@ -360,9 +360,9 @@ class Mutation:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    Mutation(CountsEntriesOfAnOldTerm, "figure 8; NATS#7955, canonical#336", 14),
+    Mutation(CountsEntriesOfAnOldTerm, "figure 8; NATS#7955, canonical#336", 51),
     Mutation(TruncatesOnAStaleAppend, "async-raft, PySyncObj, NATS#7424", 0),
-    Mutation(ForgetsItsVoteOnStepDown, "NATS#7698, CCF#8094", 75),
+    Mutation(ForgetsItsVoteOnStepDown, "NATS#7698, CCF#8094", 37),
     Mutation(VotesBeforePersisting, "sofa-jraft#1241, PySyncObj#84", 0),
     Mutation(AcknowledgesBeforePersisting, "Jepsen NATS 2.12.1, Redpanda", 0),
     Mutation(LeaderCountsItselfBeforePersisting, "etcd#14370", 0),
@@ -393,7 +393,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(HasNoPreVote, "etcd DisruptiveFollowerPreVote", 19),
     Mutation(CampaignsWhileInstalling, "canonical snapshotBlocksCandidate"),
     Mutation(NeverAsksAgain, "this core, seed 18", 2),
-    Mutation(BarsARemovedLeader, "this core, seed 53", 153),
+    Mutation(BarsARemovedLeader, "this core, seed 53", 99),
 )
 
 
