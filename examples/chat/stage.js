@@ -53,23 +53,27 @@ export class Stage {
   }
 
   async #ask(path, method = "GET") {
+    const token = this.#token;
     const response = await fetch(this.#control + path, {
       method,
       headers: { Authorization: `Bearer ${this.#token}` },
       signal: AbortSignal.timeout(ANSWER_MILLISECONDS_MAX),
     });
-    if (response.status === 401 || response.status === 403) this.#end();
     const answer = await response.json();
-    if (response.ok) this.#state = answer;
+    if (token !== this.#token) return ""; // the key has changed since: this is not about its demo
+    if (response.status === 401 || response.status === 403) this.#end();
+    else if (response.ok) this.#state = answer;
     return response.ok ? "" : answer.detail;
   }
 
   async #look() {
     clearTimeout(this.#timer);
     if (!this.#control || document.hidden) return;
+    const token = this.#token;
     try {
       await this.#ask("state");
     } catch {
+      if (token !== this.#token) return; // whoever changed the key looks with it
       // The demo has ended; or it is another one's key that the browser remembers.
       if (!this.#state) return this.#end();
       this.#state = { ...this.#state, leader: null, cannot_kill: "The demo has ended.", nodes: [] };
@@ -92,7 +96,7 @@ export class Stage {
   /** Forget the key: it opens nothing any more. */
   #end() {
     this.#storage.setItem("demo", "");
-    this.#control = "";
+    this.#control = this.#token = "";
     this.#state = null;
     this.draw();
   }

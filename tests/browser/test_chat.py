@@ -73,6 +73,24 @@ LOSE_ANSWERS = """() => {
   };
 }"""
 
+# Returns when the demo's control has answered, and the page does not know of it.
+HOLD_AN_ANSWER = """() => new Promise((answered) => {
+  const whole = window.fetch;
+  window.fetch = async (url, options) => {
+    const answer = await whole(url, options);
+    if (String(url).endsWith("/state") && !window.release) {
+      await new Promise((release) => { window.release = release; answered(); });
+    }
+    return answer;
+  };
+})"""
+
+# Returns when the page has read it.
+RELEASE = """async () => {
+  window.release();
+  await fetch(location.pathname).then((page) => page.text());
+}"""
+
 SHOWN = """() => [...document.querySelectorAll("#messages .message")].map((item) => ({
   id: item.dataset.id,
   uuid: item.dataset.uuid,
@@ -613,8 +631,11 @@ def test_only_who_has_the_link_sees_the_button(
     expect(ana.locator("#nodes .node")).to_have_count(3)
     ana.goto(f"{cluster.chat_url}#plain")
     expect(ana.locator("#kill")).to_be_visible()  # the browser remembers
+    ana.evaluate(HOLD_AN_ANSWER)
     refusals.append("401")
     ana.goto(f"{cluster.chat_url}#demo={cluster.control}.of-another-demo")
+    expect(ana.locator("#stage")).to_be_hidden()
+    ana.evaluate(RELEASE)  # the answer for the link that was there before comes last
     expect(ana.locator("#stage")).to_be_hidden()
     ana.reload()
     expect(ana.locator("#status-text")).to_have_text("Live")
