@@ -427,8 +427,9 @@ class Door:
         refusal = self._objection(transport)
         if refusal is None:
             client = self._receive(transport)
-            self._open.add(client)
-            nursery.start_soon(self._serve, client)
+            if not self._opens_stream(client):
+                self._open.add(client)
+                nursery.start_soon(self._serve, client)
             return
         self._refused += 1
         self.refusals[refusal.code] += 1
@@ -478,6 +479,17 @@ class Door:
         if self.stopping:
             publisher.close_if_idle()  # which this one is not, but it is to know
         return publisher
+
+    def _opens_stream(self, client: Connection | Publisher) -> bool:
+        """Whether it needs no task: it has asked for a stream, and got it; or it has failed."""
+        if isinstance(client, Connection):
+            return False
+        try:
+            return client.opens_stream()
+        except Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
+            self.note_failure(f"connection failed peer={client.peer}", failure)
+            client.transport.abort()
+            return True
 
     async def _serve(self, client: Connection | Publisher) -> None:
         try:

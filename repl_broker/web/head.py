@@ -26,8 +26,8 @@ import httptools
 
 from repl_broker.access import Credentials
 
-__all__ = ["HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place", "coming_bytes", "head_end"]
-__all__ += ["is_plain", "read_head"]
+__all__ = ["EVENTS_BEGINS", "HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place"]
+__all__ += ["coming_bytes", "head_end", "is_plain", "read_head"]
 
 HEAD_ENDS: Final = b"\r\n\r\n"
 PUBLISH_BEGINS: Final = b"POST /v1/"

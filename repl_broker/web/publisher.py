@@ -32,6 +32,7 @@ import trio
 
 from repl_broker.trace import CURRENT, Request
 from repl_broker.web.head import (
+    EVENTS_BEGINS,
     HEAD_ENDS,
     EventsHead,
     PublishHead,
@@ -95,8 +96,32 @@ class Publisher:
         self._at = 0  # … here on not yet used
         self._began: float | None = trio.current_time()  # the present request; see _head_due
         self._head: PublishHead | None = None  # of the request whose body is awaited
+        self._refused: tuple[EventsHead, Answer] | None = None  # what is still to be answered
         self._request = Request()
         self._life = trio.CancelScope()
+
+    def opens_stream(self) -> bool:
+        """Open the stream that the client may have asked for already, as readers do.
+
+        True: the socket is the fan-out's, and there is nothing to run. So most
+        streams do without a task. Call it before ``run``, or not at all.
+        """
+        self._data = self._receive_now()
+        if not self._data.startswith(EVENTS_BEGINS):
+            return False
+        end = self._data.find(HEAD_ENDS) + len(HEAD_ENDS)
+        head = self._take_head(end) if end >= len(HEAD_ENDS) else None
+        if not isinstance(head, EventsHead):
+            return False
+        accepting = CURRENT.set(self._request)
+        try:
+            refused = self._open(head)
+        finally:
+            CURRENT.reset(accepting)
+        if refused is None:
+            return True
+        self._refused = head, refused
+        return False
 
     async def run(self) -> Rest | None:
         """Serve. The rest, if there is any, is another's to serve; else the connection is closed,
@@ -134,31 +159,46 @@ class Publisher:
         return self._head is not None or self._at < len(self._data)
 
     async def _serve(self) -> Rest | None:
-        if not self._data:
+        if self._refused is not None:
+            await self._refuse(*self._refused)
+        elif not self._data:
             self._data = self._receive_now() or await self._receive(self._head_due())
         while True:
             head = await self._read_head()
             if head is None:
                 return self._rest()
-            self._request.begin(head.traceparent)
-            last = head.close or self._stopping
             if isinstance(head, EventsHead):
-                assert self._streams is not None, "else none is read"
-                refused = self._streams.open(head, self.transport, self.peer)
+                refused = self._open(head)
                 if refused is None:
                     return None
-                # A client that sends one bad request after another takes turns.
-                await trio.lowlevel.checkpoint()
-                await self._write(self._streams.encode(head, refused, last=last))
+                await self._refuse(head, refused)
             else:
+                self._request.begin(head.traceparent)
                 answer, follows = await self._publish(head)
                 last = head.close or self._stopping or not follows
                 await self._write(self._publishing.encode(head, answer, last=last))
-            if last:
-                await self._part()
-            if self._at == len(self._data):
-                await self._await_next()
-            self._began = None
+                await self._go_on(last=last)
+
+    def _open(self, head: EventsHead) -> Answer | None:
+        assert self._streams is not None, "else none is read"
+        self._request.begin(head.traceparent)
+        return self._streams.open(head, self.transport, self.peer)
+
+    async def _refuse(self, head: EventsHead, refused: Answer) -> None:
+        """Answer that there is no stream. One bad request after another takes turns."""
+        assert self._streams is not None, "else none is read"
+        last = head.close or self._stopping
+        await trio.lowlevel.checkpoint()
+        await self._write(self._streams.encode(head, refused, last=last))
+        await self._go_on(last=last)
+
+    async def _go_on(self, *, last: bool) -> None:
+        """A request has been answered."""
+        if last:
+            await self._part()
+        if self._at == len(self._data):
+            await self._await_next()
+        self._began = None
 
     async def _publish(self, head: PublishHead) -> tuple[Answer, bool]:
         """The answer, and whether another request may follow: not if the body was not read."""
@@ -198,7 +238,10 @@ class Publisher:
             self.transport.wake_at(1 if unfinished.endswith((b"\r", b"\n")) else 2)
             await self._read(self._head_due())
         self.transport.wake_at(1)
-        end += len(HEAD_ENDS)
+        return self._take_head(end + len(HEAD_ENDS))
+
+    def _take_head(self, end: int) -> PublishHead | EventsHead | None:
+        """The request whose head ends at ``end``; None when it is not one to be answered here."""
         if end - self._at > self._patience.header_bytes_max:
             return None
         head = read_head(self._data[self._at : end])

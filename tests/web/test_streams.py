@@ -6,15 +6,19 @@ import logging
 import os
 import re
 import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repl_broker.fanout import Fanout
+from repl_broker.web.door import Door
+from repl_broker.web.publisher import Publisher
 from tests.nodes import configured
 from tests.web.doors import publish, serving
-from tests.web.test_door import connect, reset
+from tests.web.test_door import Client, connect, reset
 
 PAGE = "http://page"
 
@@ -24,13 +28,39 @@ def get(target: str, *fields: str) -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
-async def answered(request: bytes, *, in_place: bool, origins: tuple[str, ...] = ()) -> bytes:
+@asynccontextmanager
+async def connected_with(door: Door, request: bytes) -> AsyncIterator[Client]:
+    """A client whose request is there when the door accepts it."""
+    tcp = socket.create_connection(("127.0.0.1", door.port))
+    tcp.sendall(request)
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(tcp)) as stream:
+        yield Client(stream)
+
+
+@asynccontextmanager
+async def connected_before(door: Door, request: bytes) -> AsyncIterator[Client]:
+    """A client that is accepted before its request comes."""
+    async with connect(door) as client:
+        await wait_all_tasks_blocked()
+        await client.send(request)
+        yield client
+
+
+Connected = Callable[[Door, bytes], AbstractAsyncContextManager[Client]]
+
+
+async def answered(
+    request: bytes,
+    *,
+    in_place: bool,
+    origins: tuple[str, ...] = (),
+    connected: Connected = connected_before,
+) -> bytes:
     """The head of the answer and what comes at once, less the time."""
     config = configured(http={"cors_origins": origins}, topics={"auto_create": False})
     async with serving(in_place=in_place, config=config) as served:
         await served.node.broker.create_topic("chat")
-        async with connect(served.door) as client:
-            await client.send(request)
+        async with connected(served.door, request) as client:
             data = b""
             expected = 2 if b"12345678-0" in request else 1  # subscribed, gap
             with trio.move_on_after(0.3):
@@ -74,9 +104,13 @@ async def answered(request: bytes, *, in_place: bool, origins: tuple[str, ...] =
 )
 async def test_both_ways_answer_alike(request_bytes: bytes) -> None:
     for origins in ((), (PAGE,)):
-        in_place = await answered(request_bytes, in_place=True, origins=origins)
-        assert in_place == await answered(request_bytes, in_place=False, origins=origins)
-        assert in_place.startswith(b"HTTP/1.1 ")
+        by_quart = await answered(request_bytes, in_place=False, origins=origins)
+        assert by_quart.startswith(b"HTTP/1.1 ")
+        for connected in (connected_before, connected_with):
+            in_place = await answered(
+                request_bytes, in_place=True, origins=origins, connected=connected
+            )
+            assert in_place == by_quart
 
 
 @pytest.mark.parametrize(
@@ -102,15 +136,56 @@ async def test_what_is_unusual_is_left_to_quart(request_bytes: bytes) -> None:
         assert served.asked
 
 
-async def test_a_refusal_leaves_the_connection_to_further_requests() -> None:
-    async with serving() as served, connect(served.door) as client:
-        await client.send(get("/v1/events?topic=a..b") + publish(b"1") + get("/v1/events?x=1"))
+@pytest.mark.parametrize("connected", [connected_before, connected_with])
+async def test_a_refusal_leaves_the_connection_to_further_requests(connected: Connected) -> None:
+    requests = get("/v1/events?topic=a..b") + publish(b"1") + get("/v1/events?x=1")
+    async with serving() as served, connected(served.door, requests) as client:
         assert [(await client.receive_answer()).status for _ in range(3)] == [400, 201, 400]
         await client.send(get("/healthz"))
         assert (await client.receive_answer()).status == 200
         await client.send(get("/v1/events?topic=chat"))
         await client._read_until(b"event: subscribed")
         assert served.asked == ["GET /healthz"]
+        counts = {what.status: count for what, count in served.door.statistics().requests}
+        assert counts == {400: 2, 201: 1, 200: 1}
+
+
+async def test_a_stream_that_is_asked_for_at_once_never_has_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran = []
+
+    async def note(self: Publisher) -> None:
+        ran.append(self)
+
+    monkeypatch.setattr(Publisher, "run", note)
+    request = get("/v1/events?topic=chat")
+    async with serving() as served, connected_with(served.door, request) as client:
+        await client._read_until(b"event: subscribed")
+        assert served.door.connections == 1
+    assert not ran
+
+
+async def test_one_that_fails_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is opened while others are accepted is as far from them as what has a task."""
+
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    request = get("/v1/events?topic=chat")
+    async with serving() as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(Publisher, "_open", broken)
+            async with connected_with(served.door, request) as client:
+                await client.receive_end_or_reset()
+        assert served.door.connections == 0
+        assert served.door.statistics().failed == 1
+        async with connected_with(served.door, request) as client:
+            await client._read_until(b"event: subscribed")
+    assert "connection failed peer=127.0.0.1:" in caplog.text
+    assert "ValueError: broken" in caplog.text
 
 
 async def test_a_head_in_pieces_is_read_where_it_ends() -> None:
