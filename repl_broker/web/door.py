@@ -423,7 +423,11 @@ class Door:
 
     def _admit(self, tcp_socket: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         self._accepted += 1
-        transport = Transport(tcp_socket, self.options.write_timeout_seconds)
+        peer = _peer_address(tcp_socket)
+        if peer is None:  # nobody is there: what it has sent would count for nobody
+            tcp_socket.close()
+            return
+        transport = Transport(tcp_socket, peer, self.options.write_timeout_seconds)
         refusal = self._objection(transport)
         if refusal is None:
             client = self._receive(transport)
@@ -447,10 +451,9 @@ class Door:
                 f"The node serves {options.connections_max} connections at a time; try another "
                 "node, or later."
             )
-        peer = _peer_address(transport.socket) if options.connections_per_address else None
-        if peer is None:
+        if not options.connections_per_address:
             return None
-        address = address_key(peer[0])
+        address = address_key(transport.peer[0])
         count = self._addresses.get(address, 0)
         if count >= options.connections_per_address:
             self._refused_by_address += 1
@@ -472,7 +475,7 @@ class Door:
         if self._publishing is None:
             return Connection(self, transport)
         transport.write_timeout_seconds = self.options.write_timeout_seconds  # no stream any more
-        peer = _host_port(_peer_address(transport.socket))
+        peer = _host_port(transport.peer)
         publisher = Publisher(
             transport, self._publishing, self._streams, self.options.patience, peer, data
         )
@@ -593,8 +596,7 @@ class Connection:
         self._gone = False
         self._is_stream = False  # what is being answered is an event stream
         self._gathers = False  # a body is waited for
-        self._client = _peer_address(transport.socket)
-        self.peer = _host_port(self._client)
+        self.peer = _host_port(transport.peer)
         self._made: _Protocol | None = None
 
     @property
@@ -605,7 +607,7 @@ class Connection:
                 self,
                 self._door.hypercorn_config,
                 is_tls=self._door.ssl_context is not None,
-                client=self._client,
+                client=self.transport.peer,
                 server=_address(self.transport.socket.getsockname()),
             )
         return self._made
@@ -896,7 +898,7 @@ class _Protocol(H11Protocol):
         config: HypercornConfig,
         *,
         is_tls: bool,
-        client: tuple[str, int] | None,
+        client: tuple[str, int],
         server: tuple[str, int] | None,
     ) -> None:
         super().__init__(
@@ -1268,7 +1270,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _peer_address(tcp_socket: trio.socket.SocketType) -> tuple[str, int] | None:
     try:
         return _address(tcp_socket.getpeername())
-    except OSError:  # it has left already; reading will say so
+    except OSError:  # it has left already
         return None
 
 
@@ -1279,8 +1281,6 @@ def _address(name: object) -> tuple[str, int] | None:
     return None
 
 
-def _host_port(address: tuple[str, int] | None) -> str:
-    if address is None:
-        return "unknown"
+def _host_port(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

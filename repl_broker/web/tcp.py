@@ -31,8 +31,14 @@ class Transport(trio.abc.Stream):
     It lies below TLS, so that everything TLS writes is held to it as well.
     """
 
-    def __init__(self, tcp_socket: trio.socket.SocketType, write_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        tcp_socket: trio.socket.SocketType,
+        peer: tuple[str, int],
+        write_timeout_seconds: float,
+    ) -> None:
         self.socket = tcp_socket
+        self.peer: Final = peer  # kept: one that has left has none, and what it sent is still here
         self.write_timeout_seconds = write_timeout_seconds
         self.forget: Callable[[], None] | None = None  # called once, when it is closed
         self._waking_bytes = 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from contextlib import AsyncExitStack, suppress
 
 import pytest
@@ -94,6 +96,23 @@ async def test_too_many_streams_a_second_are_429(in_place: bool) -> None:
             assert found == [(429, "rate_limited"), (201, "")]
             await second._read_until(b'"data":1')
         served.node.broker.reload(configured())
+        await assert_healthy(served)
+
+
+@both_ways
+async def test_who_has_left_before_it_is_accepted_gets_around_no_rate(in_place: bool) -> None:
+    """What it sent can still be read, but not from whom it came."""
+    config = configured(limits={"publishes_per_second": 1, "publish_burst": 2})
+    async with serving(in_place=in_place, config=config) as served:
+        for request in [publish(), get("/v1/events?topic=chat")] * 4:
+            tcp = socket.create_connection(("127.0.0.1", served.door.port))
+            tcp.sendall(request)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            tcp.close()  # a reset
+        await until(lambda: served.door.statistics().accepted == 8)
+        await wait_all_tasks_blocked()
+        assert served.door.connections == 0
+        assert served.node.replica.state.seq == 0
         await assert_healthy(served)
 
 
