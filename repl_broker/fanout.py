@@ -212,17 +212,25 @@ class Fanout:
         """Serve ``subscription`` to the non-blocking socket ``fd``, which is the fan-out's now.
 
         ``head`` goes before everything; ``ended`` is called when the reader is gone.
-        At ``ends_at``, by Trio's clock, its token expires.
+        At ``ends_at``, by Trio's clock, its token expires. Raises an OSError if the
+        kernel watches no more sockets; then the socket is closed, and ``ended`` called.
         """
-        channel, beginning = subscription.open()
-        reader = Reader(fd, channel, subscription, trio.current_time(), ends_at)
+        try:
+            channel, beginning = subscription.open()
+            reader = Reader(fd, channel, subscription, trio.current_time(), ends_at)
+            self._epoll.register(fd, _mask(reader))
+        except BaseException:
+            subscription.leave()
+            _close(fd, reset=True)
+            if ended is not None:
+                ended()
+            raise
         if fd >= len(self._readers):
             self._readers.extend([None] * (fd + 1 - len(self._readers)))
         self._readers[fd] = reader
         self._count += 1
         if ended is not None:
             self._when_ended[reader] = ended
-        self._epoll.register(fd, _mask(reader))
         self._turn(reader, min(reader.wrote_at + self._period, ends_at))
         if self._send(reader, head + b"".join(map(sse.chunk, beginning))):
             self._go_on(reader)

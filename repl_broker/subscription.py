@@ -102,6 +102,12 @@ class Subscription:
         self._channel = self._hub.join(self._filters)
         return self._channel, list(self._begin())
 
+    def leave(self) -> None:
+        """Leave the channel, if it was joined."""
+        if self._channel is not None:
+            self._hub.leave(self._channel)
+            self._channel = None
+
     async def __aenter__(self) -> Subscription:
         _, beginning = self.open()
         self._prelude = iter(beginning)
@@ -113,9 +119,7 @@ class Subscription:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._channel is not None:
-            self._hub.leave(self._channel)
-            self._channel = None
+        self.leave()
 
     def __aiter__(self) -> Subscription:
         return self

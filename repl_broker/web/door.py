@@ -487,12 +487,15 @@ class Door:
         """Whether it needs no task: it has asked for a stream, and got it; or it has failed."""
         if isinstance(client, Connection):
             return False
+        before = CURRENT.set(client.request)
         try:
             return client.opens_stream()
         except Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
             self.note_failure(f"connection failed peer={client.peer}", failure)
             client.transport.abort()
             return True
+        finally:
+            CURRENT.reset(before)
 
     async def _serve(self, client: Connection | Publisher) -> None:
         try:

@@ -97,7 +97,7 @@ class Publisher:
         self._began: float | None = trio.current_time()  # the present request; see _head_due
         self._head: PublishHead | None = None  # of the request whose body is awaited
         self._refused: tuple[EventsHead, Answer] | None = None  # what is still to be answered
-        self._request = Request()
+        self.request = Request()
         self._life = trio.CancelScope()
 
     def opens_stream(self) -> bool:
@@ -113,11 +113,7 @@ class Publisher:
         head = self._take_head(end) if end >= len(HEAD_ENDS) else None
         if not isinstance(head, EventsHead):
             return False
-        accepting = CURRENT.set(self._request)
-        try:
-            refused = self._open(head)
-        finally:
-            CURRENT.reset(accepting)
+        refused = self._open(head)
         if refused is None:
             return True
         self._refused = head, refused
@@ -129,7 +125,7 @@ class Publisher:
 
         When cancelled, the caller resets the connection.
         """
-        CURRENT.set(self._request)
+        CURRENT.set(self.request)
         rest = await self._run()
         CURRENT.set(None)  # not after an error: the line that tells of it is that request's
         return rest
@@ -173,7 +169,7 @@ class Publisher:
                     return None
                 await self._refuse(head, refused)
             else:
-                self._request.begin(head.traceparent)
+                self.request.begin(head.traceparent)
                 answer, follows = await self._publish(head)
                 last = head.close or self._stopping or not follows
                 await self._write(self._publishing.encode(head, answer, last=last))
@@ -181,7 +177,7 @@ class Publisher:
 
     def _open(self, head: EventsHead) -> Answer | None:
         assert self._streams is not None, "else none is read"
-        self._request.begin(head.traceparent)
+        self.request.begin(head.traceparent)
         return self._streams.open(head, self.transport, self.peer)
 
     async def _refuse(self, head: EventsHead, refused: Answer) -> None:
@@ -338,7 +334,7 @@ class Publisher:
             answer = self._publishing.late(self._head, self.peer)
             await self._write(self._publishing.encode(self._head, answer, last=True))
         elif self._pending():
-            self._request.begin(None)
+            self.request.begin(None)
             await self._write(self._publishing.late_head(self._patience.header_seconds))
         await self._part()
 

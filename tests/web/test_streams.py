@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repl_broker.fanout import Fanout
+from repl_broker.logs import identify
 from repl_broker.web.door import Door
 from repl_broker.web.publisher import Publisher
 from tests.nodes import configured
@@ -166,26 +168,33 @@ async def test_a_stream_that_is_asked_for_at_once_never_has_a_task(
     assert not ran
 
 
+class FullEpoll:
+    """``max_user_watches`` of the kernel is reached."""
+
+    def register(self, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("connected", [connected_before, connected_with])
 async def test_one_that_fails_ends_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    connected: Connected, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is opened while others are accepted is as far from them as what has a task."""
-
-    def broken(*_: object) -> None:
-        raise ValueError("broken")
-
-    request = get("/v1/events?topic=chat")
-    async with serving() as served:
+    """It leaves nothing behind, whether it has a task or is opened while others are accepted."""
+    caplog.handler.addFilter(identify)
+    request = get("/v1/events?topic=chat", f"traceparent: 00-{'ab' * 16}-{'cd' * 8}-00")
+    async with serving(connections_per_address=1) as served:
         with monkeypatch.context() as patch:
-            patch.setattr(Publisher, "_open", broken)
-            async with connected_with(served.door, request) as client:
+            patch.setattr(served.fanout, "_epoll", FullEpoll())
+            async with connected(served.door, request) as client:
                 await client.receive_end_or_reset()
         assert served.door.connections == 0
         assert served.door.statistics().failed == 1
-        async with connected_with(served.door, request) as client:
+        assert served.node.hub.statistics()[:2] == (0, 0)
+        async with connected(served.door, request) as client:
             await client._read_until(b"event: subscribed")
-    assert "connection failed peer=127.0.0.1:" in caplog.text
-    assert "ValueError: broken" in caplog.text
+    (failed,) = [each for each in caplog.records if "connection failed" in each.getMessage()]
+    assert "No space left on device" in failed.getMessage()
+    assert vars(failed)["request_id"] == "ab" * 16
 
 
 async def test_a_head_in_pieces_is_read_where_it_ends() -> None:
