@@ -15,12 +15,12 @@ const $ = (id) => document.getElementById(id);
 
 export class Stage {
   #storage;
-  #control = "";
-  #token = "";
+  #key = null; // of the demo that is asked: where its control is, and the token for it
   #state = null;
   #own = []; // what happened to this window's stream
   #node = () => "";
   #timer = 0;
+  #looks = 0; // so many have begun; only the last of them goes on
   #drawn = "";
 
   /** `node()` is the name of the node that this window's stream comes from. */
@@ -38,10 +38,13 @@ export class Stage {
       this.#storage.setItem("demo", location.hash);
       history.replaceState(null, "", location.pathname + location.search); // not to be shown on a wall
     }
-    const [, port, token] = found ?? KEY.exec(this.#storage.getItem("demo") ?? "") ?? [];
-    if (!port) return;
-    this.#control = `http://127.0.0.1:${port}/`;
-    this.#token = token;
+    const [text, port, token] = found ?? KEY.exec(this.#storage.getItem("demo") ?? "") ?? [];
+    if (!text) return;
+    if (text !== this.#key?.text) {
+      this.#key = { text, control: `http://127.0.0.1:${port}/`, token };
+      this.#state = null; // of another demo
+      this.draw();
+    }
     this.#look();
   }
 
@@ -53,33 +56,41 @@ export class Stage {
   }
 
   async #ask(path, method = "GET") {
-    const token = this.#token;
-    const response = await fetch(this.#control + path, {
+    const key = this.#key;
+    if (!key) return "";
+    const response = await fetch(key.control + path, {
       method,
-      headers: { Authorization: `Bearer ${this.#token}` },
+      headers: { Authorization: `Bearer ${key.token}` },
       signal: AbortSignal.timeout(ANSWER_MILLISECONDS_MAX),
     });
+    if (key !== this.#key) return ""; // this is not about the demo that is asked now
+    if (response.status === 401 || response.status === 403) {
+      this.#end();
+      return "";
+    }
     const answer = await response.json();
-    if (token !== this.#token) return ""; // the key has changed since: this is not about its demo
-    if (response.status === 401 || response.status === 403) this.#end();
-    else if (response.ok) this.#state = answer;
+    if (key !== this.#key) return "";
+    if (response.ok) this.#state = answer;
     return response.ok ? "" : answer.detail;
   }
 
   async #look() {
     clearTimeout(this.#timer);
-    if (!this.#control || document.hidden) return;
-    const token = this.#token;
+    const key = this.#key;
+    if (!key || document.hidden) return;
+    const look = ++this.#looks;
     try {
       await this.#ask("state");
     } catch {
-      if (token !== this.#token) return; // whoever changed the key looks with it
-      // The demo has ended; or it is another one's key that the browser remembers.
-      if (!this.#state) return this.#end();
+      if (look !== this.#looks || key !== this.#key) return; // a later one tells
+      // It may be a key of long ago that the browser remembers: who comes back asks again.
+      if (!this.#state) return;
       this.#state = { ...this.#state, leader: null, cannot_kill: "The demo has ended.", nodes: [] };
     }
     this.draw();
-    if (this.#control) this.#timer = setTimeout(() => this.#look(), LOOK_MILLISECONDS);
+    if (this.#key && look === this.#looks) {
+      this.#timer = setTimeout(() => this.#look(), LOOK_MILLISECONDS);
+    }
   }
 
   async #press(path) {
@@ -93,11 +104,10 @@ export class Stage {
     this.draw();
   }
 
-  /** Forget the key: it opens nothing any more. */
+  /** Forget the key: it opens nothing any more. Another window may have put another one there. */
   #end() {
-    this.#storage.setItem("demo", "");
-    this.#control = this.#token = "";
-    this.#state = null;
+    if (this.#storage.getItem("demo") === this.#key.text) this.#storage.setItem("demo", "");
+    this.#key = this.#state = null;
     this.draw();
   }
 
