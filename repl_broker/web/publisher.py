@@ -109,8 +109,8 @@ class Publisher:
         self._data = self._receive_now()
         if not self._data.startswith(EVENTS_BEGINS):
             return False
-        end = self._data.find(HEAD_ENDS) + len(HEAD_ENDS)
-        head = self._take_head(end) if end >= len(HEAD_ENDS) else None
+        end = self._data.find(HEAD_ENDS)
+        head = None if end < 0 else self._take_head(end)
         if not isinstance(head, EventsHead):
             return False
         refused = self._open(head)
@@ -234,10 +234,11 @@ class Publisher:
             self.transport.wake_at(1 if unfinished.endswith((b"\r", b"\n")) else 2)
             await self._read(self._head_due())
         self.transport.wake_at(1)
-        return self._take_head(end + len(HEAD_ENDS))
+        return self._take_head(end)
 
     def _take_head(self, end: int) -> PublishHead | EventsHead | None:
-        """The request whose head ends at ``end``; None when it is not one to be answered here."""
+        """The request whose HEAD_ENDS is at ``end``; None when it is not to be answered here."""
+        end += len(HEAD_ENDS)
         if end - self._at > self._patience.header_bytes_max:
             return None
         head = read_head(self._data[self._at : end])
