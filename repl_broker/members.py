@@ -170,7 +170,7 @@ class Members:
     async def _wait_to_be_led(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
             while not self._is_led:
-                await self._replica.pause()
+                await self._replica.pause(self._replica.seen)
 
     async def _ask_one_to_join(self, address: Address, refusals: list[str]) -> bool:
         me = self._me
@@ -337,6 +337,7 @@ class Members:
         # within bounds of its own: that nothing was changed could not be said then.
         end = trio.current_time() + replica.patience
         while trio.current_time() < end:
+            seen = replica.seen
             try:
                 if replica.leads:
                     return await self._actions[kind](argument)
@@ -357,7 +358,7 @@ class Members:
                     raise OutcomeUnknownError(
                         "The leader was lost while it carried this out; see GET /v1/cluster."
                     ) from None
-            await self._replica.pause()
+            await replica.pause(seen)
         raise RequestError(
             "no_leader",
             "The node knows no leader: a majority of the cluster's voters must run and reach "

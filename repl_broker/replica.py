@@ -223,8 +223,8 @@ class _Install(NamedTuple):
     mark: SnapshotMark
 
 
-class _Seen(NamedTuple):
-    """What a change of is news."""
+class Seen(NamedTuple):
+    """What a change of is news to who waits for a leader."""
 
     role: Role
     term: int
@@ -302,7 +302,7 @@ class Replica:
         self._awake = trio.Event()
         self._rounds = trio.lowlevel.ParkingLot()  # woken by each round of the driving task
         self._failure: Exception | None = None  # of a turn, or of the disk
-        self._seen = _Seen(Role.FOLLOWER, 0, None, has_committed=False)
+        self.seen = Seen(Role.FOLLOWER, 0, None, has_committed=False)
         self._news = trio.lowlevel.ParkingLot()  # woken when that changes
         self._members: Membership | None = None  # as ``on_members`` was told
         self._configured = trio.Event()  # has led, with the settings that it was given, once
@@ -517,10 +517,11 @@ class Replica:
             return
         with trio.move_on_after(self.patience):
             while True:
+                seen = self.seen
                 try:
                     await self.wait_applied(await self._safe_index())
                 except (NotLeaderError, PeerRefusedError, PeerUnreachableError):
-                    await self.pause()
+                    await self.pause(seen)
                 else:
                     return
         raise self._no_leader()
@@ -576,10 +577,15 @@ class Replica:
                 del self._leader_calls[scope]
         raise PeerUnreachableError(f"{leader!r} does not lead any more")
 
-    async def pause(self) -> None:
-        """Until the leader changes, or for about a heartbeat."""
-        with trio.move_on_after(self.options.heartbeat_interval_seconds):
-            await self._news.park()
+    async def pause(self, seen: Seen) -> None:
+        """Until there is other news of the leader than ``seen``, or for about a heartbeat.
+
+        ``seen`` is from before the leader was asked: its refusal may come later than
+        the news of the next one, and nobody is woken by the same news twice.
+        """
+        if seen == self.seen:
+            with trio.move_on_after(self.options.heartbeat_interval_seconds):
+                await self._news.park()
 
     async def wait_applied(self, index: int) -> None:
         while self.state.applied_index < index:
@@ -605,12 +611,13 @@ class Replica:
         NotLeaderError."""
         with trio.move_on_after(self.options.election_timeout_seconds):
             while True:
+                seen = self.seen
                 question = await self._question(ChangeMembership, change)
                 match question.refusal:
                     case None:
                         return question.index
                     case Refusal.NOT_READY:  # its first entry is about to be committed
-                        await self.pause()
+                        await self.pause(seen)
                     case refusal:
                         raise _refused(refusal)
         raise _refused(Refusal.NOT_READY)
@@ -630,11 +637,12 @@ class Replica:
             return
         with trio.move_on_after(self.options.election_timeout_seconds):
             while (target := self._best_successor(avoid)) is not None:
+                seen = self.seen
                 with suppress(RequestError, NotLeaderError):
                     await self.transfer(target)
-                await self.pause()
+                await self.pause(seen)
                 while self._core.transfer_target == target:
-                    await self.pause()
+                    await self.pause(self.seen)
             while self._core.leader is None:
                 await self._news.park()
             log.info("handed over leader=%s term=%d", self.leader, self.term)
@@ -921,7 +929,7 @@ class Replica:
         if core.membership is not self._members:
             self._members = core.membership
             self._on_members(core.membership)
-        before = self._seen
+        before = self.seen
         if (
             core.role is before.role
             and core.term == before.term
@@ -929,8 +937,8 @@ class Replica:
             and (before.has_committed or not core.has_committed_in_term)  # which stays so in a term
         ):
             return
-        seen = _Seen(core.role, core.term, core.leader, core.has_committed_in_term)
-        self._seen = seen
+        seen = Seen(core.role, core.term, core.leader, core.has_committed_in_term)
+        self.seen = seen
         self._news.unpark_all()
         if core.role is not Role.LEADER:
             self._proposals.refuse_forwarded()
@@ -1032,6 +1040,7 @@ class Replica:
     async def _forward(self, offers: list[Offer]) -> None:
         """Have the leader append them; only a refusal means that it has not."""
         encoded = [data for offer in offers for data in offer.encoded]
+        seen = self.seen
         try:
             found = await self.call_leader("propose", (self._core.term, encoded))
             place = _said(found, tuple[int, int, int])
@@ -1039,13 +1048,13 @@ class Replica:
             if str(error).startswith(FULL):
                 self._refuse_publishes(offers, str(error).removeprefix(FULL))
             else:
-                await self.pause()  # the next leader is not known yet
+                await self.pause(seen)  # the next leader may not be known yet
                 self._proposals.put_back(offers)
         except PeerUnreachableError as error:
             if error.sent:
                 self._proposals.lose(offers)
             else:
-                await self.pause()
+                await self.pause(seen)
                 self._proposals.put_back(offers)
         else:
             self._proposals.place_late(offers, place, self.state.applied_index)
@@ -1256,7 +1265,7 @@ class Replica:
     async def _configure(self) -> None:
         """As leader, have all nodes use what this node's file says."""
         while True:
-            seen = self._seen
+            seen = self.seen
             if seen.role is Role.LEADER and seen.has_committed:
                 await self.wait_applied(self._core.committed_index)
                 is_new = self._core.log.last_index <= 1
@@ -1264,7 +1273,7 @@ class Replica:
                     with suppress(RequestError):  # another leader's business, then
                         await self.propose(Configure(self._settings))
                 self._configured.set()
-                if seen != self._seen:
+                if seen != self.seen:
                     continue
             await self._news.park()
 
@@ -1272,12 +1281,12 @@ class Replica:
         """Find out whether all that was committed when the leader was found is here."""
         while True:
             if self._core.leader not in (None, self.node_id) and not self._caught_up:
-                seen = self._seen
+                seen = self.seen
                 with suppress(RequestError):
                     await self.read_barrier()
-                    if seen == self._seen:
+                    if seen == self.seen:
                         self._caught_up = True
-                if seen != self._seen or not self._caught_up:
+                if seen != self.seen or not self._caught_up:
                     continue
             await self._news.park()
 
@@ -1308,7 +1317,7 @@ class Replica:
             SnapshotRefusedError,
         ) as error:
             log.warning("could not send a snapshot peer=%s reason=%r", peer, str(error))
-            await self.pause()
+            await self.pause(self.seen)
             self._post(SnapshotFailed(peer))
         else:
             self._snapshots_sent += 1

@@ -86,6 +86,7 @@ class Network:
     def __init__(self) -> None:
         self.nodes: dict[str, ClusterNode] = {}  # those that run
         self.lost: set[tuple[str, str]] = set()  # from, to
+        self.ask_seconds: dict[str, float] = {}  # to whom is asked, if not DELAY_SECONDS
         self.nursery: trio.Nursery | None = None
         self.asked: list[tuple[str, str, str]] = []  # from, to, what
 
@@ -109,7 +110,7 @@ class Network:
         if not self.reaches(sender, receiver):
             raise PeerUnreachableError("no connection", sent=False)
         with trio.move_on_after(seconds):
-            await trio.sleep(DELAY_SECONDS)
+            await trio.sleep(self.ask_seconds.get(receiver, DELAY_SECONDS))
             node = self.nodes.get(receiver)
             if node is None:
                 raise PeerUnreachableError("the connection broke")

@@ -15,7 +15,7 @@ from repl_broker.raft.rpc import Append, AppendReply, Rpc
 from repl_broker.replica import LOOK_SECONDS_MIN, Replica
 from repl_broker.state import Applied, Published, TopicChanged
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
-from tests.network import Cluster, running_cluster
+from tests.network import OPTIONS, Cluster, running_cluster
 from tests.nodes import Disk, configured, events
 
 
@@ -317,6 +317,31 @@ async def test_hand_over_loses_no_publish_and_answers_none_falsely(
         assert not old.replica.leads
         assert sorted(answered) == [*range(1, 61)]
         await cluster.converged()
+
+
+@pytest.mark.parametrize("what", ["publish", "read", "change of the members"])
+async def test_a_refusal_that_comes_after_the_news_of_the_next_leader_costs_no_wait(
+    autojump_clock: MockClock, what: str
+) -> None:
+    """Who is asked for the second time then is known: no more news will come."""
+    async with running_cluster() as cluster:
+        old = await cluster.leader()
+        target, third = (node for node in cluster.running.values() if node is not old)
+        cluster.network.ask_seconds[old.id] = 0.02
+        await old.replica.transfer(target.id)
+        began = trio.current_time()
+        match what:
+            case "publish":
+                await third.replica.propose(publish())
+            case "read":
+                await third.replica.read_barrier()
+            case _:
+                with pytest.raises(RequestError, match="has no member"):
+                    await third.members.remove("n9")
+        asked = [to for sender, to, _ in cluster.network.asked if sender == third.id]
+        assert asked[0] == old.id
+        assert target.id in asked
+        assert trio.current_time() - began < OPTIONS.heartbeat_interval_seconds / 2
 
 
 async def test_a_failing_disk_ends_its_node_and_the_others_go_on(autojump_clock: MockClock) -> None:
