@@ -7,9 +7,11 @@ for a worker of Trio's, and a commit waits for nothing else.
 Two changes of threads still take as long as a small write does on a disk that
 keeps its cache when the power fails. So a job that is said to be *quick* is run
 in place, on the event loop, as long as half of those before it took less than
-``IN_PLACE_SECONDS_MAX``. After one that was slow, the next ones go to the thread
-again until the disk has shown that it is quick. A disk that hangs in such a job
-holds up the whole node: in a cluster the others then elect another leader.
+``IN_PLACE_SECONDS_MAX``. After one that stalled, the next ones go to the thread,
+until some fifteen have shown that the disk is quick again: a disk that others use
+as well stalls now and then, and to keep away from it for long costs more than the
+stall did. A disk that hangs in such a job holds up the whole node: in a cluster
+the others then elect another leader.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import trio
 
 __all__ = ["Done", "ThreadWriter", "Writer"]
 
-IN_PLACE_SECONDS_MAX: Final = 0.000_5  # the median of quick jobs, to be run in place
-SLOW_SECONDS: Final = 0.01  # a job that takes longer counts by itself
+IN_PLACE_SECONDS_MAX: Final = 0.001  # the median of quick jobs, to be run in place
+MEDIAN_SECONDS_MAX: Final = 2 * IN_PLACE_SECONDS_MAX  # no estimate is worse
+STALL_SECONDS: Final = 0.01  # a job that takes longer counts by itself
 STEP: Final = 1.05  # by which each quick job moves the estimate of the median
 
 Done = Callable[[Exception | None], None]
@@ -64,7 +67,7 @@ class ThreadWriter:
         self._thread: threading.Thread | None = None
         self._under_way = 0  # jobs in the thread, or on their way there and back
         self._job_began: float | None = None  # of the job in the thread, by ``clock``
-        self._median_seconds = SLOW_SECONDS  # of quick jobs; nothing is known of the disk yet
+        self._median_seconds = MEDIAN_SECONDS_MAX  # of quick jobs; nothing is known of the disk yet
 
     @property
     def is_quick(self) -> bool:
@@ -111,10 +114,10 @@ class ThreadWriter:
         return None
 
     def _took(self, seconds: float) -> None:
-        if seconds > SLOW_SECONDS:
-            self._median_seconds = SLOW_SECONDS
+        if seconds > STALL_SECONDS:
+            self._median_seconds = MEDIAN_SECONDS_MAX
         elif seconds > self._median_seconds:
-            self._median_seconds *= STEP
+            self._median_seconds = min(self._median_seconds * STEP, MEDIAN_SECONDS_MAX)
         else:
             self._median_seconds /= STEP
 

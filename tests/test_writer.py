@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import trio
 
 from repl_broker.writer import ThreadWriter
@@ -187,7 +188,7 @@ async def test_a_writer_that_knows_nothing_of_its_disk_uses_its_thread() -> None
     disk, jobs = Disk(QUICK), Jobs()
     writer = ThreadWriter(disk)
     assert not writer.is_quick
-    for number in range(20):
+    for number in range(10):
         jobs.submit(writer, number, disk.write, quick=True)
         await jobs.wait_heard(number + 1)
     assert not in_place(jobs)
@@ -237,15 +238,35 @@ async def test_after_a_stall_the_next_jobs_go_to_the_thread_until_the_disk_is_qu
     jobs.submit(writer, 0, disk.write, quick=True)
     assert in_place(jobs)
     disk.seconds = QUICK
-    for number in range(1, 50):
+    for number in range(1, 11):
         jobs.submit(writer, number, disk.write, quick=True)
         await jobs.wait_heard(number + 1)
     assert not in_place(jobs)
-    for number in range(50, 150):
+    for number in range(11, 21):
         jobs.submit(writer, number, disk.write, quick=True)
         await jobs.wait_heard(number + 1)
     jobs.threads.clear()
-    jobs.submit(writer, 150, disk.write, quick=True)
+    jobs.submit(writer, 21, disk.write, quick=True)
+    assert in_place(jobs)
+    await writer.close()
+
+
+@pytest.mark.parametrize("seconds", [0.009, STALL])
+async def test_a_disk_that_was_slow_for_long_is_written_to_in_place_soon_again(
+    seconds: float,
+) -> None:
+    """How slow it was, and for how long, says nothing once it is quick."""
+    disk, jobs = Disk(seconds), Jobs()
+    writer = ThreadWriter(disk)
+    for number in range(200):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    disk.seconds = QUICK
+    for number in range(200, 220):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    jobs.threads.clear()
+    jobs.submit(writer, 220, disk.write, quick=True)
     assert in_place(jobs)
     await writer.close()
 
