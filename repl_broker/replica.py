@@ -102,6 +102,7 @@ LOG_BYTES_MAX: Final = 256 << 20  # … while one is being sent a snapshot
 CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
 FORWARDS_MAX: Final = 2  # on their way to the leader at a time; each takes all that waits
 GATHER_SECONDS_MAX: Final = 0.0005  # for those who were served together to come again together
+ALARM_NEAR_SECONDS: Final = 0.02  # some publishes long: else the alarm may go off for nothing
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
 LOOK_SECONDS_MIN: Final = 0.05  # between two looks for those that have waited for so long
@@ -858,7 +859,10 @@ class Replica:
             if more:
                 self._awake.set()
             self._deadline = deadline
-            if deadline < self._alarm.deadline:  # to be woken too early does no harm
+            # To be woken too early does no harm, but costs as much as a publish: an alarm
+            # that is far away is left alone, and one that is near is moved.
+            alarm = self._alarm.deadline
+            if deadline < alarm or alarm < trio.current_time() + ALARM_NEAR_SECONDS:
                 self._alarm.deadline = deadline
         finally:
             self._turning = False

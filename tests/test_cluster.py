@@ -74,6 +74,29 @@ async def test_many_publishers_on_all_nodes_are_served_in_batches(
         assert cluster["n1"].replica.statistics().last_index < 100, "what waits goes together"
 
 
+async def test_a_leader_with_a_publisher_is_hardly_woken_for_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The news of a commit waits for the next append, up to 3 ms. An alarm for it that goes
+    off after that append costs as much as a publish."""
+    async with running_cluster() as cluster:
+        leader = (await cluster.leader()).replica
+        wakings, rounds = 0, leader._rounds
+
+        class Counted:
+            def unpark_all(self) -> None:
+                nonlocal wakings
+                wakings += 1
+                rounds.unpark_all()
+
+        monkeypatch.setattr(leader, "_rounds", Counted())
+        began = trio.current_time()
+        for _ in range(300):
+            await seq_of(leader, publish())
+        heartbeats = (trio.current_time() - began) / OPTIONS.heartbeat_interval_seconds
+        assert 0 < wakings < 3 * heartbeats
+
+
 async def test_a_follower_acknowledges_an_entry_before_it_applies_the_ones_before(
     autojump_clock: MockClock,
 ) -> None:
