@@ -104,12 +104,15 @@ def parse_event_id(text: str) -> Cursor:
     return Cursor(match[1], int(match[2]))
 
 
-@lru_cache(maxsize=64)
 def time_text(time_ms: int) -> str:
     """RFC 3339 in UTC with milliseconds: ``2026-11-23T04:00:00.123Z``."""
     seconds, milliseconds = divmod(time_ms, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
+    return f"{_second_text(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=64)  # of the seconds: most messages are of this one
+def _second_text(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 # --- topics and filters -----------------------------------------------------------
