@@ -847,8 +847,9 @@ class Core:
         if self.role is not Role.LEADER:
             return
         if self._wants_append:
-            for peer in sorted(self._wants_append & self.progress.keys() - {self.node_id}):
-                self._send_append(peer)
+            for peer in sorted(self._wants_append):
+                if peer != self.node_id and peer in self.progress:
+                    self._send_append(peer)
             self._wants_append.clear()
         if self._now >= self._tell_at:
             self._tell_commits()

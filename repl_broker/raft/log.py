@@ -11,7 +11,7 @@ known. The log may hold entries that are not committed, or not on disk, yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Annotated, Final
 
@@ -108,18 +108,16 @@ class Membership:
 
     members: tuple[Member, ...] = ()
     removed: tuple[str, ...] = ()  # incarnations, the newest last: they may not come back
+    # What follows from the members, kept: every commit asks who votes.
+    voters: frozenset[str] = field(init=False, repr=False, compare=False)
+    learners: frozenset[str] = field(init=False, repr=False, compare=False)
+    ids: frozenset[str] = field(init=False, repr=False, compare=False)
 
-    @property
-    def voters(self) -> frozenset[str]:
-        return frozenset(m.id for m in self.members if m.voter)
-
-    @property
-    def learners(self) -> frozenset[str]:
-        return frozenset(m.id for m in self.members if not m.voter)
-
-    @property
-    def ids(self) -> frozenset[str]:
-        return frozenset(m.id for m in self.members)
+    def __post_init__(self) -> None:
+        voters = frozenset(m.id for m in self.members if m.voter)
+        ids = frozenset(m.id for m in self.members)
+        for name, found in (("voters", voters), ("learners", ids - voters), ("ids", ids)):
+            object.__setattr__(self, name, found)  # the class is frozen
 
     def find(self, node_id: str) -> Member | None:
         return next((m for m in self.members if m.id == node_id), None)
