@@ -11,7 +11,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -640,6 +642,89 @@ def test_only_who_has_the_link_sees_the_button(
     ana.reload()
     expect(ana.locator("#status-text")).to_have_text("Live")
     expect(ana.locator("#stage")).to_be_hidden()
+
+
+class Controls:
+    """A node, and the controls of demos that there are not: ``answers`` by their ports."""
+
+    def __init__(self, node: DemoNode, page: Page) -> None:
+        self.answers: dict[int, tuple[int, str] | None] = {1: None, 2: None}  # None: no answer
+        self._chat_url = node.chat_url
+        for port in self.answers:
+            page.context.route(f"http://127.0.0.1:{port}/**", partial(self._answer, port))
+
+    def link(self, port: int) -> str:
+        return f"{self._chat_url}#demo={port}.token-of-demo-{port}"
+
+    def _answer(self, port: int, route: Any) -> None:
+        answer = self.answers[port]
+        if answer is None:
+            route.abort("connectionrefused")
+            return
+        status, leader = answer
+        node = {"id": leader, "state": "down", "streams": 0, "returns_in_seconds": None, "url": ""}
+        state = {"leader": leader, "term": 1, "cannot_kill": None, "nodes": [node]}
+        route.fulfill(
+            status=status,
+            json={**state, "happenings": []},
+            headers={"Access-Control-Allow-Origin": "*"},
+        )
+
+
+@pytest.fixture
+def ana(node: DemoNode, open_page: OpenPage) -> Page:
+    """Somebody whose browser has no key of a demo yet, and may ask two of them."""
+    controls = [f"http://127.0.0.1:{port}" for port in (1, 2)]
+    site = SimpleNamespace(chat_url=node.chat_url, origins=[*node.origins, *controls])
+    return open_page(site, "Ana", "plain")
+
+
+def come_back(page: Page) -> None:
+    """As who looks at the window again."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_a_key_is_kept_while_its_control_does_not_answer(node: DemoNode, ana: Page) -> None:
+    controls = Controls(node, ana)
+    with ana.expect_event("requestfailed"):
+        ana.goto(controls.link(1))
+    expect(ana.locator("#stage")).to_be_hidden()
+    controls.answers[1] = 200, "left"
+    come_back(ana)
+    expect(chip(ana, "left")).to_be_visible()
+    controls.answers[1] = None
+    expect(ana.locator("#kill")).to_have_attribute("title", "The demo has ended.")
+    controls.answers[1] = 200, "left"
+    expect(chip(ana, "left")).to_be_visible()
+
+
+def test_nothing_of_one_demo_is_shown_as_another(node: DemoNode, ana: Page) -> None:
+    controls = Controls(node, ana)
+    controls.answers[1] = 200, "left"
+    ana.goto(controls.link(1))
+    expect(chip(ana, "left")).to_be_visible()
+    with ana.expect_event("requestfailed"):
+        ana.goto(controls.link(2))
+    expect(ana.locator("#stage")).to_be_hidden()
+    controls.answers[2] = 200, "right"
+    come_back(ana)
+    expect(chip(ana, "right")).to_be_visible()
+    expect(chip(ana, "left")).to_have_count(0)
+
+
+def test_a_window_forgets_no_key_of_another(node: DemoNode, ana: Page, refusals: list[str]) -> None:
+    controls = Controls(node, ana)
+    controls.answers.update({1: (200, "left"), 2: (200, "right")})
+    ana.goto(controls.link(1))
+    expect(chip(ana, "left")).to_be_visible()
+    other = ana.context.new_page()
+    other.goto(controls.link(2))
+    expect(chip(other, "right")).to_be_visible()
+    refusals.append("401")
+    controls.answers[1] = 401, "left"
+    expect(ana.locator("#stage")).to_be_hidden()
+    ana.reload()
+    expect(chip(ana, "right")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
