@@ -853,9 +853,10 @@ class Replica:
             self._failure = error
             self._awake.set()
         else:
-            more = self._events or self._committed or self._may_send_off()
+            # In this order: a wait that ends in between is over by what is asked last.
             if self._proposals.is_waiting and self._gathers():
                 deadline = min(deadline, self._gathered_at())
+            more = self._events or self._committed or self._may_send_off()
             if more:
                 self._awake.set()
             self._deadline = deadline
@@ -1001,10 +1002,11 @@ class Replica:
 
     def _offered_more(self) -> None:
         """Send off what waits, if that may be now; else whoever ends the wait does."""
-        if self._may_send_off():
+        if self._gathers():
+            if self._gathered_at() < self._deadline:
+                self._deadline = self._alarm.deadline = self._gathered_at()
+        elif self._may_send_off():
             self.turn()
-        elif self._gathers() and self._gathered_at() < self._deadline:
-            self._deadline = self._alarm.deadline = self._gathered_at()
 
     def _gathers(self) -> bool:
         """Whether to wait a moment, so that more go together.

@@ -144,6 +144,47 @@ async def test_who_were_served_together_are_waited_for_a_moment(autojump_clock: 
         assert await round_of(2, 0.1) == [1, 1], "who comes alone waits for a moment only"
 
 
+@pytest.mark.parametrize("looks", range(1, 6))
+@pytest.mark.parametrize("another", [False, True], ids=["in a turn", "when another comes"])
+async def test_a_wait_for_others_may_end_between_any_two_looks_at_the_clock(
+    looks: int, another: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits goes then, and not when something else happens, if it ever does."""
+    async with running_node() as node:
+        replica = node.replica
+
+        async def three_together() -> None:
+            node.gate.shut()
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(replica.propose, publish())
+                await wait_all_tasks_blocked()
+                node.gate.open()
+
+        await three_together()  # of the four the first went alone
+        look = trio.current_time
+
+        def time_passes() -> float:
+            nonlocal looks
+            looks -= 1
+            if looks == 0:
+                autojump_clock.jump(replica._gathered_at() - look() + 1e-6)
+            return look()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replica.propose, publish())
+            await wait_all_tasks_blocked()
+            assert replica.statistics().pending == 1, "it waits for two more"
+            began = look()
+            monkeypatch.setattr(trio, "current_time", time_passes)
+            if another:
+                nursery.start_soon(replica.propose, publish())
+            else:
+                replica.turn()
+        assert looks <= 0, "there were so many looks"
+        assert look() < began + 0.01
+
+
 async def test_a_cancelled_caller_stops_waiting_and_the_command_happens() -> None:
     async with running_node() as node:
         node.gate.shut()
