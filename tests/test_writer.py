@@ -271,6 +271,72 @@ async def test_a_disk_that_was_slow_for_long_is_written_to_in_place_soon_again(
     await writer.close()
 
 
+async def stalls_in_place(jobs_each: int, count: int) -> int:
+    """How many of ``count`` stalls, one every ``jobs_each`` jobs, hold up the event loop."""
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    found = 0
+    for number in range(1, count * jobs_each + 1):
+        disk.seconds = QUICK if number % jobs_each else STALL
+        found += writer.is_quick and number % jobs_each == 0
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number)
+    await writer.close()
+    return found
+
+
+async def test_a_disk_that_stalls_again_and_again_gets_its_jobs_in_the_thread() -> None:
+    """Each stall would hold up the node; one that stalls hardly ever is worth it."""
+    assert await stalls_in_place(10, 20) == 1
+    assert await stalls_in_place(50, 20) == 3
+    assert await stalls_in_place(300, 5) == 5
+
+
+async def test_stalls_of_long_ago_count_no_more() -> None:
+    disk, jobs = Disk(QUICK), Jobs()
+    writer = await quick_writer(disk, jobs)
+    number = 0
+
+    async def submit(count: int) -> None:
+        nonlocal number
+        for _ in range(count):
+            number += 1
+            jobs.submit(writer, number, disk.write, quick=True)
+            await jobs.wait_heard(number)
+
+    async def detour_after_a_stall() -> int:
+        disk.seconds = STALL
+        await submit(1)
+        disk.seconds = QUICK
+        before = number
+        while not writer.is_quick:
+            await submit(1)
+        return number - before
+
+    assert [await detour_after_a_stall() for _ in range(6)] == [15, 30, 60, 120, 240, 240]
+    await submit(2 * 100)
+    assert await detour_after_a_stall() == 60
+    await submit(20 * 100)
+    assert await detour_after_a_stall() == 15
+    await writer.close()
+
+
+@pytest.mark.parametrize("seconds", [QUICK / 10, QUICK])
+async def test_how_quick_a_disk_was_says_nothing_when_it_is_slow(seconds: float) -> None:
+    disk, jobs = Disk(seconds), Jobs()
+    writer = await quick_writer(disk, jobs)
+    for number in range(300):
+        jobs.submit(writer, number, disk.write, quick=True)
+    jobs.threads.clear()
+    disk.seconds = SLOW
+    for number in range(300, 320):
+        jobs.submit(writer, number, disk.write, quick=True)
+        await jobs.wait_heard(number + 1)
+    assert len(jobs.threads) == 2
+    assert not writer.is_quick
+    await writer.close()
+
+
 async def test_a_disk_that_grows_slow_gets_its_jobs_in_the_thread() -> None:
     """Half of them take more than is allowed; one that does is no reason yet."""
     disk, jobs = Disk(QUICK), Jobs()
