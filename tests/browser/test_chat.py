@@ -739,6 +739,11 @@ def test_axe_finds_no_serious_violation_in_the_chat(
         color_scheme=scheme,
         viewport={"width": width, "height": 800},
     )
+    # So many that the list of them scrolls.
+    page.evaluate("""() => {
+      const [first] = document.getElementById("people").children;
+      for (let n = 0; n < 50; n++) first.after(first.cloneNode(true));
+    }""")
     assert_accessible(page)
     say(page, "Can everybody read this?")
     expect(bubbles(page)).to_have_count(1)
