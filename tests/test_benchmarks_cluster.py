@@ -71,6 +71,30 @@ def test_every_peer_gives_plausible_figures_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == [tmp_path / "load"]
 
 
+@pytest.mark.process
+@needs_tools
+def test_peers_are_up_together_and_take_turns_at_each_row(tmp_path: Path) -> None:
+    class Other(Single):
+        name = "other"
+
+    said: list[str] = []
+    found = measure(TINY, 2, tmp_path, [Single, Other], said.append)
+
+    assert found.failed == {}
+    one, other = Single.name, "other"
+    at = "publishes, 1 connection"
+    assert [line for line in said if at in line or "starting" in line] == [
+        f"round 1 of 2: starting {one}",
+        f"round 1 of 2: starting {other}",
+        f"round 1 of 2: {at}, {one}",
+        f"round 1 of 2: {at}, {other}",
+        f"round 2 of 2: starting {other}",
+        f"round 2 of 2: starting {one}",
+        f"round 2 of 2: {at}, {other}",
+        f"round 2 of 2: {at}, {one}",
+    ]
+
+
 @needs_tools
 def test_a_peer_that_fails_is_named_and_left_out(tmp_path: Path) -> None:
     class Broken(Single):
@@ -180,13 +204,13 @@ def test_the_table_has_a_column_for_each_peer_that_gave_anything() -> None:
     row = Row("publishes, 1 connection", "/s")
     found = Found(
         [Figure(row, Etcd.name, value, 0.1) for value in (100.0, 200.0, 300.0)]
-        + [Figure(row, Three.name, 400.0, 0.2)] * 3,
+        + [Figure(row, Three.name, value, 0.2) for value in (120.0, 480.0, 390.0)],
         [Trial(FAILOVER, Etcd.name, value) for value in (1000.0, 2000.0)],
     )
     heading, rule, rates, p50 = as_table(found).splitlines()[:4]
     assert [_cells(line) for line in (heading, rates, p50)] == [
         ["", "etcd ×3", "repl-broker ×3", "ratio", "spread"],
-        ["publishes, 1 connection, /s", "200", "400", "2.00", "100%"],
+        ["publishes, 1 connection, /s", "200", "390", "1.30", "100%"],
         ["leader killed: time to the next success, p50, ms", "1,500", "", "", ""],
     ]
     assert len(heading) == len(rule) == len(rates) == len(p50)

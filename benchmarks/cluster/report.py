@@ -67,7 +67,7 @@ def _rate_lines(found: Found, peers: Sequence[str]) -> Iterator[list[str]]:
     for row in rows_in_order(found.figures):
         bound = " *" if generator_bound(row, found.figures) else ""
         medians = {peer: median_of(row, peer, found.figures) for peer in peers}
-        cells = _cells(medians)
+        cells = _cells(medians, {peer: _ratio_of(row, peer, found) for peer in peers})
         yield [f"{row.name}, {row.unit}{bound}", *cells, f"{spread(row, peers, found.figures):.0%}"]
 
 
@@ -76,17 +76,25 @@ def _trial_lines(found: Found, peers: Sequence[str]) -> Iterator[list[str]]:
         gave = {peer: _values(row, peer, found) for peer in peers}
         if any(gave.values()):
             for name in ("p50", "p99", "max"):
-                cells = _cells({peer: statistics(gave[peer]).get(name) for peer in peers})
+                of_peers = {peer: statistics(gave[peer]).get(name) for peer in peers}
+                base = of_peers.get(BASE)
+                cells = _cells(of_peers, {peer: ratio(of_peers[peer], base) for peer in peers})
                 yield [f"{row.name}, {name}, {row.unit}", *cells, ""]
 
 
-def _cells(of_peers: dict[str, float | None]) -> list[str]:
-    base = of_peers.get(BASE)
+def _cells(of_peers: dict[str, float | None], ratios: dict[str, str]) -> list[str]:
     return [
         cell
         for peer, value in of_peers.items()
-        for cell in _with_ratio(peer, number(value), ratio(value, base))
+        for cell in _with_ratio(peer, number(value), ratios[peer])
     ]
+
+
+def _ratio_of(row: Row, peer: str, found: Found) -> str:
+    """The median of the rounds' ratios: within a round, what else the machine did was alike."""
+    both = zip(values(row, peer, found.figures), values(row, BASE, found.figures), strict=False)
+    ratios = [value / base for value, base in both if base]
+    return ratio(median(ratios), 1.0) if ratios else ""
 
 
 def _values(row: Row, peer: str, found: Found) -> list[float]:
@@ -102,7 +110,8 @@ def statistics(gave: Sequence[float]) -> dict[str, float]:
 
 
 def _notes(found: Found) -> Iterator[str]:
-    yield f"Ratio: to {BASE}, in this run. JetStream acknowledges before it syncs to the disk."
+    yield f"Ratio: to {BASE} in the same round, and of those the median; of trials, as they stand."
+    yield "JetStream acknowledges before it syncs to the disk."
     yield f"Batches: JetStream has none; it had {IN_FLIGHT} publishes in flight instead."
     yield "Spread: of the rounds, (largest - smallest) / median, the greatest of the peers."
     if shares := [figure.generator for figure in found.figures if figure.generator]:

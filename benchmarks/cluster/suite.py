@@ -1,8 +1,9 @@
 """What is measured, and how one round of it goes.
 
-A round is two groups, each on clusters that were just started: publishes per
-second, then trials. Within a group the peers take turns, and the one that
-begins changes with the round.
+A round is two groups, each on clusters that were just started. Publishes: the
+clusters of all peers are up at the same time, and take turns at each row, so that
+a machine that is slower for a minute is slower for all of them. Trials: a peer
+after the other. Who begins changes with the round.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -89,25 +90,13 @@ def measure(
     bench = _Bench(scale, Generator(folder), folder, Random(SEED), found)
     for number in range(rounds):
         share = scale.trials * (number + 1) // rounds - scale.trials * number // rounds
-        parts: tuple[tuple[str, Callable[[type[Cluster]], None]], ...] = (
-            ("publishes", bench.publishes),
-            ("trials", partial(bench.trials, amount=share)),
-        )
-        for what, run in parts:
-            for peer in _rotated(peers, number):
-                if what == "publishes" or _has_trials(peer):
-                    progress(f"round {number + 1} of {rounds}: {what}, {peer.name}")
-                    _try(peer, run, found)
+        order = _rotated(peers, number)
+        said = f"round {number + 1} of {rounds}"
+        bench.publishes(order, lambda what, said=said: progress(f"{said}: {what}"))  # type: ignore[misc]
+        for peer in filter(_has_trials, order):
+            progress(f"{said}: trials, {peer.name}")
+            bench.attempt(peer, partial(bench.trials, peer, share))
     return found
-
-
-def _try(peer: type[Cluster], run: Callable[[type[Cluster]], None], found: Found) -> None:
-    if peer.name in found.failed:
-        return
-    try:
-        run(peer)
-    except BenchmarkError as error:
-        found.failed[peer.name] = str(error)
 
 
 def _rotated(peers: Sequence[type[Cluster]], number: int) -> list[type[Cluster]]:
@@ -129,14 +118,43 @@ class _Bench:
     random: Random
     found: Found
 
-    def publishes(self, peer: type[Cluster]) -> None:
-        with self._running(peer) as cluster:
-            warm = replace(self._load(4), requests=self.scale.warm_requests)
-            self._run(cluster, 0, cluster.publishes(warm))
-            self.found.figures += list(self._at_leader(cluster))
-            if _has_trials(peer):
-                self.found.figures += list(self._at_follower(cluster))
-            self.found.figures += list(self._in_batches(cluster))
+    def publishes(self, peers: Sequence[type[Cluster]], progress: Shown) -> None:
+        """Every row, all peers in turn at each."""
+        with contextlib.ExitStack() as stack:
+            clusters: list[Cluster] = []
+
+            def start(peer: type[Cluster]) -> None:
+                clusters.append(stack.enter_context(self._running(peer)))
+
+            def run(row: Callable[[Cluster], Iterable[Figure]], cluster: Cluster) -> None:
+                self.found.figures += row(cluster)
+
+            for peer in peers:
+                progress(f"starting {peer.name}")
+                self.attempt(peer, partial(start, peer))
+            for what, row in self._rows():
+                for cluster in clusters:
+                    progress(f"{what}, {cluster.name}")
+                    self.attempt(type(cluster), partial(run, row, cluster))
+
+    def _rows(self) -> Iterator[tuple[str, Callable[[Cluster], Iterable[Figure]]]]:
+        yield "warming up", self._warm
+        for connections in self.scale.connections:
+            at = count(connections, "connection")
+            yield f"publishes, {at}", partial(self._at_leader, connections=connections)
+        for connections in self.scale.connections:
+            at = count(connections, "connection")
+            follower = partial(self._at_follower, connections=connections)
+            yield f"publishes through a follower, {at}", follower
+        yield "batches", self._in_batches
+
+    def attempt(self, peer: type[Cluster], run: Callable[[], None]) -> None:
+        """A peer that fails is left out from then on."""
+        if peer.name not in self.found.failed:
+            try:
+                run()
+            except BenchmarkError as error:
+                self.found.failed[peer.name] = str(error)
 
     def trials(self, peer: type[Cluster], amount: int) -> None:
         if not amount:
@@ -165,16 +183,20 @@ class _Bench:
             requests=scale.requests,
         )
 
-    def _at_leader(self, cluster: Cluster) -> Iterator[Figure]:
-        for connections in self.scale.connections:
-            found = self._run(cluster, 0, cluster.publishes(self._load(connections)))
-            at = count(connections, "connection")
-            yield from _rates(cluster, found, "", at)
-            cpu_us = found["server_cpu_s"] * 1e6 / found["answered"]
-            yield Figure(Row(f"CPU a publish, all nodes, {at}", "µs"), cluster.name, cpu_us, 0.0)
+    def _warm(self, cluster: Cluster) -> Iterator[Figure]:
+        warm = replace(self._load(4), requests=self.scale.warm_requests)
+        self._run(cluster, 0, cluster.publishes(warm))
+        return iter(())
 
-    def _at_follower(self, cluster: Cluster) -> Iterator[Figure]:
-        for connections in self.scale.connections:
+    def _at_leader(self, cluster: Cluster, connections: int) -> Iterator[Figure]:
+        found = self._run(cluster, 0, cluster.publishes(self._load(connections)))
+        at = count(connections, "connection")
+        yield from _rates(cluster, found, "", at)
+        cpu_us = found["server_cpu_s"] * 1e6 / found["answered"]
+        yield Figure(Row(f"CPU a publish, all nodes, {at}", "µs"), cluster.name, cpu_us, 0.0)
+
+    def _at_follower(self, cluster: Cluster, connections: int) -> Iterator[Figure]:
+        if _has_trials(type(cluster)):
             found = self._run(cluster, 1, cluster.publishes(self._load(connections)))
             at = count(connections, "connection")
             yield from _rates(cluster, found, " through a follower", at)
