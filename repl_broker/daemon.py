@@ -162,18 +162,18 @@ async def serve(
     service = service or Service()
     tracing = open_tracing(config, os.environ)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
+    hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
+    replica = Replica(
+        storage,
+        Broker.settings(config),
+        now_ms=lambda: time.time_ns() // 1_000_000,
+        on_applied=lambda applied: _publish(hub, replica, access, applied),
+        on_restored=lambda: _restored(hub, replica, access),
+        on_members=lambda changed: members.follow(changed) if members else None,
+        snapshot_entries=config.raft.snapshot_entries,
+        core_options=cluster.core_options(config),
+    )
     try:
-        hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
-        replica = Replica(
-            storage,
-            Broker.settings(config),
-            now_ms=lambda: time.time_ns() // 1_000_000,
-            on_applied=lambda applied: _publish(hub, replica, access, applied),
-            on_restored=lambda: _restored(hub, replica, access),
-            on_members=lambda changed: members.follow(changed) if members else None,
-            snapshot_entries=config.raft.snapshot_entries,
-            core_options=cluster.core_options(config),
-        )
         join = () if bootstrap else config.cluster.join
         await replica.load(joins=bool(join))
         clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
@@ -246,6 +246,7 @@ async def serve(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
+            await replica.close()
             await trio.to_thread.run_sync(storage.close)
             if tracing is not None:
                 await tracing.close()

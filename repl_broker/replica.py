@@ -788,6 +788,8 @@ class Replica:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recover, then write and apply until cancelled. Raises StorageError if the disk fails.
 
+        The last write may still be under way when this ends: ``close`` waits for it.
+
         Started once requests may come: a node that is its cluster's only voter
         has then applied all that was there before.
         """
@@ -817,7 +819,11 @@ class Replica:
             self._closing = True
             self._nursery = None
             self._proposals.give_up_all(_shutting_down())
-            await self._writer.close()
+
+    async def close(self) -> None:
+        """Wait for the last write, however ``run`` ended or if it never ran; the store can be
+        closed then."""
+        await self._writer.close()
 
     async def _drive(self) -> None:
         """Have the core take its turns in time, and end the node if one fails."""

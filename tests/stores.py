@@ -100,8 +100,8 @@ async def serve_once(
 ) -> tuple[list[bytes], list[Any]]:
     """Start the node's replica, publish, and read: the messages of ``chat``, and the outcomes."""
     storage = SqliteStorage(folder, node_id)
+    replica = Replica(storage, SETTINGS, now_ms=lambda: START_MS + 1000, in_thread=in_place)
     try:
-        replica = Replica(storage, SETTINGS, now_ms=lambda: START_MS + 1000, in_thread=in_place)
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
                 await nursery.start(replica.run)
@@ -110,5 +110,6 @@ async def serve_once(
                 found = [m.data for m in await replica.fetch(locations)]
                 nursery.cancel_scope.cancel()
     finally:
+        await replica.close()
         storage.close()
     return found, outcomes
