@@ -148,17 +148,21 @@ class FilterSet:
     __slots__ = ("_hash", "_pattern", "exact", "filters", "patterns")
 
     def __init__(self, filters: Iterable[str], filters_max: int = FILTERS_MAX) -> None:
-        """Raises ``invalid_filter`` for one that is malformed, and for none or too many."""
-        self.filters = frozenset(filters)
-        if not self.filters:
+        """Raises ``invalid_filter`` for one that is malformed, and for none or too many.
+
+        Repeats count: a filter that is given twice is two of ``filters_max``.
+        """
+        given = tuple(filters)
+        self.filters = frozenset(given)
+        if not given:
             raise RequestError(
                 "invalid_filter",
                 "The stream has no filter; give at least one, as in '?topic=chat'.",
             )
-        if len(self.filters) > filters_max:
+        if len(given) > filters_max:
             raise RequestError(
                 "invalid_filter",
-                f"The stream has {len(self.filters)} filters; the limit is {filters_max}. "
+                f"The stream has {len(given)} filters; the limit is {filters_max}. "
                 "Use a pattern such as 'orders.>' or open a second stream.",
             )
         for text in self.filters:

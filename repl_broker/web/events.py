@@ -14,7 +14,7 @@ from repl_broker.access import Credentials, Lease
 from repl_broker.admission import address_key
 from repl_broker.broker import Broker
 from repl_broker.errors import RequestError
-from repl_broker.message import FILTERS_MAX, parse_event_id
+from repl_broker.message import FilterSet, parse_event_id
 from repl_broker.subscription import Subscription, token_expired
 from repl_broker.web.guard import credentials
 from repl_broker.web.parameters import Query, read_query
@@ -124,12 +124,11 @@ def open_subscription(
     """
     access = broker.access
     query = read_events_query(query_string, with_token=access.allow_query_token)
-    filters = query.get("topic", ())
     who = access.identify(asking._replace(query_token=query.get(QUERY_TOKEN, [""])[0]))
-    if len(filters) <= FILTERS_MAX:  # else the broker refuses
-        access.check_subscribe(who, filters)
+    filters = FilterSet(query.get("topic", ())).filters
+    access.check_subscribe(who, filters)
     client = who.subject_key or address
-    subscription = broker.subscribe(filters, read_after(query, given), client)
+    subscription = broker.subscribe(sorted(filters), read_after(query, given), client)
     return subscription, access.lease(who)
 
 

@@ -237,6 +237,29 @@ async def stream(node: Node, text: str) -> AsyncIterator[Stream]:
         yield opened
 
 
+TOO_WIDE: Final = (
+    [">"] * 128,
+    [">"] * 129,
+    ["a.t"] * 128 + ["b.secret"],
+    ["b.secret"] + ["a.t"] * 200,
+    [f"a.{number}" for number in range(128)] + [">"],
+)
+
+
+async def test_filters_are_checked_however_many_are_asked_for(tmp_path: Path, way: str) -> None:
+    narrow = bearer(token(subscribe=("a.>",), aud=AUDIENCE))
+    async with cluster(tmp_path, way) as three:
+        for wanted in TOO_WIDE:
+            query = "&".join(f"topic={each}" for each in wanted)
+            for node in three.nodes:
+                path = f"/v1/events?{query}&after=earliest"
+                for headers in ({}, narrow):
+                    status, _ = await ask(node, Call("GET", path, 0), headers)
+                    assert status in (400, 401, 403), (wanted[:2], len(wanted))
+                    head = await node.client.head(path, headers={"Authorization": ""} | headers)
+                    assert head.status_code == status
+
+
 async def test_a_revocation_ends_the_streams_on_all_nodes_and_refuses_what_was_issued_before(
     tmp_path: Path, way: str
 ) -> None:
