@@ -331,6 +331,7 @@ class Replica:
             in_thread,
             state=lambda: self.state,
             snapshot=self._snapshot,
+            durable=self._all_written,
             snapshot_entries=snapshot_entries,
         )
         self._log_bytes = 0  # applied since entries were last let go from memory

@@ -40,7 +40,7 @@ Written = Callable[..., Awaitable[None]]
 
 class Upkeep:
     """Keeps the store small. ``state`` and ``snapshot`` give the newest; ``written`` runs a
-    call in the writer's turn."""
+    call in the writer's turn; ``durable`` waits until all that was applied is on this disk."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Upkeep:
         *,
         state: Callable[[], BrokerState],
         snapshot: Callable[[], Snapshot],
+        durable: Callable[[], Awaitable[None]],
         snapshot_entries: int,
     ) -> None:
         self.snapshot_index = 0
@@ -60,6 +61,7 @@ class Upkeep:
         self._in_thread = in_thread
         self._state = state
         self._snapshot = snapshot
+        self._durable = durable
         self._snapshot_entries = snapshot_entries
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
@@ -137,7 +139,11 @@ class Upkeep:
             self.store_bytes = self._storage.bytes
 
     async def _compact(self) -> None:
-        """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
+        """Take a snapshot; drop what it covers and nothing retains, in small transactions.
+
+        Entries are applied as soon as a majority has them, which may be before this disk
+        does. A snapshot saved then would cover entries that a crash leaves nowhere here.
+        """
         state, generation = self._state(), self.generation
         self._unsnapped_bytes = 0
         self._is_urgent = False
@@ -148,6 +154,7 @@ class Upkeep:
         async def step(call: Callable[..., object], *arguments: Any) -> None:
             await self._written(call, *arguments, unless=lambda: self.generation != generation)
 
+        await self._durable()
         await step(self._storage.save_snapshot, snapshot)
         if self.generation == generation:
             self.snapshot_index = index

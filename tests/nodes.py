@@ -77,7 +77,7 @@ class Gate:
         return call(*arguments)
 
     def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
-        if self.opened.is_set():
+        if self.opened.is_set() and not self._jobs:  # in order, as the thread's queue is
             self._run(job, done)
         else:
             self._jobs.append((job, done))

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from repl_broker.command import CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
+from repl_broker.raft.log import Snapshot
 from repl_broker.raft.rpc import Append, AppendReply, Rpc
 from repl_broker.replica import LOOK_SECONDS_MIN, Replica
 from repl_broker.state import Applied, Published, TopicChanged
@@ -444,6 +445,34 @@ async def lagging(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, count: int 
     for number in range(count):
         await leader.replica.propose(publish(b'"%06d"' % number))
     return behind
+
+
+async def test_a_snapshot_is_saved_after_all_that_it_covers(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is applied may be on the disks of others only; a crash must not leave a snapshot
+    above the log, or above entries that were never committed."""
+    async with running_cluster(config=SMALL) as cluster:
+        leader = await cluster.leader()
+        slow = next(node for node in cluster.running.values() if node is not leader)
+        saved: list[tuple[int, int]] = []
+        save = slow.disk.save_snapshot
+
+        def watched(snapshot: Snapshot) -> None:
+            saved.append((snapshot.index, max(slow.disk.entries)))
+            save(snapshot)
+
+        monkeypatch.setattr(slow.disk, "save_snapshot", watched)
+        slow.gate.shut()
+        for number in range(200):
+            await leader.replica.propose(publish(b'"%06d"' % number))
+        await trio.sleep(1)
+        assert slow.replica.state.seq > 50, "the others are a majority"
+        slow.gate.open()
+        await cluster.converged()
+        await trio.sleep(1)
+        assert saved
+        assert [place for place in saved if place[0] > place[1]] == []
 
 
 async def test_a_node_that_lags_too_far_gets_a_snapshot(
