@@ -1,13 +1,14 @@
-"""Who may do what: both ways into the broker (the door's own and Quart) ask here.
+"""Who may do what. The broker asks here, with each thing that is asked of it.
 
-    Credentials ── identify ── Identity ── check_publish, check_subscribe, check_admin
-                                   │
-                                   └── Lease: an event stream's, until the token ends
+    Asking ── caller ── Caller ── check_publish, check_subscribe, check_admin
+                           │
+                           └── Lease: an event stream's, until the token ends
 
-A request brings ``Credentials``. They are a token, or none, which stands for what
-``[auth.anonymous]`` grants. A token that was verified is remembered, so that it
-costs a look into a dict the next time; whether it has expired, or was revoked, is
-looked at each time.
+A request brings what it is ``Asking`` with: ``Credentials``, and the address that it
+comes from. Nothing of it is believed until ``caller`` has looked at it. Credentials are a
+token, or none, which stands for what ``[auth.anonymous]`` grants. A token that was
+verified is remembered, so that it costs a look into a dict the next time; whether it
+has expired, or was revoked, is looked at each time.
 
 A revocation is part of the replicated state: every node applies the same entry,
 and ends the streams that it concerns as it does (``revoke``).
@@ -34,7 +35,7 @@ from repl_broker.errors import ConfigError, RequestError
 from repl_broker.message import FilterSet, covers
 from repl_broker.tokens import Verifier, refuse
 
-__all__ = ["COOKIE", "EVERYONE", "Access", "Credentials", "Identity", "Lease"]
+__all__ = ["COOKIE", "EVERYONE", "Access", "Asking", "Caller", "Credentials", "Identity", "Lease"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ class Credentials(NamedTuple):
     origin: str = ""  # of the web page that asks
     host: str = ""  # that was asked
     query_token: str = ""  # access_token of /v1/events, where that is allowed
+
+
+class Asking(NamedTuple):
+    """What a request says of the one who asks. It has no defaults: each door has to say."""
+
+    credentials: Credentials
+    address: str  # admission.address_key: whose it is as far as there is no token's subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +97,36 @@ class Identity:
 EVERYONE: Final = Identity(None, None, (), admin=True, issued_at=None)
 
 
+class Caller(NamedTuple):
+    """The one who asks, once that is verified."""
+
+    identity: Identity
+    address: str
+
+    @property
+    def client(self) -> str:
+        """Whose rates and shares this counts for: the token's subject, else the address."""
+        return self.identity.subject_key or self.address
+
+    @property
+    def owner(self) -> str:
+        """Whose idempotency keys these are; "" where all are one, because there are no tokens."""
+        return "" if self.identity is EVERYONE else self.client
+
+
 class Lease:
     """A stream's right to go on. ``ends_at`` is by Trio's clock.
 
     ``begin`` says what ends the stream early, ``end`` that there is no stream any more.
     """
 
-    __slots__ = ("_access", "_dismiss", "_is_over", "ends_at", "identity")
+    __slots__ = ("_access", "_dismiss", "_is_over", "ends_at", "identity", "wanted")
 
-    def __init__(self, access: Access, identity: Identity, ends_at: float) -> None:
+    def __init__(
+        self, access: Access, identity: Identity, wanted: FilterSet | None, ends_at: float
+    ) -> None:
         self.identity = identity
+        self.wanted = wanted
         self.ends_at = ends_at
         self._access = access
         self._dismiss: Callable[[str], None] | None = None
@@ -109,7 +137,7 @@ class Lease:
         return self._is_over or trio.current_time() >= self.ends_at
 
     def begin(self, dismiss: Callable[[str], None]) -> None:
-        """``dismiss`` is called with the reason, once, if the token is revoked."""
+        """``dismiss`` is called with the reason, once, if the right ends before ``ends_at``."""
         if not self._is_over:
             self._dismiss = dismiss
             self._access.enter(self)
@@ -119,11 +147,12 @@ class Lease:
         self._dismiss = None
         self._access.leave(self)
 
-    def revoke(self) -> None:
+    def dismiss(self, reason: str) -> None:
+        """End the stream, which is told why."""
         dismiss = self._dismiss
         self.end()
         if dismiss is not None:
-            dismiss("revoked")
+            dismiss(reason)
 
 
 class Access:
@@ -133,7 +162,7 @@ class Access:
         self._now = now
         self._mode = config.auth.mode or "none"
         self._known: dict[str, Identity] = {}  # by verified tokens, oldest first
-        self._leases: dict[str, set[Lease]] = {}  # by subject
+        self._leases: dict[str | None, set[Lease]] = {}  # by subject; None: whose token has none
         self._revocations: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._look_at = 0.0
         self._bad_signature: object = None  # of key files that could not be used
@@ -182,7 +211,7 @@ class Access:
 
     # --- who asks ---
 
-    def identify(self, given: Credentials, *, write: bool = False) -> Identity:
+    def identify(self, given: Credentials, *, write: bool) -> Identity:
         """Whose credentials these are. ``write``: the request would change something.
 
         Raises ``unauthenticated`` for a token that is not valid, and ``forbidden``
@@ -207,8 +236,15 @@ class Access:
             raise refuse("revoked", "The token was revoked; get a new one.")
         return who
 
+    def caller(self, asking: Asking, *, write: bool) -> Caller:
+        """Who asks; what the request says is verified. Raises what ``identify`` does."""
+        return Caller(self.identify(asking.credentials, write=write), asking.address)
+
     def admits(self, given: Credentials, topic: str | None) -> bool:
-        """Whether a publish to ``topic``, if it is one, is allowed."""
+        """Whether a publish to ``topic``, if it is one, looks allowed, so that its body is read.
+
+        It is a refusal before the work; the broker decides.
+        """
         try:
             who = self.identify(given, write=True)
         except RequestError:
@@ -328,24 +364,26 @@ class Access:
 
     # --- streams ---
 
-    def lease(self, who: Identity) -> Lease | None:
-        """What a stream of this one's holds; None where nothing can end it."""
-        if who.ends_at == math.inf and who.subject is None:
+    def lease(self, who: Identity, wanted: FilterSet | None) -> Lease | None:
+        """What a stream of this one's holds, which reads ``wanted``; None: what an admin may see.
+
+        There is none, and nothing ends a stream, only where there are no tokens at all.
+        """
+        if self.is_open:
             return None
-        return Lease(self, who, trio.current_time() + who.ends_at - self._now())
+        return Lease(self, who, wanted, trio.current_time() + who.ends_at - self._now())
 
     def enter(self, lease: Lease) -> None:
         """Keep track of a lease whose stream has begun."""
-        if lease.identity.subject is not None:
-            self._leases.setdefault(lease.identity.subject, set()).add(lease)
-            if self._is_revoked(lease.identity):
-                lease.revoke()
+        self._leases.setdefault(lease.identity.subject, set()).add(lease)
+        if self._is_revoked(lease.identity):
+            lease.dismiss("revoked")
 
     def leave(self, lease: Lease) -> None:
         """Forget it."""
         subject = lease.identity.subject
-        leases = self._leases.get(subject) if subject is not None else None
-        if leases is not None and subject is not None:
+        leases = self._leases.get(subject)
+        if leases is not None:
             leases.discard(lease)
             if not leases:
                 del self._leases[subject]
@@ -355,11 +393,11 @@ class Access:
         for subject in subjects:
             for lease in list(self._leases.get(subject, ())):
                 if self._is_revoked(lease.identity):
-                    lease.revoke()
+                    lease.dismiss("revoked")
 
     def revoke_all(self) -> None:
         """The state was replaced: there may be revocations of anyone."""
-        self.revoke(list(self._leases))
+        self.revoke([subject for subject in self._leases if subject is not None])
 
 
 def _bearer(authorization: str) -> str:

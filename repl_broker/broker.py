@@ -1,5 +1,7 @@
 """What every door calls: publish, subscribe, topics, history, members.
 
+Each call says who is ``Asking``. Here, and nowhere else, is decided what that one may do,
+on the values that are then used, and at what rate: doors may refuse earlier, never allow.
 The broker checks what comes in, turns it into a command or a view of the state,
 and knows nothing of HTTP. What it refuses, it refuses with a RequestError
 before anything is changed.
@@ -10,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
 
-from repl_broker.access import Access
+from repl_broker.access import Access, Asking, Caller, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
 from repl_broker.command import (
     Command,
@@ -211,45 +213,46 @@ class Broker:
     # --- publishing ---
 
     async def publish(
-        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+        self, asking: Asking, topic: str, body: bytes, key: str | None = None
     ) -> Receipt:
         """Publish one message: ``body`` is its JSON value.
 
         With ``key``, a repeat of the same request has the effect and the answer
-        of the first. ``client`` is whose rate it counts for. Raises ``invalid_topic``,
+        of the first. Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``,
         ``invalid_json``, ``message_too_large``, ``invalid_parameter``,
         ``topic_not_found``, ``too_many_topics``, ``idempotency_key_reused``,
         ``rate_limited``, ``overloaded``, ``storage_full``, ``shutting_down``,
         ``outcome_unknown``.
         """
-        self.admission.check_publish(client)
+        caller, topic = self._publisher(asking, topic)
         data = (await self._checked(compact_json, body),)
-        return await self._publish("message", check_topic(topic), data, key)
+        return await self._publish(caller, "message", topic, data, key)
 
     async def publish_batch(
-        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+        self, asking: Asking, topic: str, body: bytes, key: str | None = None
     ) -> Receipt:
         """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
-        self.admission.check_publish(client)
+        caller, topic = self._publisher(asking, topic)
         data = tuple(await self._checked(split_ndjson, body))
-        return await self._publish("batch", check_topic(topic), data, key)
+        return await self._publish(caller, "batch", topic, data, key)
 
-    async def publish_many(
-        self,
-        body: bytes,
-        key: str | None = None,
-        client: str = "",
-        check: Callable[[Collection[str]], None] = lambda topics: None,
-    ) -> Receipt:
-        """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order.
-
-        ``check`` raises if one of the topics must not be published to.
-        """
-        self.admission.check_publish(client)
+    async def publish_many(self, asking: Asking, body: bytes, key: str | None = None) -> Receipt:
+        """Publish NDJSON lines ``{"topic":…,"data":…}``, all or none, in this order."""
+        caller = self.access.caller(asking, write=True)
+        self.access.check_known(caller.identity)
+        self.admission.check_publish(caller.client)
         pairs = await self._checked(split_topic_ndjson, body)
         topics, data = zip(*pairs, strict=True)
-        check(dict.fromkeys(topics))
-        return await self._publish("topics", topics, data, key)
+        self.access.check_publish(caller.identity, dict.fromkeys(topics))
+        return await self._publish(caller, "topics", topics, data, key)
+
+    def _publisher(self, asking: Asking, topic: str) -> tuple[Caller, str]:
+        """Who asks, and the topic, which that one may publish to, once more now."""
+        caller = self.access.caller(asking, write=True)
+        topic = check_topic(topic)
+        self.access.check_publish(caller.identity, (topic,))
+        self.admission.check_publish(caller.client)
+        return caller, topic
 
     async def _checked(self, check: Callable[[bytes, JsonLimits], T], body: bytes) -> T:
         if len(body) <= INLINE_BYTES_MAX:
@@ -257,7 +260,12 @@ class Broker:
         return await trio.to_thread.run_sync(check, body, self._limits)
 
     async def _publish(
-        self, form: str, topics: str | tuple[str, ...], data: tuple[bytes, ...], key: str | None
+        self,
+        caller: Caller,
+        form: str,
+        topics: str | tuple[str, ...],
+        data: tuple[bytes, ...],
+        key: str | None,
     ) -> Receipt:
         if key is None:
             command = Publish(topics, data)
@@ -283,6 +291,7 @@ class Broker:
 
     async def create_topic(
         self,
+        asking: Asking,
         name: str,
         *,
         messages: int | None = None,
@@ -292,9 +301,10 @@ class Broker:
     ) -> tuple[TopicView, bool]:
         """Create a topic, or with ``replace`` change one; None stands for the default.
 
-        Returns the topic and whether it is new. Raises ``invalid_topic``,
-        ``topic_exists``.
+        Returns the topic and whether it is new. Raises ``unauthenticated``, ``forbidden``,
+        ``invalid_topic``, ``topic_exists``.
         """
+        self._administrator(asking)
         command = CreateTopic(check_topic(name), messages, seconds, bytes, replace)
         outcome = _accepted(await self._replica.propose(command))
         assert isinstance(outcome, TopicChanged)
@@ -309,34 +319,39 @@ class Broker:
             )
         return self._view(topic), outcome.created
 
-    async def delete_topic(self, name: str) -> None:
-        """Remove a topic and its history. Raises ``topic_not_found``."""
+    async def delete_topic(self, asking: Asking, name: str) -> None:
+        """Remove a topic and its history.
+
+        Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``.
+        """
+        self._administrator(asking)
         _accepted(await self._replica.propose(DeleteTopic(check_topic(name))))
 
-    async def topic(self, name: str) -> TopicView:
-        """Raises ``invalid_topic``, ``topic_not_found``, ``no_leader``."""
-        check_topic(name)
+    async def topic(self, asking: Asking, name: str) -> TopicView:
+        """Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``,
+        ``no_leader``."""
+        caller = self.access.caller(asking, write=False)
+        name = check_topic(name)
+        self.access.check_see(caller.identity, name)
         await self._replica.read_barrier()
         return self._view(self._topic(name))
 
     async def topics(
-        self,
-        *,
-        limit: int,
-        after: str = "",
-        match: str | None = None,
-        visible: Callable[[str], bool] | None = None,
+        self, asking: Asking, *, limit: int, after: str = "", match: str | None = None
     ) -> TopicPage:
         """Topics in the order of their names, those above ``after`` that the filter matches.
 
-        Only those that are ``visible`` to whoever asks.
+        Only those that the one who asks may know of. Raises ``unauthenticated``,
+        ``invalid_filter``, ``no_leader``.
         """
+        identity = self.access.caller(asking, write=False).identity
+        self.access.check_known(identity)
         filters = None if match is None else FilterSet([match])
         await self._replica.read_barrier()
         state = self._replica.state
         names = state.topic_names(after, filters)
-        if visible is not None:
-            names = filter(visible, names)
+        if not identity.admin:
+            names = filter(identity.may_see, names)
         page = [
             self._view(state.topics[name]) for _, name in zip(range(limit), names, strict=False)
         ]
@@ -368,12 +383,17 @@ class Broker:
 
     # --- reading ---
 
-    async def history(self, name: str, *, after: str = "earliest", limit: int) -> HistoryPage:
+    async def history(
+        self, asking: Asking, name: str, *, after: str = "earliest", limit: int
+    ) -> HistoryPage:
         """Retained messages above ``after``, oldest first; a page may end early, at 1 MiB.
 
-        Raises ``invalid_topic``, ``topic_not_found``, ``invalid_event_id``, ``no_leader``.
+        Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``,
+        ``invalid_event_id``, ``no_leader``.
         """
+        caller = self.access.caller(asking, write=False)
         filters = FilterSet([check_topic(name)])
+        self.access.check_subscribe(caller.identity, filters.filters)
         cursor = self._cursor(after)
         await self._replica.read_barrier()
         while True:
@@ -399,20 +419,22 @@ class Broker:
         return HistoryPage(messages, event_id(self.epoch, messages[-1].seq) if more else None, gap)
 
     def subscribe(
-        self, filters: Sequence[str], after: str = "latest", client: str = ""
+        self, asking: Asking, filters: Iterable[str], after: str = "latest"
     ) -> Subscription:
         """A stream of the filters' messages above ``after``, live from then on.
 
-        ``client`` is whose rate it counts for. Raises ``invalid_filter``,
-        ``invalid_event_id``, ``topic_not_found`` (with auto_create off, for a
-        filter that names a topic), ``rate_limited``, ``shutting_down``.
+        It ends when its lease does. Raises ``unauthenticated``, ``forbidden``,
+        ``invalid_filter``, ``invalid_event_id``, ``topic_not_found`` (with auto_create off,
+        for a filter that names a topic), ``rate_limited``, ``shutting_down``.
         """
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
-        self.admission.check_subscribe(client)
+        caller = self.access.caller(asking, write=False)
+        wanted = FilterSet(filters)
+        self.access.check_subscribe(caller.identity, wanted.filters)
+        self.admission.check_subscribe(caller.client)
         if self._members is not None and not self._replica.adopted and not self._members.has_joined:
             raise RequestError("no_leader", "The node has not joined its cluster yet.")
-        wanted = FilterSet(filters)
         if not self._replica.state.settings.auto_create:
             for name in sorted(wanted.exact):
                 self._topic(name)
@@ -422,6 +444,7 @@ class Broker:
             wanted,
             self._cursor(after),
             self._config.limits.heartbeat_seconds,
+            self.access.lease(caller.identity, wanted),
         )
 
     def _cursor(self, text: str) -> Cursor | str:
@@ -429,11 +452,12 @@ class Broker:
 
     # --- tokens ---
 
-    async def revoke_tokens(self, subject: str) -> None:
+    async def revoke_tokens(self, asking: Asking, subject: str) -> None:
         """Refuse the subject's tokens that were issued before now, and end its streams.
 
-        Raises ``invalid_parameter``, ``rate_limited``.
+        Raises ``unauthenticated``, ``forbidden``, ``invalid_parameter``, ``rate_limited``.
         """
+        self._administrator(asking)
         if not is_subject(subject) or not subject.isprintable():
             raise RequestError(
                 "invalid_parameter",
@@ -443,8 +467,32 @@ class Broker:
 
     # --- the node ---
 
-    async def cluster(self) -> dict[str, object]:
-        """The cluster as this node sees it, in the shape of DESIGN section 4."""
+    def inspect(self, asking: Asking) -> Lease | None:
+        """Whether that one may look at the node's figures, and for how long.
+
+        None: for as long as it likes, because there are no tokens. Raises
+        ``unauthenticated``, ``forbidden``.
+        """
+        caller = self.access.caller(asking, write=False)
+        self.access.check_admin(caller.identity)
+        return self.access.lease(caller.identity, None)
+
+    def _administrator(self, asking: Asking) -> Caller:
+        """The one who asks, and who may change what this node has."""
+        caller = self.access.caller(asking, write=True)
+        self.access.check_admin(caller.identity)
+        return caller
+
+    async def cluster(self, asking: Asking) -> dict[str, object]:
+        """The cluster as this node sees it. Raises ``unauthenticated``, ``forbidden``."""
+        self.inspect(asking)
+        return await self.describe_cluster()
+
+    async def describe_cluster(self) -> dict[str, object]:
+        """The cluster as this node sees it, in the shape of DESIGN section 4.
+
+        For the node itself: it asks for no right.
+        """
         replica = self._replica.statistics()
         members = [self._single()] if self._members is None else await self._members.view()
         return {
@@ -466,25 +514,32 @@ class Broker:
             self.node_id, "leader", raft_address, self.http_url, last_index, 0, reachable=True
         )
 
-    async def add_member(self, node_id: str, raft_address: str, http_url: str) -> None:
+    async def add_member(
+        self, asking: Asking, node_id: str, raft_address: str, http_url: str
+    ) -> None:
         """Add a node as a learner; it gets its vote when it has caught up.
 
-        Raises ``single_node``, ``member_exists``, ``member_unreachable``,
-        ``membership_change_in_progress``, ``invalid_parameter``, ``no_leader``.
+        Raises ``unauthenticated``, ``forbidden``, ``single_node``, ``member_exists``,
+        ``member_unreachable``, ``membership_change_in_progress``, ``invalid_parameter``,
+        ``no_leader``.
         """
+        self._administrator(asking)
         await self._require_members().add(node_id, raft_address, http_url)
 
-    async def remove_member(self, node_id: str) -> None:
+    async def remove_member(self, asking: Asking, node_id: str) -> None:
         """Remove a member; a leader hands over first.
 
-        Raises ``single_node``, ``member_not_found``, ``last_voter``,
-        ``membership_change_in_progress``, ``no_leader``.
+        Raises ``unauthenticated``, ``forbidden``, ``single_node``, ``member_not_found``,
+        ``last_voter``, ``membership_change_in_progress``, ``no_leader``.
         """
+        self._administrator(asking)
         await self._require_members().remove(node_id)
 
-    async def move_leader(self, node_id: str) -> None:
-        """Have ``node_id`` lead. Raises ``single_node``, ``member_not_found``,
-        ``not_a_voter``, ``membership_change_in_progress``, ``no_leader``."""
+    async def move_leader(self, asking: Asking, node_id: str) -> None:
+        """Have ``node_id`` lead. Raises ``unauthenticated``, ``forbidden``, ``single_node``,
+        ``member_not_found``, ``not_a_voter``, ``membership_change_in_progress``,
+        ``no_leader``."""
+        self._administrator(asking)
         await self._require_members().transfer(node_id)
 
     def _require_members(self) -> Members:

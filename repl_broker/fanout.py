@@ -41,6 +41,7 @@ import termios
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
 
@@ -55,6 +56,7 @@ from repl_broker.stalled import Stalled
 from repl_broker.subscription import (
     AHEAD_SECONDS,
     CHUNK_BYTES_MAX,
+    Lease,
     Subscription,
     farewell,
     token_expired,
@@ -156,6 +158,7 @@ class Fanout:
         self._count = 0
         self._dead = 0
         self._failed = 0
+        self._leases: dict[Reader, Lease] = {}  # of those that have one
         self._when_ended: dict[Reader, Callable[[], None]] = {}
         self._queue: deque[Reader] = deque()
         self._ahead: dict[Reader, float] = {}  # until when each waits
@@ -207,14 +210,15 @@ class Fanout:
         subscription: Subscription,
         head: bytes = b"",
         ended: Callable[[], None] | None = None,
-        ends_at: float = math.inf,
     ) -> Reader:
         """Serve ``subscription`` to the non-blocking socket ``fd``, which is the fan-out's now.
 
         ``head`` goes before everything; ``ended`` is called when the reader is gone.
-        At ``ends_at``, by Trio's clock, its token expires. Raises an OSError if the
+        The reader is ended when the subscription's lease does. Raises an OSError if the
         kernel watches no more sockets; then the socket is closed, and ``ended`` called.
         """
+        lease = subscription.lease
+        ends_at = math.inf if lease is None else lease.ends_at
         try:
             channel, beginning = subscription.open()
             reader = Reader(fd, channel, subscription, trio.current_time(), ends_at)
@@ -231,9 +235,13 @@ class Fanout:
         self._count += 1
         if ended is not None:
             self._when_ended[reader] = ended
+        if lease is not None:
+            self._leases[reader] = lease
         self._turn(reader, min(reader.wrote_at + self._period, ends_at))
         if self._send(reader, head + b"".join(map(sse.chunk, beginning))):
             self._go_on(reader)
+        if lease is not None and reader.state != ENDED:
+            lease.begin(partial(self.dismiss, reader))
         return reader
 
     def dismiss(self, reader: Reader, reason: str) -> None:
@@ -509,6 +517,8 @@ class Fanout:
         self.stalled.release(reader)
         _close(fd, reset=reset)  # which takes it out of the epoll set
         self._hub.leave(channel)
+        if lease := self._leases.pop(reader, None):
+            lease.end()
         if ended := self._when_ended.pop(reader, None):
             ended()
         if not self._count:

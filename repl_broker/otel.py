@@ -20,7 +20,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, NamedTuple
@@ -45,7 +45,7 @@ from opentelemetry.trace import (
 )
 
 from repl_broker import __version__
-from repl_broker.access import Access
+from repl_broker.access import Access, Asking
 from repl_broker.broker import Broker, Receipt, SpanStatistics
 from repl_broker.command import Command
 from repl_broker.config import Config
@@ -168,26 +168,20 @@ class TracedBroker(Broker):
         self._propose = self._propose_traced
 
     async def publish(
-        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+        self, asking: Asking, topic: str, body: bytes, key: str | None = None
     ) -> Receipt:
         with self._traced(topic) as publish:
-            return publish.done(await super().publish(topic, body, key, client))
+            return publish.done(await super().publish(asking, topic, body, key))
 
     async def publish_batch(
-        self, topic: str, body: bytes, key: str | None = None, client: str = ""
+        self, asking: Asking, topic: str, body: bytes, key: str | None = None
     ) -> Receipt:
         with self._traced(topic) as publish:
-            return publish.done(await super().publish_batch(topic, body, key, client))
+            return publish.done(await super().publish_batch(asking, topic, body, key))
 
-    async def publish_many(
-        self,
-        body: bytes,
-        key: str | None = None,
-        client: str = "",
-        check: Callable[[Collection[str]], None] = lambda topics: None,
-    ) -> Receipt:
+    async def publish_many(self, asking: Asking, body: bytes, key: str | None = None) -> Receipt:
         with self._traced(None) as publish:
-            return publish.done(await super().publish_many(body, key, client, check))
+            return publish.done(await super().publish_many(asking, body, key))
 
     @contextmanager
     def _traced(self, topic: str | None) -> Iterator[_Publish | _NotTraced]:

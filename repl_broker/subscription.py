@@ -22,9 +22,9 @@ that breaks there loses nothing, and the gap is told again.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 from msgspec.json import encode as encode_json
@@ -36,7 +36,7 @@ from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_
 from repl_broker.replica import Replica
 from repl_broker.state import BrokerState, Location, Scan
 
-__all__ = ["CHUNK_BYTES_MAX", "Subscription", "farewell", "token_expired"]
+__all__ = ["CHUNK_BYTES_MAX", "Lease", "Subscription", "farewell", "token_expired"]
 
 RETRY_MS: Final = 2000
 AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited for
@@ -45,17 +45,31 @@ CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
 PAGE_MESSAGES_MAX: Final = 256
 
 
+class Lease(Protocol):
+    """A stream's right to go on (access.Lease). ``ends_at`` is by Trio's clock."""
+
+    @property
+    def ends_at(self) -> float: ...
+
+    def begin(self, dismiss: Callable[[str], None]) -> None:
+        """The stream begins; ``dismiss`` is called, with the reason, if it must end early."""
+
+    def end(self) -> None:
+        """There is no stream any more."""
+
+
 class Subscription:
     """The bytes of one event stream. Use as ``async with``; then iterate.
 
     ``after`` is a cursor, ``"earliest"`` or ``"latest"``. Ends when the node
-    drains. Memory: one chunk, whatever the client's speed.
+    drains, and when its ``lease`` does; None is what a stream has that nothing can end.
+    Memory: one chunk, whatever the client's speed.
     """
 
     __slots__ = (
         "_after", "_before", "_channel", "_ended", "_filters", "_heartbeat_seconds", "_hub",
-        "_losses_version", "_prelude", "_replica", "_resuming", "_scan", "_seq", "_told_deletions",
-        "_told_losses", "ahead", "place",
+        "_losses_version", "_prelude", "_reason", "_replica", "_resuming", "_scan", "_scope",
+        "_seq", "_told_deletions", "_told_losses", "ahead", "lease", "place",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +79,9 @@ class Subscription:
         filters: FilterSet,
         after: Cursor | str,
         heartbeat_seconds: float,
+        lease: Lease | None,
     ) -> None:
+        self.lease = lease  # whoever serves the stream begins and ends it
         self.ahead: Cursor | None = None  # where the client is, and this node is not yet
         self.place: Place | None = None  # in the channel's tail, when level
         self._replica = replica
@@ -83,12 +99,14 @@ class Subscription:
         self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
         self._ended = False
         self._prelude: Iterator[bytes] = iter(())
+        self._scope = trio.CancelScope()  # of the wait for what comes next
+        self._reason = "expired"  # why its lease ends
 
     @classmethod
     def behind(cls, replica: Replica, hub: Hub, channel: Channel, place: Place) -> Subscription:
         """A stream of ``channel`` that got as far as ``place``, which its tail has dropped."""
         cursor = Cursor(hub.epoch, place.seq)
-        stream = cls(replica, hub, channel.filters, cursor, 0)
+        stream = cls(replica, hub, channel.filters, cursor, 0, None)  # its reader has the lease
         stream._channel = channel
         stream._resuming = False
         stream._leave_tail(place)
@@ -111,6 +129,9 @@ class Subscription:
     async def __aenter__(self) -> Subscription:
         _, beginning = self.open()
         self._prelude = iter(beginning)
+        if self.lease is not None:
+            self._scope.deadline = self.lease.ends_at
+            self.lease.begin(self._dismiss)
         return self
 
     async def __aexit__(
@@ -119,19 +140,35 @@ class Subscription:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.lease is not None:
+            self.lease.end()
         self.leave()
+
+    def _dismiss(self, reason: str) -> None:
+        self._reason = reason
+        self._scope.cancel()
 
     def __aiter__(self) -> Subscription:
         return self
 
     async def __anext__(self) -> bytes:
         """The next bytes to send: whole events. Raises StopAsyncIteration at the end."""
+        if self._ended:
+            raise StopAsyncIteration
+        if self.lease is None:
+            return await self._next()
+        if not self._scope.cancel_called:
+            self._scope = trio.CancelScope(deadline=self.lease.ends_at)  # each is entered once
+            with self._scope:
+                return await self._next()
+        self._ended = True
+        return token_expired(self._reason)
+
+    async def _next(self) -> bytes:
         channel, hub = self._require_channel(), self._hub
         for chunk in self._prelude:
             await trio.lowlevel.checkpoint()
             return chunk
-        if self._ended:
-            raise StopAsyncIteration
         if self.ahead is not None:
             told = await self._reach(self.ahead)
             if told:

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from repl_broker.access import Asking, Credentials
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.hub import Hub
@@ -20,6 +21,7 @@ from repl_broker.storage import Identity, MemoryStorage
 from repl_broker.writer import Done
 
 EPOCH = "00c0ffee"
+ANYONE = Asking(Credentials(), "127.0.0.1")  # where there are no tokens, nobody has to be more
 
 
 class Clock:

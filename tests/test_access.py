@@ -11,9 +11,10 @@ from typing import Any, Final
 import pytest
 
 from repl_broker import access as module
-from repl_broker.access import EVERYONE, Access, Credentials
+from repl_broker.access import EVERYONE, Access, Credentials, Identity
 from repl_broker.config import AnonymousConfig, Config
 from repl_broker.errors import ConfigError, RequestError
+from repl_broker.message import FilterSet
 from tests.nodes import configured
 from tests.signing import EC, OKP, SECRET, claims, grants, hs256, jwks, signed
 
@@ -57,6 +58,10 @@ def with_bearer(text: str) -> Credentials:
     return Credentials(authorization=f"Bearer {text}")
 
 
+def reader(access: Access, given: Credentials) -> Identity:
+    return access.identify(given, write=False)
+
+
 def refusal(call: Callable[[], object]) -> tuple[str, object]:
     with pytest.raises(RequestError) as caught:
         call()
@@ -67,7 +72,7 @@ def test_without_a_mode_everyone_may_do_everything() -> None:
     access = Access(Config())
     assert access.is_open
     assert access.identify(with_bearer("garbage"), write=True) is EVERYONE
-    assert access.lease(EVERYONE) is None
+    assert access.lease(EVERYONE, None) is None
 
 
 def test_a_token_is_verified_once(make: Callable[..., Access], monkeypatch: Any) -> None:
@@ -79,9 +84,9 @@ def test_a_token_is_verified_once(make: Callable[..., Access], monkeypatch: Any)
         return verify(self, *arguments)
 
     monkeypatch.setattr(module.Verifier, "verify", counted)
-    first = access.identify(with_bearer(token()))
-    assert access.identify(Credentials(authorization=f"bEARER   {token()} ")) is first
-    assert access.identify(Credentials(cookie=f"a=b; repl_broker_token={token()}")) is first
+    first = reader(access, with_bearer(token()))
+    assert reader(access, Credentials(authorization=f"bEARER   {token()} ")) is first
+    assert reader(access, Credentials(cookie=f"a=b; repl_broker_token={token()}")) is first
     assert len(calls) == 1
 
 
@@ -91,8 +96,8 @@ def test_only_so_many_tokens_are_remembered(
     monkeypatch.setattr(module, "KNOWN_MAX", 3)
     access = make()
     for number in range(10):
-        access.identify(with_bearer(token(sub=str(number))))
-        assert refusal(lambda: access.identify(with_bearer("bad"))) == (
+        reader(access, with_bearer(token(sub=str(number))))
+        assert refusal(lambda: reader(access, with_bearer("bad"))) == (
             "unauthenticated", "malformed",
         )  # fmt: skip
     assert len(access._known) == 3
@@ -102,11 +107,11 @@ def test_a_token_that_is_remembered_expires_all_the_same(
     make: Callable[..., Access], clock: Clock
 ) -> None:
     access = make()
-    access.identify(with_bearer(token()))
+    reader(access, with_bearer(token()))
     clock.now += 99.9
-    access.identify(with_bearer(token()))
+    reader(access, with_bearer(token()))
     clock.now += 0.1
-    assert refusal(lambda: access.identify(with_bearer(token())))[1] == "expired"
+    assert refusal(lambda: reader(access, with_bearer(token())))[1] == "expired"
 
 
 @pytest.mark.parametrize(
@@ -118,18 +123,18 @@ def test_other_credentials_are_refused(
     make: Callable[..., Access], authorization: str, why: str
 ) -> None:
     given = Credentials(authorization=authorization, cookie=f"repl_broker_token={token()}")
-    assert refusal(lambda: make().identify(given)) == ("unauthenticated", why)
+    assert refusal(lambda: reader(make(), given)) == ("unauthenticated", why)
 
 
 def test_a_header_beats_the_query_which_beats_the_cookie(make: Callable[..., Access]) -> None:
     access = make()
     texts = [token(sub=sub) for sub in ("header", "query", "cookie")]
     given = Credentials(f"Bearer {texts[0]}", f"repl_broker_token={texts[2]}", "", "", texts[1])
-    assert access.identify(given).subject == "header"
-    assert access.identify(given._replace(authorization="")).subject == "query"
-    assert access.identify(Credentials(cookie=given.cookie)).subject == "cookie"
-    assert access.identify(Credentials(cookie="repl_broker_token=; x=y")).anonymous
-    assert refusal(lambda: access.identify(Credentials(cookie=f"{given.cookie};{given.cookie}")))
+    assert reader(access, given).subject == "header"
+    assert reader(access, given._replace(authorization="")).subject == "query"
+    assert reader(access, Credentials(cookie=given.cookie)).subject == "cookie"
+    assert reader(access, Credentials(cookie="repl_broker_token=; x=y")).anonymous
+    assert refusal(lambda: reader(access, Credentials(cookie=f"{given.cookie};{given.cookie}")))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_a_write_with_the_cookie_must_come_from_a_page_that_may(
 ) -> None:
     access = make({"cors_origins": ("*", "https://app.example")})
     given = Credentials(cookie=f"repl_broker_token={token()}", origin=origin, host=host)
-    assert access.identify(given).subject == "ann"  # a read
+    assert reader(access, given).subject == "ann"  # a read
     assert access.admits(given, None) is allowed
     if allowed:
         access.identify(given, write=True)
@@ -172,7 +177,7 @@ def test_behind_a_proxy_the_public_url_says_what_is_ones_own(make: Callable[...,
 
 def test_a_subscription_needs_a_filter_that_covers_all_of_it(make: Callable[..., Access]) -> None:
     access = make()
-    who = access.identify(with_bearer(token(repl_broker=grants(("a.*",), ("a.*", "b.>", "a.x.y")))))
+    who = reader(access, with_bearer(token(repl_broker=grants(("a.*",), ("a.*", "b.>", "a.x.y")))))
     access.check_subscribe(who, ("a.*", "a.x", "b.*.c", "b.>", "a.x.y"))
     for wanted in (">", "a.>", "*", "*.x", "a.*.y", "b"):
         assert refusal(lambda w=wanted: access.check_subscribe(who, (w,))) == ("forbidden", None)
@@ -189,11 +194,11 @@ def test_a_revocation_concerns_what_was_issued_before(make: Callable[..., Access
     access = make()
     revocations = {"ann": (NOW * 1000 + 500, 0)}
     access.follow(lambda: revocations)
-    assert access.identify(with_bearer(token(iat=NOW + 1)))
-    assert access.identify(with_bearer(token(sub="bob")))
-    assert access.identify(with_bearer(token(sub=None, iat=None)))
+    assert reader(access, with_bearer(token(iat=NOW + 1)))
+    assert reader(access, with_bearer(token(sub="bob")))
+    assert reader(access, with_bearer(token(sub=None, iat=None)))
     for iat in (NOW - 10, NOW, None):
-        assert refusal(lambda i=iat: access.identify(with_bearer(token(iat=i))))[1] == "revoked"
+        assert refusal(lambda i=iat: reader(access, with_bearer(token(iat=i))))[1] == "revoked"
 
 
 async def test_a_revocation_ends_leases_once_and_those_alone(make: Callable[..., Access]) -> None:
@@ -203,7 +208,7 @@ async def test_a_revocation_ends_leases_once_and_those_alone(make: Callable[...,
     ended: list[str] = []
     leases = []
     for name, text in (("a", token()), ("b", token()), ("c", token(sub="bob"))):
-        lease = access.lease(access.identify(with_bearer(text)))
+        lease = access.lease(reader(access, with_bearer(text)), FilterSet(["chat"]))
         assert lease is not None
         lease.begin(lambda reason, name=name: ended.append(f"{name} {reason}"))
         leases.append(lease)
@@ -224,7 +229,7 @@ async def test_a_stream_that_begins_after_its_token_was_revoked_ends_at_once(
     access = make()
     revocations: dict[str, tuple[int, int]] = {}
     access.follow(lambda: revocations)
-    lease = access.lease(access.identify(with_bearer(token())))
+    lease = access.lease(reader(access, with_bearer(token())), FilterSet(["chat"]))
     assert lease is not None
     revocations["ann"] = (NOW * 1000, 0)
     ended: list[str] = []
@@ -243,8 +248,8 @@ def test_keys_are_read_again_when_their_file_changes(
     access = Access(configured(auth={"mode": "jwt", "jwks_file": file}), clock)
     payload = claims(iat=NOW - 10, exp=NOW + 1000)
     old, new = signed("ES256", payload, EC, kid="one"), signed("EdDSA", payload, OKP, kid="two")
-    assert access.identify(with_bearer(old))
-    assert refusal(lambda: access.identify(with_bearer(new)))
+    assert reader(access, with_bearer(old))
+    assert refusal(lambda: reader(access, with_bearer(new)))
 
     def replace(text: str | None = None) -> None:
         clock.now += 2
@@ -256,27 +261,27 @@ def test_keys_are_read_again_when_their_file_changes(
 
     replace("{")
     for _ in range(3):
-        assert access.identify(with_bearer(old))  # those before stay in force
+        assert reader(access, with_bearer(old))  # those before stay in force
         clock.now += 2
     assert caplog.text.count("keys not read again") == 1
     replace()
-    assert access.identify(with_bearer(new))
-    assert refusal(lambda: access.identify(with_bearer(old)))[1] == "algorithm"
+    assert reader(access, with_bearer(new))
+    assert refusal(lambda: reader(access, with_bearer(old)))[1] == "algorithm"
     file.unlink()
     clock.now += 2
-    assert access.identify(with_bearer(new))
+    assert reader(access, with_bearer(new))
 
 
 def test_reload_goes_by_another_configuration_or_changes_nothing(
     make: Callable[..., Access], tmp_path: Path
 ) -> None:
     access, secret = make(), tmp_path / "secret"
-    access.identify(with_bearer(token()))
+    reader(access, with_bearer(token()))
     anonymous = AnonymousConfig(publish=("wall",))
     access.reload(settings(secret, anonymous=anonymous, allow_query_token=True))
     assert access.allow_query_token
-    access.check_publish(access.identify(Credentials()), ("wall",))
-    access.check_publish(access.identify(with_bearer(token())), ("wall",))
+    access.check_publish(reader(access, Credentials()), ("wall",))
+    access.check_publish(reader(access, with_bearer(token())), ("wall",))
     for wrong in (
         configured(auth={"mode": "none"}),
         Config(),
@@ -285,7 +290,7 @@ def test_reload_goes_by_another_configuration_or_changes_nothing(
     ):
         with pytest.raises(ConfigError):
             access.reload(wrong)
-        access.check_publish(access.identify(with_bearer(token())), ("wall",))
+        access.check_publish(reader(access, with_bearer(token())), ("wall",))
         assert access.allow_query_token
     access.reload(settings(secret, audience="x"))
-    assert refusal(lambda: access.identify(with_bearer(token())))[1] == "audience"
+    assert refusal(lambda: reader(access, with_bearer(token())))[1] == "audience"

@@ -17,7 +17,7 @@ from repl_broker.replica import LOOK_SECONDS_MIN, Replica
 from repl_broker.state import Applied, Published, TopicChanged
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from tests.network import OPTIONS, Cluster, running_cluster
-from tests.nodes import Disk, configured, events
+from tests.nodes import ANYONE, Disk, configured, events
 
 
 def publish(*data: bytes, topic: str = "chat", key: str | None = None) -> Publish:
@@ -548,7 +548,7 @@ async def test_streams_on_a_node_that_gets_a_snapshot_miss_nothing(
         behind = next(node for node in cluster.running.values() if node is not leader)
         await leader.replica.propose(publish(b"0"))
         await cluster.converged()
-        async with behind.broker.subscribe(["chat"], "earliest") as stream:
+        async with behind.broker.subscribe(ANYONE, ["chat"], "earliest") as stream:
             got = await messages(stream, 1)
             cluster.cut(behind.id)
             for number in range(1, 300):
@@ -582,7 +582,7 @@ async def test_a_change_of_leader_ends_no_stream(autojump_clock: MockClock) -> N
     async with running_cluster() as cluster:
         leader = await cluster.leader()
         node = next(node for node in cluster.running.values() if node is not leader)
-        async with node.broker.subscribe(["chat"]) as stream:
+        async with node.broker.subscribe(ANYONE, ["chat"]) as stream:
             await node.replica.propose(publish(b"1"))
             got = await messages(stream, 1)
             cluster.kill(leader.id)
@@ -597,12 +597,12 @@ async def test_a_cursor_that_is_ahead_of_a_node_waits_for_it(autojump_clock: Moc
         leader = await cluster.leader()
         behind = next(node for node in cluster.running.values() if node is not leader)
         cluster.network.lost.add((leader.id, behind.id))
-        first = await leader.broker.publish("chat", b"1")
-        async with behind.broker.subscribe(["chat"], first.last_id) as stream:
+        first = await leader.broker.publish(ANYONE, "chat", b"1")
+        async with behind.broker.subscribe(ANYONE, ["chat"], first.last_id) as stream:
             subscribed = events([await anext(stream)])
             assert [e.get("event") for e in subscribed if "event" in e] == ["subscribed"]
             cluster.heal()
-            await leader.broker.publish("chat", b"2")
+            await leader.broker.publish(ANYONE, "chat", b"2")
             assert await messages(stream, 1) == ["2"]
 
 
@@ -611,7 +611,7 @@ async def test_a_cursor_that_no_node_has_reached_is_told(autojump_clock: MockClo
     async with running_cluster() as cluster:
         node = cluster["n2"]
         ahead = f"{node.replica.epoch}-99"
-        async with node.broker.subscribe(["chat"], ahead) as stream:
+        async with node.broker.subscribe(ANYONE, ["chat"], ahead) as stream:
             chunks = [await anext(stream), await anext(stream)]
         (gap,) = [e for e in events(chunks) if e.get("event") == "gap"]
         assert '"ahead"' in gap["data"]
@@ -630,7 +630,7 @@ async def test_a_node_joins_catches_up_and_gets_its_vote(autojump_clock: MockClo
         assert node.replica.epoch == cluster["n1"].replica.epoch
         assert node.hub.epoch == node.replica.epoch
         assert await history(node.replica) == [b"1"]
-        view = await node.broker.cluster()
+        view = await node.broker.cluster(ANYONE)
         roles = {m["id"]: m["role"] for m in view["members"]}  # type: ignore[attr-defined]
         assert roles == {"n1": "leader", "n2": "voter"}
 
@@ -660,7 +660,7 @@ async def test_a_wiped_node_joins_again_after_its_removal(autojump_clock: MockCl
     """RAFT.md scenario 41."""
     async with running_cluster(3) as cluster:
         cluster.kill("n3")
-        await cluster["n2"].broker.remove_member("n3")
+        await cluster["n2"].broker.remove_member(ANYONE, "n3")
         cluster.disks["n3"] = Disk("n3")
         await cluster.start("n3", join=("n1",))
         await cluster.all_vote()
@@ -671,7 +671,7 @@ async def test_a_wiped_node_joins_again_after_its_removal(autojump_clock: MockCl
 async def test_a_removed_node_hears_of_it(autojump_clock: MockClock) -> None:
     async with running_cluster(3) as cluster:
         removed = next(i for i in cluster.running if i != cluster["n1"].replica.leader)
-        await cluster["n1"].broker.remove_member(removed)
+        await cluster["n1"].broker.remove_member(ANYONE, removed)
         with trio.fail_after(5):
             await cluster[removed].replica.removed.wait()
         (other,) = cluster.running.keys() - {removed, cluster["n1"].replica.leader or ""}
@@ -686,7 +686,7 @@ async def test_a_removed_node_is_not_let_in_again_with_its_old_data(
         removed = next(i for i in cluster.running if i != cluster["n1"].replica.leader)
         cluster.kill(removed)
         admitting = next(iter(cluster.running.values()))
-        await admitting.broker.remove_member(removed)
+        await admitting.broker.remove_member(ANYONE, removed)
         node = await cluster.start(removed)
         me = node.line.me
         objection = admitting.members.admit(me.node_id, me.incarnation, me.cluster_id)
@@ -699,7 +699,7 @@ async def test_a_leader_that_is_removed_hands_over_and_goes(autojump_clock: Mock
     async with running_cluster(3) as cluster:
         old = await cluster.leader()
         other = next(node for node in cluster.running.values() if node is not old)
-        await other.broker.remove_member(old.id)
+        await other.broker.remove_member(ANYONE, old.id)
         with trio.fail_after(5):
             await old.replica.removed.wait()
         cluster.kill(old.id)
@@ -713,10 +713,16 @@ Change = Callable[[Cluster], object]
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda c: c["n2"].broker.remove_member("n9"), "member_not_found"),
-        (lambda c: c["n2"].broker.move_leader("n9"), "member_not_found"),
-        (lambda c: c["n2"].broker.add_member("n9", "n9:4081", "http://n9"), "member_unreachable"),
-        (lambda c: c["n2"].broker.add_member("n9", "n3:4081", "http://n9"), "invalid_parameter"),
+        (lambda c: c["n2"].broker.remove_member(ANYONE, "n9"), "member_not_found"),
+        (lambda c: c["n2"].broker.move_leader(ANYONE, "n9"), "member_not_found"),
+        (
+            lambda c: c["n2"].broker.add_member(ANYONE, "n9", "n9:4081", "http://n9"),
+            "member_unreachable",
+        ),
+        (
+            lambda c: c["n2"].broker.add_member(ANYONE, "n9", "n3:4081", "http://n9"),
+            "invalid_parameter",
+        ),
     ],
     ids=["remove nobody", "move to nobody", "add nobody", "add another"],
 )
@@ -746,14 +752,14 @@ async def test_a_node_that_keeps_the_leader_waiting_is_no_loss_of_the_leader(
         monkeypatch.setattr(leader.line, "call_address", silence)
         for node in [*cluster.running.values()]:
             with pytest.raises(RequestError) as refused:
-                await node.broker.add_member("n9", "n9:4081", "http://n9")
+                await node.broker.add_member(ANYONE, "n9", "n9:4081", "http://n9")
             assert refused.value.code == "member_unreachable"
 
 
 async def test_the_last_voter_stays(autojump_clock: MockClock) -> None:
     async with running_cluster(1) as cluster:
         with pytest.raises(RequestError) as refused:
-            await cluster["n1"].broker.remove_member("n1")
+            await cluster["n1"].broker.remove_member(ANYONE, "n1")
         assert refused.value.code == "last_voter"
 
 
@@ -766,7 +772,7 @@ async def test_two_changes_at_once_are_made_one_after_the_other_or_refused(
 
         async def remove(node_id: str) -> None:
             try:
-                await cluster["n1"].broker.remove_member(node_id)
+                await cluster["n1"].broker.remove_member(ANYONE, node_id)
                 codes.append("done")
             except RequestError as error:
                 codes.append(error.code)
@@ -784,9 +790,9 @@ async def test_leadership_moves_to_whom_it_is_asked_to(autojump_clock: MockClock
     async with running_cluster(3) as cluster:
         old = await cluster.leader()
         target = next(node_id for node_id in cluster.running if node_id != old.id)
-        await cluster["n1"].broker.move_leader(target)
+        await cluster["n1"].broker.move_leader(ANYONE, target)
         await cluster.until(lambda: cluster[target].replica.leads, "the target to lead")
-        await cluster[target].broker.move_leader(target)  # it does already
+        await cluster[target].broker.move_leader(ANYONE, target)  # it does already
 
 
 async def test_a_learner_is_shown_as_one_and_cannot_lead(autojump_clock: MockClock) -> None:
@@ -798,9 +804,9 @@ async def test_a_learner_is_shown_as_one_and_cannot_lead(autojump_clock: MockClo
         await cluster.until(lambda: "n4" in leader.replica.membership.ids, "it to be added")
         for node in (leader, next(n for n in cluster.running.values() if n is not leader)):
             with pytest.raises(RequestError) as refused:
-                await node.broker.move_leader("n4")
+                await node.broker.move_leader(ANYONE, "n4")
             assert refused.value.code == "not_a_voter"
-            view = await node.broker.cluster()
+            view = await node.broker.cluster(ANYONE)
             roles = {m["id"]: m["role"] for m in view["members"]}  # type: ignore[attr-defined]
             assert roles["n4"] == "learner"
         learner.gate.open()
@@ -814,7 +820,7 @@ async def test_a_node_that_cannot_ask_the_leader_shows_what_it_knows(
         alone = next(n for n in cluster.running if n != cluster["n1"].replica.leader)
         cluster.cut(alone)
         for moment in ("the leader has not been missed yet", "it has"):
-            view = await cluster[alone].broker.cluster()
+            view = await cluster[alone].broker.cluster(ANYONE)
             for member in view["members"]:  # type: ignore[attr-defined]
                 assert member["match_index"] is None, moment
                 assert member["lag"] is None, moment
@@ -843,7 +849,7 @@ async def test_adding_a_member_again_changes_nothing_for_good(autojump_clock: Mo
         before = leader.replica.membership
         for node_id in ("n1", "n2", "n3"):
             for node in cluster.running.values():
-                await node.broker.add_member(node_id, f"{node_id}:4081", "http://elsewhere")
+                await node.broker.add_member(ANYONE, node_id, f"{node_id}:4081", "http://elsewhere")
         await cluster.until(lambda: leader.replica.membership == before, "the records to be right")
         await cluster.converged()
 

@@ -14,7 +14,7 @@ from repl_broker.raft.core import CoreOptions, UpdateMember
 from repl_broker.raft.log import Snapshot
 from repl_broker.raft.rpc import AppendReply
 from tests.network import Cluster, ClusterNode, running_cluster
-from tests.nodes import Gate
+from tests.nodes import ANYONE, Gate
 from tests.test_cluster import SMALL, history, lagging, publish, seq_of
 
 COUNT = 120  # of messages: enough to be compacted away, with SMALL and ``lagging``
@@ -346,7 +346,7 @@ async def test_time_does_not_jump_where_a_snapshot_was_installed(
         cluster.heal()
         await cluster.converged()
         assert behind.replica.statistics().snapshots_received == 1
-        await cluster["n1"].broker.move_leader(behind.id)
+        await cluster["n1"].broker.move_leader(ANYONE, behind.id)
         await cluster.until(lambda: behind.replica.leads, "it to lead")
         await behind.replica.propose(publish(b"now"))
         assert behind.replica.state.time_ms - cluster.clock.now_ms < 10_000

@@ -28,7 +28,7 @@ from repl_broker.raft.rpc import Append, Rpc
 from repl_broker.replica import Replica
 from repl_broker.transport import PeerRefusedError
 from tests.authority import peer_config, write
-from tests.nodes import Clock, Disk, Gate
+from tests.nodes import ANYONE, Clock, Disk, Gate
 from tests.test_cluster import SMALL, publish
 from tests.test_transport import Node
 
@@ -153,7 +153,7 @@ async def test_a_node_that_is_removed_while_it_gets_a_snapshot_hears_of_it(
             await leader.replica.propose(publish(b'"%06d"' % number))
         await begun.wait()
         behind.transport._on_rpc = receive
-        await leader.broker.remove_member(behind.id)
+        await leader.broker.remove_member(ANYONE, behind.id)
         with trio.fail_after(10):
             await behind.replica.removed.wait()
 

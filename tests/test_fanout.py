@@ -26,7 +26,7 @@ from repl_broker.config import Config
 from repl_broker.fanout import IGNORED_BYTES_MAX, LEVEL, Fanout, FanoutOptions, Reader, Silence
 from repl_broker.message import FilterSet, Message, TopicDeleted
 from repl_broker.subscription import Subscription
-from tests.nodes import EPOCH, Clock, Disk, Node, configured, events, running_node
+from tests.nodes import ANYONE, EPOCH, Clock, Disk, Node, configured, events, running_node
 
 SMALL_TAIL = configured(limits={"tail_bytes": 2000})
 SECONDS_MAX = 1000  # of the mock clock, mostly
@@ -116,14 +116,14 @@ class Scene:
         self, theirs: socket.socket, ours: socket.socket, *filters: str, after: str = "latest"
     ) -> Client:
         theirs.setblocking(False)
-        self.fan.adopt(theirs.detach(), self.node.broker.subscribe(filters, after))
+        self.fan.adopt(theirs.detach(), self.node.broker.subscribe(ANYONE, filters, after))
         self.clients.append(Client(ours))
         return self.clients[-1]
 
     async def publish(self, topic: str, *values: object) -> str:
         """Publish a batch, and wait until what follows from it has happened."""
         body = b"\n".join(json.dumps(value).encode() for value in values)
-        last = (await self.node.broker.publish_batch(topic, body)).last_id
+        last = (await self.node.broker.publish_batch(ANYONE, topic, body)).last_id
         await wait_all_tasks_blocked()
         return last
 
@@ -257,14 +257,14 @@ async def test_readers_that_join_and_leave_while_a_flush_is_under_way(
         early = [there.join("chat") for _ in range(20)]
         late: list[Client] = []
         body = b"\n".join(b"%d" % n for n in range(5))
-        await there.node.broker.publish_batch("chat", body)
+        await there.node.broker.publish_batch(ANYONE, "chat", body)
         for number in range(30):
             await trio.lowlevel.checkpoint()
             late.append(there.join("chat", after=random.choice(["latest", event_id(2)])))
             if number % 10 == 5:
                 early.pop().close()
             if number % 5 == 0:
-                await there.node.broker.publish("chat", b"%d" % (number + 100))
+                await there.node.broker.publish(ANYONE, "chat", b"%d" % (number + 100))
         last = await there.publish("chat", "last")
         for client in early + late:
             client.receive()
@@ -287,7 +287,7 @@ async def test_a_flush_to_many_lets_other_tasks_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fanout, "TURN_SECONDS_MAX", 0)
     async with scene() as there:
         clients = [there.join("chat") for _ in range(10 * fanout.TURN_READERS)]
-        await there.node.broker.publish("chat", b"1")
+        await there.node.broker.publish(ANYONE, "chat", b"1")
         await trio.lowlevel.checkpoint()
         counts = set()
         for _ in range(20):
@@ -309,7 +309,7 @@ async def test_a_flush_of_many_topics_lets_other_tasks_run(
         topics = [f"t{number}" for number in range(40)]
         clients = [there.join(topic) for topic in topics]
         lines = "".join(f'{{"topic":"{topic}","data":1}}\n' for topic in topics)
-        await there.node.broker.publish_many(lines.encode())
+        await there.node.broker.publish_many(ANYONE, lines.encode())
         counts = set()
         for _ in range(20):
             for client in clients:
@@ -458,8 +458,8 @@ async def test_a_removal_is_told_once_whether_from_the_tail_or_the_log(tail_byte
         for number in range(150):
             await there.publish(f"t{number}", number)
             await there.publish(f"u{number}", number)
-            await there.node.broker.delete_topic(f"t{number}")
-            await there.node.broker.delete_topic(f"u{number}")
+            await there.node.broker.delete_topic(ANYONE, f"t{number}")
+            await there.node.broker.delete_topic(ANYONE, f"u{number}")
             await wait_all_tasks_blocked()
             quick.receive()
         await there.publish("a", "end")
@@ -477,8 +477,8 @@ async def test_a_removal_that_a_resumed_reader_was_told_does_not_come_again_from
         there.join("a", "b")
         await there.publish("a", 1)
         await there.publish("b", 2)
-        await there.node.broker.delete_topic("a")
-        await there.node.broker.delete_topic("b")
+        await there.node.broker.delete_topic(ANYONE, "a")
+        await there.node.broker.delete_topic(ANYONE, "b")
         resumed = there.join("a", "b", after=event_id(2))
         await wait_all_tasks_blocked()
         resumed.receive()
@@ -876,7 +876,7 @@ async def test_a_reader_costs_less_than_a_kilobyte_and_leaves_nothing() -> None:
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         for fd in descriptors:
-            there.fan.adopt(fd, there.node.broker.subscribe(["chat"]))
+            there.fan.adopt(fd, there.node.broker.subscribe(ANYONE, ["chat"]))
         await there.publish("chat", 1)
         gc.collect()
         cost = (tracemalloc.get_traced_memory()[0] - before) / count
@@ -941,13 +941,13 @@ async def _anything_goes(chance: random.Random) -> None:
                         keep = chance.choice([1, 5, 1000])
                         await node.replica.propose(CreateTopic(topic, messages=keep, replace=True))
                     case 1 | 2 if topic in node.replica.state.topics:
-                        await node.broker.delete_topic(topic)
+                        await node.broker.delete_topic(ANYONE, topic)
                         deleted.append((node.replica.state.seq, topic))
                     case 3 | 4 | 5 | 6:
                         first = node.replica.state.seq + 1
                         pad = "x" * chance.choice([1, 1, 900])
                         body = b"\n".join([json.dumps(pad).encode()] * chance.choice([1, 1, 2, 40]))
-                        await node.broker.publish_batch(topic, body)
+                        await node.broker.publish_batch(ANYONE, topic, body)
                         published |= dict.fromkeys(range(first, node.replica.state.seq + 1), topic)
                     case 7:
                         await wait_all_tasks_blocked()
@@ -1095,7 +1095,7 @@ async def test_a_flush_that_has_paused_writes_nothing_behind_the_last_words(
         clients = [there.join("chat") for _ in range(10)]
         await wait_all_tasks_blocked()
         last = there.reader(-1)
-        await there.node.broker.publish("chat", b"1")
+        await there.node.broker.publish(ANYONE, "chat", b"1")
         while not clients[0].messages:
             await trio.lowlevel.checkpoint()
             clients[0].receive()

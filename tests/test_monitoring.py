@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from repl_broker.broker import MemberStatistics
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.metrics import render, with_registry
-from tests.nodes import Node, running_node
+from tests.nodes import ANYONE, Node, running_node
 from tests.required import need_program
 
 FOLDER = Path(__file__).parents[1] / "examples" / "monitoring"
@@ -154,7 +154,7 @@ def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> No
 
 async def test_prometheus_finds_nothing_to_mend_in_what_a_node_tells() -> None:
     async with running_node() as node:
-        await node.broker.publish("chat", b"1")
+        await node.broker.publish(ANYONE, "chat", b"1")
         requests = RequestCounts()
         requests.add("GET", "/metrics", 200)
         text = render(with_registry(node.broker, None, requests)).decode()

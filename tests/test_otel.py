@@ -29,7 +29,7 @@ from repl_broker.otel import DELIVERIES_MAX, Tracing, _Exporter
 from repl_broker.trace import CURRENT, Request
 from repl_broker.traces import asked_by, open_tracing
 from tests.network import running_cluster
-from tests.nodes import Node, configured, running_node
+from tests.nodes import ANYONE, Node, configured, running_node
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import connect
 from tests.web.test_streams import get
@@ -131,7 +131,7 @@ async def test_a_fault_of_the_node_is_an_error_of_the_span() -> None:
         traces.make_broker(node, Config())
         await node.replica.drain()
         with pytest.raises(RequestError, match="shutting down"):
-            await node.broker.publish("chat", b"1")
+            await node.broker.publish(ANYONE, "chat", b"1")
     (root,) = traces.spans().values()
     assert root.attributes is not None
     assert root.attributes["error.type"] == "shutting_down"
@@ -170,7 +170,7 @@ async def test_only_so_many_are_traced_in_a_second(autojump_clock: MockClock) ->
             await trio.sleep(seconds)
             for _ in range(10):
                 CURRENT.set(Request(TRACEPARENT.removeprefix("traceparent: ")))
-                await node.broker.publish("chat", b"1")
+                await node.broker.publish(ANYONE, "chat", b"1")
             names = [span.name for span in traces.exporter.get_finished_spans()]
             assert names.count("publish") == expected
     assert node.broker.statistics().publishes == 20
@@ -185,10 +185,10 @@ async def test_batches_are_traced_as_one_and_delivered_once_for_each_set_of_filt
             await second.send(get("/v1/events?topic=b&topic=c"))
             for listener in (first, second):
                 await listener._read_until(b"event: subscribed")
-            await served.node.broker.publish_many(lines)
+            await served.node.broker.publish_many(ANYONE, lines)
             await first._read_until(b'"data":3')
             await second._read_until(b'"data":2')
-            await served.node.broker.publish("z", b"0")  # which nobody follows
+            await served.node.broker.publish(ANYONE, "z", b"0")  # which nobody follows
     found = traces.exporter.get_finished_spans()
     assert [span.name for span in found].count("publish") == 2
     delivered = [span for span in found if span.name == "deliver"]
@@ -206,7 +206,7 @@ async def test_deliveries_that_never_come_are_not_waited_for_in_memory() -> None
     async with running_node() as node:
         traces.make_broker(node, configured(tracing={"traces_per_second": 1000}))
         for _ in range(DELIVERIES_MAX + 10):
-            await node.broker.publish("chat", b"1")
+            await node.broker.publish(ANYONE, "chat", b"1")
     assert len(traces.tracing._deliveries) == DELIVERIES_MAX
 
 
@@ -214,8 +214,8 @@ async def test_a_repeat_is_traced_and_delivers_nothing() -> None:
     traces = Traces()
     async with running_node() as node:
         traces.make_broker(node, Config())
-        await node.broker.publish("chat", b"1", "key")
-        await node.broker.publish("chat", b"1", "key")
+        await node.broker.publish(ANYONE, "chat", b"1", "key")
+        await node.broker.publish(ANYONE, "chat", b"1", "key")
     assert len(traces.tracing._deliveries) == 1
     names = [span.name for span in traces.exporter.get_finished_spans()]
     assert names.count("publish") == 2
@@ -227,7 +227,7 @@ async def test_a_span_ends_when_its_client_leaves() -> None:
         traces.make_broker(node, Config())
         node.gate.shut()
         with trio.move_on_after(0):
-            await node.broker.publish("chat", b"1")
+            await node.broker.publish(ANYONE, "chat", b"1")
     root = traces.spans()["publish"]
     assert root.attributes is not None
     assert root.attributes["error.type"] == "Cancelled"
@@ -279,7 +279,7 @@ async def test_a_collector_that_hangs_holds_up_neither_publishes_nor_the_stop(
     async with running_node() as node:
         node.broker = tracing.broker(node.replica, node.hub, config)
         for number in range(1000):  # 3 spans each: more than the queue of 2,048 has room for
-            assert (await node.broker.publish("chat", b"1")).count == 1, number
+            assert (await node.broker.publish(ANYONE, "chat", b"1")).count == 1, number
         await trio.to_thread.run_sync(collector.asked.wait, 30)
         assert collector.spans == 0
         began = trio.current_time()
@@ -317,7 +317,7 @@ async def test_what_is_queued_is_sent_at_the_stop_and_counted(collector: Collect
     tracing, _ = through(collector)
     async with running_node() as node:
         node.broker = tracing.broker(node.replica, node.hub, Config())
-        await node.broker.publish("chat", b"1")
+        await node.broker.publish(ANYONE, "chat", b"1")
         await tracing.close()
         assert collector.spans == 3
         assert node.broker.statistics().spans == SpanStatistics(sent=3, lost=0)
@@ -378,7 +378,7 @@ async def test_on_a_follower_the_way_to_the_leader_is_in_propose(
         leader = await cluster.leader()
         follower = next(n for n in cluster.running.values() if n is not leader)
         broker = traces.tracing.broker(follower.replica, follower.hub, Config())
-        receipt = await broker.publish("chat", b"1")
+        receipt = await broker.publish(ANYONE, "chat", b"1")
     spans = traces.spans()
     assert {*spans} == {"publish", "propose", "commit"}
     assert (spans["publish"].attributes or {})["messaging.message.id"] == receipt.first_id

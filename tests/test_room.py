@@ -19,7 +19,7 @@ from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
 from repl_broker.room import LOOK_SECONDS, MESSAGE_OVERHEAD_BYTES, Room
 from repl_broker.storage import SqliteStorage
 from tests.network import Cluster, running_cluster
-from tests.nodes import Node, configured, running_node
+from tests.nodes import ANYONE, Node, configured, running_node
 
 FLOOR = 1 << 20
 
@@ -37,7 +37,7 @@ async def watched(**limits: int) -> AsyncIterator[Node]:
 
 async def code_of_publish(node: Node, data: bytes = b"1", topic: str = "chat") -> str:
     try:
-        await node.broker.publish(topic, data)
+        await node.broker.publish(ANYONE, topic, data)
     except RequestError as error:
         return error.code
     return "kept"
@@ -71,21 +71,21 @@ async def test_publishes_are_refused_while_little_is_free_and_taken_again_with_a
 
 async def test_all_else_goes_on_while_the_store_is_full(autojump_clock: MockClock) -> None:
     async with watched(disk_free_bytes=FLOOR) as node:
-        await node.broker.publish("chat", b'"before"')
+        await node.broker.publish(ANYONE, "chat", b'"before"')
         node.free_bytes = 0
         await look()
         with pytest.raises(RequestError) as refused:
-            await node.broker.publish("chat", b"1")
+            await node.broker.publish(ANYONE, "chat", b"1")
         assert refused.value.status == 507
         for words in ("'n1'", "0 bytes left", f"{FLOOR}", "[limits] disk_free_bytes", "deleting"):
             assert words in refused.value.detail
-        page = await node.broker.history("chat", limit=10)
+        page = await node.broker.history(ANYONE, "chat", limit=10)
         assert [message.data for message in page.messages] == [b'"before"']
-        async with node.broker.subscribe(["chat"], "earliest") as stream:
+        async with node.broker.subscribe(ANYONE, ["chat"], "earliest") as stream:
             assert b"before" in b"".join([await anext(stream) for _ in range(2)])
-        await node.broker.create_topic("chat", seconds=1, replace=True)
-        await node.broker.create_topic("other")
-        await node.broker.delete_topic("chat")
+        await node.broker.create_topic(ANYONE, "chat", seconds=1, replace=True)
+        await node.broker.create_topic(ANYONE, "other")
+        await node.broker.delete_topic(ANYONE, "chat")
         assert node.broker.ready
 
 
@@ -127,7 +127,7 @@ async def test_what_is_retained_is_bounded_and_deleting_makes_room(
         outcomes = [await code_of_publish(node, message, f"t{n}") for n in range(11)]
         assert outcomes == ["kept"] * 10 + ["storage_full"]
         assert node.room.statistics().stored_bytes == 10 * each
-        await node.broker.delete_topic("t0")
+        await node.broker.delete_topic(ANYONE, "t0")
         assert await code_of_publish(node, message) == "kept"
 
 
@@ -136,18 +136,18 @@ async def test_there_is_room_again_only_below_95_percent(autojump_clock: MockClo
     async with watched(storage_bytes=100 * each) as node:
         message = b'"%b"' % (b"x" * 98)
         for n in range(100):
-            await node.broker.publish(f"t{n}", message)
+            await node.broker.publish(ANYONE, f"t{n}", message)
         for n in range(5):
             assert await code_of_publish(node) == "storage_full"
-            await node.broker.delete_topic(f"t{n}")
+            await node.broker.delete_topic(ANYONE, f"t{n}")
         assert await code_of_publish(node) == "storage_full", "exactly 95 %"
-        await node.broker.delete_topic("t5")
+        await node.broker.delete_topic(ANYONE, "t5")
         assert await code_of_publish(node) == "kept"
 
 
 async def test_retention_by_age_makes_room_by_itself(autojump_clock: MockClock) -> None:
     async with watched(storage_bytes=1000) as node:
-        await node.broker.create_topic("chat", seconds=60)
+        await node.broker.create_topic(ANYONE, "chat", seconds=60)
         while await code_of_publish(node) == "kept":
             pass
         node.clock.now_ms += 61_000
@@ -170,9 +170,9 @@ async def test_other_limits_hold_from_the_moment_they_are_loaded(
 async def test_the_bytes_retained_are_those_of_the_topics_after_a_restart_too() -> None:
     async with running_node() as node:
         for n in range(20):
-            await node.broker.publish(f"t{n % 3}", b"%d" % n)
-        await node.broker.create_topic("t1", messages=2, replace=True)
-        await node.broker.delete_topic("t2")
+            await node.broker.publish(ANYONE, f"t{n % 3}", b"%d" % n)
+        await node.broker.create_topic(ANYONE, "t1", messages=2, replace=True)
+        await node.broker.delete_topic(ANYONE, "t2")
         state = node.replica.state
         again = type(state).restore(state.snapshot())
         for each in (state, again):
@@ -220,8 +220,8 @@ async def test_a_full_disk_has_the_store_drop_what_is_not_retained_though_it_is_
 ) -> None:
     async with watched(disk_free_bytes=FLOOR) as node:
         for n in range(20):
-            await node.broker.publish("chat", b"%d" % n)
-        await node.broker.delete_topic("chat")
+            await node.broker.publish(ANYONE, "chat", b"%d" % n)
+        await node.broker.delete_topic(ANYONE, "chat")
         await look()
         entries = len(node.disk.entries)
         node.free_bytes = 0
@@ -242,7 +242,7 @@ class WatchedCluster:
 
     async def code_of_publish(self, node_id: str, data: bytes = b"1") -> str:
         try:
-            await self.cluster[node_id].broker.publish("chat", data)
+            await self.cluster[node_id].broker.publish(ANYONE, "chat", data)
         except RequestError as error:
             return error.code
         return "kept"
@@ -302,13 +302,16 @@ async def test_a_majority_of_full_disks_refuses_publishes_on_every_node(
 ) -> None:
     async with watched_cluster() as there:
         leader, second, third = await there.roles()
-        await there.cluster[leader].broker.publish("chat", b"1")
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
         there.free[second] = there.free[third] = FLOOR * 3 // 4
         await trio.sleep(3)
         for node in (leader, second, third):
             assert await there.code_of_publish(node) == "storage_full"
-            assert len((await there.cluster[node].broker.history("chat", limit=10)).messages) == 1
-        await there.cluster[third].broker.delete_topic("chat")
+            assert (
+                len((await there.cluster[node].broker.history(ANYONE, "chat", limit=10)).messages)
+                == 1
+            )
+        await there.cluster[third].broker.delete_topic(ANYONE, "chat")
         there.free[second] = 1 << 40
         await trio.sleep(6)
         assert await there.code_of_publish(leader) == "kept"
@@ -320,8 +323,8 @@ async def test_a_leader_that_is_full_refuses_what_others_send_on_but_not_a_delet
 ) -> None:
     async with watched_cluster() as there:
         leader, second, _ = await there.roles()
-        await there.cluster[leader].broker.create_topic("old")
-        await there.cluster[leader].broker.publish("chat", b"1")
+        await there.cluster[leader].broker.create_topic(ANYONE, "old")
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
         there.cluster[leader].broker.reload(configured(limits={"storage_bytes": 1}))
         outcomes = []
 
@@ -331,7 +334,7 @@ async def test_a_leader_that_is_full_refuses_what_others_send_on_but_not_a_delet
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(publish)
-            nursery.start_soon(there.cluster[second].broker.delete_topic, "old")
+            nursery.start_soon(there.cluster[second].broker.delete_topic, ANYONE, "old")
         assert outcomes == ["storage_full"] * 5
         assert "old" not in there.cluster[second].replica.state.topics
         asked = len(there.cluster.network.asked)

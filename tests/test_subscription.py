@@ -17,7 +17,7 @@ from repl_broker.command import CreateTopic, Publish
 from repl_broker.errors import RequestError
 from repl_broker.message import FilterSet
 from repl_broker.subscription import Subscription
-from tests.nodes import EPOCH, Clock, Disk, Node, configured, events, running_node
+from tests.nodes import ANYONE, EPOCH, Clock, Disk, Node, configured, events, running_node
 
 
 def event_id(seq: int) -> str:
@@ -58,13 +58,13 @@ def is_message(event: dict[str, str]) -> bool:
 
 @asynccontextmanager
 async def reading(node: Node, *filters: str, after: str = "latest") -> AsyncIterator[Reader]:
-    async with node.broker.subscribe(filters, after) as stream:
+    async with node.broker.subscribe(ANYONE, filters, after) as stream:
         yield Reader(stream)
 
 
 async def publish(node: Node, topic: str, *values: object) -> str:
     body = b"\n".join(json.dumps(value).encode() for value in values)
-    return (await node.broker.publish_batch(topic, body)).last_id
+    return (await node.broker.publish_batch(ANYONE, topic, body)).last_id
 
 
 # --- the beginning ---
@@ -122,9 +122,9 @@ async def test_without_auto_create_an_unknown_topic_is_refused() -> None:
     config = configured(topics={"auto_create": False})
     async with running_node(config=config) as node:
         with pytest.raises(RequestError, match="does not exist") as refused:
-            node.broker.subscribe(["chat"])
+            node.broker.subscribe(ANYONE, ["chat"])
         assert refused.value.code == "topic_not_found"
-        node.broker.subscribe(["chat.>"])  # a pattern is no topic
+        node.broker.subscribe(ANYONE, ["chat.>"])  # a pattern is no topic
 
 
 # --- resuming ---
@@ -247,7 +247,7 @@ async def test_a_removed_topic_is_told_to_those_who_follow_it() -> None:
     async with running_node() as node, reading(node, "chat", "other") as reader:
         await reader.read()
         await publish(node, "chat", 1)
-        await node.broker.delete_topic("chat")
+        await node.broker.delete_topic(ANYONE, "chat")
         await reader.read_until(await publish(node, "chat", 2))
         assert [e.get("event", "message") for e in reader.events[2:]] == [
             "message",
@@ -261,7 +261,7 @@ async def test_removal_while_away_is_told_with_the_loss_that_it_caused() -> None
     async with running_node() as node:
         await publish(node, "chat", 1, 2)
         await publish(node, "other", 3)
-        await node.broker.delete_topic("chat")
+        await node.broker.delete_topic(ANYONE, "chat")
         await publish(node, "other", 4)
         async with reading(node, "chat", "other", after=event_id(1)) as reader:
             await reader.read_until(event_id(4))
@@ -276,7 +276,7 @@ async def test_removal_while_away_is_told_with_the_loss_that_it_caused() -> None
 async def test_a_removal_at_the_very_position_of_a_cursor_is_told() -> None:
     async with running_node() as node:
         await publish(node, "chat", 1, 2)
-        await node.broker.delete_topic("chat")
+        await node.broker.delete_topic(ANYONE, "chat")
         async with reading(node, "chat", after=event_id(2)) as reader:
             await reader.read()
             (deleted,) = await reader.read()
@@ -288,7 +288,7 @@ async def test_a_removal_at_the_very_position_of_a_cursor_is_told() -> None:
 async def test_a_removal_that_leaves_nothing_is_told_with_its_gap() -> None:
     async with running_node() as node:
         await publish(node, "chat", 1, 2, 3)
-        await node.broker.delete_topic("chat")
+        await node.broker.delete_topic(ANYONE, "chat")
         async with reading(node, "chat", after=event_id(1)) as reader:
             await reader.read()
             gap, deleted = await reader.read()
@@ -308,7 +308,7 @@ async def test_a_removal_while_the_log_is_read_is_told() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.read)
             await wait_all_tasks_blocked()
-            nursery.start_soon(node.broker.delete_topic, "chat")
+            nursery.start_soon(node.broker.delete_topic, ANYONE, "chat")
             await wait_all_tasks_blocked()
             node.gate.open()
         while not reader.named("topic-deleted"):
@@ -543,7 +543,7 @@ async def _anything_goes(chance: random.Random) -> None:
                     case 1:
                         topic = chance.choice(TOPICS)
                         if topic in node.replica.state.topics:
-                            await node.broker.delete_topic(topic)
+                            await node.broker.delete_topic(ANYONE, topic)
                     case 2 | 3 | 4 | 5:
                         topic = chance.choice(TOPICS)
                         first = node.replica.state.seq + 1
@@ -573,7 +573,9 @@ class _Follower:
 
     async def step(self, node: Node) -> None:
         if self.stream is None:
-            self.stream = await node.broker.subscribe(self.filters, self.cursor).__aenter__()
+            self.stream = await node.broker.subscribe(
+                ANYONE, self.filters, self.cursor
+            ).__aenter__()
         elif self.chance.random() < 0.2:
             await self.leave()
             return
@@ -600,7 +602,7 @@ class _Follower:
     async def finish(self, node: Node, published: dict[int, str]) -> None:
         """Read out; then every message of the filters was seen once, or lies in a gap."""
         await self.leave()
-        async with node.broker.subscribe(self.filters, self.cursor) as stream:
+        async with node.broker.subscribe(ANYONE, self.filters, self.cursor) as stream:
             with trio.move_on_after(1):
                 while True:
                     self.take(node, await anext(stream))

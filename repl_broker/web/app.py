@@ -31,7 +31,7 @@ from repl_broker.web.cluster import Cluster
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.events import Events
-from repl_broker.web.guard import RIGHTS, Right, guarded
+from repl_broker.web.guard import RIGHTS, Guard, Right
 from repl_broker.web.messages import Messages
 from repl_broker.web.operations import Operations
 from repl_broker.web.statics import StaticFiles
@@ -60,10 +60,11 @@ def create_app(
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
     limits, requests = BodyLimits(config.limits), RequestCounts()
-    _route(app, broker, limits, Operations(broker, door, requests))
-    Dashboard(broker, config, door).register(app)
+    guard = Guard(app, broker.access)
+    _route(guard, broker, limits, Operations(broker, door, requests))
+    Dashboard(broker, config, door).register(guard)
     for path, folder in apps.items():
-        StaticFiles(path, folder).register(app)
+        StaticFiles(path, folder).register(guard)
     problems.register(app, broker.refusals)
     app.before_request(_answer_options)
     app.after_request(_protect)
@@ -95,7 +96,7 @@ def reload_app(app: QuartTrio, config: Config) -> None:
     live.origins = config.http.cors_origins
 
 
-def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Operations) -> None:
+def _route(guard: Guard, broker: Broker, limits: BodyLimits, operations: Operations) -> None:
     topics, messages = Topics(broker, limits), Messages(broker, limits)
     events, cluster, client = Events(broker), Cluster(broker, limits), Client()
     tokens = Tokens(broker)
@@ -108,7 +109,7 @@ def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Opera
         ("POST", "/v1/topics/<topic>/messages", messages.publish),
         ("GET", "/v1/topics/<topic>/messages", messages.history),
         ("POST", "/v1/messages", messages.publish_many),
-        ("GET", "/v1/events", events.stream),  # asks by itself: the query may have a token
+        ("GET", "/v1/events", events.stream),
         ("DELETE", "/v1/tokens/<path:sub>", tokens.revoke),
         ("GET", "/v1/cluster", cluster.show),
         ("POST", "/v1/cluster/members", cluster.add_member),
@@ -122,13 +123,7 @@ def _route(app: QuartTrio, broker: Broker, limits: BodyLimits, operations: Opera
         ("GET", "/client.js", client.script),
         ("GET", "/client.d.ts", client.types),
     ):
-        app.add_url_rule(
-            path,
-            f"{method} {path}".replace(".", "-"),
-            guarded(broker.access, _right(method, path), view),
-            methods=[method],
-            provide_automatic_options=False,
-        )
+        guard.route(method, path, _right(method, path), view)
 
 
 def _right(method: str, path: str) -> Right:

@@ -11,6 +11,7 @@ from repl_broker.config import NAME, URL, Address, HostPort, RefusedError
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, json_answer
 from repl_broker.web.body import BodyLimits, check_media_type, read_body
+from repl_broker.web.guard import asking
 from repl_broker.web.parameters import check_members, read_object, read_query, read_text
 
 __all__ = ["Cluster"]
@@ -28,7 +29,7 @@ class Cluster:
     async def show(self) -> Response:
         """Who is there, who leads, how far each one is."""
         read_query(request.query_string, ())
-        return json_answer(await self._broker.cluster())
+        return json_answer(await self._broker.cluster(asking()))
 
     async def add_member(self) -> Response:
         """Add a node, as a learner that is promoted when it has caught up."""
@@ -40,24 +41,24 @@ class Cluster:
             http_url = URL.read(read_text(found, "http_url"))
         except RefusedError as error:
             raise RequestError("invalid_parameter", f"The member is not valid: {error}.") from None
-        await self._broker.add_member(node_id, str(address), http_url)
+        await self._broker.add_member(asking(), node_id, str(address), http_url)
         return await self._accepted()
 
     async def remove_member(self, member: str) -> Response:
         """Remove a node from the cluster."""
         read_query(request.query_string, ())
-        await self._broker.remove_member(_check_id(member))
+        await self._broker.remove_member(asking(), _check_id(member))
         return await self._accepted()
 
     async def move_leader(self) -> Response:
         """Hand leadership over to another voter."""
         found = await self._body(("id",))
-        await self._broker.move_leader(_check_id(read_text(found, "id")))
+        await self._broker.move_leader(asking(), _check_id(read_text(found, "id")))
         return await self._accepted()
 
     async def _accepted(self) -> Response:
         """It is under way; the same object under ``/v1/cluster`` tells when it is done."""
-        return json_answer(await self._broker.cluster(), 202, {"Location": "/v1/cluster"})
+        return json_answer(await self._broker.cluster(asking()), 202, {"Location": "/v1/cluster"})
 
     async def _body(self, known: tuple[str, ...]) -> dict[str, object]:
         read_query(request.query_string, ())

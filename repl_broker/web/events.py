@@ -6,17 +6,15 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Final
 
-import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 
-from repl_broker.access import Credentials, Lease
-from repl_broker.admission import address_key
+from repl_broker.access import Asking
 from repl_broker.broker import Broker
 from repl_broker.errors import RequestError
-from repl_broker.message import FilterSet, parse_event_id
-from repl_broker.subscription import Subscription, token_expired
-from repl_broker.web.guard import credentials
+from repl_broker.message import parse_event_id
+from repl_broker.subscription import Subscription
+from repl_broker.web.guard import asking
 from repl_broker.web.parameters import Query, read_query
 
 __all__ = ["PATH", "QUERY_TOKEN", "Events", "open_subscription"]
@@ -37,18 +35,12 @@ class Events:
     async def stream(self) -> Response:
         """Open a stream; for HEAD, only say whether it could be opened."""
         given = request.headers.getlist(LAST_EVENT_ID)
-        subscription, lease = open_subscription(
-            self._broker,
-            request.query_string,
-            given,
-            credentials(),
-            address_key(request.remote_addr or ""),
-        )
+        subscription = open_subscription(self._broker, request.query_string, given, asking())
         if request.method == "HEAD":
             response = Response(b"", content_type=EVENT_STREAM)
             del response.headers["Content-Length"]
         else:
-            response = Response(_EventStream(subscription, lease), content_type=EVENT_STREAM)
+            response = Response(_EventStream(subscription), content_type=EVENT_STREAM)
         # no-transform and X-Accel-Buffering keep proxies from holding events back.
         response.headers["Cache-Control"] = "no-cache, no-transform"
         response.headers["X-Accel-Buffering"] = "no"
@@ -62,17 +54,11 @@ class _EventStream(ResponseBody):
     It is no generator, since a generator must not be left by cancellation.
     """
 
-    def __init__(self, subscription: Subscription, lease: Lease | None) -> None:
+    def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
-        self._lease = lease
 
     async def __aenter__(self) -> AsyncIterator[bytes]:
-        subscription = await self._subscription.__aenter__()
-        if self._lease is None:
-            return subscription
-        leased = _Leased(subscription, self._lease.ends_at)
-        self._lease.begin(leased.dismiss)
-        return leased
+        return await self._subscription.__aenter__()
 
     async def __aexit__(
         self,
@@ -80,56 +66,22 @@ class _EventStream(ResponseBody):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self._lease is not None:
-            self._lease.end()
         await self._subscription.__aexit__(exc_type, exc_value, tb)
 
 
-class _Leased:
-    """A subscription until its token ends."""
-
-    def __init__(self, subscription: Subscription, ends_at: float) -> None:
-        self._subscription = subscription
-        self._scope = trio.CancelScope(deadline=ends_at)
-        self._reason = "expired"
-        self._is_over = False
-
-    def dismiss(self, reason: str) -> None:
-        self._reason = reason
-        self._scope.cancel()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._is_over:
-            raise StopAsyncIteration
-        scope = self._scope
-        if not scope.cancel_called:
-            self._scope = trio.CancelScope(deadline=scope.deadline)  # each is entered once
-            with self._scope:
-                return await self._subscription.__anext__()
-        self._is_over = True
-        return token_expired(self._reason)
-
-
 def open_subscription(
-    broker: Broker, query_string: bytes, given: Sequence[str], asking: Credentials, address: str
-) -> tuple[Subscription, Lease | None]:
-    """The stream that a request asks for, if it may have it; both ways of answering ask here.
+    broker: Broker, query_string: bytes, given: Sequence[str], asking: Asking
+) -> Subscription:
+    """The stream that a request asks for; both ways of answering ask here.
 
-    ``given`` are the Last-Event-ID headers; ``address`` is whose rate it counts for, if there
-    is no token. Raises what ``Broker.subscribe`` does, and
-    ``unauthenticated``, ``forbidden``, ``invalid_parameter``.
+    ``given`` are the Last-Event-ID headers. Raises what ``Broker.subscribe`` does, and
+    ``invalid_parameter``.
     """
-    access = broker.access
-    query = read_events_query(query_string, with_token=access.allow_query_token)
-    who = access.identify(asking._replace(query_token=query.get(QUERY_TOKEN, [""])[0]))
-    filters = FilterSet(query.get("topic", ())).filters
-    access.check_subscribe(who, filters)
-    client = who.subject_key or address
-    subscription = broker.subscribe(sorted(filters), read_after(query, given), client)
-    return subscription, access.lease(who)
+    query = read_events_query(query_string, with_token=broker.access.allow_query_token)
+    if given_token := query.get(QUERY_TOKEN):
+        credentials = asking.credentials._replace(query_token=given_token[0])
+        asking = asking._replace(credentials=credentials)
+    return broker.subscribe(asking, query.get("topic", ()), read_after(query, given))
 
 
 def read_events_query(query_string: bytes, *, with_token: bool) -> Query:

@@ -1,25 +1,28 @@
 """What a route needs, asked of ``Access`` before the route is.
 
-Every route of the API has a Right, in RIGHTS. Some can only be judged once more
-is known than the path: their views ask for the rest, with ``who``. Publishes and
-event streams that do without Quart ask the same Access with the same Credentials
-(publishing.py, streams.py).
+The broker decides, with each call (broker.py); what is refused here is refused early,
+before a body is read. Every route has a Right, which it names when it is added: one
+without is answered 500, whoever asks. The API's are in RIGHTS. Some can only be judged
+once more is known than the path, which the broker does. Publishes and event streams
+that do without Quart bring the same Asking to the same broker (publishing.py, streams.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
-from functools import wraps
-from typing import Any, Final
+from typing import Final
 
-from quart import Response, g, request
+from quart import Response, request
+from quart_trio import QuartTrio
 
-from repl_broker.access import EVERYONE, Access, Credentials, Identity
+from repl_broker.access import Access, Asking, Credentials, Identity
+from repl_broker.admission import address_key
 from repl_broker.errors import RequestError
 
-__all__ = ["RIGHTS", "Right", "credentials", "guarded", "who"]
+__all__ = ["GUARD", "RIGHTS", "Guard", "Right", "asking"]
 
+GUARD: Final = "repl_broker.guard"  # where an application keeps it
 View = Callable[..., Awaitable[Response]]
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -63,19 +66,36 @@ RIGHTS: Final[Mapping[tuple[str, str], Right]] = {
 }
 
 
-def guarded(access: Access, right: Right, view: View) -> View:
-    """``view``, for those who have the right."""
-    if right in (Right.OPEN, Right.STREAM):  # a stream's query may have a token: events.py
-        return view
+class Guard:
+    """Adds the routes of an application, and knows what each of them needs."""
 
-    @wraps(view)
-    async def checked(**arguments: Any) -> Response:
-        if not access.is_open:
-            g.who = found = access.identify(credentials(), write=request.method not in _READS)
-            _check(access, right, found, arguments.get("topic", ""))
-        return await view(**arguments)
+    def __init__(self, app: QuartTrio, access: Access) -> None:
+        self._app = app
+        self._access = access
+        self._rights: dict[str, Right] = {}  # by endpoint
+        app.before_request(self._decide)
+        app.extensions[GUARD] = self
 
-    return checked
+    def route(self, method: str, rule: str, right: Right, view: View) -> None:
+        """``view`` answers ``method`` of ``rule``, for those who have the right."""
+        endpoint = f"{method} {rule}".replace(".", "-")
+        self._rights[endpoint] = right
+        self._app.add_url_rule(
+            rule, endpoint, view, methods=[method], provide_automatic_options=False
+        )
+
+    async def _decide(self) -> None:
+        rule = request.url_rule
+        if rule is None:  # 404 or 405, which are for everyone
+            return
+        right = self._rights.get(rule.endpoint)
+        if right is None:
+            raise RuntimeError(f"nobody has decided who may ask for {rule.rule}")
+        # A stream's query may have a token, which its view reads.
+        if self._access.is_open or right in (Right.OPEN, Right.STREAM):
+            return
+        identity = self._access.identify(credentials(), write=request.method not in _READS)
+        _check(self._access, right, identity, (request.view_args or {}).get("topic", ""))
 
 
 def _check(access: Access, right: Right, found: Identity, topic: str) -> None:
@@ -86,16 +106,15 @@ def _check(access: Access, right: Right, found: Identity, topic: str) -> None:
             access.check_subscribe(found, (topic,))
         case Right.SEE:
             access.check_see(found, topic)
-        case Right.ADMIN:
-            access.check_admin(found)
-        case _:  # the view asks for the rest
+        case Right.LIST | Right.EACH:  # the broker asks for the rest
             access.check_known(found)
+        case _:
+            access.check_admin(found)
 
 
-def who() -> Identity:
-    """Who asks, in a view that is guarded."""
-    found: Identity = g.get("who", EVERYONE)
-    return found
+def asking() -> Asking:
+    """Who the request under way says that it is; a token in its query is events.py's to add."""
+    return Asking(credentials(), address_key(request.remote_addr or ""))
 
 
 def credentials() -> Credentials:

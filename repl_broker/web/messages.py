@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
 from quart import Response, request
 
-from repl_broker.admission import address_key
 from repl_broker.broker import Broker, Receipt
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.body import NDJSON, BodyLimits, check_media_type, read_body
-from repl_broker.web.guard import who
+from repl_broker.web.guard import asking
 from repl_broker.web.parameters import read_limit, read_query
 
 __all__ = ["Messages", "receipt_content"]
@@ -34,34 +32,28 @@ class Messages:
         publish = self._broker.publish_batch if is_batch else self._broker.publish
         with self._broker.admission.bodies() as held:
             body = await read_body(self._limits.batch if is_batch else self._limits.message, held)
-            receipt = await publish(topic, body, idempotency_key(), _client())
+            receipt = await publish(asking(), topic, body, idempotency_key())
         return _accepted(receipt, topic, batch=is_batch)
 
     async def publish_many(self) -> Response:
         """An atomic batch over several topics (NDJSON)."""
         read_query(request.query_string, ())
         check_media_type(NDJSON)
-        check = partial(self._broker.access.check_publish, who())
         with self._broker.admission.bodies() as held:
             body = await read_body(self._limits.batch, held)
-            receipt = await self._broker.publish_many(body, idempotency_key(), _client(), check)
+            receipt = await self._broker.publish_many(asking(), body, idempotency_key())
         return _accepted(receipt, None, batch=True)
 
     async def history(self, topic: str) -> Response:
         """Retained messages, oldest first, a page at a time."""
         query = read_query(request.query_string, ("after", "limit"))
         after = query.get("after", ["earliest"])[0]
-        page = await self._broker.history(topic, after=after, limit=read_limit(query))
+        page = await self._broker.history(asking(), topic, after=after, limit=read_limit(query))
         # Messages are spliced in as they are: they must not be decoded.
         messages = b",".join(message.to_json(self._broker.epoch) for message in page.messages)
         following = b"null" if page.next is None else b'"%b"' % page.next.encode()
         gap = b"true" if page.gap else b"false"
         return answer(b'{"messages":[%b],"next":%b,"gap":%b}' % (messages, following, gap), JSON)
-
-
-def _client() -> str:
-    """Whose rates the request counts for: the token's subject, or the address."""
-    return who().subject_key or address_key(request.remote_addr or "")
 
 
 def idempotency_key() -> str | None:

@@ -14,6 +14,7 @@ from repl_broker.web import metrics, openapi, page
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
+from repl_broker.web.guard import asking
 from repl_broker.web.parameters import read_query
 
 __all__ = ["Operations"]
@@ -46,6 +47,7 @@ class Operations:
     async def metrics(self) -> Response:
         """What Prometheus scrapes."""
         read_query(request.query_string, ())
+        self._broker.inspect(asking())
         return answer(metrics.render(self._registry), metrics.CONTENT_TYPE)
 
     async def openapi(self) -> Response:

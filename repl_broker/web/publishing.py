@@ -7,13 +7,12 @@ functions. Only the shell differs (shell.py).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
 import trio
 from msgspec.json import encode as encode_json
 
-from repl_broker.access import EVERYONE
+from repl_broker.access import Asking
 from repl_broker.admission import client_of
 from repl_broker.broker import Broker, Receipt
 from repl_broker.config import Config
@@ -64,7 +63,7 @@ class Publishing:
         return self._limits.batch if head.batch else self._limits.message
 
     def admits(self, head: PublishHead) -> bool:
-        """Whether it is short enough, and allowed, as its head tells. If not, Quart says so."""
+        """Whether it is short enough, and looks allowed, as its head tells; else Quart says so."""
         if head.length > self.limit(head).bytes_max:
             return False
         access = self._access
@@ -74,7 +73,7 @@ class Publishing:
         """Publish, and tell what became of it."""
         started = trio.current_time() if self._log_access else 0.0
         try:
-            receipt = await self._publish(head, body, client_of(peer))
+            receipt = await self._publish(head, body, Asking(head.credentials, client_of(peer)))
         except RequestError as error:
             # A checkpoint: a client that sends one bad request after another takes turns.
             await trio.lowlevel.checkpoint()
@@ -132,18 +131,12 @@ class Publishing:
     def _refuse(self, error: RequestError) -> Answer:
         return refusal(error, self._broker.refusals)
 
-    async def _publish(self, head: PublishHead, body: bytes, client: str) -> Receipt:
-        if self._access.is_open:
-            who = EVERYONE
-        else:
-            who = self._access.identify(head.credentials, write=True)
-            client = who.subject_key or client
+    async def _publish(self, head: PublishHead, body: bytes, asking: Asking) -> Receipt:
         if head.topic is None:
-            check = partial(self._access.check_publish, who)
-            return await self._broker.publish_many(body, head.key, client, check)
+            return await self._broker.publish_many(asking, body, head.key)
         if head.batch:
-            return await self._broker.publish_batch(head.topic, body, head.key, client)
-        return await self._broker.publish(head.topic, body, head.key, client)
+            return await self._broker.publish_batch(asking, head.topic, body, head.key)
+        return await self._broker.publish(asking, head.topic, body, head.key)
 
 
 def _route(head: PublishHead) -> str:

@@ -98,7 +98,7 @@ class Sampler:
         if trio.current_time() >= self._look_again_at:
             await self._look_through_topics()
         self._orders.clear()
-        cluster = await self._broker.cluster()
+        cluster = await self._broker.describe_cluster()
         if trio.current_time() - self._disk_asked_at >= DISK_SECONDS:
             self._disk_asked_at = trio.current_time()
             self._disk = await trio.to_thread.run_sync(_look_at_disk, self._data_dir)

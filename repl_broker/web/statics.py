@@ -13,10 +13,10 @@ from typing import Final
 
 import trio
 from quart import Response, request
-from quart_trio import QuartTrio
 from werkzeug.exceptions import NotFound
 
 from repl_broker.web.answers import empty_answer
+from repl_broker.web.guard import Guard, Right
 
 __all__ = ["StaticFiles"]
 
@@ -51,20 +51,14 @@ class StaticFiles:
         self._folder = folder.resolve()
         self._headers = dict(headers or {})  # of each file's answer
 
-    def register(self, app: QuartTrio) -> None:
-        """Add the routes to ``app``."""
+    def register(self, guard: Guard) -> None:
+        """Add the routes; what is in the folder is for everyone."""
         for rule, view in (
             (self._path, self.redirect),
             (f"{self._path}/", self.index),
             (f"{self._path}/<path:name>", self.file),
         ):
-            app.add_url_rule(
-                rule,
-                f"GET {rule}".replace(".", "-"),
-                view,
-                methods=["GET"],
-                provide_automatic_options=False,
-            )
+            guard.route("GET", rule, Right.OPEN, view)
 
     async def redirect(self) -> Response:
         """Relative links of the page need the slash."""

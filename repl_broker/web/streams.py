@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from repl_broker.access import Lease
+from repl_broker.access import Asking
 from repl_broker.admission import client_of
 from repl_broker.broker import Broker
 from repl_broker.config import Config
@@ -52,7 +52,7 @@ class Streams:
         """Give the socket to the fan-out, and None; or say why there is no stream."""
         started = trio.current_time()
         try:
-            subscription, lease = self._subscribe(head, client_of(peer))
+            subscription = self._subscribe(head, Asking(head.credentials, client_of(peer)))
         except RequestError as error:
             answer = refusal(error, self._broker.refusals)
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
@@ -63,7 +63,7 @@ class Streams:
             if self._log_access:
                 ended = partial(self._note, "200", started, peer, current_id())
             self.requests.add("GET", PATH, 200)
-            self._hand_over(head, transport, subscription, lease, ended)
+            self._hand_over(head, transport, subscription, ended)
             return None
         self.requests.add("GET", PATH, answer.status)
         if self._log_access:
@@ -74,39 +74,33 @@ class Streams:
         """The answer as it is sent; ``last`` announces that the connection ends."""
         return self._shell.encode(answer, head.origin, last=last)
 
-    def _subscribe(self, head: EventsHead, client: str) -> tuple[Subscription, Lease | None]:
+    def _subscribe(self, head: EventsHead, asking: Asking) -> Subscription:
         given = () if head.last_event_id is None else (head.last_event_id,)
-        return open_subscription(self._broker, head.query, given, head.credentials, client)
+        return open_subscription(self._broker, head.query, given, asking)
 
     def _hand_over(
         self,
         head: EventsHead,
         transport: Transport,
         subscription: Subscription,
-        lease: Lease | None,
         ended: Callable[[], None] | None,
     ) -> None:
         begins = self._shell.stream_head(head.origin, last=head.close)
         forget, transport.forget = transport.forget, None
-        ended = _all(ended, forget, None if lease is None else lease.end)
-        fd = transport.detach()
-        if lease is None:
-            self.fanout.adopt(fd, subscription, begins, ended)
-        else:
-            reader = self.fanout.adopt(fd, subscription, begins, ended, lease.ends_at)
-            lease.begin(partial(self.fanout.dismiss, reader))
+        self.fanout.adopt(transport.detach(), subscription, begins, _both(ended, forget))
 
     def _note(self, status: str, started: float, peer: str, request_id: str = "") -> None:
         access.note("GET", PATH, status, started, peer, request_id)
 
 
-def _all(*calls: Callable[[], None] | None) -> Callable[[], None] | None:
-    wanted = [call for call in calls if call is not None]
-    if len(wanted) < 2:
-        return wanted[0] if wanted else None
+def _both(
+    first: Callable[[], None] | None, second: Callable[[], None] | None
+) -> Callable[[], None] | None:
+    if first is None or second is None:
+        return first or second
 
     def call() -> None:
-        for each in wanted:
-            each()
+        first()
+        second()
 
     return call

@@ -6,6 +6,7 @@ from quart import Response, request
 
 from repl_broker.broker import Broker
 from repl_broker.web.answers import empty_answer
+from repl_broker.web.guard import asking
 from repl_broker.web.parameters import read_query
 
 __all__ = ["Tokens"]
@@ -20,5 +21,5 @@ class Tokens:
     async def revoke(self, sub: str) -> Response:
         """End the subject's streams on every node, and refuse its tokens issued before now."""
         read_query(request.query_string, ())
-        await self._broker.revoke_tokens(sub)
+        await self._broker.revoke_tokens(asking(), sub)
         return empty_answer(204)

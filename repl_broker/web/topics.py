@@ -12,7 +12,7 @@ from repl_broker.errors import RequestError
 from repl_broker.message import check_topic
 from repl_broker.web.answers import JSON, empty_answer, json_answer
 from repl_broker.web.body import BodyLimits, check_media_type, read_body
-from repl_broker.web.guard import who
+from repl_broker.web.guard import asking
 from repl_broker.web.parameters import (
     check_members,
     read_integer,
@@ -47,12 +47,8 @@ class Topics:
         query = read_query(request.query_string, ("limit", "after", "match"))
         after = check_topic(query["after"][0]) if "after" in query else ""
         match = query["match"][0] if "match" in query else None
-        asking = who()
-        visible = None if asking.admin else asking.may_see
         return json_answer(
-            await self._broker.topics(
-                limit=read_limit(query), after=after, match=match, visible=visible
-            )
+            await self._broker.topics(asking(), limit=read_limit(query), after=after, match=match)
         )
 
     async def create(self) -> Response:
@@ -83,12 +79,12 @@ class Topics:
     async def show(self, topic: str) -> Response:
         """Settings, counts, first and last id, subscribers on this node."""
         read_query(request.query_string, ())
-        return json_answer(await self._broker.topic(topic))
+        return json_answer(await self._broker.topic(asking(), topic))
 
     async def delete(self, topic: str) -> Response:
         """Remove a topic and its history."""
         read_query(request.query_string, ())
-        await self._broker.delete_topic(topic)
+        await self._broker.delete_topic(asking(), topic)
         return empty_answer(204)
 
     async def _create(
@@ -100,6 +96,7 @@ class Topics:
             for key, (least, most) in RETENTION_RANGES.items()
         }
         return await self._broker.create_topic(
+            asking(),
             name,
             messages=numbers["messages"],
             seconds=numbers["seconds"],

@@ -22,7 +22,6 @@ import trio
 from msgspec.json import encode as encode_json
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
-from quart_trio import QuartTrio
 
 from repl_broker import __version__, sse
 from repl_broker.access import Lease
@@ -32,7 +31,7 @@ from repl_broker.errors import RequestError
 from repl_broker.message import FilterSet, check_topic
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.door import DoorStatistics
-from repl_broker.web.guard import Right, guarded, who
+from repl_broker.web.guard import Guard, Right, asking
 from repl_broker.web.parameters import Query, read_query
 from repl_broker.web.sampler import PERIOD_SECONDS, SORTS, Sampler, Window
 from repl_broker.web.statics import StaticFiles
@@ -72,16 +71,10 @@ class Dashboard:
         self.run = secrets.token_hex(8)  # counters of another run began at zero again
         self.feeds = 0
 
-    def register(self, app: QuartTrio) -> None:
-        """Add the routes to ``app``."""
-        app.add_url_rule(
-            f"{PATH}/feed",
-            f"GET {PATH}/feed",
-            guarded(self.broker.access, Right.ADMIN, self.feed),
-            methods=["GET"],
-            provide_automatic_options=False,
-        )
-        StaticFiles(PATH, FOLDER, HEADERS).register(app)
+    def register(self, guard: Guard) -> None:
+        """Add the routes."""
+        guard.route("GET", f"{PATH}/feed", Right.ADMIN, self.feed)
+        StaticFiles(PATH, FOLDER, HEADERS).register(guard)
 
     async def feed(self) -> Response:
         """What the page shows, as it changes."""
@@ -90,6 +83,7 @@ class Dashboard:
         window, topic = _window(query), query.get("topic", [""])[0]
         if topic:
             check_topic(topic)
+        lease = self.broker.inspect(asking())
         if self.broker.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
         if self.feeds >= FEEDS_MAX:
@@ -98,7 +92,6 @@ class Dashboard:
                 f"{FEEDS_MAX} dashboards are open on this node; close one, or use another node.",
             )
         is_head = request.method == "HEAD"
-        lease = self.broker.access.lease(who())
         body = b"" if is_head else _Feed(self, window, topic, lease, past=_flag(query, "past"))
         response = Response(body, content_type="text/event-stream")
         if is_head:

@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from repl_broker.daemon import _options
 from repl_broker.web.door import DoorOptions
 from repl_broker.web.metrics import render, with_registry
-from tests.nodes import configured
+from tests.nodes import ANYONE, configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import Client, connect, reset, until
 from tests.web.test_streams import get
@@ -330,7 +330,7 @@ async def test_readers_that_stall_in_different_events_are_ended_beyond_what_may_
         for number in range(8):
             for _ in range(12):  # which is more than the kernel takes
                 body = b'"%b"' % (b"x" * 400_000)
-                await served.node.broker.publish(f"t{number}", body)
+                await served.node.broker.publish(ANYONE, f"t{number}", body)
                 await wait_all_tasks_blocked()
         assert served.door.stalled.bytes <= MIB
         ended = metric(served, "stalled_subscribers_ended_total")

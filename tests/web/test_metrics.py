@@ -13,7 +13,7 @@ from repl_broker.histogram import BOUNDS_SECONDS, Histogram
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.metrics import render, with_registry
-from tests.nodes import Node
+from tests.nodes import ANYONE, Node
 from tests.web.doors import publish, serving
 from tests.web.test_door import Client, connect
 from tests.web.test_streams import get
@@ -43,7 +43,7 @@ async def test_names_have_the_prefix_and_their_unit_last(node: Node) -> None:
 
 async def test_the_histogram_is_cumulative_and_complete(node: Node) -> None:
     for number in range(5):
-        await node.broker.publish("chat", b"%d" % number)
+        await node.broker.publish(ANYONE, "chat", b"%d" % number)
     (family,) = (
         f
         for f in text_string_to_metric_families(render(with_registry(node.broker)).decode())
@@ -125,7 +125,7 @@ async def test_strangers_cannot_make_up_series() -> None:
 async def test_writes_to_the_disk_are_timed(node: Node) -> None:
     before = node.broker.statistics().replica.writes
     for number in range(5):
-        await node.broker.publish("chat", b"%d" % number)
+        await node.broker.publish(ANYONE, "chat", b"%d" % number)
     replica = node.broker.statistics().replica
     assert replica.writes > before
     assert sum(replica.store_writes.buckets) == replica.writes
@@ -135,8 +135,8 @@ async def test_writes_to_the_disk_are_timed(node: Node) -> None:
 
 
 async def test_a_gap_that_a_stream_is_told_of_is_counted(node: Node) -> None:
-    await node.broker.publish("chat", b"1")
-    async with node.broker.subscribe(["chat"], f"{node.broker.epoch}-900") as stream:
+    await node.broker.publish(ANYONE, "chat", b"1")
+    async with node.broker.subscribe(ANYONE, ["chat"], f"{node.broker.epoch}-900") as stream:
         with trio.fail_after(30):
             async for chunk in stream:
                 if b"event: gap" in chunk:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from typing import NoReturn
 
 import pytest
 import trio
@@ -12,14 +13,15 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import ImATeapot, ServiceUnavailable
 
 from repl_broker.errors import PROBLEMS, OutcomeUnknownError, RequestError, StorageError
+from repl_broker.web.guard import GUARD, Right
 from repl_broker.web.problems import REMEDIES, problem
 
 
 def raising(app: QuartTrio, error: BaseException) -> None:
-    async def fail() -> str:
+    async def fail() -> NoReturn:
         raise error
 
-    app.add_url_rule("/fail", "fail", fail)
+    app.extensions[GUARD].route("GET", "/fail", Right.OPEN, fail)
 
 
 async def answer(app: QuartTrio) -> tuple[int, dict[str, str], dict[str, object]]:
@@ -91,7 +93,7 @@ async def test_cancellation_is_no_error(app: QuartTrio, caplog: pytest.LogCaptur
         await trio.sleep_forever()
         raise AssertionError
 
-    app.add_url_rule("/wait", "wait", wait)
+    app.extensions[GUARD].route("GET", "/wait", Right.OPEN, wait)
     with scope:
         await app.test_client().get("/wait")
     assert scope.cancelled_caught

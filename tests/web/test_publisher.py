@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 from repl_broker.config import Config
-from tests.nodes import configured
+from tests.nodes import ANYONE, configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import Client, connect, reset, until
 
@@ -41,7 +41,7 @@ async def kept(served: Served) -> list[bytes]:
     """The data of all messages of ``chat``."""
     if "chat" not in served.node.replica.state.topics:
         return []
-    page = await served.node.broker.history("chat", limit=1000)
+    page = await served.node.broker.history(ANYONE, "chat", limit=1000)
     return [message.data for message in page.messages]
 
 

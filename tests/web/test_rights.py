@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from repl_broker.access import Asking, Credentials
 from repl_broker.config import AnonymousConfig, Config
 from repl_broker.web.door import Door
 from tests.nodes import configured
@@ -37,6 +38,7 @@ def field(text: str) -> str:
     return f"Authorization: {bearer(text)['Authorization']}"
 
 
+ADMIN: Final = Asking(Credentials(bearer(token(admin=True))["Authorization"]), "127.0.0.1")
 NARROW: Final = token(("a.*",), ("a.*",))
 COOKIE: Final = f"Cookie: x=y; repl_broker_token={token(('chat',), ('chat',))}"
 NDJSON: Final = "application/x-ndjson"
@@ -156,7 +158,7 @@ async def test_a_stalled_reader_whose_token_expires_is_cut_off(
             await client.send(get("/v1/events?topic=chat", field(text)))
             await client._read_until(b"event: subscribed")
             for _ in range(20):
-                await served.node.broker.publish("chat", b'"' + b"x" * 900_000 + b'"')
+                await served.node.broker.publish(ADMIN, "chat", b'"' + b"x" * 900_000 + b'"')
             began = trio.current_time()
             await trio.testing.wait_all_tasks_blocked()
             assert served.fanout.statistics().lagging == 1

@@ -18,7 +18,7 @@ from repl_broker.fanout import Fanout
 from repl_broker.logs import identify
 from repl_broker.web.door import Door
 from repl_broker.web.publisher import Publisher
-from tests.nodes import configured
+from tests.nodes import ANYONE, configured
 from tests.web.doors import publish, serving
 from tests.web.test_door import Client, connect, reset
 
@@ -61,7 +61,7 @@ async def answered(
     """The head of the answer and what comes at once, less the time."""
     config = configured(http={"cors_origins": origins}, topics={"auto_create": False})
     async with serving(in_place=in_place, config=config) as served:
-        await served.node.broker.create_topic("chat")
+        await served.node.broker.create_topic(ANYONE, "chat")
         async with connected(served.door, request) as client:
             data = b""
             expected = 2 if b"12345678-0" in request else 1  # subscribed, gap
@@ -304,7 +304,7 @@ async def test_clients_that_come_read_and_vanish_leave_nothing_behind(
                 if number % 2:
                     reset(client)
             if number % 10 == 0:
-                await served.node.broker.publish(f"t{number % 7}", b"1")
+                await served.node.broker.publish(ANYONE, f"t{number % 7}", b"1")
         while served.door.connections:
             await wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().tasks_living == tasks

@@ -23,7 +23,7 @@ from repl_broker.web.app import create_app
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.sampler import PAST_SECONDS, Sampler, Window
 from repl_broker.web.ui import FEEDS_MAX, FOLDER, HEADERS
-from tests.nodes import Node
+from tests.nodes import ANYONE, Node
 
 BYTES_MAX = 150 * 1024
 FILES = sorted(path for path in FOLDER.rglob("*") if path.is_file())
@@ -153,7 +153,7 @@ def test_nothing_of_ours_makes_html_of_text() -> None:
 
 
 async def test_a_feed_begins_with_who_it_is_and_what_there_is(app: QuartTrio, node: Node) -> None:
-    await node.broker.publish("chat", b"1")
+    await node.broker.publish(ANYONE, "chat", b"1")
     async with feed(app) as opened:
         hello = (await opened.events())["hello"]
         assert hello["node"] == node.broker.node_id
@@ -179,7 +179,7 @@ async def test_rates_are_what_came_in_a_second(
         with standing_still(autojump_clock):
             assert (await opened.sample())["topics"]["count"] == 0
             for number in range(10):
-                await node.broker.publish("fast" if number else "slow", b"1")
+                await node.broker.publish(ANYONE, "fast" if number else "slow", b"1")
         assert rates(await opened.sample()) == {"fast": 9, "slow": 1}
         assert rates(await opened.sample()) == {"fast": 0, "slow": 0}
 
@@ -187,12 +187,12 @@ async def test_rates_are_what_came_in_a_second(
 async def test_what_was_trimmed_at_once_counts_in_the_rate(
     app: QuartTrio, node: Node, autojump_clock: MockClock
 ) -> None:
-    await node.broker.create_topic("last-value", messages=1)
+    await node.broker.create_topic(ANYONE, "last-value", messages=1)
     async with feed(app) as opened:
         with standing_still(autojump_clock):
             await opened.sample()
             for _ in range(20):
-                await node.broker.publish("last-value", b"1")
+                await node.broker.publish(ANYONE, "last-value", b"1")
         sample = await opened.sample()
     assert rates(sample) == {"last-value": 20}
     assert sample["topics"]["rows"][0][2] == 1
@@ -202,11 +202,11 @@ async def test_a_topic_that_was_deleted_and_made_again_has_no_negative_rate(
     app: QuartTrio, node: Node, autojump_clock: MockClock
 ) -> None:
     for _ in range(9):
-        await node.broker.publish("chat", b"1")
+        await node.broker.publish(ANYONE, "chat", b"1")
     async with feed(app) as opened:
         await opened.sample()
-        await node.broker.delete_topic("chat")
-        await node.broker.publish("chat", b"1")
+        await node.broker.delete_topic(ANYONE, "chat")
+        await node.broker.publish(ANYONE, "chat", b"1")
         assert rates(await opened.sample()) == {"chat": 0}
 
 
@@ -234,7 +234,7 @@ async def test_a_viewer_sees_the_part_that_it_asks_for(
 ) -> None:
     for count, topic in enumerate(("a", "b.x", "b.y", "c"), 1):
         for _ in range(count):
-            await node.broker.publish(topic, b"1")
+            await node.broker.publish(ANYONE, topic, b"1")
     async with feed(app, query) as opened:
         sample = await opened.sample()
     assert names(sample) == expected
@@ -246,40 +246,40 @@ async def test_the_busiest_come_first(
     app: QuartTrio, node: Node, autojump_clock: MockClock
 ) -> None:
     for topic in ("a", "b", "c"):
-        await node.broker.publish(topic, b"1")
+        await node.broker.publish(ANYONE, topic, b"1")
     async with feed(app, "sort=-rate&limit=2") as opened:
         await opened.sample()
         for topic in ("b", "c", "c"):
-            await node.broker.publish(topic, b"1")
+            await node.broker.publish(ANYONE, topic, b"1")
         assert names(await opened.sample()) == ["c", "b"]
 
 
 async def test_the_most_followed_come_first(app: QuartTrio, node: Node) -> None:
     for topic in ("a", "b", "c"):
-        await node.broker.publish(topic, b"1")
-    async with node.broker.subscribe(["c"]), node.broker.subscribe(["c", "b"]):
+        await node.broker.publish(ANYONE, topic, b"1")
+    async with node.broker.subscribe(ANYONE, ["c"]), node.broker.subscribe(ANYONE, ["c", "b"]):
         async with feed(app, "sort=-subscribers") as opened:
             rows = (await opened.sample())["topics"]["rows"]
     assert [(row[0], row[4]) for row in rows] == [("c", 2), ("b", 1), ("a", 0)]
 
 
 async def test_one_topic_is_told_with_its_settings(app: QuartTrio, node: Node) -> None:
-    await node.broker.create_topic("chat", seconds=60)
+    await node.broker.create_topic(ANYONE, "chat", seconds=60)
     for _ in range(150):
-        await node.broker.publish("chat", b"12")
+        await node.broker.publish(ANYONE, "chat", b"12")
     async with feed(app, "topic=chat") as opened:
         topic = (await opened.sample())["topic"]
     assert topic["own"] == {"messages": None, "seconds": 60, "bytes": None}
     assert topic["retention"]["messages"] == Config().topics.retention.messages
     assert (topic["messages"], topic["bytes"], topic["subscribers"]) == (150, 300, 0)
-    page = await node.broker.history("chat", after=topic["tail_after"], limit=1000)
+    page = await node.broker.history(ANYONE, "chat", after=topic["tail_after"], limit=1000)
     assert len(page.messages) == 100
 
 
 async def test_a_topic_without_messages_and_one_that_is_not_there(
     app: QuartTrio, node: Node
 ) -> None:
-    await node.broker.create_topic("empty")
+    await node.broker.create_topic(ANYONE, "empty")
     async with feed(app, "topic=empty") as opened:
         topic = (await opened.sample())["topic"]
     assert (topic["first_id"], topic["last_id"]) == (None, None)
@@ -381,7 +381,7 @@ async def test_what_a_feed_cannot_give_is_refused(app: QuartTrio, query: str, co
 async def test_a_search_for_markup_finds_nothing_and_breaks_nothing(
     app: QuartTrio, node: Node
 ) -> None:
-    await node.broker.publish("chat", b"1")
+    await node.broker.publish(ANYONE, "chat", b"1")
     async with feed(app, "match=%3Cimg%20src=x%3C") as opened:
         assert names(await opened.sample()) == []
 
