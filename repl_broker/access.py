@@ -32,7 +32,8 @@ import trio
 
 from repl_broker.config import Config
 from repl_broker.errors import ConfigError, RequestError
-from repl_broker.message import FilterSet, covers
+from repl_broker.filters import Filters
+from repl_broker.message import FilterSet
 from repl_broker.tokens import Verifier, refuse
 
 __all__ = ["COOKIE", "EVERYONE", "Access", "Asking", "Caller", "Credentials", "Identity", "Lease"]
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 COOKIE: Final = "repl_broker_token"
 KNOWN_MAX: Final = 10_000  # verified tokens remembered
+KNOWN_SIZE_MAX: Final = 500_000  # of their grants: tokens of filters, some 200 bytes each
 RECALLED_BYTES_MAX: Final = 2048  # of an Authorization field, for which its token is remembered
 LOOK_SECONDS: Final = 1.0  # between two looks at whether the key files have changed
 CLOCKS_SECONDS: Final = 60  # by which the clocks of nodes may differ, for a revocation's end
@@ -65,36 +67,59 @@ class Asking(NamedTuple):
     address: str  # admission.address_key: whose it is as far as there is no token's subject
 
 
+class Grants(NamedTuple):
+    """What may be done, compiled once: by whoever has a token, or by anyone."""
+
+    publish: Filters
+    subscribe: Filters
+
+    def __bool__(self) -> bool:
+        return bool(self.publish or self.subscribe)
+
+    @property
+    def size(self) -> int:
+        """Of them in memory: tokens of all filters."""
+        return self.publish.size + self.subscribe.size
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who asks, and what that one may do. ``admin`` may do everything."""
 
     subject: str | None
-    publish: FilterSet | None
-    subscribe: tuple[str, ...]
+    grants: tuple[Grants, ...]  # what each of them allows, it may do
     admin: bool
     issued_at: float | None  # seconds since 1970, as is …
-    ends_at: float = math.inf  # … until when it is taken
-    anonymous: bool = False
+    ends_at: float  # … until when it is taken
+    token: str | None  # None: there is none
 
     @property
     def subject_key(self) -> str:
         """Whose rates its requests count for; "" for who has no name."""
         return "" if self.subject is None else f"token {self.subject}"
 
+    @property
+    def size(self) -> int:
+        """Of what is kept for it alone, in memory; what anyone may do is there once."""
+        return self.grants[0].size if self.grants and self.token is not None else 0
+
+    @property
+    def anonymous(self) -> bool:
+        return self.token is None
+
     def may_publish(self, topic: str) -> bool:
-        return self.admin or (self.publish is not None and self.publish.matches(topic))
+        return self.admin or any(grants.publish.covers(topic) for grants in self.grants)
 
     def may_subscribe(self, wanted: str) -> bool:
         """Whether one of its filters covers the whole of this one."""
-        return self.admin or any(covers(each, wanted) for each in self.subscribe)
+        return self.admin or any(grants.subscribe.covers(wanted) for grants in self.grants)
 
     def may_see(self, topic: str) -> bool:
         """Whether it may know that the topic is there."""
         return self.may_publish(topic) or self.may_subscribe(topic)
 
 
-EVERYONE: Final = Identity(None, None, (), admin=True, issued_at=None)
+EVERYONE: Final = Identity(None, (), admin=True, issued_at=None, ends_at=math.inf, token=None)
 
 
 class Caller(NamedTuple):
@@ -162,6 +187,7 @@ class Access:
         self._now = now
         self._mode = config.auth.mode or "none"
         self._known: dict[str, Identity] = {}  # by verified tokens, oldest first
+        self._known_size = 0  # of their grants
         self._leases: dict[str | None, set[Lease]] = {}  # by subject; None: whose token has none
         self._revocations: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._look_at = 0.0
@@ -171,14 +197,9 @@ class Access:
     def _set(self, config: Config) -> None:
         auth = config.auth
         verifier = Verifier(auth) if self._mode == "jwt" else None
-        grants = auth.anonymous
+        everyone = Grants(Filters(auth.anonymous.publish), Filters(auth.anonymous.subscribe))
         anonymous = Identity(
-            None,
-            FilterSet(grants.publish, len(grants.publish)) if grants.publish else None,
-            grants.subscribe,
-            admin=False,
-            issued_at=None,
-            anonymous=True,
+            None, (everyone,), admin=False, issued_at=None, ends_at=math.inf, token=None
         )
         # Nothing above has changed anything, and nothing below fails.
         self.is_open = verifier is None
@@ -188,7 +209,7 @@ class Access:
         self._anonymous = anonymous
         self._origins = frozenset(config.http.cors_origins) - {"*"}
         self._public_url = config.http.public_url
-        self._known.clear()
+        self._forget_all()
 
     def reload(self, config: Config) -> None:
         """Go by another configuration from now on; the mode stays as it is.
@@ -227,11 +248,9 @@ class Access:
             self._look(now)
         who = self._known.get(token)
         if who is None or now >= who.ends_at:
-            self._known.pop(token, None)
+            self._forget(token)
             who = self._verify(token, now)
-            if len(self._known) >= KNOWN_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[token] = who
+            self._remember(token, who)
         if who.subject is not None and self._is_revoked(who):
             raise refuse("revoked", "The token was revoked; get a new one.")
         return who
@@ -289,17 +308,30 @@ class Access:
     def _verify(self, token: str, now: float) -> Identity:
         assert self._verifier is not None, "the mode is jwt"
         claims = self._verifier.verify(token, now)
-        # Whatever anyone may do without a token, one may do with it.
-        everyone = self._auth.anonymous
-        publish = frozenset((*claims.publish, *everyone.publish))
         return Identity(
             claims.subject,
-            FilterSet(publish, len(publish)) if publish else None,
-            tuple(dict.fromkeys((*claims.subscribe, *everyone.subscribe))),
+            # Whatever anyone may do without a token, one may do with it.
+            (Grants(Filters(claims.publish), Filters(claims.subscribe)), *self._anonymous.grants),
             claims.admin,
             claims.issued_at,
             claims.expires_at + self._auth.leeway_seconds,
+            token,
         )
+
+    def _remember(self, token: str, who: Identity) -> None:
+        self._known[token] = who
+        self._known_size += who.size
+        while len(self._known) > KNOWN_MAX or self._known_size > KNOWN_SIZE_MAX:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, token: str) -> None:
+        who = self._known.pop(token, None)
+        if who is not None:
+            self._known_size -= who.size
+
+    def _forget_all(self) -> None:
+        self._known.clear()
+        self._known_size = 0
 
     def _is_revoked(self, who: Identity) -> bool:
         if who.subject is None:
@@ -323,7 +355,7 @@ class Access:
             log.error("keys not read again; those before stay in force error=%r", str(error))
             return
         self._bad_signature = None
-        self._known.clear()
+        self._forget_all()
         log.info("keys read again")
 
     # --- what is allowed ---
@@ -354,7 +386,7 @@ class Access:
 
     def check_known(self, who: Identity) -> None:
         """Is there anything that it may do?"""
-        if who.anonymous and who.publish is None and not who.subscribe:
+        if who.anonymous and not who.admin and not any(who.grants):
             raise self._deny(who, "This call", "a grant")
 
     def _deny(self, who: Identity, what: str, needed: str) -> RequestError:

@@ -103,6 +103,22 @@ def test_only_so_many_tokens_are_remembered(
     assert len(access._known) == 3
 
 
+def test_only_so_many_grants_are_remembered(
+    make: Callable[..., Access], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KNOWN_SIZE_MAX", 10)
+    anonymous = AnonymousConfig(publish=tuple(f"w.{n}" for n in range(100)))  # there once
+    access = make(anonymous=anonymous)
+    for number in range(10):
+        who = reader(access, with_bearer(token(sub=str(number), repl_broker=grants(("a.b.c.d",)))))
+        assert who.may_publish("w.99")
+        assert who.may_publish("a.b.c.d")
+        assert not who.may_publish("a.b.c")
+    assert (len(access._known), access._known_size) == (2, 8)
+    reader(access, with_bearer(token(sub="big", repl_broker=grants(("a.b.c.d.e.f.g.h.i.j.k",)))))
+    assert (len(access._known), access._known_size) == (0, 0)
+
+
 def test_a_token_that_is_remembered_expires_all_the_same(
     make: Callable[..., Access], clock: Clock
 ) -> None:

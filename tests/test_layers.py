@@ -48,12 +48,13 @@ LAYERS = (
     ("trace", "histogram"),
     ("config",),
     ("message",),
+    ("filters",),
     ("errors",),
     ("raft.*",),
     ("__init__",),
 )
 
-PURE = ("state", "wire", "sse", "command", "message", "errors", "stalled", "raft.*")
+PURE = ("state", "filters", "wire", "sse", "command", "message", "errors", "stalled", "raft.*")
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),
     *("time", "random", "secrets", "uuid", "os", "io", "pathlib", "socket", "ssl", "sqlite3"),
