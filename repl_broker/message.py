@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import accumulate
 from typing import Final, NamedTuple, NoReturn
 
 import msgspec
@@ -243,6 +245,14 @@ _TOPIC_LINE = msgspec.json.Decoder(_TopicLine)
 # Possessive repeats, so that a long string costs no memory for places to go back to.
 _STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]++|\\.)*+")|[ \t\r\n]+', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SPACE = re.compile(rb"[ \t\r\n]")
+# A step of what goes over a long text: whole strings, and some other bytes between them.
+_PIECE = re.compile(rb'(?:[^"]{1,1024}+|"(?:[^"\\]++|\\.)*+"){1,64}+', re.DOTALL)
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_OPENING: Final = b"[{"
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS: Final = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # +1 and -1, as array("b") reads
 _STRING_OR_CONSTANT = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
 
 
@@ -280,10 +290,39 @@ def _compact(text: bytes, depth_max: int, line: int, wrappers: int = 0) -> bytes
     try:
         return msgspec.json.format(text, indent=-1)
     except (msgspec.DecodeError, RecursionError):
-        # The slow reader has the better words, and takes what msgspec wrongly
-        # refuses: the escape of a lone surrogate, which JSON.stringify produces.
-        _explain_json(text, line)
-        return _STRING_OR_SPACE.sub(rb"\1", text)
+        # It may be right all the same: msgspec refuses the escape of a lone surrogate, which
+        # JSON.stringify produces. If it is not, the slow reader has the better words.
+        if not _is_json_but_for_surrogates(text):
+            _explain_json(text, line)
+        return b"".join(map(_without_space, _pieces(text)))
+
+
+def _is_json_but_for_surrogates(text: bytes) -> bool:
+    # With escaped backslashes out of the way, a backslash and a u are an escape.
+    plain = _LONE_SURROGATE.sub(rb"\\u00", text.replace(rb"\\", rb"\n"))
+    try:
+        msgspec.json.format(plain, indent=-1)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """``text`` in small parts, of which none begins or ends within a string.
+
+    A thread that goes over a long text lets others have their turns between two of
+    them. What follows an unterminated string is left out.
+    """
+    end = 0
+    while (found := _PIECE.match(text, end)) is not None:
+        end = found.end()
+        yield found[0]
+
+
+def _without_space(piece: bytes) -> bytes:
+    if _SPACE.search(_STRING.sub(b"", piece)) is None:
+        return piece
+    return _STRING_OR_SPACE.sub(rb"\1", piece)
 
 
 def split_ndjson(body: bytes, limits: JsonLimits) -> list[bytes]:
@@ -387,21 +426,33 @@ def _lines(body: bytes, limits: JsonLimits) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_depth(text: bytes, depth_max: int, line: int, wrappers: int) -> None:
-    depth = -wrappers
-    for token in _STRING_OR_BRACKET.finditer(text):
-        bracket = text[token.start()]
-        if bracket in b"[{":
-            depth += 1
-            if depth > depth_max:
-                _refuse_json(
-                    text,
-                    token.start(),
-                    line,
-                    f"arrays and objects are nested deeper than {depth_max} levels, "
-                    "which is the limit ([limits] json_depth)",
-                )
+    depth, start = -wrappers, 0
+    for piece in _pieces(text):
+        steps = array("b", _STRING.sub(b"", piece).translate(_STEPS, _NO_BRACKETS))
+        if depth + len(steps) > depth_max and max(accumulate(steps, initial=depth)) > depth_max:
+            offset = start + _too_deep(piece, depth_max - depth)
+            _refuse_json(
+                text,
+                offset,
+                line,
+                f"arrays and objects are nested deeper than {depth_max} levels, "
+                "which is the limit ([limits] json_depth)",
+            )
+        depth += sum(steps)
+        start += len(piece)
+
+
+def _too_deep(piece: bytes, room: int) -> int:
+    """Where the bracket is that opens more than ``room`` levels."""
+    for token in _STRING_OR_BRACKET.finditer(piece):
+        bracket = piece[token.start()]
+        if bracket in _OPENING:
+            room -= 1
+            if room < 0:
+                return token.start()
         elif bracket in b"]}":
-            depth -= 1
+            room += 1
+    raise AssertionError("there is one")
 
 
 def _explain_json(text: bytes, line: int) -> None:

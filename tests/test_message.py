@@ -534,6 +534,63 @@ def test_a_long_string_beside_many_brackets_is_read_in_a_moment() -> None:
     assert compact_json(text, LIMITS) == text
 
 
+TOKENS = st.sampled_from(
+    [
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b" ",
+        b"\n",
+        b"1",
+        b'""',
+        b'"["',
+        rb'"\""',
+        rb'"\\"',
+        b'"a]"',
+    ]
+)
+
+
+def depth_of(text: bytes) -> int:
+    """How deep its brackets go, counted one by one."""
+    depth = deepest = 0
+    for bracket in outside_strings(text):
+        depth += (bracket in b"[{") - (bracket in b"]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=12), st.sampled_from([1, 300, 3000]), st.data())
+def test_depth_is_counted_the_same_in_pieces(
+    tokens: list[bytes], times: int, data: st.DataObject
+) -> None:
+    text = b"".join(tokens) * times
+    depth_max = data.draw(st.integers(1, 512))
+    try:
+        compact_json(text, LIMITS._replace(message_bytes=1 << 30, depth=depth_max))
+    except RequestError as error:
+        too_deep = "nested deeper than" in error.detail
+        assert too_deep == (depth_of(text) > depth_max)
+        if too_deep:
+            before = text.split(b"\n")[error.extra["line"] - 1][: error.extra["column"] - 1]
+            whole = b"\n".join([*text.split(b"\n")[: error.extra["line"] - 1], before])
+            assert depth_of(whole) == depth_max
+            assert depth_of(text[: len(whole) + 1]) == depth_max + 1
+    else:
+        assert depth_of(text) <= depth_max
+
+
+@given(st.lists(st.sampled_from([b" 1", b'"\\ud800"', b'" [ "', b"{ }", rb'"\\"']), min_size=1))
+def test_white_space_goes_from_a_long_text_with_a_lone_surrogate(items: list[bytes]) -> None:
+    items = [*items, rb'"\udfff"'] * 500
+    text = b"[" + b" ,\t".join(items) + b"]"
+    compact = [b"{}" if item == b"{ }" else item.strip() for item in items]
+    assert compact_json(text, LIMITS) == b"[" + b",".join(compact) + b"]"
+
+
 # --- JSON: properties ---------------------------------------------------------------------
 
 VALUES = st.recursive(
