@@ -33,6 +33,7 @@ from repl_broker.command import (
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.hub import Hub, HubStatistics
+from repl_broker.loop_turns import LoopTurns, TurnStatistics
 from repl_broker.members import Members, MemberView
 from repl_broker.message import (
     Cursor,
@@ -133,6 +134,7 @@ class Statistics:
     admission: AdmissionStatistics
     room: RoomStatistics
     refusals: Mapping[str, int]  # requests, by code
+    turns: TurnStatistics
 
 
 class Broker:
@@ -150,6 +152,7 @@ class Broker:
         self.access: Final = Access(config) if access is None else access
         self.access.follow(lambda: replica.state.revocations)
         self.admission = Admission(config.limits)
+        self.turns: Final = LoopTurns()  # of the event loop that it is added to
         self.refusals: Counter[str] = Counter()  # by code; whoever tells a client so counts it
         self._replica = replica
         self._room = room  # None: the store never is full
@@ -584,6 +587,7 @@ class Broker:
             self.admission.statistics(),
             self._room.statistics() if self._room else NO_ROOM_KNOWN,
             self.refusals,
+            self.turns.statistics(),
         )
 
     def _followers(self, last_index: int) -> tuple[MemberStatistics, ...]:

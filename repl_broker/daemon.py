@@ -210,6 +210,7 @@ async def serve(
             ssl_context=certificates.http if certificates.has_http else None,
             refusals=broker.refusals,
         )
+        trio.lowlevel.add_instrument(broker.turns)
         async with trio.open_nursery() as nursery:
             if members is not None:
                 await nursery.start(cluster.run, transport, members, raft_listeners)

@@ -43,7 +43,7 @@ LAYERS = (
     ("command",),
     ("access",),
     ("tokens",),
-    ("logs", "certificates", "admission"),
+    ("logs", "certificates", "admission", "checks", "loop_turns"),
     ("systemd", "reload"),
     ("trace", "histogram"),
     ("config",),

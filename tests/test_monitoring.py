@@ -184,6 +184,7 @@ HEALTHY = {
     f"repl_broker_gaps_total{{{NODE}}}": "5x60",
     f"repl_broker_peer_handshakes_refused_total{{{NODE}}}": "2x60",
     f"repl_broker_peer_garbage_total{{{NODE}}}": "1x60",
+    f"repl_broker_loop_turn_longest_seconds{{{NODE}}}": "0.02x60",
     **{
         f"repl_broker_{name}_seconds_bucket{{{NODE}, {le}}}": "0+100x60"
         for name in ("commit", "store_write")
@@ -200,6 +201,7 @@ SICK = {
     "ReplBrokerLeaderMoves": {f"repl_broker_term{{{NODE}}}": "0+1x60"},
     "ReplBrokerSlowCommits": {f"repl_broker_commit_seconds_bucket{{{NODE}, {QUICK}}}": "0+50x60"},
     "ReplBrokerSlowDisk": {f"repl_broker_store_write_seconds_bucket{{{NODE}, {QUICK}}}": "0+50x60"},
+    "ReplBrokerBusy": {f"repl_broker_loop_turn_longest_seconds{{{NODE}}}": "0.4x60"},
     "ReplBrokerErrors": {
         f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="503"}}': (
             "0+60x60"

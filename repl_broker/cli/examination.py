@@ -41,6 +41,7 @@ from repl_broker.cli.findings import (
     judge_descriptors,
     judge_headers,
     judge_latency,
+    judge_turns,
     judge_versions,
     ok,
     parse_time,
@@ -589,13 +590,14 @@ class Examination:
     async def metrics(self) -> None:
         response = await self.get("/metrics")
         if response.status_code != 200 or "text/plain" not in media_type(response):
-            for check in ("descriptors", "disk"):
+            for check in ("descriptors", "disk", "loop"):
                 found = f"/metrics answers {response.status_code}"
                 self.tell(untested(check, found, TOKEN))
             return
         counted = read_metrics(response.text)
         self.tell(judge_descriptors(counted))
         self.tell(judge_commits(counted))
+        self.tell(judge_turns(counted))
 
     # --- requests ---
 

@@ -21,6 +21,7 @@ __all__ = [
     "judge_descriptors",
     "judge_headers",
     "judge_latency",
+    "judge_turns",
     "judge_versions",
     "ok",
     "percentile",
@@ -36,6 +37,7 @@ LATENCY_P99_SECONDS_MAX: Final = 0.5
 # A tenth of the default election timeout: beyond it, heartbeats begin to wait for the disk.
 COMMIT_P99_SECONDS_MAX: Final = 0.1
 DESCRIPTORS_MIN: Final = 10_000  # the default of [limits] connections
+TURN_SECONDS_MAX: Final = 0.1  # others notice it
 DESCRIPTORS_SHARE_MAX: Final = 0.8
 LAG_ENTRIES_MAX: Final = 1000
 
@@ -265,6 +267,22 @@ def judge_descriptors(metrics: Mapping[tuple[str, str], float]) -> Finding:
             "above [limits] connections",
         )
     return ok("descriptors", found)
+
+
+def judge_turns(metrics: Mapping[tuple[str, str], float]) -> Finding:
+    """For how long the node was busy at most, and looked at nobody's request."""
+    longest = metrics.get(("repl_broker_loop_turn_longest_seconds", ""))
+    if longest is None:
+        return untested("loop", "the node's metrics do not tell how long it is busy at a time")
+    found = f"in the last minutes no request waited for more than {longest * 1000:.0f} ms of work"
+    if longest > TURN_SECONDS_MAX:
+        return warning(
+            "loop",
+            f"the node was busy for {longest * 1000:.0f} ms at a time, and answered nobody",
+            "is the processor shared with others? else the log tells which requests came then: "
+            "bound them ([limits] publishes_per_second, reads_per_second, batch_messages)",
+        )
+    return ok("loop", found)
 
 
 def judge_commits(metrics: Mapping[tuple[str, str], float]) -> Finding:

@@ -334,6 +334,13 @@ METRICS: Final = (
         lambda now: now.door.dead,
     ),
     NodeMetric(
+        "loop_turn_longest_seconds",
+        "gauge",
+        "The longest time in the last one to two minutes for which the node was busy and looked at "
+        "no request; others waited meanwhile.",
+        lambda now: now.node.turns.longest_seconds,
+    ),
+    NodeMetric(
         "trace_spans_sent",
         "counter",
         "Spans that the collector of [tracing] has taken.",
@@ -371,7 +378,11 @@ STORE_WRITE_SECONDS: Final = (
     f"{PREFIX}store_write_seconds",
     "A write of the log to this node's disk, fsync included.",
 )
-HISTOGRAMS: Final = (COMMIT_SECONDS, STORE_WRITE_SECONDS)
+LOOP_TURN_SECONDS: Final = (
+    f"{PREFIX}loop_turn_seconds",
+    "For how long the node was busy between two looks at its sockets.",
+)
+HISTOGRAMS: Final = (COMMIT_SECONDS, STORE_WRITE_SECONDS, LOOP_TURN_SECONDS)
 MEMBERS: Final = (MEMBER_LAG, MEMBER_REACHABLE)
 BUILD_INFO: Final = (f"{PREFIX}build_info", "Always 1; the labels tell version and node.")
 
@@ -390,6 +401,7 @@ class _NodeCollector(Collector):
         commits = Durations(replica.commit_seconds, replica.commit_buckets)
         yield _histogram(COMMIT_SECONDS, commits)
         yield _histogram(STORE_WRITE_SECONDS, replica.store_writes)
+        yield _histogram(LOOP_TURN_SECONDS, now.node.turns.turns)
         yield _requests(now)
         yield from _members(now.node)
         refused = CounterMetricFamily(*REFUSED, labels=("code",))

@@ -21,6 +21,7 @@ from repl_broker.cli.findings import (
     judge_commits,
     judge_descriptors,
     judge_latency,
+    judge_turns,
     judge_versions,
     percentile,
     read_metrics,
@@ -118,6 +119,7 @@ WELL = {
     "versions": {"ok"},
     "descriptors": {"ok"},
     "disk": {"ok"},
+    "loop": {"ok"},
 }
 
 
@@ -503,6 +505,16 @@ def test_slow_commits_are_named() -> None:
     assert judged(1000, 1) == "ok"
     assert judged(90, 10) == "warning"
     assert judged(0, 0) == "untested"
+
+
+def test_a_node_that_was_busy_for_long_at_a_time_is_named() -> None:
+    def judged(longest: float) -> str:
+        text = f"repl_broker_loop_turn_longest_seconds {longest}\n"
+        return judge_turns(read_metrics(text)).verdict
+
+    assert judged(0.02) == "ok"
+    assert judged(0.35) == "warning"
+    assert judge_turns({}).verdict == "untested"
 
 
 def test_a_clock_is_only_wrong_if_the_way_cannot_explain_it() -> None:

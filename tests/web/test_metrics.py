@@ -134,6 +134,17 @@ async def test_writes_to_the_disk_are_timed(node: Node) -> None:
     assert f"repl_broker_store_write_seconds_count {float(replica.writes)}\n" in text
 
 
+async def test_the_turns_of_the_loop_are_told(node: Node) -> None:
+    turns = node.broker.turns
+    turns.after_io_wait(0)
+    turns.before_io_wait(0)
+    text = render(with_registry(node.broker)).decode()
+    longest = turns.statistics().longest_seconds
+    assert longest > 0
+    assert f"repl_broker_loop_turn_longest_seconds {longest}\n" in text
+    assert "repl_broker_loop_turn_seconds_count 1.0\n" in text
+
+
 async def test_a_gap_that_a_stream_is_told_of_is_counted(node: Node) -> None:
     await node.broker.publish(ANYONE, "chat", b"1")
     async with node.broker.subscribe(ANYONE, ["chat"], f"{node.broker.epoch}-900") as stream:
