@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
-import trio
 
 from repl_broker.access import Access, Asking, Caller, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
+from repl_broker.checks import Checks
 from repl_broker.command import (
     Command,
     CreateTopic,
@@ -60,7 +60,6 @@ __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "Topic
 T = TypeVar("T")
 
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
-INLINE_BYTES_MAX: Final = 256 << 10  # a larger body is checked in a thread
 NO_ROOM_KNOWN: Final = RoomStatistics(0, 0, is_full=False, refused=0)
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -160,6 +159,7 @@ class Broker:
         self._hub = hub
         self._config = config
         self._limits = _json_limits(config)
+        self._checks = Checks()
         self._propose: Callable[[Command], Awaitable[Outcome]] = replica.propose
         self._publishes = 0
         self._messages = 0
@@ -228,7 +228,7 @@ class Broker:
         ``outcome_unknown``.
         """
         caller, topic = self._publisher(asking, topic)
-        data = (await self._checked(compact_json, body),)
+        data = (await self._checked(compact_json, body, caller.client),)
         return await self._publish(caller, "message", topic, data, key)
 
     async def publish_batch(
@@ -236,7 +236,7 @@ class Broker:
     ) -> Receipt:
         """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
         caller, topic = self._publisher(asking, topic)
-        data = tuple(await self._checked(split_ndjson, body))
+        data = tuple(await self._checked(split_ndjson, body, caller.client))
         return await self._publish(caller, "batch", topic, data, key)
 
     async def publish_many(self, asking: Asking, body: bytes, key: str | None = None) -> Receipt:
@@ -244,7 +244,7 @@ class Broker:
         caller = self.access.caller(asking, write=True)
         self.access.check_known(caller.identity)
         self.admission.check_publish(caller.client)
-        pairs = await self._checked(split_topic_ndjson, body)
+        pairs = await self._checked(split_topic_ndjson, body, caller.client)
         topics, data = zip(*pairs, strict=True)
         self.access.check_publish(caller.identity, dict.fromkeys(topics))
         return await self._publish(caller, "topics", topics, data, key)
@@ -257,10 +257,11 @@ class Broker:
         self.admission.check_publish(caller.client)
         return caller, topic
 
-    async def _checked(self, check: Callable[[bytes, JsonLimits], T], body: bytes) -> T:
-        if len(body) <= INLINE_BYTES_MAX:
-            return check(body, self._limits)
-        return await trio.to_thread.run_sync(check, body, self._limits)
+    async def _checked(
+        self, check: Callable[[bytes, JsonLimits], T], body: bytes, client: str
+    ) -> T:
+        limits = self._limits
+        return await self._checks.run(lambda body: check(body, limits), body, client)
 
     async def _publish(
         self,

@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 BACKLOG: Final = 1024
 OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
+SWITCH_SECONDS: Final = 0.001  # for which a thread may keep the event loop from going on
 GC_THRESHOLDS: Final = (10_000, 50, 20)  # of Python's default: (700, 10, 10)
 
 
@@ -138,6 +139,7 @@ def run(
             nursery.cancel_scope.cancel()
 
     _calm_the_collector()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         trio.run(main, strict_exception_groups=True)
     except BaseExceptionGroup as group:

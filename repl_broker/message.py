@@ -249,7 +249,6 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SPACE = re.compile(rb"[ \t\r\n]")
 # A step of what goes over a long text: whole strings, and some other bytes between them.
 _PIECE = re.compile(rb'(?:[^"]{1,1024}+|"(?:[^"\\]++|\\.)*+"){1,64}+', re.DOTALL)
-_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _OPENING: Final = b"[{"
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # +1 and -1, as array("b") reads
@@ -294,12 +293,15 @@ def _compact(text: bytes, depth_max: int, line: int, wrappers: int = 0) -> bytes
         # JSON.stringify produces. If it is not, the slow reader has the better words.
         if not _is_json_but_for_surrogates(text):
             _explain_json(text, line)
+        if _SPACE.search(text) is None:
+            return text
         return b"".join(map(_without_space, _pieces(text)))
 
 
 def _is_json_but_for_surrogates(text: bytes) -> bool:
-    # With escaped backslashes out of the way, a backslash and a u are an escape.
-    plain = _LONE_SURROGATE.sub(rb"\\u00", text.replace(rb"\\", rb"\n"))
+    # With escaped backslashes out of the way, a backslash and a u are an escape; none that
+    # begins with another digit is of a surrogate.
+    plain = text.replace(rb"\\", rb"\n").replace(rb"\ud", rb"\u0").replace(rb"\uD", rb"\u0")
     try:
         msgspec.json.format(plain, indent=-1)
     except (msgspec.DecodeError, RecursionError):
