@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, NoReturn
 import msgspec
 
 from repl_broker.errors import RequestError
+from repl_broker.filters import Filters, compiled
 
 __all__ = [
     "FILTERS_MAX",
@@ -147,7 +148,7 @@ class FilterSet:
     more (NATS's rules).
     """
 
-    __slots__ = ("_hash", "_pattern", "exact", "filters", "patterns")
+    __slots__ = ("_hash", "exact", "filters", "patterns")
 
     def __init__(self, filters: Iterable[str], filters_max: int = FILTERS_MAX) -> None:
         """Raises ``invalid_filter`` for one that is malformed, and for none or too many.
@@ -171,12 +172,18 @@ class FilterSet:
             _check_filter(text)
         self.patterns = frozenset(f for f in self.filters if f == ">" or "*" in f or ".>" in f)
         self.exact = self.filters - self.patterns
-        self._pattern = re.compile("|".join(map(_expression, self.patterns)) or r"(?!)")
         self._hash = hash(self.filters)
 
     def matches(self, topic: str) -> bool:
         """Whether a message of ``topic`` belongs to this set."""
-        return topic in self.exact or self._pattern.fullmatch(topic) is not None
+        if not self.patterns:
+            return topic in self.exact
+        return topic in self.exact or compiled(self.filters).covers(topic)
+
+    @property
+    def compiled(self) -> Filters:
+        """The same, to search names by. Large, so take it anew for each piece of a search."""
+        return compiled(self.filters)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FilterSet) and self.filters == other.filters
@@ -217,12 +224,6 @@ def _check_filter(text: str) -> None:
             "characters, with '*' for one token or a last '>' for all that follow, for instance "
             "'orders.*.42' or 'orders.>'.",
         )
-
-
-def _expression(pattern: str) -> str:
-    # A token cannot contain a dot, so no part can match in two ways: matching is linear.
-    tokens = {"*": r"[^.]+", ">": r".+"}
-    return r"\.".join(tokens.get(token) or re.escape(token) for token in pattern.split("."))
 
 
 # --- JSON ---------------------------------------------------------------------------

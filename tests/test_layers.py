@@ -47,14 +47,17 @@ LAYERS = (
     ("systemd", "reload"),
     ("trace", "histogram"),
     ("config",),
-    ("message",),
+    ("message", "names"),
     ("filters",),
     ("errors",),
     ("raft.*",),
     ("__init__",),
 )
 
-PURE = ("state", "filters", "wire", "sse", "command", "message", "errors", "stalled", "raft.*")
+PURE = (
+    *("state", "filters", "names", "wire", "sse", "command", "message", "errors", "stalled"),
+    "raft.*",
+)
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),
     *("time", "random", "secrets", "uuid", "os", "io", "pathlib", "socket", "ssl", "sqlite3"),
