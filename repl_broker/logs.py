@@ -4,6 +4,8 @@ Every module has its own logger and writes ``key=value`` messages; fields may
 also come as ``extra={...}``. On a terminal the lines are for people; otherwise
 each is a JSON object, in which each ``key=`` is a member as well. What a request
 causes has its id (trace.py). Bodies of messages are never logged, at any level.
+Complaints of one kind are written a few times and then counted, so that nobody
+who can cause one can fill the disk with them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Final, TextIO
 
 from repl_broker.config import LogConfig
@@ -41,6 +44,11 @@ CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # A place of a value in a message, and what it is called there.
 PLACE: Final = re.compile(r"(?:\b([a-z_]+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?([a-z]))")
 
+# Of one kind of warning or error, so many are written in so many seconds; and kinds are known.
+PASSING_MAX: Final = 10
+JOINED_SECONDS: Final = 10.0
+KINDS_MAX: Final = 1024
+
 COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
@@ -54,6 +62,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter(config.format, stream.isatty()))
     handler.addFilter(identify)
+    handler.addFilter(Joined())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -96,6 +105,41 @@ def identify(record: logging.LogRecord) -> bool:
     if not hasattr(record, "request_id") and (request := CURRENT.get()) is not None:
         record.request_id = request.id
     return True
+
+
+class Joined:
+    """Lets a few warnings or errors of a kind pass in a while, and joins the others into a count.
+
+    Of a kind are those with the same logger, message (before its values are filled in) and
+    type of exception. The last of the few says that more are only counted (``joined_for``);
+    the next that passes says how many they were (``joined``).
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kinds: dict[tuple[str, str, str], list[float]] = {}  # began, passed, joined
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        raised = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
+        kind = (record.name, str(record.msg)[:256], raised)
+        now = self._clock()
+        found = self._kinds.get(kind)
+        if found is None or now - found[0] >= JOINED_SECONDS:
+            if len(self._kinds) >= KINDS_MAX:
+                self._kinds.clear()
+            self._kinds[kind] = [now, 1, 0]
+            if found is not None and found[2]:
+                record.joined = int(found[2])
+            return True
+        if found[1] >= PASSING_MAX:
+            found[2] += 1
+            return False
+        found[1] += 1
+        if found[1] == PASSING_MAX:
+            record.joined_for = f"{JOINED_SECONDS - (now - found[0]):.0f}s"
+        return True
 
 
 def named(record: logging.LogRecord) -> dict[str, object]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from repl_broker.config import LogConfig
-from repl_broker.logs import configure
+from repl_broker.logs import Joined, configure
 from repl_broker.trace import CURRENT, Request, apart
 
 
@@ -187,3 +187,40 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
     log = logged(LogConfig(), stream)
     stream.close()
     log.warning("into the void")
+
+
+def test_complaints_of_one_kind_are_written_a_few_times_and_then_counted() -> None:
+    now = 0.0
+    stream = io.StringIO()
+    log = logged(LogConfig(), stream)
+    (handler,) = logging.getLogger().handlers
+    handler.filters = [*handler.filters[:-1], Joined(lambda: now)]
+    for number in range(1000):
+        log.error("connection failed peer=%s", number)
+        log.info("not a complaint number=%s", number)
+    log.error("something else")
+    try:
+        raise ValueError("x")
+    except ValueError:
+        log.exception("connection failed peer=%s", "with an exception")
+    lines = [json.loads(each) for each in stream.getvalue().splitlines()]
+    complaints = [each for each in lines if each["level"] == "error"]
+    assert [each.get("peer") for each in complaints] == [
+        *range(10),
+        None,
+        "with an exception",
+    ]
+    assert [each.get("joined_for") for each in complaints] == [None] * 9 + ["10s", None, None]
+    assert sum(each["level"] == "info" for each in lines) == 1000
+    now = 10.0
+    log.error("connection failed peer=%s", "later")
+    assert json.loads(stream.getvalue().splitlines()[-1])["joined"] == 990
+    log.error("connection failed peer=%s", "later")
+    assert "joined" not in json.loads(stream.getvalue().splitlines()[-1])
+
+
+def test_kinds_are_remembered_within_a_bound() -> None:
+    joined = Joined(lambda: 0.0)
+    for number in range(3000):
+        assert joined(logging.makeLogRecord({"levelno": logging.ERROR, "msg": f"kind {number}"}))
+    assert len(joined._kinds) <= 1024
