@@ -79,6 +79,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "rate_limited": (429, "Too many requests"),
     "headers_too_large": (431, "The request header is too large"),
     "internal_error": (500, "The node failed to carry out the request"),
+    "method_not_implemented": (501, "The method is not known"),
     "transfer_coding_not_implemented": (501, "The transfer coding is not implemented"),
     "no_leader": (503, "The cluster has no leader at the moment"),
     "shutting_down": (503, "The node is shutting down"),

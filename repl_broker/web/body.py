@@ -20,8 +20,10 @@ from repl_broker.errors import RequestError
 from repl_broker.web.parameters import OBJECT_BYTES_MAX
 
 __all__ = ["NDJSON", "BodyLimit", "BodyLimits", "BrokerRequest", "body_is_late"]
-__all__ += ["check_media_type", "late", "read_body"]
+__all__ += ["ASK_FOR_BODY", "check_media_type", "late", "read_body"]
 
+# In the state of a request's scope: what has a client send its body that waits to be asked for it.
+ASK_FOR_BODY: Final = "repl_broker.ask_for_body"
 NDJSON: Final = "application/x-ndjson"
 _UTF8: Final = frozenset({"utf-8", "utf8"})
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
@@ -104,6 +106,8 @@ async def read_body(limit: BodyLimit, held: Bodies | None = None) -> bytes:
         _too_large(limit)
     if length is not None and held is not None:
         held.grow(length)
+    if (ask := request.scope.get("state", {}).get(ASK_FOR_BODY)) is not None:
+        await ask()
     parts: list[bytes] = []
     size = 0
     with trio.move_on_after(limit.seconds) as patience:

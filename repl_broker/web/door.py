@@ -34,6 +34,7 @@ import logging
 import math
 import os
 import random
+import re
 import socket
 import ssl
 import sys
@@ -71,7 +72,8 @@ from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.stalled import Stalled
 from repl_broker.trace import CURRENT, Request, current_id
 from repl_broker.web.access import request_of
-from repl_broker.web.body import body_is_late
+from repl_broker.web.body import ASK_FOR_BODY, body_is_late
+from repl_broker.web.chunks import Chunks
 from repl_broker.web.counts import Counted
 from repl_broker.web.head import begins_in_place, coming_bytes, head_end, is_plain
 from repl_broker.web.publisher import Patience, Publisher, Rest
@@ -98,6 +100,7 @@ _GIVEN_UP_TOGETHER_MAX: Final = 8  # of those, until others have a turn
 _ACCEPT_SHARE: Final = 0.1
 _ACCEPTED_TOGETHER_MIN: Final = 10
 _ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
+_AUTHORITY: Final = re.compile(rb"[^/?#]*+")
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = (3, 8)
@@ -491,7 +494,7 @@ class Door:
         try:
             return client.opens_stream()
         except Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self.note_failure(f"connection failed peer={client.peer}", failure)
+            self.note_failure("connection failed", f"peer={client.peer}", failure)
             client.transport.abort()
             return True
         finally:
@@ -507,7 +510,7 @@ class Door:
                     client = self._receive(client.transport, rest.data)
                 self._open.add(client)
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self.note_failure(f"connection failed peer={client.peer}", failure)
+            self.note_failure("connection failed", f"peer={client.peer}", failure)
         finally:
             self._open.discard(client)
             client.transport.abort()
@@ -543,13 +546,13 @@ class Door:
                     await trio.lowlevel.checkpoint()
             await trio.sleep_until(max(nearest, now + _LOOK_SECONDS_MIN))
 
-    def note_failure(self, what: str, failure: BaseException) -> None:
+    def note_failure(self, what: str, whom: str, failure: BaseException) -> None:
         """Count and log, in one line, an exception that ended a connection."""
         self._failed += 1
         first = next(_leaves(failure))
         reason = " ".join(f"{type(first).__name__}: {first}".split())
-        logger.error("%s error=%r", what, reason)
-        logger.debug("%s", what, exc_info=failure)
+        logger.error(f"{what} %s error=%r", whom, reason)
+        logger.debug(f"{what} %s", whom, exc_info=failure)
 
     async def _refuse(self, transport: Transport, problem: _Problem) -> None:
         """Answer 429 and read on for a moment, lest a reset overtakes the answer."""
@@ -684,6 +687,7 @@ class Connection:
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
         """Start the application on a request (Hypercorn's ``TaskGroup``); return its inbox."""
         inbox = _Inbox()
+        scope["state"][ASK_FOR_BODY] = self._protocol.ask_for_body
         self._requests.start_soon(self._run_app, scope, inbox, send)
         return inbox.put
 
@@ -835,7 +839,7 @@ class Connection:
         except* _ClientGoneError:
             pass
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self._door.note_failure(f"application failed {self._describe(scope)}", failure)
+            self._door.note_failure("application failed", self._describe(scope), failure)
         finally:
             inbox.close()
         if not inbox.disconnected and not self._over:
@@ -982,9 +986,18 @@ class _Protocol(H11Protocol):
         await self.refuse(problem)
 
     @property
-    def _http(self) -> h11.Connection:
-        assert isinstance(self.connection, h11.Connection), "WebSocket was let in"
+    def _http(self) -> _StrictHttp:
+        assert isinstance(self.connection, _StrictHttp), "WebSocket was let in"
         return self.connection
+
+    async def ask_for_body(self) -> None:
+        """Send 100 Continue, if the client waits for it."""
+        if self._http.awaits_continue:
+            fields = self.config.response_headers("h11")
+            with suppress(_ClientGoneError):  # whoever waits for the body is told
+                await self._send_h11_event(
+                    h11.InformationalResponse(status_code=100, headers=fields)
+                )
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Refuse what the application is not to see; called before it is started."""
@@ -992,6 +1005,21 @@ class _Protocol(H11Protocol):
         problem = _objection(event)
         if problem is not None:
             raise _RefusedError(problem)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Start the application, which sees every target in origin form."""
+        if not request.target.startswith(b"/"):
+            request = h11.Request(
+                method=request.method,
+                headers=request.headers.raw_items(),
+                target=_split(request.target)[1],
+                http_version=request.http_version,
+            )
+        try:
+            await super()._create_stream(request)
+        except Exception as error:
+            logger.error("a request cannot be read error=%r", repr(error))
+            raise _RefusedError(_malformed("The request cannot be read.")) from error
 
     async def _send_error_response(self, status_code: int) -> None:
         """Answer what h11 could not parse."""
@@ -1024,69 +1052,134 @@ class _Protocol(H11Protocol):
 
 
 class _StrictHttp(h11.Connection):
-    """h11, less what it is lenient about and request smuggling uses (head.py).
+    """h11, less what it is lenient about and request smuggling uses (head.py, chunks.py).
 
     It takes a bare LF for the end of a line, unfolds lines, lets a length be
     given twice, and trailers follow a body. Nobody here reads those. What follows
     a request that says ``Connection: close`` is no error, but is not looked at
     (RFC 9112 section 9.6); a first piece of it is kept, as a sign that it is there.
+
+    It would have 100 Continue sent as soon as a head is there. Here the application
+    says when it wants the body: what it refuses by the head, it refuses at once.
     """
 
     head_bytes_max = 0
+    _chunks: Chunks | None = None  # of the body that is being read, if it has any
+
+    @property
+    def they_are_waiting_for_100_continue(self) -> bool:
+        """Never, as far as Hypercorn is concerned."""
+        return False
+
+    @property
+    def awaits_continue(self) -> bool:
+        """The client waits with its body until it is asked for it."""
+        return bool(super().they_are_waiting_for_100_continue)
 
     def receive_data(self, data: bytes) -> None:
+        if self._chunks is not None:
+            self._chunks.take(data)
         if self.their_state is not h11.MUST_CLOSE or not self.trailing_data[0]:
             super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Raises h11.RemoteProtocolError, and nothing else."""
         if self.their_state is h11.IDLE:
-            data, _ = self.trailing_data
-            end = head_end(data)
-            if end > self.head_bytes_max:  # h11 only counts what is not complete yet
-                raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
-            if end and not is_plain(data[:end]):
-                raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
+            self._check_head()
         elif self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA
-        event = super().next_event()
-        if isinstance(event, h11.EndOfMessage) and event.headers:
-            raise h11.RemoteProtocolError("trailers are not taken")
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError:
+            raise
+        except Exception as error:
+            logger.error("a request cannot be parsed error=%r", repr(error))
+            raise h11.RemoteProtocolError("the request cannot be parsed") from error
+        if isinstance(event, h11.Request) and _is_chunked(event):
+            self._chunks = Chunks()
+            self._chunks.take(self.trailing_data[0])
+        if self._chunks is not None:
+            if not self._chunks.sound:
+                raise h11.RemoteProtocolError("the chunks have a form that can be read in two ways")
+            if isinstance(event, h11.EndOfMessage):
+                self._chunks = None
         return event
+
+    def _check_head(self) -> None:
+        data, _ = self.trailing_data
+        end = head_end(data)
+        if end > self.head_bytes_max:  # h11 only counts what is not complete yet
+            raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        if end and not is_plain(data[:end]):
+            raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
+
+
+def _is_chunked(request: h11.Request) -> bool:
+    return any(name == b"transfer-encoding" for name, _ in request.headers)
 
 
 def _objection(request: h11.Request) -> _Problem | None:
     """Why the door refuses a request, if it does."""
     if request.http_version not in {b"1.0", b"1.1"}:  # with PRI, an HTTP/2 client
-        return _Problem(
-            505,
+        return _Problem.known(
             "http_version_not_supported",
-            "The HTTP version is not supported",
             "This server speaks HTTP/1.1; put a proxy in front of it for HTTP/2.",
         )
-    # Quart knows no other target (RFC 9112 section 3.2: origin and absolute form).
-    if not request.target.startswith((b"/", b"http://", b"https://")):
-        return _malformed("The target of the request must begin with a slash.")
-    if not _is_target(request.target):
-        return _malformed("The target of the request is no path and no URL.")
-    fields = dict(request.headers)
-    if b"websocket" in fields.get(b"upgrade", b"").lower():
+    if request.method != request.method.upper():
+        # Hypercorn and Werkzeug would take it for the one in capitals, which a proxy that
+        # judges methods does not (RFC 9110 section 9.1).
+        method = request.method.decode("ascii")
+        return _Problem.known(
+            "method_not_implemented",
+            f"{method[:64]!r} is not a method here: names of methods are case-sensitive; use "
+            f"{method[:64].upper()!r}.",
+        )
+    if (problem := _target_objection(request)) is not None:
+        return problem
+    names = {name for name, _ in request.headers}
+    if any(name == b"upgrade" and b"websocket" in value.lower() for name, value in request.headers):
         return _malformed("WebSocket is not spoken here; use Server-Sent Events.")
-    if b"content-length" in fields and b"transfer-encoding" in fields:
+    if b"content-length" in names and b"transfer-encoding" in names:
         # A proxy may go by the other of the two (RFC 9112 section 11.2, smuggling).
         return _malformed("Content-Length and Transfer-Encoding exclude each other.")
-    if b"transfer-encoding" in fields and request.http_version == b"1.0":
+    if b"transfer-encoding" in names and request.http_version == b"1.0":
         return _malformed("HTTP/1.0 knows no Transfer-Encoding.")  # RFC 9112 section 6.1
     return None
 
 
-def _is_target(target: bytes) -> bool:
-    if target.startswith(b"//"):  # a path to some, a host to others
-        return False
+def _target_objection(request: h11.Request) -> _Problem | None:
+    """What is wrong with the target: only origin and absolute form are served (RFC 9112 3.2)."""
+    target = request.target
+    if target.startswith(b"/"):
+        # To some what begins with two is a path, to others a host.
+        is_target = not target.startswith(b"//") and _is_url(target)
+        return None if is_target else _malformed("The target of the request is no path and no URL.")
+    if not target.lower().startswith((b"http://", b"https://")):
+        return _malformed("The target of the request must begin with a slash.")
+    authority, path = _split(target)
+    if not _is_url(target) or path.startswith(b"//"):
+        return _malformed("The target of the request is no path and no URL.")
+    if [authority.lower()] != [value.lower() for name, value in request.headers if name == b"host"]:
+        # Whoever goes by the one and whoever goes by the other serve different hosts.
+        return _malformed("The target of the request is of another host than Host says.")
+    return None
+
+
+def _is_url(target: bytes) -> bool:
     try:
         urlsplit(target)
     except ValueError:
         return False
     return True
+
+
+def _split(target: bytes) -> tuple[bytes, bytes]:
+    """The authority of a target in absolute form, and the rest: its origin form."""
+    rest = target[target.index(b"//") + 2 :]
+    found = _AUTHORITY.match(rest)
+    authority = b"" if found is None else found[0]
+    path = rest[len(authority) :]
+    return authority, path if path.startswith(b"/") else b"/" + path
 
 
 class _Gate:

@@ -14,11 +14,14 @@ route. What is plain but neither of those is not an error: Quart judges it.
 Either is read by llhttp, after that check. Its header fields are a short list:
 those that do not concern the answer are passed over, and one that would change
 how the request is framed or answered (``Expect``, ``Transfer-Encoding``, a
-second ``Origin``) leaves the request to Quart.
+second ``Origin``) leaves the request to Quart. An offer to upgrade is not taken
+(RFC 9110 section 7.8), so it concerns nothing, unless it is one of WebSocket,
+which the door refuses.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Final, NamedTuple
 
@@ -28,6 +31,8 @@ from repl_broker.access import Credentials
 
 __all__ = ["EVENTS_BEGINS", "HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place"]
 __all__ += ["coming_bytes", "head_end", "is_plain", "read_head"]
+
+logger = logging.getLogger(__name__)
 
 HEAD_ENDS: Final = b"\r\n\r\n"
 PUBLISH_BEGINS: Final = b"POST /v1/"
@@ -61,9 +66,7 @@ _MEDIA_TYPE = re.compile(
     re.IGNORECASE,
 )
 # Each of these alone says that the request is not an ordinary one.
-_UNUSUAL = frozenset(
-    {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"te", b"trailer"}
-)
+_UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"content-encoding", b"te", b"trailer"})
 
 
 class PublishHead(NamedTuple):
@@ -133,10 +136,17 @@ def read_head(head: bytes) -> Head | None:
     """The publish or stream that a whole head asks for; None for whatever else, and in doubt.
 
     A client that publishes all the time sends the same head all the time, so
-    short ones are remembered.
+    short ones are remembered. Nothing is raised: what cannot be read here, for
+    whatever reason, is not for here.
     """
     known = _known.get(head) if len(head) <= _CACHED_BYTES_MAX else None
-    return _look_at(head) if known is None else known
+    if known is not None:
+        return known
+    try:
+        return _look_at(head)
+    except Exception as error:  # noqa: BLE001  it is left to Quart, and logged
+        logger.error("a head was not read in place error=%r", repr(error))
+        return None
 
 
 def _look_at(head: bytes) -> Head | None:
@@ -191,7 +201,9 @@ def _read_fields(head: bytes, method: bytes, target: bytes) -> _Fields | None:
     parser = httptools.HttpRequestParser(fields)
     try:
         parser.feed_data(head)
-    except httptools.HttpParserError:
+    except httptools.HttpParserUpgrade:
+        pass  # no error, though raised: the head has been read, and offers an upgrade
+    except httptools.HttpParserError:  # all others, those of callbacks included
         return None
     agreed = (fields.target, parser.get_method(), parser.get_http_version())
     return fields if agreed == (target, method, "1.1") else None
@@ -256,17 +268,16 @@ class _Fields:
 
     def _is_ordinary(self) -> bool:
         return (
-            self._connection() in (b"keep-alive", b"close")
-            and b"host" in self._fields
+            b"host" in self._fields
             and self._repeated.isdisjoint(_ONCE)
             and _UNUSUAL.isdisjoint(self._fields)
+            and b"websocket" not in self._fields.get(b"upgrade", b"").lower()
         )
 
-    def _connection(self) -> bytes:
-        return self._fields.get(b"connection", b"keep-alive").lower()
-
     def _says_close(self) -> bool:
-        return self._connection() == b"close"
+        # Of the options that a client may list (RFC 9110 section 7.6.1) it alone concerns us.
+        options = self._fields.get(b"connection", b"").lower().split(b",")
+        return any(option.strip(b" \t") == b"close" for option in options)
 
     def _text(self, name: bytes) -> str | None:
         value = self._fields.get(name)
@@ -278,5 +289,5 @@ class _Fields:
 
 _ONCE = frozenset(
     {b"host", b"content-type", b"content-length", b"connection", b"idempotency-key", b"origin"}
-    | {b"last-event-id", b"authorization", b"cookie"}
+    | {b"last-event-id", b"authorization", b"cookie", b"upgrade"}
 )

@@ -42,6 +42,7 @@ COMMON_CODES: Final = (
     "too_many_connections",
     "headers_too_large",
     "internal_error",
+    "method_not_implemented",
     "transfer_coding_not_implemented",
     "http_version_not_supported",
 )

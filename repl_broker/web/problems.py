@@ -89,6 +89,8 @@ REMEDIES: Final[dict[str, str]] = {
     "the limit. Patterns make a long list of topics short.",
     "internal_error": "Try again. If it stays, the log of the node has the cause, under the time "
     "of the request.",
+    "method_not_implemented": "Write the method in capital letters, as in `POST`: names of methods "
+    "are case-sensitive (RFC 9110).",
     "transfer_coding_not_implemented": "Use `Transfer-Encoding: chunked`, or `Content-Length`.",
     "no_leader": "Try again after `Retry-After`; a cluster elects a leader within seconds, if a "
     "majority of its voters run and reach each other.",

@@ -46,6 +46,7 @@ from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.rpc import Rpc
 from repl_broker.tokens import Verifier
 from repl_broker.transport import HELLO_BYTES_MAX, Me, Transport, _Link
+from repl_broker.web.chunks import Chunks
 from repl_broker.web.events import read_after, read_events_query
 from repl_broker.web.head import EventsHead, PublishHead, head_end, is_plain, read_head
 from repl_broker.web.parameters import read_object
@@ -273,6 +274,7 @@ EVENTS: Final = (
     PUBLISH, EVENTS, PUBLISH.replace(b"Length: 1", b"Length: +1"),
     PUBLISH.replace(b"Host", b" Host"), PUBLISH.replace(b"\r\n", b"\n"),
     EVENTS.replace(b"Origin", b"Transfer-Encoding"), EVENTS.replace(b"keep-alive", b"close, te"),
+    EVENTS.replace(b"keep-alive", b"upgrade\r\nUpgrade: h2c"),
 )  # fmt: skip
 def http_heads(data: bytes) -> None:
     """What the door answers in place, h11 reads as the same request; else it is a hole."""
@@ -296,7 +298,9 @@ def http_heads(data: bytes) -> None:
         return values[0].decode("latin-1") if values else None
 
     assert request.http_version == b"1.1"
-    assert (text(b"connection") or "").lower() == ("close" if found.close else text_or(fields))
+    options = (text(b"connection") or "").lower().split(",")
+    assert found.close == ("close" in [option.strip() for option in options])
+    assert "websocket" not in (text(b"upgrade") or "").lower()
     assert found.origin == (text(b"origin") or "")
     if isinstance(found, PublishHead):
         assert (request.method, request.target) == (b"POST", found.target.encode())
@@ -311,10 +315,6 @@ def http_heads(data: bytes) -> None:
     assert b"transfer-encoding" not in fields
 
 
-def text_or(fields: dict[bytes, list[bytes]]) -> str:
-    return "keep-alive" if b"connection" in fields else ""
-
-
 def read_by_h11(head: bytes) -> object:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     connection.receive_data(head)
@@ -325,9 +325,39 @@ def read_by_h11(head: bytes) -> object:
 
 
 @target(
+    b"5\r\nhello\r\n0\r\n\r\n", b'2;a=b;c="\\""\r\nxy\r\n00\r\n\r\nGET', b"5;a\rb\r\n", b"1" * 17,
+    b"5\nhello\r\n0\r\n\r\n", b"5\r\nhello\r\n0\r\n\n", b"0000ffffffff\r\n", b"0\r\na: b\r\n\r\n",
+)  # fmt: skip
+def http_chunks(data: bytes) -> None:
+    """A chunked body that is taken ends where h11 ends it, however it comes."""
+    chunks, piecewise = Chunks(), Chunks()
+    chunks.take(data)
+    for at in range(len(data)):
+        piecewise.take(data[at : at + 1])
+    assert (chunks.sound, chunks.ended) == (piecewise.sound, piecewise.ended)
+    if not chunks.ended:
+        return
+    reader = h11.Connection(h11.SERVER)
+    reader.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + data)
+    while not isinstance(event := reader.next_event(), h11.EndOfMessage):
+        assert isinstance(event, (h11.Request, h11.Data))
+    assert not event.headers
+    body = data.removesuffix(reader.trailing_data[0])
+    assert body.endswith(b"\r\n\r\n")
+    again = Chunks()
+    again.take(body)
+    assert again.ended
+    again = Chunks()
+    again.take(body[:-1])
+    assert not again.ended
+
+
+@target(
     PUBLISH + b"1", PUBLISH.replace(b"HTTP", b" HTTP") + b"1", PUBLISH + b"1" + PUBLISH + b"2",
     b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n", b"\r\n" + PUBLISH + b"1", PUBLISH[:60],
     PUBLISH.replace(b"Content-Length: 1", b"Transfer-Encoding: chunked") + b"1\r\n1\r\n0\r\n\r\n",
+    PUBLISH.replace(b"Host", b"Connection: upgrade\r\nUpgrade: h2c\r\nHost") + b"1",
+    b"post" + PUBLISH[4:],
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\0\x01", PUBLISH.replace(b"\r\n", b"\n"),
     is_slow=True,
 )  # fmt: skip

@@ -19,11 +19,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+import h11
 import pytest
 import trio
 import trio.testing
 import trustme
 from hpack import Encoder
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame
 from quart import Response, request
@@ -32,6 +34,7 @@ from quart_trio import QuartTrio
 from repl_broker.certificates import ALPN
 from repl_broker.errors import ConfigError
 from repl_broker.web import door as door_module
+from repl_broker.web.body import ASK_FOR_BODY
 from repl_broker.web.door import Door, DoorOptions, DoorStatistics, open_listeners
 from repl_broker.web.tcp import prepare
 
@@ -68,12 +71,14 @@ class App:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         assert scope["type"] == "http"
+        self.ask_for_body = scope["state"][ASK_FOR_BODY]
         await self.handlers[scope["path"]](receive, send)
 
     async def hello(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         await answer(send, b"hello")
 
     async def echo(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await self.ask_for_body()
         body = b""
         more = True
         while more:
@@ -513,6 +518,28 @@ async def test_expect_100_continue_is_honoured() -> None:
         assert (await client.receive_answer()).body == b"body"
 
 
+@pytest.mark.parametrize("path", ["/hello", "/unread"])
+async def test_nobody_is_told_to_continue_with_a_body_that_is_not_wanted(path: str) -> None:
+    async with open_door(App()) as door, connect(door) as client:
+        await client.send(
+            f"POST {path} HTTP/1.1\r\nhost: door\r\n"
+            "content-length: 4\r\nexpect: 100-continue\r\n\r\n".encode()
+        )
+        answer = await client.receive_answer()
+        assert answer.status == (200 if path == "/hello" else 413)
+        assert answer.headers["connection"] == "close"  # the body may come, or may not
+        assert await client.receive_end() == b""
+
+
+async def test_who_does_not_wait_is_not_told_to_continue() -> None:
+    async with open_door(App()) as door, connect(door) as client:
+        await client.send(
+            b"POST /echo HTTP/1.1\r\nhost: door\r\n"
+            b"content-length: 4\r\nexpect: 100-continue\r\n\r\nbody"
+        )
+        assert (await client.receive_answer()).body == b"body"
+
+
 async def test_chunked_body_is_read() -> None:
     """RFC 9112 section 7.1."""
     async with open_door(App()) as door, connect(door) as client:
@@ -532,7 +559,53 @@ async def test_large_body_reaches_the_application_whole() -> None:
         assert echo.body == b"abc" * MIB
 
 
+async def test_a_target_in_absolute_form_is_read_as_one_in_origin_form() -> None:
+    """RFC 9112 section 3.2.2; a scheme may be written in any letters."""
+    async with open_door(App()) as door, connect(door) as client:
+        for target in ("http://door/hello", "HTTPS://DOOR/hello", "http://Door/hello?x=//y"):
+            await client.send(f"GET {target} HTTP/1.1\r\nhost: dOOr\r\n\r\n".encode())
+            assert (await client.receive_answer()).body == b"hello"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "CONNECT", "PRIX"])
+@pytest.mark.parametrize("offer", ["h2c", "TLS/1.2", "x"])
+async def test_an_offer_to_upgrade_is_not_taken(method: str, offer: str) -> None:
+    """RFC 9110 section 7.8: the answer is what it would have been, and the next one follows."""
+    head = f"{method} /hello HTTP/1.1\r\nhost: door\r\nconnection: upgrade\r\nupgrade: {offer}\r\n"
+    async with open_door(App()) as door, connect(door) as client:
+        if method in ("HEAD", "CONNECT"):  # an answer to these has no body, or is no answer
+            await client.send(f"{head}connection: close\r\n\r\n".encode())
+            assert (await client.receive_end()).startswith(b"HTTP/1.1 200")
+            return
+        for _ in range(2):
+            await client.send(f"{head}\r\n".encode())
+            assert (await client.receive_answer()).body == b"hello"
+        assert door.statistics().failed == 0
+
+
+@pytest.mark.parametrize("place", ["next_event", "_create_stream"])
+async def test_what_no_parser_should_raise_is_a_400_and_a_line(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("what a library says\nin two lines")
+
+    owner = h11.Connection if place == "next_event" else H11Protocol
+    monkeypatch.setattr(owner, place, fail)
+    async with open_door(App()) as door, connect(door) as client:
+        await client.send(GET_HELLO)
+        answer = await client.receive_answer()
+        assert (answer.status, answer.code) == (400, "malformed_request")
+        assert await client.receive_end() == b""
+        assert door.statistics().failed == 0
+    (line,) = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+    assert "what a library says" in line
+    assert "\n" not in line
+
+
 # Requests that are refused.
+
+MALFORMED = "malformed_request"
 
 
 @pytest.mark.parametrize(
@@ -555,6 +628,16 @@ async def test_large_body_reaches_the_application_whole() -> None:
             "transfer_coding_not_implemented",
         ),
         (b"GET /hello HTTP/3.0\r\nhost: door\r\n\r\n", 505, "http_version_not_supported"),
+        (b"get /hello HTTP/1.1\r\nhost: door\r\n\r\n", 501, "method_not_implemented"),
+        (b"CONNECT /hello HTTP/1.1\r\nhost: door\r\nupgrade: websocket\r\n\r\n", 400, MALFORMED),
+        (b"GET http://other/hello HTTP/1.1\r\nhost: door\r\n\r\n", 400, MALFORMED),
+        (b"GET http://door//hello HTTP/1.1\r\nhost: door\r\n\r\n", 400, MALFORMED),
+        (b"GET http:/hello HTTP/1.1\r\nhost: door\r\n\r\n", 400, MALFORMED),
+        (
+            b"GET /hello HTTP/1.1\r\nhost: door\r\nupgrade: websocket\r\nupgrade: h2c\r\n\r\n",
+            400,
+            MALFORMED,
+        ),
         (
             b"GET /hello HTTP/1.1\r\nhost: door\r\nx: " + b"x" * 3000,
             431,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import httptools
 import pytest
+from httptools.parser import errors
 
 from repl_broker.access import Credentials
 from repl_broker.web import head as head_module
@@ -89,9 +91,10 @@ UNUSUAL = {
     "chunked": HEAD.replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"),
     "identity": with_line(b"Transfer-Encoding: identity"),
     "expectation": with_line(b"Expect: 100-continue"),
-    "upgrade": with_line(b"Upgrade: h2c"),
-    "unknown connection option": with_line(b"Connection: upgrade"),
-    "several connection options": with_line(b"Connection: keep-alive, te"),
+    "upgrade to WebSocket": with_line(b"Upgrade: WebSocket"),
+    "upgrade to one of several": with_line(b"Connection: upgrade\r\nUpgrade: h2c, websocket"),
+    "two upgrades": with_line(b"Upgrade: h2c\r\nUpgrade: TLS/1.2"),
+    "two lists of connection options": with_line(b"Connection: te\r\nConnection: close"),
     "content coding": with_line(b"Content-Encoding: identity"),
     "two keys": with_line(b"Idempotency-Key: a\r\nIdempotency-Key: a"),
     "two tokens": with_line(b"Authorization: Bearer a\r\nAuthorization: Bearer a"),
@@ -187,10 +190,61 @@ def test_a_traceparent_makes_no_head_plain_that_is_not(line: bytes) -> None:
     assert read_head(with_line(line)) is None
 
 
+OFFERS = {
+    "curl --http2": "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA",
+    "Java": "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c",
+    "Apache HttpClient": "Upgrade: TLS/1.2\r\nConnection: Upgrade",
+    "a proxy that keeps the connection": "Connection: keep-alive, Upgrade\r\nUpgrade: h2c",
+    "no option for it": "Upgrade: h2c",
+    "an option without an offer": "Connection: Upgrade",
+    "an offer of nothing": "Connection: Upgrade\r\nUpgrade:",
+    "an offer of something else": "Connection: upgrade\r\nUpgrade: x/2, y",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS.keys())
+def test_an_offer_to_upgrade_changes_nothing(offer: str) -> None:
+    """RFC 9110 section 7.8. httptools tells of one by an exception that is not of its family."""
+    assert read_head(publish(b"", offer)) == read_head(publish(b""))
+    events = "GET /v1/events?topic=a HTTP/1.1\r\nHost: a\r\n{}\r\n"
+    with_offer = read_head(events.format(offer + "\r\n").encode())
+    assert with_offer == read_head(events.format("").encode()) is not None
+
+
+ERRORS = [*vars(errors).values()]
+ERRORS = [each for each in ERRORS if isinstance(each, type) and issubclass(each, Exception)]
+
+
+@pytest.mark.parametrize("error", [*ERRORS, ValueError, RecursionError])
+def test_no_exception_of_the_parser_escapes(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Parser:
+        def __init__(self, protocol: object) -> None:
+            pass
+
+        def feed_data(self, data: bytes) -> None:
+            raise error("no")
+
+        def get_method(self) -> bytes:
+            return b"POST"
+
+        def get_http_version(self) -> str:
+            return "1.1"
+
+    assert {"HttpParserError", "HttpParserUpgrade"} < {each.__name__ for each in ERRORS}
+    head_module._known.clear()
+    monkeypatch.setattr(httptools, "HttpRequestParser", Parser)
+    assert read_head(HEAD) is None
+    assert ("was not read in place" in caplog.text) == (error not in ERRORS)
+
+
 @pytest.mark.parametrize(
     ("field", "close"),
-    [("Connection: close", True), ("Connection: Close", True), ("Connection: Keep-Alive", False)],
-)
+    [("Connection: close", True), ("Connection: Close", True), ("Connection: Keep-Alive", False),
+     ("Connection: upgrade,close", True), ("Connection: close\t , x", True),
+     ("Connection: closed, notclose", False), ("Connection:", False), ("Connection: te", False)],
+)  # fmt: skip
 def test_the_client_says_whether_it_wants_more(field: str, close: bool) -> None:
     found = read_head(publish(b"", field))
     assert found is not None
