@@ -120,6 +120,7 @@ class Admission:
     ) -> None:
         self._publishes = Rate(limits.publishes_per_second, limits.publish_burst, clock=clock)
         self._subscribes = Rate(limits.subscribes_per_second, limits.subscribe_burst, clock=clock)
+        self._reads = Rate(limits.reads_per_second, limits.read_burst, clock=clock)
         self._random = randomness or random.Random()  # noqa: S311  of waits  # nosec B311  # jitter
         self._limits = limits
         self._under_way = 0
@@ -131,6 +132,7 @@ class Admission:
         """Hold clients to other limits from now on; what is under way stays."""
         self._publishes.set(limits.publishes_per_second, limits.publish_burst)
         self._subscribes.set(limits.subscribes_per_second, limits.subscribe_burst)
+        self._reads.set(limits.reads_per_second, limits.read_burst)
         self._limits = limits
 
     def statistics(self) -> AdmissionStatistics:
@@ -145,6 +147,10 @@ class Admission:
     def check_subscribe(self, client: str) -> None:
         """Raises ``rate_limited``."""
         self._check(self._subscribes, client, "subscribes_per_second", "new event streams")
+
+    def check_read(self, client: str) -> None:
+        """Raises ``rate_limited``."""
+        self._check(self._reads, client, "reads_per_second", "requests for history and topics")
 
     def _check(self, rate: Rate, client: str, key: str, what: str) -> None:
         if not client or not (wait := rate.take(client)):

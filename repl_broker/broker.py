@@ -333,10 +333,11 @@ class Broker:
 
     async def topic(self, asking: Asking, name: str) -> TopicView:
         """Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``,
-        ``no_leader``."""
+        ``rate_limited``, ``no_leader``."""
         caller = self.access.caller(asking, write=False)
         name = check_topic(name)
         self.access.check_see(caller.identity, name)
+        self.admission.check_read(caller.client)
         await self._replica.read_barrier()
         return self._view(self._topic(name))
 
@@ -346,10 +347,12 @@ class Broker:
         """Topics in the order of their names, those above ``after`` that the filter matches.
 
         Only those that the one who asks may know of. Raises ``unauthenticated``,
-        ``invalid_filter``, ``no_leader``.
+        ``invalid_filter``, ``rate_limited``, ``no_leader``.
         """
-        identity = self.access.caller(asking, write=False).identity
+        caller = self.access.caller(asking, write=False)
+        identity = caller.identity
         self.access.check_known(identity)
+        self.admission.check_read(caller.client)
         filters = None if match is None else FilterSet([match])
         await self._replica.read_barrier()
         state = self._replica.state
@@ -393,11 +396,12 @@ class Broker:
         """Retained messages above ``after``, oldest first; a page may end early, at 1 MiB.
 
         Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``,
-        ``invalid_event_id``, ``no_leader``.
+        ``invalid_event_id``, ``rate_limited``, ``no_leader``.
         """
         caller = self.access.caller(asking, write=False)
         filters = FilterSet([check_topic(name)])
         self.access.check_subscribe(caller.identity, filters.filters)
+        self.admission.check_read(caller.client)
         cursor = self._cursor(after)
         await self._replica.read_barrier()
         while True:

@@ -655,6 +655,19 @@ class LimitsConfig:
         "How many event streams of a client are opened at once, after a pause. It counts only with "
         "subscribes_per_second.",
     )
+    reads_per_second: int = key(
+        0,
+        Whole("requests a second", 0, 1_000_000),
+        "How many requests for history and topics one client may send, on average; more are "
+        "answered 429 rate_limited. 0: no limit. For clients the same holds as for "
+        "publishes_per_second.",
+    )
+    read_burst: int = key(
+        100,
+        Whole("requests", 1, 1_000_000),
+        "How many requests for history and topics of a client are taken at once, after a pause. It "
+        "counts only with reads_per_second.",
+    )
     publishes_under_way: int = key(
         2000,
         Whole("requests", 1, 1_000_000),

@@ -34,6 +34,7 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("limits.write_timeout_seconds", "limits.idle_timeout_seconds"),
         *("limits.connections_per_address", "limits.publishes_per_second", "limits.publish_burst"),
         *("limits.subscribes_per_second", "limits.subscribe_burst", "limits.publishes_under_way"),
+        *("limits.reads_per_second", "limits.read_burst"),
         *("limits.requests_bytes", "limits.streams_bytes"),
         *("limits.storage_bytes", "limits.disk_free_bytes"),
     ),

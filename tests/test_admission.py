@@ -136,6 +136,17 @@ def test_subscribes_have_a_rate_of_their_own() -> None:
     admission.check_publish("a")
 
 
+def test_reads_have_a_rate_of_their_own() -> None:
+    admission = Admission(LimitsConfig(reads_per_second=1, read_burst=2), clock=Time())
+    admission.check_read("a")
+    admission.check_read("a")
+    assert refused(admission.check_read, "a").code == "rate_limited"
+    admission.check_read("b")
+    admission.check_publish("a")
+    admission.reload(LimitsConfig())
+    admission.check_read("a")
+
+
 def test_other_rates_hold_from_the_moment_they_are_loaded() -> None:
     admission = Admission(LimitsConfig(), clock=Time())
     admission.reload(LimitsConfig(publishes_per_second=1, publish_burst=1))

@@ -311,7 +311,7 @@ def _history() -> Object:
                 {"messages": [_EXAMPLE_MESSAGE], "next": None, "gap": False},
             )
         },
-        codes=("invalid_topic", "invalid_event_id", "topic_not_found", "no_leader"),
+        codes=("invalid_topic", "invalid_event_id", "topic_not_found", "rate_limited", "no_leader"),
         curl="'{url}/v1/topics/chat/messages?limit=10'",
     )
 
@@ -437,7 +437,7 @@ def _list_topics() -> Object:
         answers={
             200: _json("A page.", _ref("TopicList"), {"topics": [_EXAMPLE_TOPIC], "next": None})
         },
-        codes=("invalid_topic", "invalid_filter", "no_leader"),
+        codes=("invalid_topic", "invalid_filter", "rate_limited", "no_leader"),
         curl="'{url}/v1/topics?match=orders.>'",
     )
 
@@ -469,7 +469,7 @@ def _show_topic() -> Object:
         "Its settings and counts. `subscribers` are the event streams on this node.",
         parameters=[_topic_parameter()],
         answers={200: _json("The topic.", _ref("Topic"), _EXAMPLE_TOPIC)},
-        codes=("invalid_topic", "topic_not_found", "no_leader"),
+        codes=("invalid_topic", "topic_not_found", "rate_limited", "no_leader"),
         curl="{url}/v1/topics/chat",
     )
 

@@ -84,7 +84,8 @@ REMEDIES: Final[dict[str, str]] = {
     "too_many_connections": "Come back after `Retry-After`, or use another node. The operator "
     "sets `[limits] connections` and `connections_per_address`.",
     "rate_limited": "Slow down: come back after `Retry-After`, which is not the same for all. The "
-    "operator sets `[limits] publishes_per_second` and `subscribes_per_second`.",
+    "operator sets `publishes_per_second`, `subscribes_per_second` and `reads_per_second` in "
+    "`[limits]`.",
     "headers_too_large": "Send a shorter URL or fewer header fields; `[limits] header_bytes` is "
     "the limit. Patterns make a long list of topics short.",
     "internal_error": "Try again. If it stays, the log of the node has the cause, under the time "

@@ -79,7 +79,7 @@ async def test_too_many_publishes_a_second_are_429_and_the_connection_stays(in_p
         assert found == [(201, "")] * 3 + [(429, "rate_limited")] * 3
         assert served.node.replica.state.seq == 4, "what was refused changed nothing"
         assert metric(served, "refused_total", code="rate_limited") == 3
-        assert (await client.get("/v1/topics")).status == 200, "reading has no rate"
+        assert (await client.get("/v1/topics")).status == 200, "reading has another rate"
         served.node.broker.reload(configured())
         await assert_healthy(served)
 
@@ -95,6 +95,21 @@ async def test_too_many_streams_a_second_are_429(in_place: bool) -> None:
             found = await answers(client, get("/v1/events?topic=chat"), publish())
             assert found == [(429, "rate_limited"), (201, "")]
             await second._read_until(b'"data":1')
+        served.node.broker.reload(configured())
+        await assert_healthy(served)
+
+
+@both_ways
+async def test_too_many_reads_a_second_are_429(in_place: bool) -> None:
+    config = configured(limits={"reads_per_second": 1, "read_burst": 3})
+    async with serving(in_place=in_place, config=config) as served, connect(served.door) as client:
+        history, show, page = (
+            get(path) for path in ("/v1/topics/chat/messages", "/v1/topics/chat", "/v1/topics")
+        )
+        found = await answers(client, publish(), history, show, page, history, show, page)
+        limited = (429, "rate_limited")
+        assert found == [(201, ""), (200, ""), (200, ""), (200, ""), limited, limited, limited]
+        assert (await client.get("/healthz")).status == 200
         served.node.broker.reload(configured())
         await assert_healthy(served)
 
