@@ -191,12 +191,14 @@ class Access:
         self._leases: dict[str | None, set[Lease]] = {}  # by subject; None: whose token has none
         self._revocations: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._look_at = 0.0
-        self._bad_signature: object = None  # of key files that could not be used
+        self._verifier: Verifier | None = None
         self._set(config)
 
     def _set(self, config: Config) -> None:
         auth = config.auth
-        verifier = Verifier(auth) if self._mode == "jwt" else None
+        verifier = Verifier(auth, self._verifier) if self._mode == "jwt" else None
+        if verifier is not None and verifier.problems:
+            raise ConfigError(verifier.problems[0])
         everyone = Grants(Filters(auth.anonymous.publish), Filters(auth.anonymous.subscribe))
         anonymous = Identity(
             None, (everyone,), admin=False, issued_at=None, ends_at=math.inf, token=None
@@ -205,10 +207,18 @@ class Access:
         self.is_open = verifier is None
         self.allow_query_token = auth.allow_query_token
         self._auth = auth
-        self._verifier = verifier
+        self._use(verifier)
         self._anonymous = anonymous
         self._origins = frozenset(config.http.cors_origins) - {"*"}
         self._public_url = config.http.public_url
+
+    def _use(self, verifier: Verifier | None) -> None:
+        """Check tokens by these keys from now on, and say once of each why it is not used."""
+        told = () if self._verifier is None else self._verifier.notes
+        for note in () if verifier is None else verifier.notes:
+            if note not in told:
+                log.warning("keys note=%r", note)
+        self._verifier = verifier
         self._forget_all()
 
     def reload(self, config: Config) -> None:
@@ -227,8 +237,11 @@ class Access:
 
     @property
     def keep_seconds(self) -> int:
-        """For how long a revocation must be remembered: no token lives longer."""
-        return self._auth.token_seconds_max + self._auth.leeway_seconds + CLOCKS_SECONDS
+        """For how long a revocation must be remembered: no token lives longer.
+
+        A token may be dated ahead by the leeway, and is taken that much longer than it says.
+        """
+        return self._auth.token_seconds_max + 2 * self._auth.leeway_seconds + CLOCKS_SECONDS
 
     # --- who asks ---
 
@@ -342,21 +355,17 @@ class Access:
         return who.issued_at is None or who.issued_at * 1000 < known[0]
 
     def _look(self, now: float) -> None:
-        """Read the key files again if they have changed; a broken one changes nothing."""
+        """Read the key files again if they have changed; one that is broken leaves its keys."""
         self._look_at = now + LOOK_SECONDS
         assert self._verifier is not None, "the mode is jwt"
-        signature = self._verifier.stamp()
-        if signature in (self._verifier.signature, self._bad_signature):
+        if self._verifier.stamp() == self._verifier.signature:
             return
-        try:
-            self._verifier = Verifier(self._auth)
-        except ConfigError as error:
-            self._bad_signature = signature
-            log.error("keys not read again; those before stay in force error=%r", str(error))
-            return
-        self._bad_signature = None
-        self._forget_all()
-        log.info("keys read again")
+        verifier = Verifier(self._auth, self._verifier)
+        for problem in verifier.problems:
+            log.error("keys not read again; those before stay in force error=%r", problem)
+        if not verifier.problems:
+            log.info("keys read again")
+        self._use(verifier)
 
     # --- what is allowed ---
 

@@ -815,8 +815,9 @@ class AuthConfig:
         None,
         FilePath(),
         "A file with the public keys (a JSON Web Key Set) by which RS256, ES256 and EdDSA tokens "
-        "are checked. Read again when it changes; a broken one is logged and leaves the keys "
-        "before it in force.",
+        "are checked. A key of it that cannot be used is logged and passed over. Read again when "
+        "it changes: a key that is no longer there is no longer good. While the file cannot be "
+        "read, or is no key set, which is logged, the keys that were read last stay in force.",
         example='"jwks.json"',
     )
     algorithms: tuple[str, ...] = key(
@@ -838,10 +839,10 @@ class AuthConfig:
         example='"https://login.example"',
     )
     leeway_seconds: int = key(
-        0,
+        10,
         Whole("seconds", 0, 300),
-        "How far the issuer's clock may be off: for so long after exp and before nbf a token is "
-        "taken. A stream ends as much later.",
+        "How far the issuer's clock may be off: this long after exp, and this long before nbf and "
+        "iat, a token is taken. A stream ends as much later.",
     )
     token_seconds_max: int = key(
         30 * DAY,

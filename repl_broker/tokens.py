@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 import warnings
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +25,25 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from repl_broker.config import SECRET_ALGORITHMS, TOKEN_SECRET_BYTES_MIN, AuthConfig
 from repl_broker.errors import ConfigError, RequestError
+from repl_broker.jwks import KeyEntry, KeySet, library_errors, read_file, read_keys
 from repl_broker.message import FILTERS_MAX, is_filter
 
 if TYPE_CHECKING:
-    from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+    from joserfc.jwk import OctKey
+    from joserfc.jws import JWSRegistry
 
-    Key = OctKey | RSAKey | ECKey | OKPKey
-
-__all__ = ["CLAIM", "REASONS", "Claims", "Verifier", "create", "read_secret", "refuse"]
+__all__ = [
+    "CLAIM",
+    "REASONS",
+    "SUBJECT",
+    "Claims",
+    "Verifier",
+    "check_secret_text",
+    "create",
+    "is_subject",
+    "read_secret",
+    "refuse",
+]
 
 CLAIM: Final = "repl_broker"
 # Why a token is not taken, as ``reason`` of ``unauthenticated`` says it.
@@ -49,36 +61,25 @@ REASONS: Final = (
 )
 TOKEN_BYTES_MAX: Final = 8192
 SUBJECT_CHARACTERS_MAX: Final = 255
-FILE_BYTES_MAX: Final = 256 << 10
-KEYS_MAX: Final = 64
-RSA_BITS_MIN: Final = 2048  # RFC 7518 section 3.3
+KEYS_TRIED_MAX: Final = 8  # for a token that names none, or one that several have
 DATE_MAX: Final = 2**53  # of a NumericDate, in seconds
+# By which a token may be dated ahead and still be newer than a revocation: issuers round iat up to
+# the next second, and clocks are never quite the same.
+AHEAD_SECONDS: Final = 2
 
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
-# What a key must be for an algorithm: members of its JWK.
-_FITTING: Final[Mapping[str, Mapping[str, str]]] = {
-    "RS256": {"kty": "RSA"},
-    "ES256": {"kty": "EC", "crv": "P-256"},
-    "EdDSA": {"kty": "OKP", "crv": "Ed25519"},
-}
-_NAMES: Final = {"EdDSA": ("EdDSA", "Ed25519")}  # by which a JWK may name the algorithm
+_BYTE_ORDER_MARK: Final = "\ufeff".encode()
 
 
 class Claims(NamedTuple):
     """What a valid token says. Times are seconds since 1970."""
 
     subject: str | None
-    issued_at: float | None
+    issued_at: float | None  # or when it may have been, if its clock is ahead of this node's
     expires_at: float
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     admin: bool
-
-
-class _KeyEntry(NamedTuple):
-    algorithm: str
-    kid: str | None
-    key: Key
 
 
 def refuse(reason: str, detail: str) -> RequestError:
@@ -88,25 +89,72 @@ def refuse(reason: str, detail: str) -> RequestError:
 
 
 class Verifier:
-    """The keys of a node, and what it asks of a token. Raises ConfigError for bad keys."""
+    """The keys of a node, and what it asks of a token.
 
-    def __init__(self, auth: AuthConfig) -> None:
+    Raises ConfigError for files that cannot be read, and where there is no key for what
+    the configuration asks for.
+
+    ``old`` is the one in force on a node that serves. A file that cannot be read, because
+    it is just being written, leaves the keys from it in force (``problems`` says so). A set
+    that can be read is taken as it is, so that what was withdrawn is gone, even if no key
+    is left. ``notes`` tell of keys that are not used.
+    """
+
+    def __init__(self, auth: AuthConfig, old: Verifier | None = None) -> None:
         self._auth = auth
         self._files = [file for file in (auth.secret_file, auth.jwks_file) if file is not None]
         self.signature = self.stamp()
-        self._keys: list[_KeyEntry] = []
-        if auth.secret_file is not None:
-            self._keys.append(_KeyEntry("HS256", None, _secret_key(read_secret(auth.secret_file))))
-        if auth.jwks_file is not None:
-            self._keys += _read_jwks(auth.jwks_file)
+        self.problems: list[str] = []
+        self._sets: dict[Path, KeySet] = {}
+        for file, read in ((auth.secret_file, _secret_set), (auth.jwks_file, read_keys)):
+            if file is not None:
+                self._sets[file] = self._read_set(file, read, old)
+        self._keys = [key for found in self._sets.values() for key in found.keys]
         allowed = auth.algorithms or tuple(dict.fromkeys(key.algorithm for key in self._keys))
         self._keys = [key for key in self._keys if key.algorithm in allowed]
-        for algorithm in allowed:
-            if not any(key.algorithm == algorithm for key in self._keys):
-                raise ConfigError(
-                    f"[auth] algorithms has {algorithm}, and no key of {auth.jwks_file} is for it"
-                )
         self._allowed = frozenset(allowed)
+        self._registries: dict[str, JWSRegistry] = {}
+        self.notes = (*self._told(), *self._missing(old))
+
+    def _read_set(self, file: Path, read: Callable[[Path], KeySet], old: Verifier | None) -> KeySet:
+        before = None if old is None else old._sets.get(file)
+        try:
+            found = read(file)
+        except ConfigError as error:
+            if before is None:
+                raise
+            self.problems.append(str(error))
+            return before
+        if not found.keys and before is None:
+            why = "".join(f"; {note}" for note in found.notes)
+            raise ConfigError(
+                f"auth.jwks_file: {file} has no key for RS256, ES256, EdDSA that can be used{why}"
+            )
+        return found
+
+    def _told(self) -> list[str]:
+        """What is to be said of the files as they are."""
+        told = [f"{file}: {note}" for file, found in self._sets.items() for note in found.notes]
+        empty = [file for file, found in self._sets.items() if not found.keys]
+        return told + [
+            f"{file} has no key any more: no token by its keys is taken" for file in empty
+        ]
+
+    def _missing(self, old: Verifier | None) -> list[str]:
+        """What there is no key for. Raises ConfigError where it is newly asked for."""
+        there = {key.algorithm for key in self._keys}
+        missing = [
+            f"[auth] algorithms has {algorithm}, and no key of {self._auth.jwks_file} is for it"
+            for algorithm in self._auth.algorithms
+            if algorithm not in there
+        ]
+        if missing and (old is None or old._auth.algorithms != self._auth.algorithms):
+            raise ConfigError(missing[0])
+        return missing
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"<Verifier of {', '.join(map(str, self._files)) or 'nothing'}>"
 
     def stamp(self) -> tuple[object, ...]:
         """Tells whether the files have changed: compare it with ``signature``."""
@@ -117,7 +165,8 @@ class Verifier:
             except OSError:
                 found.append(None)
             else:
-                found.append((about.st_mtime_ns, about.st_size, about.st_ino))
+                # The last tells of a file that may be read only now.
+                found.append((about.st_mtime_ns, about.st_size, about.st_ino, about.st_ctime_ns))
         return tuple(found)
 
     def verify(self, token: str, now: float) -> Claims:
@@ -144,23 +193,42 @@ class Verifier:
 
     def _check_signature(self, token: str, algorithm: str, kid: object) -> None:
         from joserfc import jws
-        from joserfc.errors import JoseError, SecurityWarning
+        from joserfc.errors import SecurityWarning
 
         fitting = [key for key in self._keys if key.algorithm == algorithm]
-        if algorithm not in SECRET_ALGORITHMS:
-            if isinstance(kid, str):
-                fitting = [key for key in fitting if key.kid == kid]
+        if isinstance(kid, str) and algorithm not in SECRET_ALGORITHMS:
+            named = [key for key in fitting if key.kid == kid]
+            fitting = named or [key for key in fitting if key.kid is None]
             if not fitting:
                 raise refuse("signature", "None of the node's keys has the token's key id.")
-            if len(fitting) > 1:
-                raise refuse("signature", "The token names no key (kid), and several may fit.")
-        try:
-            with warnings.catch_warnings():
-                # RFC 9864 would have EdDSA called Ed25519; issuers do not, yet.
-                warnings.simplefilter("ignore", SecurityWarning)
-                jws.deserialize_compact(token, fitting[0].key, algorithms=[algorithm])
-        except (JoseError, ValueError, TypeError):
-            raise refuse("signature", "The token's signature is not valid.") from None
+        with warnings.catch_warnings():
+            # RFC 9864 would have EdDSA called Ed25519; issuers do not, yet.
+            warnings.simplefilter("ignore", SecurityWarning)
+            for key in fitting[:KEYS_TRIED_MAX]:
+                try:
+                    jws.deserialize_compact(token, key.key, registry=self._registry(algorithm))
+                except library_errors():
+                    continue
+                return
+        if len(fitting) > KEYS_TRIED_MAX:
+            raise refuse(
+                "signature",
+                f"The token's signature is not by the first {KEYS_TRIED_MAX} of the "
+                f"{len(fitting)} keys that may fit; have the issuer name its key (kid).",
+            )
+        raise refuse("signature", "The token's signature is not valid.")
+
+    def _registry(self, algorithm: str) -> JWSRegistry:
+        """The library's rules: header parameters that it does not know are ignored, as RFC 7515
+        section 4 has it; crit, which would forbid that, was looked at before."""
+        from joserfc.jws import JWSRegistry
+
+        found = self._registries.get(algorithm)
+        if found is None:
+            found = JWSRegistry(algorithms=[algorithm], strict_check_header=False)
+            found.max_header_length = TOKEN_BYTES_MAX
+            self._registries[algorithm] = found
+        return found
 
     def _read(self, payload: Mapping[str, Any], now: float) -> Claims:
         auth, leeway = self._auth, self._auth.leeway_seconds
@@ -171,6 +239,12 @@ class Verifier:
             raise refuse("expired", "The token has expired; get a new one.")
         if not_before is not None and now < not_before - leeway:
             raise refuse("not_yet_valid", "The token is not valid yet (nbf).")
+        if issued_at is not None and now < issued_at - leeway:
+            raise refuse(
+                "not_yet_valid",
+                "The token was issued in the future (iat), by more than [auth] leeway_seconds "
+                f"({leeway}): set the issuer's clock, or this node's.",
+            )
         if expires_at - (now if issued_at is None else issued_at) > auth.token_seconds_max:
             raise refuse(
                 "claims",
@@ -178,28 +252,64 @@ class Verifier:
                 "([auth] token_seconds_max).",
             )
         self._check_audience(payload)
-        if auth.issuer is not None and payload.get("iss") != auth.issuer:
-            raise refuse("issuer", "The token is of another issuer (iss).")
+        self._check_issuer(payload)
+        if not isinstance(payload.get("jti", ""), str):
+            raise refuse("claims", "The claim jti must be a string.")
         subject = payload.get("sub")
-        if subject is not None and not is_subject(subject):
-            raise refuse(
-                "claims", f"The claim sub must be 1 to {SUBJECT_CHARACTERS_MAX} characters."
-            )
+        if "sub" in payload and not is_subject(subject):
+            raise refuse("claims", f"The claim sub must be {SUBJECT}, so that it can be revoked.")
+        issued_at = _issued(issued_at, now, leeway)
         return Claims(subject, issued_at, expires_at, *_grants(payload.get(CLAIM, {})))
 
     def _check_audience(self, payload: Mapping[str, Any]) -> None:
-        audience = payload.get("aud", ())
-        named = (audience,) if isinstance(audience, str) else audience
-        if not isinstance(named, list | tuple):
-            named = (named,)
+        audience = payload.get("aud", [])
+        named = [audience] if isinstance(audience, str) else audience
+        if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+            raise refuse("audience", "The claim aud must be a string, or an array of strings.")
         # RFC 7519 section 4.1.3: who does not find itself there must refuse.
         if (named or self._auth.audience is not None) and self._auth.audience not in named:
             raise refuse("audience", "The token is not for this broker (aud).")
 
+    def _check_issuer(self, payload: Mapping[str, Any]) -> None:
+        issuer = payload.get("iss", "")
+        if not isinstance(issuer, str):
+            raise refuse("issuer", "The claim iss must be a string.")
+        if self._auth.issuer is not None and issuer != self._auth.issuer:
+            raise refuse("issuer", "The token is of another issuer (iss).")
+
+
+# What is_subject takes.
+SUBJECT: Final = (
+    f"1 to {SUBJECT_CHARACTERS_MAX} printable characters in Unicode's composed form (NFC), "
+    'and not "." or ".."'
+)
+
 
 def is_subject(found: object) -> bool:
-    """Whether it can be a token's ``sub``."""
-    return isinstance(found, str) and 1 <= len(found) <= SUBJECT_CHARACTERS_MAX
+    """Whether it can be a token's ``sub``: exactly those can be revoked.
+
+    What cannot be seen, or is written in two ways, would be revoked under another name than
+    the token has: line breaks, other spaces than U+0020, characters without width, and what is
+    not NFC. U+FFFD is what becomes of bytes in a path that are not UTF-8. "." and ".." never
+    arrive as the last part of a path.
+    """
+    return (
+        isinstance(found, str)
+        and 1 <= len(found) <= SUBJECT_CHARACTERS_MAX
+        and found.isprintable()
+        and "\ufffd" not in found
+        and found not in (".", "..")
+        and unicodedata.is_normalized("NFC", found)
+    )
+
+
+def _issued(said: float | None, now: float, leeway: float) -> float | None:
+    """When a token was issued, as far as revocations are concerned.
+
+    One that is dated further ahead than rounding explains is by a clock that is ahead, by the
+    leeway at most; so much earlier it may have been issued.
+    """
+    return said - leeway if said is not None and said > now + AHEAD_SECONDS else said
 
 
 def create(
@@ -233,91 +343,49 @@ def create(
 
 def read_secret(file: Path) -> bytes:
     """The secret by which tokens are signed. Raises ConfigError."""
-    secret = _read(file, "auth.secret_file").rstrip(b"\r\n")
+    secret = read_file(file, "auth.secret_file").rstrip(b"\r\n")
+    check_secret_text(secret, f"auth.secret_file: {file}")
     if len(secret) < TOKEN_SECRET_BYTES_MIN:
         raise ConfigError(
             f"auth.secret_file: the secret in {file} has {len(secret)} bytes; wanted at least "
             f"{TOKEN_SECRET_BYTES_MIN}, for instance from openssl rand -hex 32"
         )
+    _secret_key(secret, f"auth.secret_file: {file}")
     return secret
 
 
-def _secret_key(secret: bytes) -> OctKey:
+def check_secret_text(secret: bytes, where: str) -> None:
+    """Refuse what an editor has put before a secret that is text; others would not count it in."""
+    rest = secret.removeprefix(_BYTE_ORDER_MARK)
+    if (rest != secret and rest.isascii()) or (
+        secret[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in secret[2:4]
+    ):
+        raise ConfigError(
+            f"{where} begins with a byte order mark, which would be part of the secret; save it as "
+            "plain ASCII or UTF-8 without one"
+        )
+
+
+def _secret_set(file: Path) -> KeySet:
+    key = _secret_key(read_secret(file), f"auth.secret_file: {file}")
+    return KeySet((KeyEntry("HS256", None, key),), ())
+
+
+def _secret_key(secret: bytes, where: str = "the secret") -> OctKey:
+    """Raises ConfigError for what no secret is: a key or a certificate that others may know."""
+    from joserfc.errors import SecurityWarning
     from joserfc.jwk import OctKey
 
-    return OctKey.import_key(secret)
-
-
-def _read(file: Path, name: str) -> bytes:
+    errors: tuple[type[Exception], ...] = (*library_errors(), SecurityWarning)
     try:
-        with file.open("rb") as opened:
-            data = opened.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot read {file}: {error.strerror}") from None
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(f"{name}: {file} has more than {FILE_BYTES_MAX} bytes")
-    return data
-
-
-def _read_jwks(file: Path) -> list[_KeyEntry]:
-    where = f"auth.jwks_file: {file}"
-    try:
-        document = json.loads(_read(file, "auth.jwks_file"))
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{where} is not JSON") from None
-    found = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise ConfigError(f'{where} is no JSON Web Key Set: wanted {{"keys":[…]}} (RFC 7517)')
-    if len(found) > KEYS_MAX:
-        raise ConfigError(f"{where} has {len(found)} keys; the limit is {KEYS_MAX}")
-    entries = []
-    for number, jwk in enumerate(found, 1):
-        algorithm = next((name for name in _FITTING if _fits(jwk, name)), None)
-        if jwk.get("kty") == "oct":
-            raise ConfigError(f"{where}, key {number}: a secret belongs in auth.secret_file")
-        if algorithm is not None:
-            key = _import(jwk, f"{where}, key {number}")
-            kid = jwk.get("kid")
-            entries.append(_KeyEntry(algorithm, kid if isinstance(kid, str) else None, key))
-    if not entries:
-        raise ConfigError(f"{where} has no key for {', '.join(_FITTING)}")
-    kids = [(entry.algorithm, entry.kid) for entry in entries if entry.kid is not None]
-    if len(set(kids)) < len(kids):
-        raise ConfigError(f"{where} has two keys with the same kid")
-    return entries
-
-
-def _fits(jwk: Mapping[str, Any], algorithm: str) -> bool:
-    """Whether the key is one for checking signatures of this algorithm (RFC 7517 section 4)."""
-    if any(jwk.get(name) != value for name, value in _FITTING[algorithm].items()):
-        return False
-    if jwk.get("alg", algorithm) not in _NAMES.get(algorithm, (algorithm,)):
-        return False
-    operations = jwk.get("key_ops", ("verify",))
-    return jwk.get("use", "sig") == "sig" and (
-        isinstance(operations, list | tuple) and ("verify" in operations or "sign" in operations)
-    )
-
-
-def _import(jwk: Mapping[str, Any], where: str) -> Key:
-    from joserfc.errors import JoseError
-    from joserfc.jwk import ECKey, OKPKey, RSAKey
-
-    makers: dict[str, Callable[[Any], Key]] = {
-        "RSA": RSAKey.import_key,
-        "EC": ECKey.import_key,
-        "OKP": OKPKey.import_key,
-    }
-    # What is private of it, if it is there, is of no use here.
-    public = {name: jwk[name] for name in ("kty", "crv", "n", "e", "x", "y") if name in jwk}
-    try:
-        if jwk["kty"] == "RSA":
-            bits = int.from_bytes(_decoded(jwk["n"])).bit_length()
-            if bits < RSA_BITS_MIN:
-                raise ConfigError(f"{where}: an RSA key of {bits} bits; wanted {RSA_BITS_MIN}")
-        return makers[jwk["kty"]](public)
-    except (JoseError, ValueError, TypeError, KeyError, AttributeError):
-        raise ConfigError(f"{where}: cannot be read as a public key (RFC 7518)") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SecurityWarning)
+            return OctKey.import_key(secret)
+    except errors:
+        raise ConfigError(
+            f"{where} holds a key or a certificate, and no secret for HS256; a public key belongs "
+            "in auth.jwks_file"
+        ) from None
 
 
 def _decoded(text: str) -> bytes:
@@ -327,16 +395,16 @@ def _decoded(text: str) -> bytes:
 def _object(part: str) -> dict[str, Any] | None:
     """The JSON object that is a part of a token; None if it is not one."""
     try:
-        found = json.loads(_decoded(part))
+        found = json.loads(_decoded(part).decode())
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def _date(payload: Mapping[str, Any], name: str) -> float | None:
-    found = payload.get(name)
-    if found is None:
+    if name not in payload:
         return None
+    found = payload[name]
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise refuse("claims", f"The claim {name} must be a number of seconds since 1970.")
     if not 0 <= found <= DATE_MAX:  # which NaN is not, either

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repl_broker import access as module
 from repl_broker.access import EVERYONE, Access, Credentials, Identity
 from repl_broker.config import AnonymousConfig, Config
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.message import FilterSet
+from repl_broker.tokens import AHEAD_SECONDS
 from tests.nodes import configured
 from tests.signing import EC, OKP, SECRET, claims, grants, hs256, jwks, signed
 
@@ -46,7 +52,7 @@ def make(tmp_path: Path, clock: Clock) -> Callable[..., Access]:
 
 
 def settings(secret: Path, http: dict[str, Any] | None = None, **auth: Any) -> Config:
-    keys = {"mode": "jwt", "secret_file": secret} | auth
+    keys = {"mode": "jwt", "secret_file": secret, "leeway_seconds": 0} | auth
     return configured(auth=keys, http=http or {})
 
 
@@ -207,14 +213,97 @@ def test_a_subscription_needs_a_filter_that_covers_all_of_it(make: Callable[...,
 
 
 def test_a_revocation_concerns_what_was_issued_before(make: Callable[..., Access]) -> None:
-    access = make()
+    access = make(leeway_seconds=10)
     revocations = {"ann": (NOW * 1000 + 500, 0)}
     access.follow(lambda: revocations)
     assert reader(access, with_bearer(token(iat=NOW + 1)))
     assert reader(access, with_bearer(token(sub="bob")))
     assert reader(access, with_bearer(token(sub=None, iat=None)))
-    for iat in (NOW - 10, NOW, None):
+    for iat in (NOW - 10, NOW, NOW + 3, NOW + 10, None):
         assert refusal(lambda i=iat: reader(access, with_bearer(token(iat=i))))[1] == "revoked"
+
+
+class Told(NamedTuple):
+    """A token's times, and when it is shown and when its subject is revoked; seconds from NOW."""
+
+    iat: int
+    life: int
+    leeway: int
+    ahead: int  # of the node's clock, that of the issuer
+    shown: list[int]
+    revoked: int
+
+
+TOLD: Final = st.builds(
+    Told,
+    st.integers(-30, 30),
+    st.integers(1, 60),
+    st.sampled_from([0, 5, 10]),
+    st.integers(-12, 12),
+    st.lists(st.integers(-30, 90), min_size=1, max_size=6).map(sorted),
+    st.integers(-30, 90),
+)
+
+
+@given(TOLD)
+def test_no_token_outlives_its_revocation(told: Told) -> None:
+    """It is accepted exactly when a model of four lines says so, whenever it is shown."""
+    clock, revocations = Clock(), dict[str, tuple[int, int]]()
+    dated = told.iat + told.ahead
+    given_token = with_bearer(token(iat=NOW + dated, exp=NOW + dated + told.life))
+    with tempfile.NamedTemporaryFile() as secret:
+        secret.write(SECRET)
+        secret.flush()
+        access = Access(settings(Path(secret.name), leeway_seconds=told.leeway), clock)
+    access.follow(lambda: revocations)
+    issued: int | None = None  # as the node has it since it was first shown
+    for moment in told.shown:
+        clock.now = NOW + moment
+        if moment >= told.revoked:
+            revocations["ann"] = ((NOW + told.revoked) * 1000, 0)
+        in_time = dated - told.leeway <= moment < dated + told.life + told.leeway
+        if issued is None and in_time:
+            issued = dated if dated <= moment + AHEAD_SECONDS else dated - told.leeway
+        is_revoked = moment >= told.revoked and issued is not None and issued < told.revoked
+        try:
+            reader(access, given_token)
+            counts = True
+        except RequestError:
+            counts = False
+        assert counts == (in_time and not is_revoked)
+        # What is promised of it, by a right clock or a wrong one within the leeway:
+        if counts and moment >= told.revoked and told.ahead <= AHEAD_SECONDS:
+            assert dated >= told.revoked
+            assert told.iat >= told.revoked - AHEAD_SECONDS
+
+
+@pytest.mark.parametrize("ahead", [3, 5, 10])
+def test_a_token_that_was_used_before_it_was_issued_does_not_outlive_its_revocation(
+    make: Callable[..., Access], clock: Clock, ahead: int
+) -> None:
+    """Its issuer's clock is ahead, by no more than is forgiven."""
+    access = make(leeway_seconds=10)
+    revocations: dict[str, tuple[int, int]] = {}
+    access.follow(lambda: revocations)
+    early = with_bearer(token(iat=NOW + ahead))
+    assert reader(access, early)
+    revocations["ann"] = (NOW * 1000 + 100, 0)
+    for _ in range(ahead + 3):
+        clock.now += 1
+        assert refusal(lambda: reader(access, early))[1] == "revoked"
+
+
+def test_a_revocation_is_known_for_as_long_as_any_token_of_before_is_taken(
+    make: Callable[..., Access], clock: Clock
+) -> None:
+    """Dated ahead by the leeway, it lives its longest, and is taken for the leeway more."""
+    access = make(leeway_seconds=300, token_seconds_max=600)
+    last = with_bearer(token(iat=NOW + 300, exp=NOW + 900))
+    assert reader(access, last)
+    revoked_at = NOW
+    clock.now = NOW + 1199
+    assert reader(access, last)
+    assert clock.now < revoked_at + access.keep_seconds
 
 
 async def test_a_revocation_ends_leases_once_and_those_alone(make: Callable[..., Access]) -> None:
@@ -286,6 +375,117 @@ def test_keys_are_read_again_when_their_file_changes(
     file.unlink()
     clock.now += 2
     assert reader(access, with_bearer(new))
+
+
+class Keys:
+    """A key file that changes, and a node's rules that look at it."""
+
+    def __init__(self, folder: Path, clock: Clock, **auth: Any) -> None:
+        self.clock = clock
+        self.file = folder / "jwks"
+        self.write(one=EC)
+        keys = {"mode": "jwt", "jwks_file": self.file} | auth
+        self.config = configured(auth=keys)
+        self.access = Access(self.config, clock)
+
+    def write(self, *more: object, **kids: Any) -> None:
+        keys = [key.as_dict(private=False) | {"kid": kid} for kid, key in kids.items()]
+        self.file.write_text(json.dumps({"keys": [*more, *keys]}))
+        self.clock.now += 2
+        os.utime(self.file, ns=(0, int(self.clock.now * 1e9)))
+
+    def counts(self, name: str) -> bool:
+        algorithm, key = {"one": ("ES256", EC), "two": ("EdDSA", OKP)}[name]
+        text = signed(algorithm, claims(iat=NOW - 10, exp=NOW + 1000), key, kid=name)
+        try:
+            reader(self.access, with_bearer(text))
+        except RequestError:
+            return False
+        return True
+
+
+BAD_KEYS: Final = (
+    {"kty": "oct", "k": "AA"},
+    {"kty": "RSA"},
+    5,
+    {"kty": "RSA", "n": "AA", "e": "A"},
+)
+
+
+@pytest.mark.parametrize("bad", BAD_KEYS)
+def test_a_key_that_is_withdrawn_is_gone_though_another_is_broken(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, bad: object
+) -> None:
+    keys = Keys(tmp_path, clock)
+    assert (keys.counts("one"), keys.counts("two")) == (True, False)
+    keys.write(bad, two=OKP)
+    assert (keys.counts("one"), keys.counts("two")) == (False, True)
+    keys.write(bad, two=OKP)
+    assert (keys.counts("one"), keys.counts("two")) == (False, True)
+    keys.access.reload(keys.config)
+    assert caplog.text.count("is not used") == 1  # it is told once, not at each look
+
+
+def test_the_last_key_can_be_withdrawn(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody who withdraws a key wants it to stay good because there is no other yet."""
+    keys = Keys(tmp_path, clock)
+    assert keys.counts("one")
+    keys.write()
+    assert not keys.counts("one")
+    assert "has no key any more" in caplog.text
+    keys.access.reload(keys.config)
+    assert not keys.counts("one")
+    with pytest.raises(ConfigError, match="has no key for"):
+        Access(keys.config)
+    keys.write(one=EC)
+    assert keys.counts("one")
+
+
+def test_a_key_that_is_withdrawn_is_gone_though_its_algorithm_is_asked_for(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = Keys(tmp_path, clock, algorithms=("ES256",))
+    keys.write(two=OKP)
+    assert not keys.counts("one")
+    assert "[auth] algorithms has ES256, and no key" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_read(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    keys = Keys(tmp_path, clock, secret_file=secret)
+    secret.write_bytes(b"short")
+    keys.write(two=OKP)
+    assert (keys.counts("one"), keys.counts("two")) == (False, True)
+    assert reader(keys.access, with_bearer(token()))  # by the secret of before
+    assert caplog.text.count("keys not read again") == 1
+    with pytest.raises(ConfigError, match="wanted at least 32"):
+        keys.access.reload(keys.config)
+
+
+def test_a_file_that_may_be_read_again_is_read_again(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its contents, size and date are the same; who may read it has changed."""
+    keys = Keys(tmp_path, clock)
+    assert keys.counts("one")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", mock.Mock(side_effect=PermissionError(13, "Denied")))
+        jwks_text = json.dumps({"keys": [OKP.as_dict(private=False) | {"kid": "two"}]})
+        os.truncate(keys.file, 0)
+        descriptor = os.open(keys.file, os.O_WRONLY)
+        os.write(descriptor, jwks_text.encode())
+        os.close(descriptor)
+        clock.now += 2
+        assert keys.counts("one")
+    about = keys.file.stat()
+    keys.file.chmod(0o600 if about.st_mode & 0o777 != 0o600 else 0o640)
+    clock.now += 2
+    assert (keys.counts("one"), keys.counts("two")) == (False, True)
 
 
 def test_reload_goes_by_another_configuration_or_changes_nothing(

@@ -43,6 +43,7 @@ LAYERS = (
     ("command",),
     ("access",),
     ("tokens",),
+    ("jwks",),
     ("logs", "certificates", "admission", "checks", "loop_turns"),
     ("systemd", "reload"),
     ("trace", "histogram"),

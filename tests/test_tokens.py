@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import cryptography.exceptions
+import joserfc.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from joserfc.jwk import RSAKey
+from joserfc.errors import BadSignatureError
+from joserfc.jwk import ECKey, RSAKey
 
 from repl_broker.config import AuthConfig
 from repl_broker.errors import ConfigError, RequestError
-from repl_broker.tokens import Claims, Verifier, create
+from repl_broker.jwks import library_errors
+from repl_broker.tokens import AHEAD_SECONDS, REASONS, Claims, Verifier, create, is_subject
 from tests.signing import EC, OKP, RSA, SECRET, hs256, jwks, part, signed, unsigned
 
 NOW: Final = 1_800_000_000.0
 DAY: Final = 86_400
 GOOD: Final[dict[str, Any]] = {"sub": "ann", "iat": NOW - 10, "exp": NOW + 3600}
 OTHER_RSA: Final = RSAKey.generate_key(2048)
+OTHER_EC: Final = ECKey.generate_key("P-256")
+_FILE: Final = tempfile.NamedTemporaryFile()  # noqa: SIM115  # as long as the tests are
+_FILE.write(SECRET)
+_FILE.flush()
+A_SECRET: Final = Path(_FILE.name)
+A_VERIFIER: Final = Verifier(AuthConfig(mode="jwt", secret_file=A_SECRET))
 
 
 @pytest.fixture
@@ -54,9 +65,11 @@ def test_a_token_says_who_asks_and_what_that_one_may_do(verifier: Verifier) -> N
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"exp": NOW}, "expired"),
-        ({"exp": NOW - 0.5}, "expired"),
-        ({"nbf": NOW + 1}, "not_yet_valid"),
+        ({"exp": NOW - 10}, "expired"),
+        ({"exp": NOW - 10.5}, "expired"),
+        ({"nbf": NOW + 11}, "not_yet_valid"),
+        ({"iat": NOW + 11}, "not_yet_valid"),
+        ({"iat": NOW + 20 * DAY, "exp": NOW + 40 * DAY}, "not_yet_valid"),
         ({"exp": None}, "claims"),
         ({"exp": "soon"}, "claims"),
         ({"exp": True}, "claims"),
@@ -70,9 +83,16 @@ def test_a_token_says_who_asks_and_what_that_one_may_do(verifier: Verifier) -> N
         ({"sub": ""}, "claims"),
         ({"sub": 1}, "claims"),
         ({"sub": "x" * 256}, "claims"),
+        ({"jti": 1}, "claims"),
+        ({"iss": 1}, "issuer"),
+        ({"iss": ["x"]}, "issuer"),
         ({"aud": "x"}, "audience"),
         ({"aud": ["x", "y"]}, "audience"),
         ({"aud": 1}, "audience"),
+        ({"aud": {}}, "audience"),
+        ({"aud": False}, "audience"),
+        ({"aud": [None]}, "audience"),
+        ({"aud": [[]]}, "audience"),
         ({"repl_broker": []}, "claims"),
         ({"repl_broker": {"publsh": []}}, "claims"),
         ({"repl_broker": {"publish": "a"}}, "claims"),
@@ -88,6 +108,21 @@ def test_what_is_wrong_with_the_claims_is_told(
 ) -> None:
     payload = {k: v for k, v in (GOOD | changed).items() if v is not None}
     assert reason(verifier, hs256(payload)) == why
+
+
+@pytest.mark.parametrize("name", ["exp", "nbf", "iat", "sub", "jti", "iss", "aud", "repl_broker"])
+def test_a_claim_that_is_null_is_of_the_wrong_type(verifier: Verifier, name: str) -> None:
+    assert reason(verifier, hs256(GOOD | {name: None})) in ("claims", "issuer", "audience")
+
+
+def test_what_is_not_utf_8_is_malformed(verifier: Verifier) -> None:
+    for encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        assert reason(verifier, hs256(json.dumps(GOOD).encode(encoding))) == "malformed"
+
+
+def test_header_parameters_that_are_not_known_are_ignored(verifier: Verifier) -> None:
+    """RFC 7515 section 4; some issuers put a nonce or a certificate there."""
+    assert verifier.verify(hs256(GOOD, nonce="x", x5c=["A" * 2000], kid="k" * 300), NOW)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +182,8 @@ def test_audience_and_issuer_are_asked_for_where_they_are_configured(
 def test_leeway_forgives_clocks_that_differ(secret_file: Path) -> None:
     verifier = Verifier(AuthConfig(mode="jwt", secret_file=secret_file, leeway_seconds=5))
     assert verifier.verify(hs256(GOOD | {"exp": NOW - 4}), NOW)
-    assert verifier.verify(hs256(GOOD | {"nbf": NOW + 5}), NOW)
+    assert verifier.verify(hs256(GOOD | {"nbf": NOW + 5, "iat": NOW + 5}), NOW)
+    assert reason(verifier, hs256(GOOD | {"iat": NOW + 6})) == "not_yet_valid"
     assert reason(verifier, hs256(GOOD | {"exp": NOW - 5})) == "expired"
     assert reason(verifier, hs256(GOOD | {"nbf": NOW + 6})) == "not_yet_valid"
 
@@ -179,11 +215,42 @@ def test_a_public_key_is_never_taken_for_a_secret(tmp_path: Path, secret_file: P
     assert verifier.verify(hs256(GOOD), NOW)
 
 
-def test_of_several_keys_a_token_must_name_one(tmp_path: Path) -> None:
-    file = jwks(tmp_path / "jwks", one=RSA, two=OTHER_RSA)
+def test_a_token_without_a_key_id_is_checked_by_each_key_that_fits(tmp_path: Path) -> None:
+    file = jwks(tmp_path / "jwks", one=RSA, two=OTHER_RSA, e=EC)
     verifier = Verifier(AuthConfig(mode="jwt", jwks_file=file))
-    assert verifier.verify(signed("RS256", GOOD, OTHER_RSA, kid="two"), NOW)
-    assert reason(verifier, signed("RS256", GOOD, RSA)) == "signature"
+    for key in (RSA, OTHER_RSA):
+        assert verifier.verify(signed("RS256", GOOD, key), NOW)
+    assert reason(verifier, signed("RS256", GOOD, RSAKey.generate_key(2048))) == "signature"
+    assert reason(verifier, signed("RS256", GOOD, OTHER_RSA, kid="one")) == "signature"
+
+
+def test_a_key_without_an_id_serves_tokens_that_name_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "jwks"
+    nameless = OTHER_RSA.as_dict(private=False)
+    assert "kid" not in nameless
+    file.write_text(json.dumps({"keys": [RSA.as_dict(private=False) | {"kid": "a"}, nameless]}))
+    verifier = Verifier(AuthConfig(mode="jwt", jwks_file=file))
+    assert verifier.verify(signed("RS256", GOOD, OTHER_RSA, kid="b"), NOW)
+    assert reason(verifier, signed("RS256", GOOD, OTHER_RSA, kid="a")) == "signature"
+
+
+def test_only_so_many_keys_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each token that anyone makes up would cost as many checks as there are keys."""
+    keys = [ECKey.generate_key("P-256") for _ in range(10)]
+    file = jwks(tmp_path / "jwks", **{f"k{number}": key for number, key in enumerate(keys)})
+    verifier = Verifier(AuthConfig(mode="jwt", jwks_file=file))
+    tried: list[object] = []
+
+    def counted(token: str, key: object, **rules: Any) -> Any:
+        tried.append(key)
+        raise BadSignatureError
+
+    assert verifier.verify(signed("ES256", GOOD, keys[7]), NOW)
+    assert verifier.verify(signed("ES256", GOOD, keys[8], kid="k8"), NOW)
+    monkeypatch.setattr("joserfc.jws.deserialize_compact", counted)
+    with pytest.raises(RequestError, match="first 8 of the 10 keys"):
+        verifier.verify(signed("ES256", GOOD, keys[8]), NOW)
+    assert len(tried) == 8
 
 
 def test_the_list_of_algorithms_is_all_that_is_taken(tmp_path: Path, secret_file: Path) -> None:
@@ -202,24 +269,252 @@ def test_the_list_of_algorithms_is_all_that_is_taken(tmp_path: Path, secret_file
         ("{", "is not JSON"),
         ("[" * 5000, "is not JSON"),
         ("[]", "is no JSON Web Key Set"),
-        ('{"keys":[1]}', "is no JSON Web Key Set"),
+        ('{"keys":{}}', "is no JSON Web Key Set"),
         ('{"keys":[]}', "has no key for RS256, ES256, EdDSA"),
-        ('{"keys":[{"kty":"EC","crv":"P-384"}]}', "has no key for"),
-        ('{"keys":[{"kty":"oct","k":"AA"}]}', "a secret belongs in auth.secret_file"),
-        ('{"keys":[{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}]}', "cannot be read"),
-        ('{"keys":[{"kty":"EC","crv":"P-256"}]}', "cannot be read"),
-        ('{"keys":[{"kty":"RSA","n":5,"e":"AQAB"}]}', "cannot be read"),
-        ('{"keys":[{"kty":"RSA","n":"' + "x" * 171 + '","e":"AQAB"}]}', "wanted 2048"),
+        ('{"keys":[1]}', "has no key for .* it is no JSON object"),
         (json.dumps({"keys": [{}] * 65}), "has 65 keys; the limit is 64"),
-        (json.dumps({"keys": [EC.as_dict(private=False) | {"use": "enc"}]}), "has no key for"),
-        (json.dumps({"keys": [EC.as_dict(private=False) | {"kid": "a"}] * 2}), "same kid"),
     ],
 )
-def test_keys_that_cannot_be_used_are_told(tmp_path: Path, text: str, words: str) -> None:
+def test_a_file_without_a_key_that_can_be_used_is_refused(
+    tmp_path: Path, text: str, words: str
+) -> None:
     file = tmp_path / "jwks.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         Verifier(AuthConfig(mode="jwt", jwks_file=file))
+
+
+PUBLIC: Final = EC.as_dict(private=False)
+UNUSABLE: Final[dict[str, tuple[object, str]]] = {
+    "no object": (1, "no JSON object"),
+    "null": (None, "no JSON object"),
+    "empty": ({}, "kty missing"),
+    "kty of another type": ({"kty": 5}, "kty no string"),
+    "kty that is not known": ({"kty": "AKP", "alg": "ML-DSA-44"}, "kty 'AKP' is not of RS256"),
+    "crv that is not known": ({"kty": "EC", "crv": "P-384"}, "crv 'P-384' is not of RS256"),
+    "crv for key exchange": ({"kty": "OKP", "crv": "X25519", "x": "AA"}, "crv 'X25519'"),
+    "a secret": ({"kty": "oct", "k": "AA"}, "a secret belongs in auth.secret_file"),
+    "no point of the curve": (PUBLIC | {"x": "AA", "y": "AA"}, "cannot be read"),
+    "a point too long": (PUBLIC | {"x": "A" * 4000}, "cannot be read"),
+    "no x": ({"kty": "EC", "crv": "P-256"}, "cannot be read"),
+    "no n": ({"kty": "RSA", "e": "AQAB"}, "cannot be read"),
+    "no e": ({"kty": "RSA", "n": RSA.as_dict(private=False)["n"]}, "cannot be read"),
+    "e of 1": (RSA.as_dict(private=False) | {"e": "AQ"}, "cannot be read"),
+    "n of another type": ({"kty": "RSA", "n": 5, "e": "AQAB"}, "cannot be read"),
+    "n that is empty": ({"kty": "RSA", "n": "", "e": "AQAB"}, "cannot be read"),
+    "no base64": ({"kty": "RSA", "n": "%" * 400, "e": "AQAB"}, "cannot be read"),
+    "base64 with padding": ({"kty": "OKP", "crv": "Ed25519", "x": "A" * 43 + "="}, "be read"),
+    "no ASCII": ({"kty": "OKP", "crv": "Ed25519", "x": "é" * 43}, "cannot be read"),
+    "a surrogate": ({"kty": "OKP", "crv": "Ed25519", "x": "\ud800"}, "cannot be read"),
+    "1,024 bits": ({"kty": "RSA", "n": "x" * 171 + "A", "e": "AQAB"}, "wanted 2048"),
+    "more bits than pay": ({"kty": "RSA", "n": "x" * 2000, "e": "AQAB"}, "wanted 2048 to 6144"),
+    "for encryption": (PUBLIC | {"use": "enc"}, "its use is 'enc'"),
+    "use of another type": (PUBLIC | {"use": ["sig"]}, "its use is no string"),
+    "alg of another": (PUBLIC | {"alg": "ES384"}, "its alg is 'ES384'"),
+    "alg of another type": (PUBLIC | {"alg": {}}, "its alg is no string"),
+    "key_ops of another": (PUBLIC | {"key_ops": ["wrapKey"]}, "no verify"),
+    "key_ops of another type": (PUBLIC | {"key_ops": [[], 1]}, "no verify"),
+    "kid of another type": (PUBLIC | {"kid": 7}, "its kid is no string"),
+    "deep": ({"kty": "EC", "crv": json.loads("[" * 400 + "]" * 400)}, "crv no string"),
+    "a copy": (OKP.as_dict(private=False) | {"kid": "good"}, "it is key 1"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_key_that_cannot_be_used_is_passed_over_and_told(tmp_path: Path, name: str) -> None:
+    """RFC 7517 section 5; or one bad key would keep the others of a set from being used."""
+    bad, words = UNUSABLE[name]
+    keys = [OKP.as_dict(private=False) | {"kid": "good"}, bad]
+    file = tmp_path / "jwks.json"
+    for order in (keys, keys[::-1]):
+        file.write_text(json.dumps({"keys": order}))
+        verifier = Verifier(AuthConfig(mode="jwt", jwks_file=file))
+        assert verifier.verify(signed("EdDSA", GOOD, OKP, kid="good"), NOW)
+        assert verifier.verify(signed("EdDSA", GOOD, OKP), NOW)
+        [note] = verifier.notes
+        assert words in note
+        assert len(note) < 300
+
+
+def test_two_keys_with_one_id_are_both_tried(tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    two = [key.as_dict(private=False) | {"kid": "a"} for key in (RSA, OTHER_RSA)]
+    file.write_text(json.dumps({"keys": two}))
+    verifier = Verifier(AuthConfig(mode="jwt", jwks_file=file))
+    for key in (RSA, OTHER_RSA):
+        assert verifier.verify(signed("RS256", GOOD, key, kid="a"), NOW)
+    assert "key 2 (kid 'a') has the kid of key 1" in verifier.notes[0]
+
+
+def test_all_that_the_library_can_raise_is_expected() -> None:
+    """Each exception of joserfc's and cryptography's own, and those that they let through."""
+    for module in (joserfc.errors, cryptography.exceptions):
+        for found in vars(module).values():
+            if isinstance(found, type) and issubclass(found, Exception):
+                assert issubclass(found, (*library_errors(), Warning)) or found.__name__ in (
+                    *("AlreadyFinalized", "AlreadyUpdated", "NotYetFinalized"),  # of streams
+                    "InvalidTag",  # of ciphers
+                ), found
+
+
+# Members of a key, right and wrong, in any mixture.
+JSON: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+WORDS: Final = st.sampled_from(
+    [*("RSA", "EC", "OKP", "oct", "P-256", "P-384", "Ed25519", "X25519", "sig", "enc", "verify")]
+    + ["RS256", "ES256", "EdDSA", "AQAB", "AQ", "", "a", "A" * 43, "A" * 342, "x" * 342]
+    + [str(key.as_dict(private=False)[name]) for key, name in ((RSA, "n"), (EC, "x"), (EC, "y"))]
+)
+MEMBERS: Final = ("kty", "crv", "n", "e", "x", "y", "k", "d", "alg", "use", "kid", "key_ops", "x5c")
+WHOLE: Final = st.sampled_from([key.as_dict(private=False) for key in (RSA, EC, OKP)])
+CHANGES: Final = st.dictionaries(st.sampled_from(MEMBERS), WORDS | JSON, max_size=5)
+KEYS: Final = st.builds(lambda whole, changes: whole | changes, WHOLE | st.just({}), CHANGES) | JSON
+
+
+BY_THE_GOOD_ONE: Final = signed("EdDSA", GOOD, OKP, kid="the good one")
+BY_OTHERS: Final = [
+    signed(algorithm, GOOD, key, **kid)
+    for algorithm, key in (("RS256", OTHER_RSA), ("ES256", OTHER_EC))
+    for kid in ({}, {"kid": "a"})
+]
+
+
+@given(st.lists(KEYS, max_size=6), st.integers(0, 6))
+def test_whatever_is_in_a_set_the_good_key_of_it_counts(found: list[Any], place: int) -> None:
+    found.insert(min(place, len(found)), OKP.as_dict(private=False) | {"kid": "the good one"})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "jwks"
+        file.write_text(json.dumps({"keys": found}))
+        verifier = Verifier(AuthConfig(mode="jwt", jwks_file=file))
+    assert verifier.verify(BY_THE_GOOD_ONE, NOW)
+    for token in BY_OTHERS:
+        with pytest.raises(RequestError):
+            verifier.verify(token, NOW)
+
+
+CLAIM_NAMES: Final = ("exp", "nbf", "iat", "sub", "aud", "iss", "jti", "repl_broker")
+TIMES: Final = st.sampled_from([0, NOW - 1, NOW, NOW + 1, NOW + 60, 1e300, -1, float("nan")])
+PAYLOADS: Final = JSON | st.builds(
+    lambda good, changes: good | changes,
+    st.sampled_from([GOOD, {}]),
+    st.dictionaries(st.sampled_from(CLAIM_NAMES), TIMES | WORDS | JSON, max_size=4),
+)
+HEADERS: Final = st.dictionaries(
+    st.sampled_from(("kid", "typ", "cty", "jku", "jwk", "x5c", "x5u", "b64", "zip", "p2c")),
+    WORDS | JSON, max_size=3,
+)  # fmt: skip
+
+
+@given(PAYLOADS, HEADERS)
+def test_a_token_that_is_signed_is_taken_as_it_says_or_refused(
+    payload: object, header: dict[str, Any]
+) -> None:
+    """Right types in what is taken, and no error but the one that is declared."""
+    try:
+        claims = A_VERIFIER.verify(hs256(payload, **header), NOW)
+    except RequestError as found:
+        refused = found.code, found.extra["reason"] in REASONS
+    else:
+        refused = None
+    if refused is not None:
+        assert refused == ("unauthenticated", True)
+        return
+    assert isinstance(payload, dict)
+    assert claims.subject is None or is_subject(claims.subject)
+    assert claims.expires_at + 10 > NOW
+    assert claims.issued_at is None or claims.issued_at <= NOW + AHEAD_SECONDS
+    assert isinstance(payload.get("iss", ""), str)
+    assert payload.get("aud", []) == []
+
+
+# --- when a token counts ----------------------------------------------------------------
+
+SECONDS: Final = st.integers(-40, 40)
+
+
+class Times(NamedTuple):
+    """In seconds from NOW, of a token and of who looks at it."""
+
+    iat: int | None
+    exp: int
+    nbf: int | None
+    leeway: int
+    longest: int
+
+
+MOMENTS: Final = st.builds(
+    Times,
+    st.none() | SECONDS,
+    SECONDS,
+    st.none() | SECONDS,
+    st.sampled_from([0, 1, 5, 10, 30]),
+    st.sampled_from([10, 20, 60]),
+)
+
+
+def model(times: Times, seen: int) -> bool:
+    """Whether a token with these times counts for a node whose clock says ``seen``."""
+    iat, exp, nbf, leeway, longest = times
+    lives = exp - (seen if iat is None else iat)
+    return (
+        seen < exp + leeway
+        and (nbf is None or seen >= nbf - leeway)
+        and (iat is None or seen >= iat - leeway)
+        and lives <= longest
+    )
+
+
+def with_times(times: Times, secret: Path) -> tuple[Verifier, str]:
+    auth = AuthConfig(
+        mode="jwt", secret_file=secret, leeway_seconds=times.leeway, token_seconds_max=times.longest
+    )
+    dates = {"iat": times.iat, "exp": times.exp, "nbf": times.nbf}
+    payload = {name: NOW + value for name, value in dates.items() if value is not None}
+    return Verifier(auth), hs256(payload | {"sub": "ann"})
+
+
+@given(MOMENTS, SECONDS)
+def test_a_token_counts_exactly_when_its_times_say_so(times: Times, seen: int) -> None:
+    verifier, token = with_times(times, A_SECRET)
+    try:
+        verifier.verify(token, NOW + seen)
+        counts = True
+    except RequestError:
+        counts = False
+    assert counts == model(times, seen)
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_a_secret_that_an_editor_has_put_a_mark_before_is_refused(
+    secret_file: Path, mark: str
+) -> None:
+    """Nobody sees it, and tokens that others sign by what they see would never be right."""
+    secret_file.write_text(SECRET.decode(), encoding=mark)
+    with pytest.raises(ConfigError, match="byte order mark"):
+        Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
+
+
+def test_a_secret_of_any_bytes_is_a_secret(secret_file: Path) -> None:
+    for start in (b"\xef\xbb\xbf\xff", b"\xff\xfex\x01", b"\0\0\0\0", b"0\x82\x01"):
+        secret_file.write_bytes(start + bytes(range(128, 160)))
+        assert Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
+
+
+def test_what_others_know_is_no_secret(secret_file: Path) -> None:
+    for public in (
+        RSA.as_pem(private=False), EC.as_der(private=False),
+        b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI who@where",
+    ):  # fmt: skip
+        secret_file.write_bytes(public)
+        with pytest.raises(ConfigError, match="holds a key or a certificate"):
+            Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
+
+
+def test_a_verifier_does_not_show_its_keys(verifier: Verifier) -> None:
+    assert SECRET.decode() not in repr(verifier)
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 31, b"x" * 31 + b"\n\r\n"])

@@ -35,7 +35,7 @@ from repl_broker.web.guard import RIGHTS, Guard, Right
 from repl_broker.web.messages import Messages
 from repl_broker.web.operations import Operations
 from repl_broker.web.statics import StaticFiles
-from repl_broker.web.tokens import Tokens
+from repl_broker.web.tokens import SubjectConverter, Tokens
 from repl_broker.web.topics import Topics
 from repl_broker.web.ui import Dashboard
 
@@ -57,6 +57,7 @@ def create_app(
     """
     app = QuartTrio("repl_broker", static_folder=None)
     app.request_class = BrokerRequest
+    app.url_map.converters["subject"] = SubjectConverter
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
     limits, requests = BodyLimits(config.limits), RequestCounts()
@@ -110,7 +111,7 @@ def _route(guard: Guard, broker: Broker, limits: BodyLimits, operations: Operati
         ("GET", "/v1/topics/<topic>/messages", messages.history),
         ("POST", "/v1/messages", messages.publish_many),
         ("GET", "/v1/events", events.stream),
-        ("DELETE", "/v1/tokens/<path:sub>", tokens.revoke),
+        ("DELETE", "/v1/tokens/<subject:sub>", tokens.revoke),
         ("GET", "/v1/cluster", cluster.show),
         ("POST", "/v1/cluster/members", cluster.add_member),
         ("DELETE", "/v1/cluster/members/<member>", cluster.remove_member),

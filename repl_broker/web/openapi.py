@@ -19,7 +19,7 @@ from repl_broker import __version__
 from repl_broker.access import COOKIE
 from repl_broker.errors import PROBLEMS
 from repl_broker.message import FILTERS_MAX, TOPIC_BYTES_MAX
-from repl_broker.tokens import REASONS
+from repl_broker.tokens import REASONS, SUBJECT
 from repl_broker.web.answers import JSON
 from repl_broker.web.body import NDJSON
 from repl_broker.web.client import SCRIPT_TYPE, TYPES_TYPE
@@ -398,14 +398,21 @@ def _revoke_tokens() -> Object:
         "Revoke a subject's tokens",
         "Tokens whose `sub` this is are refused on every node from now on if they were issued "
         "(`iat`) before now, or do not say when, and the streams that were opened with them end "
-        "with `event: token-expired`. Tokens that are issued from the next second on are valid.",
+        "with `event: token-expired`. Tokens that are issued from the next second on are valid. A "
+        "token that is dated more than two seconds ahead counts as issued `auth.leeway_seconds` "
+        "earlier than it says, since its issuer's clock is ahead.",
         parameters=[
             {
                 "name": "sub",
                 "in": "path",
                 "required": True,
-                "description": "The claim `sub` of the tokens.",
-                "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+                "description": f"The claim `sub` of the tokens: {SUBJECT}. All that is not "
+                "unreserved in a URL is percent-encoded, slashes too.",
+                "schema": {
+                    "type": "string",
+                    "pattern": "^[!-~]{1,255}$",
+                    "not": {"enum": [".", ".."]},
+                },
                 "example": "ann",
             }
         ],

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from quart import Response, request
+from werkzeug.routing import BaseConverter
 
 from repl_broker.broker import Broker
 from repl_broker.web.answers import empty_answer
 from repl_broker.web.guard import asking
 from repl_broker.web.parameters import read_query
 
-__all__ = ["Tokens"]
+__all__ = ["SubjectConverter", "Tokens"]
+
+
+class SubjectConverter(BaseConverter):
+    """All of the path that is left: a ``sub`` may have slashes, at its beginning as well."""
+
+    regex = "(?s:.+)"
+    part_isolating = False
 
 
 class Tokens:

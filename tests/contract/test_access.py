@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
+from urllib.parse import quote
 
 import pytest
 
@@ -93,7 +94,7 @@ def kinds() -> dict[str, Kind]:
         "no token": Kind({}, "missing"),
         "another scheme": Kind({"Authorization": "Basic cm9vdDpyb290"}, "malformed"),
         "garbage": invalid("malformed", "garbage"),
-        "expired": invalid("expired", hs256(good | {"exp": now - 1})),
+        "expired": invalid("expired", hs256(good | {"exp": now - 11})),
         "not yet valid": invalid("not_yet_valid", hs256(good | {"nbf": now + 600})),
         "wrong key": invalid("signature", hs256(good, b"x" * 32)),
         "wrong algorithm": invalid("algorithm", signed("RS256", good, RSA)),
@@ -298,3 +299,44 @@ async def test_a_revocation_outlives_a_restart(tmp_path: Path, way: str) -> None
     async with FRONT_ENDS[way](tmp_path / "data", auth=keys) as node:
         response = await node.client.get("/v1/topics", headers=ann)
         check_problem(response, 401, "unauthenticated", "revoked")
+
+
+# What a token may have as its sub, in every spelling that a path can spoil.
+SUBJECTS: Final = (
+    *("ann", "/", "//", "/ann", "ann/", "a//b", "a/../b", "./a", "...", "..a", "a/.", "../.."),
+    *("auth0|5f7c8ec7c33c6c004bbafe82", "https://login.example/users?id=1#me", "a b", " ann "),
+    *("%2F", "%", "%zz", "a%00", "+", "a+b@c.example", "a;b=c", "a&b", "a\\b", '"', "'", "\u00e9"),
+    *("\U0001f600", "\u7530\u4e2d", "x" * 255, "\U0001f600" * 255),
+)
+NO_SUBJECTS: Final = (
+    *("", ".", "..", "x" * 256, "a\nb", "a\r", "\t", "\0", "a\u200b", "\u200bann", "a\u00a0b"),
+    *("a\u2028", "a\u00ad", "\ufeffann", "\u202eann", "\u3000", "e\u0301", "\ufffd", "\u212b"),
+    *("\u0378", "\ue000", "a\x7f", "a\x85"),
+)
+
+
+async def test_each_subject_that_a_token_may_have_can_be_revoked_and_no_other(
+    tmp_path: Path, way: str
+) -> None:
+    async with cluster(tmp_path, way) as three:
+        node = three.followers[0]
+
+        def asks(sub: str) -> dict[str, str]:
+            return bearer(token(subscribe=("chat",), aud=AUDIENCE, sub=sub))
+
+        for sub in SUBJECTS:
+            assert (await node.client.get("/v1/topics", headers=asks(sub))).status_code == 200, sub
+            path = f"/v1/tokens/{quote(sub, safe='')}"
+            assert (await node.client.delete(path)).status_code == 204, sub
+            response = await node.client.get("/v1/topics", headers=asks(sub))
+            check_problem(response, 401, "unauthenticated", "revoked")
+        for sub in NO_SUBJECTS:
+            response = await node.client.get("/v1/topics", headers=asks(sub))
+            check_problem(response, 401, "unauthenticated", "sub")
+            call = Call("DELETE", f"/v1/tokens/{quote(sub, safe='')}", 0)
+            status, _ = await ask(node, call, bearer(token(**ADMIN)))
+            assert status in (400, 404, 405), sub
+        status, problem = await ask(
+            node, Call("DELETE", "/v1/tokens/%FF", 0), bearer(token(**ADMIN))
+        )
+        assert (status, problem["code"]) == (400, "invalid_parameter")

@@ -30,7 +30,7 @@ BOTH_WAYS: Final = pytest.mark.parametrize("in_place", [True, False])
 def config(tmp_path: Path) -> Config:
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET)
-    auth = {"mode": "jwt", "secret_file": secret}
+    auth = {"mode": "jwt", "secret_file": secret, "leeway_seconds": 0}
     return configured(auth=auth | {"anonymous": AnonymousConfig(subscribe=("open",))})
 
 
