@@ -2,7 +2,8 @@
 
     Asking ── caller ── Caller ── check_publish, check_subscribe, check_admin
                            │
-                           └── Lease: an event stream's, until the token ends
+                           └── Lease: an event stream's, until the token ends, or does not
+                               allow the stream any more
 
 A request brings what it is ``Asking`` with: ``Credentials``, and the address that it
 comes from. Nothing of it is believed until ``caller`` has looked at it. Credentials are a
@@ -11,7 +12,9 @@ verified is remembered, so that it costs a look into a dict the next time; wheth
 has expired, or was revoked, is looked at each time.
 
 A revocation is part of the replicated state: every node applies the same entry,
-and ends the streams that it concerns as it does (``revoke``).
+and ends the streams that it concerns as it does (``revoke``). When the keys change, or
+what the configuration asks of tokens and grants without one, every open stream is judged
+anew (``run``): it ends if its token, or anyone, could not open it now.
 
 With ``[auth] mode = "none"`` everyone is EVERYONE, who may do everything.
 """
@@ -45,6 +48,7 @@ KNOWN_MAX: Final = 10_000  # verified tokens remembered
 KNOWN_SIZE_MAX: Final = 500_000  # of their grants: tokens of filters, some 200 bytes each
 RECALLED_BYTES_MAX: Final = 2048  # of an Authorization field, for which its token is remembered
 LOOK_SECONDS: Final = 1.0  # between two looks at whether the key files have changed
+CHANGED: Final = "changed"  # why a stream ends that the rules do not allow any more
 CLOCKS_SECONDS: Final = 60  # by which the clocks of nodes may differ, for a revocation's end
 
 _BEARER = re.compile(r"bearer +([^ \t]+)[ \t]*", re.IGNORECASE)
@@ -145,14 +149,15 @@ class Lease:
     ``begin`` says what ends the stream early, ``end`` that there is no stream any more.
     """
 
-    __slots__ = ("_access", "_dismiss", "_is_over", "ends_at", "identity", "wanted")
+    __slots__ = ("_access", "_dismiss", "_is_over", "ends_at", "identity", "rules", "wanted")
 
     def __init__(
         self, access: Access, identity: Identity, wanted: FilterSet | None, ends_at: float
     ) -> None:
         self.identity = identity
-        self.wanted = wanted
+        self.wanted = wanted  # what the stream reads; None: what an admin may see
         self.ends_at = ends_at
+        self.rules = access.rules  # by which it was judged last
         self._access = access
         self._dismiss: Callable[[str], None] | None = None
         self._is_over = False
@@ -186,6 +191,8 @@ class Access:
     def __init__(self, config: Config, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._mode = config.auth.mode or "none"
+        self.rules = 0  # how often keys, or what is asked of tokens, have changed
+        self._changed = trio.Event()
         self._known: dict[str, Identity] = {}  # by verified tokens, oldest first
         self._known_size = 0  # of their grants
         self._leases: dict[str | None, set[Lease]] = {}  # by subject; None: whose token has none
@@ -219,13 +226,13 @@ class Access:
             if note not in told:
                 log.warning("keys note=%r", note)
         self._verifier = verifier
-        self._forget_all()
+        self._begin_anew()
 
     def reload(self, config: Config) -> None:
         """Go by another configuration from now on; the mode stays as it is.
 
-        What streams are open goes on until their tokens end. Raises ConfigError,
-        and then nothing has changed.
+        Streams that are open are judged anew. Raises ConfigError, and then nothing
+        has changed.
         """
         if (config.auth.mode or "none") != self._mode:
             raise ConfigError("auth.mode changes when the node is started anew, not while it runs")
@@ -254,8 +261,10 @@ class Access:
         if self.is_open:
             return EVERYONE
         token = self._token(given, write=write)
-        if not token:
-            return self._anonymous
+        return self._recall(token) if token else self._anonymous
+
+    def _recall(self, token: str) -> Identity:
+        """Whose token it is, if it is valid now."""
         now = self._now()
         if not self._look_at - LOOK_SECONDS <= now < self._look_at:
             self._look(now)
@@ -342,9 +351,12 @@ class Access:
         if who is not None:
             self._known_size -= who.size
 
-    def _forget_all(self) -> None:
+    def _begin_anew(self) -> None:
+        """The rules are others: nothing that was verified by those before counts any more."""
         self._known.clear()
         self._known_size = 0
+        self.rules += 1
+        self._changed.set()
 
     def _is_revoked(self, who: Identity) -> bool:
         if who.subject is None:
@@ -417,8 +429,9 @@ class Access:
     def enter(self, lease: Lease) -> None:
         """Keep track of a lease whose stream has begun."""
         self._leases.setdefault(lease.identity.subject, set()).add(lease)
-        if self._is_revoked(lease.identity):
-            lease.dismiss("revoked")
+        reason = "revoked" if self._is_revoked(lease.identity) else self._objection(lease)
+        if reason:
+            lease.dismiss(reason)
 
     def leave(self, lease: Lease) -> None:
         """Forget it."""
@@ -428,6 +441,42 @@ class Access:
             leases.discard(lease)
             if not leases:
                 del self._leases[subject]
+
+    async def run(self) -> None:
+        """Look after what open streams rest on; there is nothing to do where there are no tokens.
+
+        Keys are looked at when a request comes, too; here they are though none does.
+        """
+        while not self.is_open:
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._changed.wait()
+            self._look(self._now())
+            if self._changed.is_set():
+                self._changed = trio.Event()
+                await self._judge_all()
+
+    async def _judge_all(self) -> None:
+        """End the streams that could not be opened now, a few at a time: each may be verified."""
+        for lease in [lease for leases in self._leases.values() for lease in leases]:
+            if reason := self._objection(lease):
+                lease.dismiss(reason)
+            await trio.lowlevel.checkpoint()
+
+    def _objection(self, lease: Lease) -> str:
+        """Why its stream must end, by the rules of now; "" if it may go on."""
+        if lease.rules == self.rules or lease.is_over:
+            return ""
+        token = lease.identity.token
+        try:
+            who = self._anonymous if token is None else self._recall(token)
+        except RequestError as error:
+            reason = error.extra.get("reason")
+            return reason if reason in ("expired", "revoked") else CHANGED
+        asked = None if lease.wanted is None else lease.wanted.filters
+        if not (who.admin if asked is None else all(map(who.may_subscribe, asked))):
+            return CHANGED
+        lease.identity, lease.rules = who, self.rules
+        return ""
 
     def revoke(self, subjects: Iterable[str]) -> None:
         """The state has it that tokens of ``subjects`` were revoked: end their streams."""

@@ -391,7 +391,7 @@ def farewell() -> bytes:
 
 
 def token_expired(reason: str) -> bytes:
-    """How a stream ends whose token does; ``reason`` is ``expired`` or ``revoked``.
+    """How a stream ends whose lease does; ``reason`` is ``expired``, ``revoked`` or ``changed``.
 
     It has no id: the client's cursor stays where it is, and it comes back with that.
     """

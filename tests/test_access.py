@@ -6,17 +6,21 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from repl_broker import access as module
-from repl_broker.access import EVERYONE, Access, Credentials, Identity
+from repl_broker.access import EVERYONE, Access, Credentials, Identity, Lease
 from repl_broker.config import AnonymousConfig, Config
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.message import FilterSet
@@ -340,6 +344,104 @@ async def test_a_stream_that_begins_after_its_token_was_revoked_ends_at_once(
     ended: list[str] = []
     lease.begin(ended.append)
     assert (ended, lease.is_over, access._leases) == (["revoked"], True, {})
+
+
+# --- rules that change --------------------------------------------------------------------
+
+
+class Streams:
+    """Open streams, and why they ended."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.ended: dict[str, str] = {}
+
+    def open(self, name: str, given: Credentials, *filters: str) -> Lease:
+        """Without filters: what an admin may see."""
+        who = reader(self.access, given)
+        lease = self.access.lease(who, FilterSet(filters) if filters else None)
+        assert lease is not None, "where there are tokens, each stream has a lease"
+        self.begin(name, lease)
+        return lease
+
+    def begin(self, name: str, lease: Lease) -> None:
+        lease.begin(lambda reason: self.ended.update({name: reason}))
+
+
+@asynccontextmanager
+async def watched(access: Access) -> AsyncIterator[Streams]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(access.run)
+        yield Streams(access)
+        nursery.cancel_scope.cancel()
+
+
+async def test_streams_end_that_could_not_be_opened_after_a_reload_and_those_alone(
+    make: Callable[..., Access], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    secret, wide = tmp_path / "secret", AnonymousConfig(subscribe=("open.>", "news"))
+    access = make(anonymous=wide)
+    own = with_bearer(token(repl_broker=grants((), ("mine.*",))))
+    root = with_bearer(token(sub="root", repl_broker=grants(admin=True)))
+    async with watched(access) as streams:
+        streams.open("anonymous, of what stays", Credentials(), "news")
+        streams.open("anonymous, of what is taken", Credentials(), "news", "open.a")
+        streams.open("token, of its own", own, "mine.a")
+        streams.open("token, of what all may", own, "mine.a", "news")
+        streams.open("token, of what is taken", own, "mine.a", "open.>")
+        streams.open("admin, of what is taken", root, ">")
+        streams.open("admin, of the node", root)
+        late = access.lease(reader(access, Credentials()), FilterSet(["open.b"]))
+        access.reload(settings(secret, anonymous=wide))
+        await trio.testing.wait_all_tasks_blocked()
+        assert streams.ended == {}
+        access.reload(settings(secret, anonymous=AnonymousConfig(subscribe=("news",))))
+        await trio.testing.wait_all_tasks_blocked()
+        taken = {"anonymous, of what is taken": "changed", "token, of what is taken": "changed"}
+        assert streams.ended == taken
+        assert late is not None
+        streams.begin("opened before, begun after", late)
+        assert streams.ended.pop("opened before, begun after") == "changed"
+        access.reload(settings(secret, audience="other"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(streams.ended) == 7
+        assert set(streams.ended.values()) == {"changed"}
+        assert not access._leases
+
+
+async def test_streams_end_whose_key_is_taken_out_though_nobody_asks_for_anything(
+    tmp_path: Path, clock: Clock, autojump_clock: MockClock
+) -> None:
+    file = jwks(tmp_path / "jwks", one=EC, two=OKP)
+    access = Access(configured(auth={"mode": "jwt", "jwks_file": file}), clock)
+    payload = claims(iat=NOW - 10, exp=NOW + 1000, repl_broker=grants((), ("a",)))
+    async with watched(access) as streams:
+        streams.open("one", with_bearer(signed("ES256", payload, EC, kid="one")), "a")
+        streams.open("two", with_bearer(signed("EdDSA", payload, OKP, kid="two")), "a")
+        for text in ("{", None):
+            if text is None:
+                jwks(file, two=OKP)
+            else:
+                file.write_text(text)
+            os.utime(file, ns=(0, hash(text)))
+            await trio.sleep(1.5)
+            assert streams.ended == ({} if text else {"one": "changed"})
+
+
+async def test_a_stream_whose_token_expires_while_the_rules_change_is_told_so(
+    make: Callable[..., Access], tmp_path: Path, clock: Clock, autojump_clock: MockClock
+) -> None:
+    access = make()
+    async with watched(access) as streams:
+        streams.open("a", with_bearer(token(repl_broker=grants((), ("a",)))), "a")
+        clock.now += 1000
+        access.reload(settings(tmp_path / "secret"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert streams.ended == {"a": "expired"}
+
+
+async def test_without_tokens_there_is_nothing_to_look_after() -> None:
+    await Access(Config()).run()
 
 
 # --- keys that change -------------------------------------------------------------------

@@ -144,9 +144,9 @@ Other events:
   `unknown_epoch` (the id is of another cluster) or `ahead` (the id is of the future);
   `first_available` is null if nothing is retained. It comes before anything that follows the
   gap.
-- `token-expired`: the token has expired, or was revoked; `data` is `{{"reason":…}}`, which is
-  `expired` or `revoked`. The stream ends. It has no id: come back with another token and the same
-  cursor.
+- `token-expired`: what allowed the stream does so no more. `data` is `{{"reason":…}}`, which is
+  `expired`, `revoked`, or `changed`: the node's keys, or what it grants, are others now. The stream
+  ends. It has no id: come back with the same cursor, and another token if there was one.
 - `topic-deleted`: a topic that the stream follows was removed. `data` is `{{"topic":…}}`.
 - A block with only an `id:` comes after each 15 s of silence (`[limits] heartbeat_seconds`). No
   event fires; the client's cursor moves, so that an idle stream does not fall behind retention.

@@ -168,6 +168,29 @@ async def test_a_stalled_reader_whose_token_expires_is_cut_off(
 
 
 @BOTH_WAYS
+async def test_a_stream_without_a_token_ends_when_it_is_not_allowed_any_more(
+    in_place: bool, config: Config, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = IDLE_SECONDS
+    narrow = configured(config, auth={"anonymous": AnonymousConfig(subscribe=("other",))})
+    async with serving(in_place=in_place, config=config, seconds_max=1000) as served:
+        access = served.node.broker.access
+        async with trio.open_nursery() as nursery, connect(served.door) as client:
+            nursery.start_soon(access.run)
+            await client.send(get("/v1/events?topic=open"))
+            await client._read_until(b"event: subscribed")
+            assert len(access._leases[None]) == 1
+            access.reload(narrow)
+            end = b'event: token-expired\ndata: {"reason":"changed"}\n\n\r\n0\r\n\r\n'
+            await client._read_until(end)
+            async with connect(served.door) as again:
+                await again.send(get("/v1/events?topic=open"))
+                assert (await again.receive_answer()).status == 401
+            nursery.cancel_scope.cancel()
+        assert not access._leases
+
+
+@BOTH_WAYS
 async def test_the_dashboards_feed_ends_with_its_token(
     in_place: bool, config: Config, autojump_clock: MockClock
 ) -> None:
