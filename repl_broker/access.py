@@ -118,6 +118,11 @@ class Identity:
         """Whether one of its filters covers the whole of this one."""
         return self.admin or any(grants.subscribe.covers(wanted) for grants in self.grants)
 
+    @property
+    def sees(self) -> tuple[Filters, ...]:
+        """The topics that it may know of match one of these; an admin may know of all."""
+        return tuple(filters for grants in self.grants for filters in grants)
+
     def may_see(self, topic: str) -> bool:
         """Whether it may know that the topic is there."""
         return self.may_publish(topic) or self.may_subscribe(topic)

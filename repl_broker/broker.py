@@ -14,11 +14,12 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from repl_broker.access import Access, Asking, Caller, Lease
+from repl_broker.access import Access, Asking, Caller, Identity, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
 from repl_broker.checks import Checks
 from repl_broker.command import (
@@ -32,6 +33,7 @@ from repl_broker.command import (
 )
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
+from repl_broker.filters import Filters
 from repl_broker.hub import Hub, HubStatistics
 from repl_broker.loop_turns import LoopTurns, TurnStatistics
 from repl_broker.members import Members, MemberView
@@ -48,17 +50,20 @@ from repl_broker.message import (
     split_topic_ndjson,
     time_text,
 )
+from repl_broker.names import above
 from repl_broker.replica import Replica, ReplicaStatistics
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
 from repl_broker.tokens import SUBJECT, is_subject
 from repl_broker.transport import TransportStatistics
+from repl_broker.turnstile import Turn
 
 __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "TopicView"]
 
 T = TypeVar("T")
 
+PIECE_TOPICS: Final = 32  # between two looks at the clock, in a list of topics
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
 NO_ROOM_KNOWN: Final = RoomStatistics(0, 0, is_full=False, refused=0)
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
@@ -355,15 +360,33 @@ class Broker:
         self.admission.check_read(caller.client)
         filters = None if match is None else FilterSet([match])
         await self._replica.read_barrier()
-        state = self._replica.state
-        names = state.topic_names(after, filters)
+        page: list[TopicView] = []
+        at: str | None = above(after)
+        while at is not None and len(page) <= limit:  # one more says that there is more
+            look = partial(self._find_topics, page, limit + 1, at, filters, identity)
+            at = await self._replica.turnstile.give(look)
+        more = len(page) > limit
+        return TopicPage(page[:limit], page[limit - 1].name if more else None)
+
+    def _find_topics(
+        self,
+        page: list[TopicView],
+        limit: int,
+        at: str | None,
+        filters: FilterSet | None,
+        identity: Identity,
+        turn: Turn,
+    ) -> str | None:
+        """Fill ``page`` with topics from the name ``at`` on. Returns where to go on."""
+        wanted: list[tuple[Filters, ...]] = [] if filters is None else [(filters.compiled,)]
         if not identity.admin:
-            names = filter(identity.may_see, names)
-        page = [
-            self._view(state.topics[name]) for _, name in zip(range(limit), names, strict=False)
-        ]
-        more = len(page) == limit and next(names, None) is not None
-        return TopicPage(page, page[-1].name if more else None)
+            wanted.append(identity.sees)
+        state = self._replica.state
+        while at is not None and len(page) < limit and not turn.is_over:
+            room = min(limit - len(page), PIECE_TOPICS)
+            names, at, _ = state.names.find(at, wanted, room, PIECE_TOPICS)
+            page += [self._view(state.topics[name]) for name in names]
+        return at
 
     def _topic(self, name: str) -> Topic:
         topic = self._replica.state.topics.get(name)

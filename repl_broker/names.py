@@ -17,11 +17,15 @@ from typing import Final, NamedTuple
 
 from sortedcontainers import SortedList
 
-from repl_broker.filters import AFTER_ALL, Filters, Leaps
+from repl_broker.filters import AFTER_ALL, Filters, Leaps, Stretch
 
-__all__ = ["Found", "Names", "above"]
+__all__ = ["Found", "Names", "Wanted", "above"]
 
 STEP_NAMES: Final = 64  # of a stretch that matches as a whole; so many are one step
+
+
+Wanted = Sequence[Sequence[Filters]]
+"""Of each of these a set of filters matches: what is asked for, say, and what may be seen."""
 
 
 class Found(NamedTuple):
@@ -60,12 +64,12 @@ class Names:
         """It is there."""
         self._sorted.remove(name)
 
-    def find(self, at: str, sets: Sequence[Filters], limit: int, steps_max: int) -> Found:
-        """Names from ``at`` on that each of the ``sets`` matches: ``limit`` at most, at least 1.
+    def find(self, at: str, wanted: Wanted, limit: int, steps_max: int) -> Found:
+        """Names from ``at`` on that are ``wanted``: ``limit`` at most, at least 1.
 
         ``steps_max`` bounds the work; so a piece may end early, and even empty.
         """
-        searches = [Leaps(filters) for filters in sets]
+        searches = [[Leaps(filters) for filters in sets] for sets in wanted]
         names: list[str] = []
         steps = 0
         while steps < steps_max:
@@ -75,7 +79,7 @@ class Names:
                 return Found(names, None, steps)
             end = AFTER_ALL
             for search in searches:
-                stretch = search.seek(name)
+                stretch = _seek(search, name)
                 if stretch is None:
                     return Found(names, None, steps)
                 if stretch.start != name:
@@ -91,3 +95,18 @@ class Names:
                 if len(names) == limit:
                     return Found(names, at, steps)
         return Found(names, at, steps)
+
+
+def _seek(searches: Sequence[Leaps], name: str) -> Stretch | None:
+    """Where one of these matches, from ``name`` on."""
+    start: str | None = None
+    end = ""
+    for search in searches:
+        stretch = search.seek(name)
+        if stretch is None:
+            continue
+        if stretch.start == name:
+            end = max(end, stretch.end)
+        if start is None or stretch.start < start:
+            start = stretch.start
+    return None if start is None else Stretch(start, end)

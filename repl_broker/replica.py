@@ -78,6 +78,7 @@ from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
 from repl_broker.trace import apart
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
+from repl_broker.turnstile import Turnstile
 from repl_broker.upkeep import Upkeep
 from repl_broker.wire import (
     decode_command,
@@ -287,6 +288,7 @@ class Replica:
         self._on_members = on_members
         self._in_thread = in_thread
         self._history = History(storage, lambda: self.state, in_thread, self._all_written)
+        self.turnstile: Final = Turnstile()  # for all long work of requests and streams
         self._writer = writer or ThreadWriter()
         self._writing = False  # what the core asked for; jobs of upkeep do not count
         self._due_number = self._durable_number = 0  # of writes: the last asked for, and reported

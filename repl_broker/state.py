@@ -24,7 +24,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress, islice
+from itertools import compress
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -42,6 +42,7 @@ from repl_broker.command import (
     Settings,
 )
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
+from repl_broker.names import Names
 
 __all__ = [
     "Applied",
@@ -382,11 +383,11 @@ class BrokerState:
         self.time_ms = 0  # the newest entry's time
         self.settings = Settings(True, Retention(10_000, 86_400, 64 << 20), 100_000, 86_400)
         self.topics: dict[str, Topic] = {}
+        self.names = Names()  # of topics
         self.retained_messages = 0  # of all topics; these two follow from them
         self.retained_bytes = 0  # … of data
         self.topics_version = 0  # moves when a topic comes or goes; local, not part of the state
         self.losses_version = 0  # moves when history is trimmed or a topic goes; local
-        self._names: list[str] | None = None  # of topics, sorted; None when that is to be done
         self._segments = _Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._revoked: list[str] = []  # by the entry that is being applied; local
@@ -515,9 +516,9 @@ class BrokerState:
         topic = self.topics.pop(command.name, None)
         if topic is None:
             return _topic_not_found(command.name)
+        self.names.remove(topic.name)
         self.topics_version += 1
         self.losses_version += 1
-        self._names = None
         self._drop_oldest(topic, len(topic))
         self._tombstones[command.name] = (self.seq, topic.trimmed_seq)
         if len(self._tombstones) > TOMBSTONES_MAX:
@@ -586,7 +587,7 @@ class BrokerState:
         tombstone = self._tombstones.pop(name, None)
         if tombstone is not None:
             topic.trimmed_seq = tombstone[1]
-        self._names = None
+        self.names.add(name)
         self.topics_version += 1
         return topic
 
@@ -616,17 +617,6 @@ class BrokerState:
             topic.oldest_ms = segments.times[segments.row(first_seq)]
 
     # --- reading ---
-
-    def topic_names(self, after: str = "", match: FilterSet | None = None) -> Iterator[str]:
-        """Names of topics above ``after`` in code-point order, those that ``match``."""
-        names = self._sorted_names()
-        following = islice(names, bisect_right(names, after), None)
-        return following if match is None else filter(match.matches, following)
-
-    def _sorted_names(self) -> list[str]:
-        if self._names is None:
-            self._names = sorted(self.topics)
-        return self._names
 
     def matching(self, filters: FilterSet) -> list[Topic]:
         """The topics that exist now and belong to ``filters``."""
@@ -790,7 +780,7 @@ class BrokerState:
                     s.idempotency_seconds,
                     *((s.topics,) if s.topics else ()),
                 ),
-                [self.topics[name].to_wire() for name in self._sorted_names()],
+                [self.topics[name].to_wire() for name in self.names],
                 segments.columns(),
                 sorted((e, o) for e, o in segments.published.items() if e in live),
                 [(key, *known) for key, known in self._keys.items()],
@@ -831,6 +821,7 @@ class BrokerState:
         )
         default = state.settings.retention
         state.topics = {f[0]: Topic.from_wire(f, default) for f in topics}
+        state.names = Names(state.topics)
         state.retained_messages = sum(map(len, state.topics.values()))
         state.retained_bytes = sum(topic.bytes for topic in state.topics.values())
         state._segments = _Segments(columns)

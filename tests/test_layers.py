@@ -46,7 +46,7 @@ LAYERS = (
     ("jwks",),
     ("logs", "certificates", "admission", "checks", "loop_turns"),
     ("systemd", "reload"),
-    ("trace", "histogram"),
+    ("trace", "histogram", "turnstile"),
     ("config",),
     ("message", "names"),
     ("filters",),

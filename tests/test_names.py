@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from repl_broker import filters as filters_module
 from repl_broker.filters import AFTER_ALL, Filters, Leaps, compiled
-from repl_broker.names import Names, above
+from repl_broker.names import Names, Wanted, above
 
 EVERY = 4 * settings().max_examples
 
@@ -23,6 +23,7 @@ FILTER = st.builds(
 ) | st.just(">")
 FILTERS = st.lists(FILTER, min_size=1, max_size=5)
 TOPICS = st.lists(TOPIC, max_size=30)
+WANTED = st.lists(st.lists(FILTERS, max_size=2), max_size=2)
 
 
 def naive_match(pattern: str, topic: str) -> bool:
@@ -36,21 +37,26 @@ def naive_match(pattern: str, topic: str) -> bool:
     return len(have) == len(wanted)
 
 
-def naive_names(names: Sequence[str], at: str, sets: Sequence[Sequence[str]]) -> list[str]:
-    return sorted(
-        name
-        for name in set(names)
-        if name >= at and all(any(naive_match(f, name) for f in filters) for filters in sets)
-    )
+def naive_names(
+    names: Sequence[str], at: str, wanted: Sequence[Sequence[Sequence[str]]]
+) -> list[str]:
+    def is_wanted(name: str) -> bool:
+        return all(any(naive_match(f, name) for fs in sets for f in fs) for sets in wanted)
+
+    return sorted(name for name in set(names) if name >= at and is_wanted(name))
+
+
+def ready(wanted: Sequence[Sequence[Sequence[str]]]) -> Wanted:
+    return [[Filters(filters) for filters in sets] for sets in wanted]
 
 
 def found(
-    names: Names, at: str, chosen: Sequence[Filters], limit: int = 3, steps_max: int = 2
+    names: Names, at: str, wanted: Wanted, limit: int = 3, steps_max: int = 2
 ) -> Iterator[str]:
     """All that is found, piece by piece."""
     where: str | None = at
     while where is not None:
-        piece = names.find(where, chosen, limit, steps_max)
+        piece = names.find(where, wanted, limit, steps_max)
         assert len(piece.names) <= limit
         assert piece.steps <= steps_max
         assert piece.at is None or piece.at > where, "each piece goes on"
@@ -68,7 +74,7 @@ def test_nothing_that_is_sought_is_passed_over(
     filters: list[str], name: str, others: list[str]
 ) -> None:
     stretch = Leaps(Filters(filters)).seek(name)
-    matching = naive_names([name, *others], name, [filters])
+    matching = naive_names([name, *others], name, [[filters]])
     if stretch is None:
         assert matching == []
     elif stretch.start == name:
@@ -109,15 +115,15 @@ def test_what_one_search_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -
 # --- names ----------------------------------------------------------------------------------
 
 
-@given(TOPICS, TOPIC | st.just(""), st.lists(FILTERS, max_size=2), st.integers(1, 5))
+@given(TOPICS, TOPIC | st.just(""), WANTED, st.integers(1, 5))
 @settings(max_examples=EVERY)
-@example(["a", "a-", "a.a", "a0"], "", [["a", "a.>"]], 1)
+@example(["a", "a-", "a.a", "a0"], "", [[["a", "a.>"]]], 1)
 def test_names_come_in_order_as_a_look_at_each_finds_them(
-    topics: list[str], after: str, sets: list[list[str]], steps_max: int
+    topics: list[str], after: str, wanted: list[list[list[str]]], steps_max: int
 ) -> None:
-    names, chosen = Names(set(topics)), [Filters(filters) for filters in sets]
-    at = above(after)
-    assert list(found(names, at, chosen, 3, steps_max)) == naive_names(topics, at, sets)
+    names, at = Names(set(topics)), above(after)
+    found_names = list(found(names, at, ready(wanted), 3, steps_max))
+    assert found_names == naive_names(topics, at, wanted)
     assert list(names) == sorted(set(topics))
     assert len(names) == len(set(topics))
 
@@ -130,15 +136,15 @@ def test_names_may_come_and_go_while_they_are_sought(
     coming = [name for name in dict.fromkeys(come) if name not in {*stay, *go}]
     going = [name for name in dict.fromkeys(go) if name not in stay]
     given_names = []
-    for name in found(names, "", [Filters(filters)], 1, 1):
+    for name in found(names, "", ready([[filters]]), 1, 1):
         given_names.append(name)
         if coming:
             names.add(coming.pop())
         if going:
             names.remove(going.pop())
     assert given_names == sorted(set(given_names))
-    assert set(naive_names(stay, "", [filters])) <= set(given_names)
-    assert set(given_names) <= set(naive_names([*stay, *come, *go], "", [filters]))
+    assert set(naive_names(stay, "", [[filters]])) <= set(given_names)
+    assert set(given_names) <= set(naive_names([*stay, *come, *go], "", [[filters]]))
 
 
 # --- what it costs ----------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def test_names_may_come_and_go_while_they_are_sought(
 
 def steps(names: Names, *sets: Sequence[str], limit: int = 10**9) -> int:
     """Until ``limit`` names are found, or the end."""
-    piece = names.find("", [Filters(filters) for filters in sets], limit, 10**9)
+    piece = names.find("", ready([[filters] for filters in sets]), limit, 10**9)
     return piece.steps
 
 
@@ -180,7 +186,7 @@ def test_a_wildcard_in_the_middle_looks_once_at_each_token_there(crowd: Names) -
 
 def test_no_work_is_longer_than_it_may_be(crowd: Names) -> None:
     for filters in (["*.*.none"], ["a.*.y"], [">"]):
-        piece = crowd.find("", [Filters(filters)], 10**9, 50)
+        piece = crowd.find("", ready([[filters]]), 10**9, 50)
         assert piece.steps <= 50
         assert piece.at is not None
 

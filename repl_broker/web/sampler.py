@@ -137,7 +137,7 @@ class Sampler:
         topics = self._broker.state.topics
         published: dict[str, int] = {}
         messages = size = 0
-        for piece in _pieces(list(self._broker.state.topic_names())):
+        for piece in _pieces(list(self._broker.state.names)):
             for topic in filter(None, map(topics.get, piece)):
                 published[topic.name] = topic.published
                 messages += len(topic)
@@ -166,7 +166,7 @@ class Sampler:
         return {"count": len(names), "offset": window.offset, "rows": rows}
 
     async def _ordered(self, order: Window) -> list[str]:
-        names = list(filter(_matcher(order.match), self._broker.state.topic_names()))
+        names = list(filter(_matcher(order.match), self._broker.state.names))
         if order.sort == "name":
             return names[::-1] if order.descending else names
         key, keys = self._key(order.sort), dict[str, float]()
