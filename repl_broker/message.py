@@ -248,8 +248,12 @@ _STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]++|\\.)*+")|[ \t\r\n]+', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SPACE = re.compile(rb"[ \t\r\n]")
+_TOPIC_COMES_FIRST = re.compile(rb"\{%b:%b,%b:" % ((_STRING.pattern,) * 3), re.DOTALL)
+_DATA_COMES_FIRST = re.compile(rb"\{%b:" % _STRING.pattern, re.DOTALL)
+_TOPIC_COMES_LAST = re.compile(rb",%b:%b\}" % ((_STRING.pattern,) * 2), re.DOTALL)
 # A step of what goes over a long text: whole strings, and some other bytes between them.
 _PIECE = re.compile(rb'(?:[^"]{1,1024}+|"(?:[^"\\]++|\\.)*+"){1,64}+', re.DOTALL)
+_REASON_MAX: Final = 200  # characters of what the decoder says, which may repeat a long name
 _OPENING: Final = b"[{"
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # +1 and -1, as array("b") reads
@@ -353,35 +357,43 @@ def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes
     pairs = []
     for line, text in _lines(body, limits):
         value = _compact(text, limits.depth, line, wrappers=1)
-        _check_named_once(value, line)
         try:
             topic, data = _topic_line(value)
         except msgspec.DecodeError as error:
             raise RequestError(
                 "invalid_json",
-                f"Line {line} of the batch is not a message: {error}. A line is "
+                f"Line {line} of the batch is not a message: {str(error)[:_REASON_MAX]}. A line is "
                 '{"topic":"orders.eu","data":any JSON value} and nothing else.',
                 line=line,
                 column=1,
             ) from None
+        if not _names_two_members(value, data):
+            raise RequestError(
+                "invalid_json",
+                f"Line {line} of the batch names a member more than once; "
+                "give 'topic' once and 'data' once.",
+                line=line,
+                column=1,
+            )
         _check_size(data, limits, line)
         pairs.append((check_topic(topic), data))
     return pairs
 
 
-def _check_named_once(value: bytes, line: int) -> None:
-    # The decoder would take the last one, and lose the others without a word.
-    for name in (b'"topic":', b'"data":'):
-        if value.count(name) > 1 and value.startswith(b"{"):
-            names = [member for member, _ in _members(value.decode())]
-            if len(set(names)) < len(names):
-                raise RequestError(
-                    "invalid_json",
-                    f"Line {line} of the batch names a member more than once; "
-                    "give 'topic' once and 'data' once.",
-                    line=line,
-                    column=1,
-                )
+def _names_two_members(value: bytes, data: bytes) -> bool:
+    """Whether an object, without white space, that names a topic and ``data`` names nothing else.
+
+    The decoder takes the last of those that have one name, however they are escaped, and
+    loses the others without a word. So no name is looked for: what is left of the object
+    beside the last ``data`` must be one string, and two names.
+    """
+    begins = _TOPIC_COMES_FIRST.match(value)
+    if begins is not None and value[begins.end() :] == data + b"}":
+        return True
+    begins = _DATA_COMES_FIRST.match(value)
+    if begins is None or not value.startswith(data, begins.end()):
+        return False
+    return _TOPIC_COMES_LAST.fullmatch(value, begins.end() + len(data)) is not None
 
 
 def _topic_line(value: bytes) -> tuple[str, bytes]:

@@ -855,11 +855,52 @@ def test_any_batch_is_split_into_its_values(pairs: list[tuple[str, Any]], ascii_
         b'{"topic":"a","data":1,"data":2}',
         b'{"topic":"a","topic":"b","data":1}',
         b'{"data":{"data":1},"topic":"a","data":2}',
+        b'{"topic":"a","top\\u0069c":"b","data":1}',
+        b'{"\\u0074opic":"a","topic":"b","data":1}',
+        b'{"topic":"a","d\\u0061ta":1,"data":1}',
+        b'{"data":1,"topic":"a","d\\u0061ta":1}',
+        b'{"data":1,"topic":"a","topic":"a"}',
+        b'{"data":"x","topic":"a","data":"x"}',
+        b'{"data":"\\ud800","topic":"a","data":"\\ud800"}',
+        b'{"data":"a","topic":"a","top\\u0069c":"a","data":"a"}',
     ],
 )
 def test_topic_line_that_names_a_member_twice_is_refused(line: bytes) -> None:
     with pytest.raises(RequestError, match="names a member more than once"):
         split_topic_ndjson(line, LIMITS)
+
+
+def spelled(name: str) -> st.SearchStrategy[str]:
+    """A JSON string that is ``name``: some characters escaped."""
+    return st.tuples(*(st.sampled_from([each, f"\\u{ord(each):04x}"]) for each in name)).map(
+        lambda parts: '"' + "".join(parts) + '"'
+    )
+
+
+NAMES = st.sampled_from(["topic", "data", "topic", "data", "Topic", "dat"]).flatmap(spelled)
+RAW_VALUES = st.sampled_from(
+    ['"a"', '"a.b"', "1", "12", '"\\u0061"', '{"topic":"b"}', '{"data":1,"data":2}', "[1,2]", '"}"',
+     '",\\"data\\":1"', "null", '"\\ud800"', "{}", '""', '"\\\\"']
+)  # fmt: skip
+SPACES = st.sampled_from(["", "", "", " ", "\t"])
+
+
+@given(st.lists(st.tuples(NAMES, RAW_VALUES, SPACES), max_size=4), SPACES)
+def test_a_line_is_taken_if_it_names_a_topic_and_data_once_each(
+    members: list[tuple[str, str, str]], space: str
+) -> None:
+    """However the names are written, in whatever order, whatever is in the data."""
+    line = space + "{" + ",".join(f"{s}{n}{s}:{v}{s}" for n, v, s in members) + "}"
+    pairs = json.loads(line, object_pairs_hook=lambda found: [*found])
+    topics = [value for name, value in pairs if name == "topic"]
+    is_right = sorted(name for name, _ in pairs) == ["data", "topic"] and topics[0] in ("a", "a.b")
+    if not is_right:
+        with pytest.raises(RequestError):
+            split_topic_ndjson(line.encode(), LIMITS)
+        return
+    ((topic, data),) = split_topic_ndjson(line.encode(), LIMITS)
+    (written,) = [value for name, value, _ in members if json.loads(name) == "data"]
+    assert (topic, data) == (topics[0], written.encode())
 
 
 def test_topic_line_whose_data_has_members_of_the_same_names_is_taken() -> None:

@@ -33,6 +33,7 @@ LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
 OBJECT_BYTES_MAX: Final = 64 << 10  # of a JSON body that is not a message
 _OBJECT_LIMITS: Final = JsonLimits(OBJECT_BYTES_MAX, 1, 16)
+_COMPARED_MAX: Final = 64  # characters of a name, as it is compared with the known ones
 _SAFE_DIGITS: Final = 18  # more would not fit a 64-bit number; none of ours is that large
 
 Query = Mapping[str, Sequence[str]]
@@ -117,11 +118,11 @@ def _decode(part: bytes) -> str:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        _refuse(f"The member {_shown(twice)} is given more than once; give it once.")
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            _refuse(f"The member {_shown(name)} is given more than once; give it once.")
+        found[name] = value
     return found
 
 
@@ -140,7 +141,8 @@ def _refuse_unknown(what: str, name: str, known: Sequence[str]) -> NoReturn:
     if not known:
         _refuse(f"Unknown {what} {_shown(name)}; there is none here.")
     _refuse(
-        f"Unknown {what} {_shown(name)}; the nearest known one is {nearest(name, known)!r}. "
+        f"Unknown {what} {_shown(name)}; the nearest known one is "
+        f"{nearest(name[:_COMPARED_MAX], known)!r}. "
         f"Known: {', '.join(known)}."
     )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from repl_broker.errors import RequestError
 from repl_broker.web.parameters import (
+    _once,
     check_members,
     read_integer,
     read_limit,
@@ -73,6 +76,57 @@ def test_any_body_is_an_object_or_refused(body: bytes) -> None:
     else:
         assert refused.code in {"invalid_json", "invalid_parameter"}
         assert refused.detail.encode(), "it can be sent"
+
+
+OBJECTS = st.recursive(
+    st.sampled_from(["1", "null", '"a"']),
+    lambda inner: (
+        st.lists(
+            st.tuples(st.sampled_from(['"a"', '"b"', '"c"', '"\\u0061"', '"A"']), inner), max_size=3
+        ).map(lambda pairs: "{" + ",".join(f"{name}:{value}" for name, value in pairs) + "}")
+        | st.lists(inner, max_size=2).map(lambda items: f"[{','.join(items)}]")
+    ),
+    max_leaves=6,
+)
+
+
+@given(OBJECTS)
+def test_an_object_is_taken_if_no_member_in_it_is_given_twice_however_it_is_written(
+    text: str,
+) -> None:
+    repeats = 0
+
+    def count(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        nonlocal repeats
+        repeats += len(pairs) - len(dict(pairs))
+        return dict(pairs)
+
+    expected = json.loads(text, object_pairs_hook=count)
+    if repeats or not isinstance(expected, dict):
+        with pytest.raises(RequestError, match="more than once" if repeats else "a JSON object"):
+            read_object(text.encode())
+    else:
+        assert read_object(text.encode()) == expected
+
+
+class Counted(str):
+    """A name that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_members_that_are_given_twice_are_found_in_linear_time() -> None:
+    names = [str(number) for number in range(1000)]
+    Counted.compared = 0
+    with pytest.raises(RequestError, match="'999' is given more than once"):
+        _once([(Counted(name), 1) for name in [*names, names[-1]]])
+    assert Counted.compared < 2 * len(names)
 
 
 def test_members_are_checked_by_name() -> None:
