@@ -5,7 +5,8 @@ a node that was just started: what is compared is how late messages come. A slow
 connection sends a byte of a request now and then, and comes back when the node
 ends it. Then a flood: publishes are *due* at a multiple of what the node could
 just do, over many connections, each with one under way; what is due when all are
-taken is not sent, and counted. All of it is bounded in number and in time.
+taken is not sent, and counted. Then the attacks of a client with a narrow token, on one node and
+on the leader of three (attacks.py). All of it is bounded in number and in time.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.command import allow_files, progress
+from benchmarks import attacks
+from benchmarks.command import allow_files, named, progress
 from benchmarks.figures import markdown, number
 from benchmarks.load import BenchmarkError, Generator, Load
 from benchmarks.node import single_node
 from benchmarks.processes import Process, free_ports
 from benchmarks.report import OtherWork, machine
 
-__all__ = ["Flood", "Plan", "Slow", "main", "measure_flood", "measure_slow"]
+__all__ = ["Flood", "Plan", "Slow", "flood_text", "main", "measure_flood", "measure_slow"]
+__all__ += ["slow_text"]
 
 READER_RATE = 20.0  # publishes a second, while there are slow clients
 OPEN_SECONDS_MAX = 30.0
@@ -266,65 +269,92 @@ def _rss_kb(process: Process) -> int:
     return int(status.split("VmRSS:")[1].split()[0])
 
 
-def as_text(plan: Plan, runs: Sequence[tuple[int, dict[str, float], int]], flood: Flood) -> str:
-    head = ["beside", "p50, ms", "p99, ms", "max, ms", "memory, MB", "ended"]
-    lines = [head]
+def slow_text(plan: Plan, runs: Sequence[tuple[int, dict[str, float], int]]) -> str:
+    lines = [["beside", "p50, ms", "p99, ms", "max, ms", "memory, MB", "ended"]]
     for count, found, ended in runs:
         memory = (found["rss_max_kb"] - found["rss_before_kb"]) / 1024
         figures = (found["p50_ms"], found["p99_ms"], found["max_ms"], memory)
         lines.append([f"{count:,} slow clients", *map(number, figures), f"{ended:,}"])
+    note = (
+        f"{plan.readers:,} readers, {READER_RATE:g} publishes/s of 200 bytes for "
+        f"{plan.seconds:g} s; every reader got every message, once and in order."
+    )
+    return f"{markdown(lines)}\n\n{note}\n"
+
+
+def flood_text(plan: Plan, flood: Flood) -> str:
     answered = [["answer", "a second", "p50, ms", "p99, ms", "max, ms"]]
     for status, amount in sorted(flood.answers.items()):
         quantiles = (flood.quantile_ms(status, q) for q in (0.5, 0.99, 1))
         answered.append([str(status), number(amount / flood.seconds), *map(number, quantiles)])
-    notes = (
-        f"{plan.readers:,} readers, {READER_RATE:g} publishes/s of 200 bytes for "
-        f"{plan.seconds:g} s; every reader got every message, once and in order.",
-        "",
+    head = (
         f"A flood of {plan.times:g} times {flood.capacity:,.0f} publishes/s for "
-        f"{flood.seconds:.0f} s over {plan.connections:,} connections:",
-        "",
+        f"{flood.seconds:.0f} s over {plan.connections:,} connections:"
     )
     grown = (flood.rss_max_kb - flood.rss_before_kb) / 1024
     end = (
         f"{flood.not_sent:,} were due while every connection waited; {flood.broken} connections "
-        f"broke.",
-        f"Memory: {flood.rss_before_kb / 1024:.0f} MB before, {grown:+.0f} MB at most. One publish "
-        f"right after took {flood.healthy_ms:.1f} ms.",
+        f"broke.\nMemory: {flood.rss_before_kb / 1024:.0f} MB before, {grown:+.0f} MB at most. One "
+        f"publish right after took {flood.healthy_ms:.1f} ms."
     )
-    return "\n".join([markdown(lines), "", *notes, markdown(answered), "", *end])
+    return f"{head}\n\n{markdown(answered)}\n\n{end}\n"
+
+
+PARTS = ("slow", "flood", "attacks", "cluster")
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     allow_files()
-    plan = Plan(
-        options.readers, options.slow, options.seconds, options.connections, options.times,
-        options.flood_seconds,
-    )  # fmt: skip
     try:
         with tempfile.TemporaryDirectory(dir=options.dir, prefix="benchmarks-") as name:
             about = machine(Path(name))
             others = OtherWork()
-            runs = measure_slow(plan, Path(name), progress)
-            flood = measure_flood(plan, Path(name), progress)
+            texts = [_part(part, options, Path(name)) for part in options.parts]
             progress("")
             about["other work"] = str(others)
     except BenchmarkError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     print(*(f"{what}: {how}" for what, how in about.items()), sep="\n")
-    print(f"\n{as_text(plan, runs, flood)}")
+    print("", *texts, sep="\n")
     return 0
+
+
+def _part(part: str, options: argparse.Namespace, folder: Path) -> str:
+    plan = Plan(
+        options.readers, options.slow, options.seconds, options.connections, options.times,
+        options.flood_seconds,
+    )  # fmt: skip
+    full = attacks.Full(
+        topics=options.topics, streams=options.streams, seconds=options.attack_seconds
+    )
+    if part == "slow":
+        return slow_text(plan, measure_slow(plan, folder, progress))
+    if part == "flood":
+        return flood_text(plan, measure_flood(plan, folder, progress))
+    if part == "attacks":
+        founds, taken = attacks.measure_one(full, folder / part, progress, options.only)
+        return f"{attacks.as_text(founds)}\n\nThe same node: {taken}.\n"
+    founds = attacks.measure_three(full, folder / part, progress, options.only)
+    return f"At the leader of three, which led all the time:\n\n{attacks.as_text(founds)}\n"
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks hostile",
-        description="Good readers beside slow clients, and a flood of publishes. Exit status: 1 "
-        "if a reader lacks a message, a publish has no answer, or the node is not well after.",
+        description="Good readers beside slow clients; a flood of publishes; the attacks of a "
+        "narrow token, on one node and on the leader of three. Exit status: 1 if a reader lacks a "
+        "message, a publish has no answer, a node is not well after, or leadership is lost.",
     )
-    plan = Plan()
+    plan, full = Plan(), attacks.Full()
+    parser.add_argument(
+        "--parts", type=_parts, default=PARTS, help=f"a list of {', '.join(PARTS)} (default: all)"
+    )
+    parser.add_argument("--only", action="append", default=[], help="the attack of this name")
+    parser.add_argument("--topics", type=_amount(100_000), default=full.topics)
+    parser.add_argument("--streams", type=_amount(5000), default=full.streams)
+    parser.add_argument("--attack-seconds", type=_amount(60), default=int(full.seconds))
     parser.add_argument("--dir", type=Path, help="where to store; it should be a real disk")
     parser.add_argument("--readers", type=_amount(5000), default=plan.readers)
     parser.add_argument("--slow", type=_amount(10_000), default=plan.slow)
@@ -333,6 +363,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--times", type=float, default=plan.times, help="what the node can do")
     parser.add_argument("--flood-seconds", type=_amount(60), default=plan.flood_seconds)
     return parser.parse_args(arguments)
+
+
+def _parts(text: str) -> list[str]:
+    return named(text, {part: part for part in PARTS})
 
 
 def _amount(most: int) -> Callable[[str], int]:

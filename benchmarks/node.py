@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from collections.abc import Mapping
@@ -22,10 +23,10 @@ def connections_max() -> int:
 
 
 def single_node(
-    port: int, folder: Path, sections: Mapping[str, Mapping[str, int]] | None = None
+    port: int, folder: Path, sections: Mapping[str, Mapping[str, int | str]] | None = None
 ) -> list[str]:
     """The command. ``sections`` are keys to configure beside the connections."""
-    chosen = {**(sections or {})}
+    chosen: dict[str, Mapping[str, int | str]] = {**(sections or {})}
     chosen["limits"] = {"connections": connections_max(), **chosen.get("limits", {})}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "node.toml"
@@ -35,8 +36,8 @@ def single_node(
     return [*command, "--log-level", "warning"]
 
 
-def _as_toml(sections: Mapping[str, Mapping[str, int]]) -> str:
+def _as_toml(sections: Mapping[str, Mapping[str, int | str]]) -> str:
     lines: list[str] = []
     for section, keys in sections.items():
-        lines += [f"[{section}]", *(f"{key} = {value}" for key, value in keys.items())]
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
     return "\n".join([*lines, ""])

@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import __main__, access, hostile, network, stalled
+from benchmarks import __main__, access, attacks, hostile, network, stalled
 from benchmarks.churn import Found as Churned
 from benchmarks.churn import Holding, as_lines, is_settled, leaks
 from benchmarks.figures import Figure, Row
@@ -24,6 +25,7 @@ from benchmarks.peers import HYPERCORN, NATS, NCHAN, OURS, PEERS, REDIS, SQLITE,
 from benchmarks.processes import Process, free_ports
 from benchmarks.report import OtherWork, as_json, as_table, conditions
 from benchmarks.suite import Found, Scale, measure
+from repl_broker.message import check_topic, is_filter
 
 TINY = Scale(
     seconds=0.15,
@@ -413,6 +415,7 @@ def test_a_silenced_client_is_heard_no_more() -> None:
         (["churn", "--help"], 0, "--count"),
         (["hostile", "--help"], 0, "--slow"),
         (["hostile", "--slow", "0"], 2, "1 to 10000"),
+        (["hostile", "--parts", "fire"], 2, "none of slow, flood, attacks"),
         (["churn", "--count", "0"], 2, "1 to 10000000"),
     ],
 )
@@ -434,9 +437,49 @@ def test_slow_clients_and_a_flood_are_measured_and_shown(tmp_path: Path) -> None
     assert flood.answers[201] > 0
     assert set(flood.answers) <= {201, 503}
     assert flood.broken == 0
-    shown = hostile.as_text(plan, runs, flood)
-    assert "20 slow clients" in shown
-    assert "| 201 " in shown
+    assert "20 slow clients" in hostile.slow_text(plan, runs)
+    assert "| 201 " in hostile.flood_text(plan, flood)
+
+
+# --- attacks ---
+
+
+def test_every_pair_of_limits_is_at_its_maximum_in_some_attack() -> None:
+    together = [attacks.FULL | attack.at_most for attack in attacks.ATTACKS]
+    for attack in attacks.ATTACKS:
+        assert attack.at_most <= set(attacks.LIMITS), attack.name
+    for pair in combinations(attacks.LIMITS, 2):
+        assert any(all_at_most.issuperset(pair) for all_at_most in together), pair
+
+
+def test_names_and_patterns_of_attacks_are_as_long_as_they_may_be() -> None:
+    names = {attacks.long_name(number) for number in range(1000)}
+    assert len(names) == 1000
+    assert {(len(name), len(name.split("."))) for name in names} == {(253, 127)}
+    for number in range(300):
+        assert check_topic(attacks.long_name(number))
+        assert is_filter(attacks.long_filter(number))
+        assert is_filter(attacks.long_grant(number))
+
+
+@pytest.mark.process
+def test_attacks_are_run_and_shown(tmp_path: Path) -> None:
+    full = attacks.Full(topics=200, streams=3, filters=4, grants=8, connections=3, seconds=0.3)
+    founds, taken = attacks.measure_one(full, tmp_path / "one", lambda what: None)
+    assert [found.name for found in founds] == ["nothing", *(a.name for a in attacks.ATTACKS)]
+    for found in founds:
+        assert found.waits, found.name
+        assert not {"500", "broken"} & {*found.answers}, found
+    assert "201" in taken
+    assert "batches of 8 MB" in attacks.as_text(founds)
+
+
+@pytest.mark.process
+def test_attacks_at_a_leader_are_run(tmp_path: Path) -> None:
+    full = attacks.Full(topics=50, streams=2, filters=2, grants=4, connections=2, seconds=0.3)
+    only = [attacks.ATTACKS[0].name]
+    founds = attacks.measure_three(full, tmp_path, lambda what: None, only)
+    assert [found.name for found in founds] == ["nothing", *only]
 
 
 @pytest.mark.process

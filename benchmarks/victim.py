@@ -1,0 +1,70 @@
+"""A client of its own process that publishes small messages, and how long each of them waited.
+
+``python -m benchmarks.victim PORT ADDRESS TOKEN`` publishes until its stdin ends, then
+writes the waits to stdout as one JSON array of seconds. A process of its own, because
+what is measured must not wait for the interpreter that attacks.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.load import BenchmarkError
+
+__all__ = ["Victim"]
+
+PAUSE_SECONDS = 0.004
+WAIT_SECONDS_MAX = 30
+
+
+class Victim:
+    """Publishes from ``start`` to ``stop``, which gives the waits in seconds."""
+
+    def __init__(self, port: int, address: str, token: str) -> None:
+        self._command = [sys.executable, "-m", "benchmarks.victim", str(port), address, token]
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+
+    def stop(self) -> list[float]:
+        assert self._process is not None, "it was started"
+        said, _ = self._process.communicate("")
+        if self._process.returncode or not said:
+            raise BenchmarkError("a publish of the other client was refused, or had no answer")
+        waits: list[float] = json.loads(said)
+        return waits
+
+
+def _publish(port: int, address: str, token: str) -> list[float]:
+    request = (
+        f"POST /v1/topics/other.one/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        "Content-Length: 1\r\n\r\n1"
+    ).encode()
+    waits = []
+    with socket.create_connection(
+        ("127.0.0.1", port), WAIT_SECONDS_MAX, (address, 0)
+    ) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+            began = time.perf_counter()
+            connection.sendall(request)
+            answer = connection.recv(4096)
+            if not answer.startswith(b"HTTP/1.1 201 "):
+                sys.exit(f"{answer!r}")
+            waits.append(time.perf_counter() - began)
+    return waits
+
+
+if __name__ == "__main__":
+    print(json.dumps(_publish(int(sys.argv[1]), sys.argv[2], sys.argv[3])))
