@@ -264,7 +264,7 @@ class Subscription:
             "node": self._replica.node_id,
             "position": str(position),
         }
-        return sse.retry(RETRY_MS) + sse.event("subscribed", str(position), encode_json(data))
+        return sse.event("subscribed", str(position), encode_json(data), RETRY_MS)
 
     def _gap(self, reason: str, first: Location | None) -> bytes:
         """Tell of a loss between the client's cursor and ``_seq``, where the stream goes on."""
@@ -386,8 +386,13 @@ class Subscription:
 
 
 def farewell() -> bytes:
-    """How a stream ends when the node drains: come back, but not all in one moment."""
-    return sse.retry(RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX))  # noqa: S311  # nosec B311  # jitter
+    """How a stream ends when the node drains: come back, but not all in one moment.
+
+    It has no id: a reader that lags has not had what the node has, and comes back
+    with the id of what it did have.
+    """
+    retry_ms = RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX)  # noqa: S311  # nosec B311  # jitter
+    return sse.notice("goodbye", b'{"reason":"shutting_down"}', retry_ms)
 
 
 def token_expired(reason: str) -> bytes:

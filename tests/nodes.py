@@ -19,6 +19,7 @@ from repl_broker.room import Room
 from repl_broker.state import Applied
 from repl_broker.storage import Identity, MemoryStorage
 from repl_broker.writer import Done
+from tests.eventsource import blocks
 
 EPOCH = "00c0ffee"
 ANYONE = Asking(Credentials(), "127.0.0.1")  # where there are no tokens, nobody has to be more
@@ -147,7 +148,5 @@ def configured(config: Config | None = None, **sections: dict[str, Any]) -> Conf
 
 
 def events(chunks: Sequence[bytes]) -> list[dict[str, str]]:
-    """The blocks of an event stream as mappings of field to value."""
-    blocks = b"".join(chunks).decode().split("\n\n")
-    assert blocks[-1] == "", "a stream is made of whole blocks"
-    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks[:-1]]
+    """The blocks of an event stream as mappings of field to value; they must be sound."""
+    return blocks(b"".join(chunks))

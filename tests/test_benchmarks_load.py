@@ -92,7 +92,7 @@ class Handler(socketserver.BaseRequestHandler):
         if rest.startswith(b"GET"):
             with self.server.lock:
                 self.server.topic = rest.split()[1].partition(b"=")[2]
-                self.request.sendall(HEAD + chunk(b"retry: 2000\n\n") + chunk(SUBSCRIBED))
+                self.request.sendall(HEAD + chunk(SUBSCRIBED))
                 self.server.streams.append(self.request)
             self.server.ended.wait(WAIT_SECONDS_MAX)
         else:

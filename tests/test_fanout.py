@@ -37,6 +37,11 @@ def event_id(seq: int) -> str:
     return f"{EPOCH}-{seq}"
 
 
+def heartbeat(seq: int) -> dict[str, str]:
+    data = f'{{"position":"{event_id(seq)}"}}'
+    return {"id": event_id(seq), "event": "heartbeat", "data": data}
+
+
 class Client:
     """The other end of a reader's socket; decodes chunks, as strictly as they come."""
 
@@ -173,8 +178,8 @@ async def test_a_stream_begins_with_retry_and_where_it_starts() -> None:
         await there.publish("chat", 1, 2)
         client = there.join("chat", "a.*")
         assert client.receive() == [
-            {"retry": "2000"},
             {
+                "retry": "2000",
                 "id": event_id(2),
                 "event": "subscribed",
                 "data": '{"topics":["a.*","chat"],"node":"n1","position":"00c0ffee-2"}',
@@ -269,7 +274,7 @@ async def test_readers_that_join_and_leave_while_a_flush_is_under_way(
         for client in early + late:
             client.receive()
             ids = [e["id"] for e in client.events if is_message(e)]
-            first = int(client.events[1]["id"][9:])
+            first = int(client.events[0]["id"][9:])
             assert ids == [event_id(seq) for seq in range(first + 1, int(last[9:]) + 1)]
         assert all(reader.state == LEVEL for reader in there.fan._all())
         places = {id(reader.place) for reader in there.fan._all()}
@@ -379,7 +384,7 @@ async def test_loss_while_a_reader_stalled_is_told_before_what_comes_after_it() 
             "reason": "retention",
         }
         assert slow.messages == [*range(1, had + 1), *range(951, 1001)]
-        assert slow.events.index(gap) == had + 2
+        assert slow.events.index(gap) == had + 1
 
 
 async def test_a_reader_that_stalls_in_the_log_holds_no_page() -> None:
@@ -409,7 +414,7 @@ async def test_the_beginning_may_be_more_than_the_socket_takes() -> None:
         await wait_all_tasks_blocked()
         await there.publish("chat", 2)
         client.receive()
-        assert client.events[1]["event"] == "subscribed"
+        assert client.events[0]["event"] == "subscribed"
         assert client.messages == [1, 2]
 
 
@@ -568,12 +573,12 @@ async def test_silence_is_broken_by_a_heartbeat_that_moves_the_cursor(
             await trio.sleep(2)
             await there.publish("busy", 1)
         (beat,) = quiet.receive()
-        assert beat == {"id": event_id(7)}, "what was published until then"
+        assert beat == heartbeat(7), "what was published until then"
         assert all(is_message(e) for e in busy.receive())
         await trio.sleep(14.5)
         assert busy.receive() == []
         await trio.sleep(1)
-        assert busy.receive() == [{"id": event_id(10)}]
+        assert busy.receive() == [heartbeat(10)]
         await trio.sleep(150)
         assert 9 <= len(quiet.receive()) <= 11
         assert 9 <= len(busy.receive()) <= 11
@@ -608,7 +613,7 @@ async def test_the_id_of_a_heartbeat_does_not_overtake_a_message(
         for client in clients:
             await there.drain(client)
             position = 0
-            for event in client.events[2:]:
+            for event in client.events[1:]:
                 seq = int(event["id"][9:])
                 assert seq == (position + 1 if is_message(event) else position)
                 position = seq
@@ -622,9 +627,9 @@ async def test_a_stalled_reader_gets_no_heartbeats_on_top(autojump_clock: MockCl
         await trio.sleep(300)
         await there.drain(slow)
         assert len(slow.messages) == 200
-        assert len([e for e in slow.events if e.keys() == {"id"}]) == 0
+        assert slow.named("heartbeat") == []
         await trio.sleep(16)
-        assert slow.receive() == [{"id": event_id(200)}]
+        assert slow.receive() == [heartbeat(200)]
 
 
 # --- leaving ---
@@ -825,7 +830,9 @@ async def test_drain_ends_every_stream_with_a_retry_of_its_own() -> None:
             client.receive()
             assert client.has_ended
             assert client.is_closed
-            waits.add(int(client.events[-1]["retry"]))
+            (goodbye,) = client.named("goodbye")
+            assert goodbye is client.events[-1]
+            waits.add(int(goodbye["retry"]))
         assert all(client.messages == [1] for client in clients[:20])
         assert min(waits) >= 2000
         assert max(waits) < 7000
@@ -843,6 +850,8 @@ async def test_drain_waits_for_a_stalled_reader_which_is_reset_when_it_is_over()
         assert resumes.has_ended
         assert resumes.is_closed
         assert 0 < len(resumes.messages) < 300, "the rest is for its next connection"
+        (goodbye,) = resumes.named("goodbye")
+        assert "id" not in goodbye, "its cursor stays at the last message that it had"
         assert len(there.fan) == 1
         there.fan.cut()
         while not stays.is_closed:
@@ -855,7 +864,7 @@ async def test_a_stream_that_opens_while_the_node_drains_is_told_to_go() -> None
         there.node.hub.close()
         client = there.join("chat")
         client.receive()
-        assert [*client.events[-1]] == ["retry"]
+        assert [e["event"] for e in client.events] == ["subscribed", "goodbye"]
         assert client.has_ended
         assert len(there.fan) == 0
 

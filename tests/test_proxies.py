@@ -246,7 +246,7 @@ def test_a_stream_goes_through_without_delay_and_lives_on_heartbeats(
 
                     begun = time.monotonic()
                     while time.monotonic() - begun < TIMEOUT_SECONDS + HEARTBEAT_SECONDS:
-                        assert re.fullmatch("id: [0-9a-f]{8}-[0-9]+", watch.block())
+                        assert re.match("id: [0-9a-f]{8}-[0-9]+\nevent: heartbeat\n", watch.block())
                     last = publish(publisher, "t", 2)
                     assert f"id: {last['id']}\n" in watch.until("data: ")
 

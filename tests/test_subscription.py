@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -22,6 +22,12 @@ from tests.nodes import ANYONE, EPOCH, Clock, Disk, Node, configured, events, ru
 
 def event_id(seq: int) -> str:
     return f"{EPOCH}-{seq}"
+
+
+def beat(seq: int) -> dict[str, str]:
+    """A heartbeat."""
+    data = f'{{"position":"{event_id(seq)}"}}'
+    return {"id": event_id(seq), "event": "heartbeat", "data": data}
 
 
 class Reader:
@@ -75,8 +81,8 @@ async def test_a_stream_opens_with_retry_and_where_it_starts() -> None:
         await publish(node, "chat", 1, 2)
         async with reading(node, "chat", "a.*") as reader:
             assert await reader.read() == [
-                {"retry": "2000"},
                 {
+                    "retry": "2000",
                     "id": event_id(2),
                     "event": "subscribed",
                     "data": '{"topics":["a.*","chat"],"node":"n1","position":"00c0ffee-2"}',
@@ -105,7 +111,7 @@ async def test_earliest_gives_everything_that_is_retained_and_no_gap() -> None:
         await node.replica.propose(CreateTopic("chat", messages=3))
         await publish(node, "chat", *range(10))
         async with reading(node, "chat", after="earliest") as reader:
-            assert (await reader.read())[1]["id"] == event_id(7)
+            assert (await reader.read())[0]["id"] == event_id(7)
             await reader.read_until(event_id(10))
             assert reader.messages == [7, 8, 9]
             assert not reader.named("gap")
@@ -134,7 +140,7 @@ async def test_a_cursor_resumes_after_its_message() -> None:
     async with running_node() as node:
         await publish(node, "chat", *range(1, 11))
         async with reading(node, "chat", after=event_id(4)) as reader:
-            assert (await reader.read())[1]["id"] == event_id(4)
+            assert (await reader.read())[0]["id"] == event_id(4)
             await reader.read_until(event_id(10))
             assert reader.messages == [5, 6, 7, 8, 9, 10]
 
@@ -170,7 +176,7 @@ async def test_a_gap_is_told_before_what_comes_after_it() -> None:
         await publish(node, "chat", *range(10))
         async with reading(node, "chat", after=event_id(2)) as reader:
             await reader.read_until(event_id(10))
-            subscribed, gap, *messages = reader.events[1:]
+            subscribed, gap, *messages = reader.events
             assert subscribed["id"] == event_id(2)
             assert gap["event"] == "gap"
             assert gap["id"] == event_id(7)
@@ -211,7 +217,7 @@ async def test_a_cursor_of_another_cluster_is_told_and_gets_what_there_is() -> N
         await publish(node, "chat", 1, 2)
         async with reading(node, "chat", after="deadbeef-77") as reader:
             await reader.read_until(event_id(2))
-            subscribed, gap, *_ = reader.events[1:]
+            subscribed, gap, *_ = reader.events
             assert subscribed["id"] == "deadbeef-77"
             assert json.loads(gap["data"]) == {
                 "after": "deadbeef-77",
@@ -249,7 +255,7 @@ async def test_a_removed_topic_is_told_to_those_who_follow_it() -> None:
         await publish(node, "chat", 1)
         await node.broker.delete_topic(ANYONE, "chat")
         await reader.read_until(await publish(node, "chat", 2))
-        assert [e.get("event", "message") for e in reader.events[2:]] == [
+        assert [e.get("event", "message") for e in reader.events[1:]] == [
             "message",
             "topic-deleted",
             "message",
@@ -265,7 +271,7 @@ async def test_removal_while_away_is_told_with_the_loss_that_it_caused() -> None
         await publish(node, "other", 4)
         async with reading(node, "chat", "other", after=event_id(1)) as reader:
             await reader.read_until(event_id(4))
-            assert [e.get("event", "message") for e in reader.events[2:]] == [
+            assert [e.get("event", "message") for e in reader.events[1:]] == [
                 "gap",
                 "message",
                 "topic-deleted",
@@ -346,7 +352,7 @@ async def test_silence_is_broken_by_a_heartbeat_that_moves_the_cursor(
         await reader.read()
         await publish(node, "elsewhere", *range(5))
         started = trio.current_time()
-        assert await reader.read() == [{"id": event_id(5)}]
+        assert await reader.read() == [beat(5)]
         assert trio.current_time() - started == pytest.approx(15)
 
 
@@ -496,7 +502,8 @@ async def test_drain_ends_a_stream_with_a_retry_of_its_own() -> None:
                 await reader.read()
                 node.hub.close()
                 (farewell,) = await reader.read()
-                waits.add(int(farewell["retry"]))
+                waits.add(int(farewell.pop("retry")))
+                assert farewell == {"event": "goodbye", "data": '{"reason":"shutting_down"}'}
                 with pytest.raises(StopAsyncIteration):
                     await anext(reader.stream)
                 node.hub.closing = False
@@ -617,7 +624,8 @@ class _Follower:
 
 def test_events_are_parsed_as_blocks() -> None:
     """The helper of these tests refuses half a block."""
-    chunks: Sequence[bytes] = [b"id: 1\ndata: 2\n\nretry: 5\n\n"]
-    assert events(chunks) == [{"id": "1", "data": "2"}, {"retry": "5"}]
-    with pytest.raises(AssertionError):
-        events([b"id: 1\n"])
+    message = b'id: e-1\ndata: {"id":"e-1"}\n\n'
+    assert events([message[:9], message[9:]]) == [{"id": "e-1", "data": '{"id":"e-1"}'}]
+    for bad in (message[:-1], b"retry: 5\n\n", b"id: e-1\n\n", b": hi\n\n", b"data: {}\n\n"):
+        with pytest.raises((AssertionError, KeyError)):
+            events([bad])

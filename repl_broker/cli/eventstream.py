@@ -17,7 +17,7 @@ class EventTooLargeError(ReplBrokerError):
 
 
 class Event(NamedTuple):
-    """A dispatched block. A heartbeat has no data, and moves the cursor only."""
+    """A dispatched block. A node sends none without data."""
 
     name: str  # "message" where the stream names none
     id: str  # the last event id as of this block, "" before there is one
@@ -28,8 +28,8 @@ class EventReader:
     """Feed it what arrives; it gives the blocks that are complete.
 
     ``retry_ms`` is the last reconnection time that the server named. ``farewell``
-    tells whether that came after every event so far: a server that drains
-    says so last, with a time of this client's own.
+    tells whether the last event was ``goodbye``: a server that drains says so, with
+    a time of this client's own.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,6 @@ class EventReader:
                 self.id = value.decode(errors="replace")
             case b"retry" if value.isdigit() and len(value) < 10:
                 self.retry_ms = int(value)
-                self.farewell = True
                 return
             case _:  # a comment, or a field of a later standard
                 return
@@ -90,5 +89,5 @@ class EventReader:
     def _dispatch(self) -> list[Event]:
         event = Event(self._name or "message", self.id, b"\n".join(self._data))
         self._name, self._data, self._seen = "", [], False
-        self.farewell = False
+        self.farewell = event.name == "goodbye"
         return [event]

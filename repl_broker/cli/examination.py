@@ -496,7 +496,7 @@ class Examination:
         try:
             while (left := started + wanted - trio.current_time()) > 0:
                 event = await stream.next(left)
-                heartbeats += event is not None and event.name == "message" and not event.data
+                heartbeats += event is not None and event.name == "heartbeat"
                 last = trio.current_time() if event is not None else last
         except _StreamEndedError as error:
             silence = trio.current_time() - last

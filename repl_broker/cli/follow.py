@@ -71,7 +71,7 @@ class Follower:
             try:
                 yield from self.one_connection(reader := EventReader())
                 told = reader.farewell
-                reason = "the node ended the stream"
+                reason = "the node shuts down" if told else "the node ended the stream"
             except CallError as error:
                 if not self.is_worth_repeating(error):
                     raise
@@ -105,7 +105,7 @@ class Follower:
                     self.cursor = event.id or self.cursor
                     if event.name == "message" and event.data:
                         messages.append(event.data)
-                    elif event.data:
+                    else:
                         if messages:
                             yield messages
                             messages = []

@@ -117,27 +117,32 @@ one that the node made.
 
 **Methods.** HEAD works wherever GET does, and OPTIONS tells the methods of a path."""
 
+EVENT_NAMES: Final = (
+    "subscribed", "heartbeat", "gap", "topic-deleted", "token-expired", "goodbye"
+)  # fmt: skip
 EVENTS_DESCRIPTION: Final = f"""\
 A stream of Server-Sent Events (WHATWG HTML 9.2), which stays open. Use the browser's own
 `EventSource`.
 
-It begins at once with `retry: 2000` and
+It begins at once with
 
 ```
+retry: 2000
 id: 9f3a1c2b-4999
 event: subscribed
 data: {{"topics":["chat"],"node":"n1","position":"9f3a1c2b-4999"}}
 ```
 
-so that a client that has seen no message yet resumes exactly all the same. Then messages
-follow, as unnamed events (`onmessage` fires), each with one `data:` line:
+so that a client that has seen no message yet resumes exactly all the same. `retry:` is how long
+to wait before connecting again, in milliseconds. Then messages follow, as unnamed events
+(`onmessage` fires), each with one `data:` line:
 
 ```
 id: {EXAMPLE_ID}
 data: {{"id":"{EXAMPLE_ID}","topic":"chat","time":"{EXAMPLE_TIME}","data":{{"text":"hello"}}}}
 ```
 
-Other events:
+Other events follow. Each block of the stream has one `data:` line, which is a JSON object:
 
 - `gap`: messages between the client's cursor and what follows can no longer be given. `data` is
   `{{"after":…,"first_available":…,"reason":…}}`; `reason` is `retention` (they were trimmed),
@@ -148,12 +153,14 @@ Other events:
   `expired`, `revoked`, or `changed`: the node's keys, or what it grants, are others now. The stream
   ends. It has no id: come back with the same cursor, and another token if there was one.
 - `topic-deleted`: a topic that the stream follows was removed. `data` is `{{"topic":…}}`.
-- A block with only an `id:` comes after each 15 s of silence (`[limits] heartbeat_seconds`). No
-  event fires; the client's cursor moves, so that an idle stream does not fall behind retention.
+- `heartbeat`: comes after each 15 s of silence (`[limits] heartbeat_seconds`). `data` is
+  `{{"position":…}}`, the same as its id. The client's cursor moves, so that an idle stream does not
+  fall behind retention.
+- `goodbye`: the node shuts down, and the stream ends. `data` is `{{"reason":"shutting_down"}}`. It
+  comes with a `retry:` that differs from client to client, so that they do not all come back at
+  once. It has no id: come back with the same cursor.
 
-When the node shuts down, the stream ends after a `retry:` that differs from client to client,
-so that they do not all come back at once. A filter may name a topic that does not exist yet,
-unless `[topics] auto_create` is off.
+A filter may name a topic that does not exist yet, unless `[topics] auto_create` is off.
 
 An event id is valid on every node of the cluster. One that has not got there yet waits until it
 has, a few seconds at most, before it says that the id is `ahead`. A change of leader ends no
@@ -894,16 +901,17 @@ def _schemas() -> Object:
         "Event": _object(
             {
                 "id": event_id,
-                "event": {"enum": ["subscribed", "gap", "topic-deleted", "token-expired"]},
+                "event": {"enum": list(EVENT_NAMES)},
+                "retry": {"type": "integer", "description": "In `subscribed` and `goodbye`."},
                 "data": {
                     "type": "string",
                     "contentMediaType": JSON,
                     "description": "For a message, which has no `event`, a Message in JSON.",
                 },
             },
-            "An event of the stream; the stream is a sequence of them. A heartbeat has an id only; "
-            "`token-expired` has none.",
-            required=(),
+            "An event of the stream; the stream is a sequence of them. `token-expired` and "
+            "`goodbye` have no id.",
+            required=("data",),
         ),
         "Receipt": _object({"id": event_id, "topic": name, "time": time}, "One message is kept."),
         "BatchReceipt": _object(

@@ -169,7 +169,7 @@ class _Feed(ResponseBody):
             "commit_buckets_seconds": COMMIT_BUCKETS_SECONDS,
             "default_retention": self._broker.state.settings.retention,
         }
-        data = sse.retry(RETRY_MS) + sse.event("hello", "0", encode_json(hello))
+        data = sse.event("hello", "0", encode_json(hello), RETRY_MS)
         if self._past:
             data += sse.event("past", "0", encode_json(dashboard.sampler.past()))
         return data

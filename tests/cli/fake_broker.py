@@ -192,12 +192,10 @@ def stream(*blocks: bytes, then: str = "end") -> Step:
     return step
 
 
-RETRY = b"retry: 20\n\n"
-
-
-def subscribed(seq: int) -> bytes:
+def subscribed(seq: int, retry_ms: int = 20) -> bytes:
     data = '{"topics":["chat"],"node":"n1","position":"%s-%d"}' % (EPOCH, seq)  # noqa: UP031
-    return f"id: {EPOCH}-{seq}\nevent: subscribed\ndata: {data}\n\n".encode()
+    retry = f"retry: {retry_ms}\n" if retry_ms else ""
+    return f"{retry}id: {EPOCH}-{seq}\nevent: subscribed\ndata: {data}\n\n".encode()
 
 
 def message_object(seq: int, data: str = "1") -> str:
@@ -210,4 +208,9 @@ def message(seq: int, data: str = "1") -> bytes:
 
 
 def heartbeat(seq: int) -> bytes:
-    return f"id: {EPOCH}-{seq}\n\n".encode()
+    data = '{"position":"%s-%d"}' % (EPOCH, seq)  # noqa: UP031
+    return f"id: {EPOCH}-{seq}\nevent: heartbeat\ndata: {data}\n\n".encode()
+
+
+def goodbye(retry_ms: int) -> bytes:
+    return b'retry: %d\nevent: goodbye\ndata: {"reason":"shutting_down"}\n\n' % retry_ms

@@ -17,11 +17,11 @@ from repl_broker.cli.human import Human, printable
 from tests.cli.conftest import Run
 from tests.cli.fake_broker import (
     EPOCH,
-    RETRY,
     FakeBroker,
     Step,
     answer,
     drop,
+    goodbye,
     heartbeat,
     html,
     message,
@@ -31,7 +31,7 @@ from tests.cli.fake_broker import (
     subscribed,
 )
 
-START = RETRY + subscribed(0)
+START = subscribed(0)
 
 
 class Followed:
@@ -114,7 +114,7 @@ def test_the_wait_doubles_with_full_jitter_and_starts_anew_after_success(
     broker: FakeBroker,
 ) -> None:
     gone: list[Step] = [drop, html(502), problem("no_leader", "No leader.")]
-    start = b"retry: 1000\n\n" + subscribed(0)
+    start = subscribed(0, 1000)
     broker.steps = [stream(start), *gone, stream(message(1)), stream(message(2))]
     followed = Followed(broker)
     followed.take(2)
@@ -122,11 +122,11 @@ def test_the_wait_doubles_with_full_jitter_and_starts_anew_after_success(
 
 
 def test_a_farewell_is_obeyed_to_the_letter(broker: FakeBroker) -> None:
-    broker.steps = [stream(START, message(1), b"retry: 1234\n\n"), stream(message(2))]
+    broker.steps = [stream(START, message(1), goodbye(1234)), stream(message(2))]
     followed = Followed(broker)
     followed.take(2)
     assert followed.slept == [1.234]
-    assert followed.notes[1] == "the node ended the stream; connecting again in 1.2 s"
+    assert followed.notes[1] == "the node shuts down; connecting again in 1.2 s"
 
 
 def test_retry_after_is_waited_for(broker: FakeBroker) -> None:
@@ -202,7 +202,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(broker: FakeBroker) -> No
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 def test_blocks_are_read_however_they_are_cut(ending: bytes, size: int) -> None:
     text = (
-        b"\xef\xbb\xbf: comment\nretry: 7\n\nid: 1\nevent: gap\ndata: a\ndata:b\n\n"
+        b"\xef\xbb\xbf: comment\nretry: 7\nid: 1\nevent: gap\ndata: a\ndata:b\n\n"
         b"id: 2\n\nid: bad\0\nunknown: x\ndata\n\ndata: last\n\n: end\n"
     ).replace(b"\n", ending)
     reader = EventReader()

@@ -311,13 +311,13 @@ class Follower:
 
 
 def event_of(block: Block) -> Event | None:
-    """What a block says; None if it only says when to come back."""
+    """What a block says; None if it only says good-bye."""
     match block.event:
         case None if block.is_message:
             return message_of(block.message)
-        case None if block.fields.keys() == {"id"}:
+        case "heartbeat":
             return Heartbeat(block.fields["id"])
-        case None if block.fields.keys() == {"retry"}:
+        case "goodbye":
             return None
         case "subscribed":
             data = json.loads(block.fields["data"])

@@ -13,6 +13,8 @@ import h11
 import httpx
 import trio
 
+from tests.eventsource import blocks
+
 WAIT_SECONDS_MAX: Final = 5
 JSON: Final = {"Content-Type": "application/json"}
 NDJSON: Final = {"Content-Type": "application/x-ndjson"}
@@ -123,14 +125,14 @@ class Stream:
         return event
 
     async def event(self) -> dict[str, str]:
-        """The next block, as fields."""
-        return dict(line.split(": ", 1) for line in (await self.block()).decode().split("\n"))
+        """The next block, as fields; it must be sound."""
+        (fields,) = blocks(await self.block() + b"\n\n")
+        return fields
 
     async def subscribed(self) -> dict[str, Any]:
         """Read the beginning of the stream; the data of its ``subscribed`` event."""
-        assert await self.block() == b"retry: 2000"
         event = await self.event()
-        assert event["event"] == "subscribed"
+        assert (event["event"], event["retry"]) == ("subscribed", "2000")
         data: dict[str, Any] = json.loads(event["data"])
         assert event["id"] == data["position"]
         return data

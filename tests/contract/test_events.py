@@ -31,6 +31,10 @@ def next_epoch(identity: str) -> str:
     return f"{int(epoch, 16) ^ 1:08x}-{seq}"
 
 
+def heartbeat(identity: str) -> dict[str, str]:
+    return {"id": identity, "event": "heartbeat", "data": f'{{"position":"{identity}"}}'}
+
+
 def moved(identity: str, by: int) -> str:
     epoch, _, seq = identity.partition("-")
     return f"{epoch}-{int(seq) + by}"
@@ -47,9 +51,8 @@ async def test_a_stream_begins_with_retry_and_subscribed(node: Node) -> None:
         assert stream.headers["cache-control"] == "no-cache, no-transform"
         assert stream.headers["x-accel-buffering"] == "no"
         assert stream.headers["x-content-type-options"] == "nosniff"
-        assert await stream.block() == b"retry: 2000"
         expected = f'{{"topics":["chat","orders.>"],"node":"n1","position":"{identity}"}}'
-        block = f"id: {identity}\nevent: subscribed\ndata: {expected}"
+        block = f"retry: 2000\nid: {identity}\nevent: subscribed\ndata: {expected}"
         assert await stream.block() == block.encode()
 
 
@@ -143,8 +146,7 @@ async def test_another_client_library_reads_the_stream(node: Node) -> None:
         with httpx.Client(trust_env=False, timeout=5) as client:
             with httpx_sse.connect_sse(client, "GET", url) as source:
                 for event in source.iter_sse():
-                    if event.data:  # it also gives blocks that fire nothing, as `retry:`
-                        found.append(event)
+                    found.append(event)
                     if len(found) == 3:
                         return found
         raise AssertionError("the stream ended")
@@ -332,9 +334,9 @@ async def test_a_deleted_topic_is_told_and_the_stream_stays(node: Node) -> None:
 async def test_silence_is_broken_by_heartbeats_that_move_the_cursor(launch: Launch) -> None:
     async with launch(limits={"heartbeat_seconds": 1}) as node, node.events("chat") as stream:
         position = (await stream.subscribed())["position"]
-        assert await stream.event() == {"id": position}
+        assert await stream.event() == heartbeat(position)
         identity = (await node.publish("other", 1))[0]
-        assert await stream.event() == {"id": identity}
+        assert await stream.event() == heartbeat(identity)
         await node.publish("chat", 2)
         assert await stream.data(1) == [2]
 
@@ -416,7 +418,9 @@ async def test_a_shutdown_ends_streams_with_a_retry_of_their_own(
     for stream in streams:
         assert await stream.data(1) == [1]
         (last,) = await stream.end()
-        match = re.fullmatch(rb"retry: (\d+)", last)
+        match = re.fullmatch(
+            rb'retry: (\d+)\nevent: goodbye\ndata: {"reason":"shutting_down"}', last
+        )
         assert match is not None
         assert 2000 <= int(match[1]) < 7000
 

@@ -310,11 +310,13 @@ class Block:
     @classmethod
     def parse(cls, raw: bytes) -> Block:
         lines = raw.decode().split("\n")
-        return cls(raw, dict(line.split(": ", 1) for line in lines))
+        fields = dict(line.split(": ", 1) for line in lines)
+        assert fields.get("data"), f"no block is without data: {raw!r}"
+        return cls(raw, fields)
 
     @property
     def is_message(self) -> bool:
-        return "data" in self.fields and "event" not in self.fields
+        return "event" not in self.fields
 
     @property
     def event(self) -> str | None:

@@ -99,7 +99,7 @@ class Reader:
     def _read(self, stream: Stream) -> None:
         """Until the last message of all."""
         for block in stream:
-            assert block.event in {None, "subscribed"}, block
+            assert block.event in {None, "subscribed", "heartbeat"}, block
             if block.is_message:
                 message = block.message
                 self.messages.append(message)

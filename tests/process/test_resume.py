@@ -57,7 +57,7 @@ class Reader:
     def _read(self, stream: Stream, count: int) -> bool:
         """Read ``count`` messages at most; whether the last of all was read."""
         for block in stream:
-            assert block.event in {None, "subscribed"}, block
+            assert block.event in {None, "subscribed", "heartbeat"}, block
             if block.is_message:
                 self.raw.append(block.raw)
                 count -= 1

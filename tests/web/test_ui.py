@@ -23,6 +23,7 @@ from repl_broker.web.app import create_app
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.sampler import PAST_SECONDS, Sampler, Window
 from repl_broker.web.ui import FEEDS_MAX, FOLDER, HEADERS
+from tests.eventsource import FEED_NAMES, blocks
 from tests.nodes import ANYONE, Node
 
 BYTES_MAX = 150 * 1024
@@ -42,12 +43,8 @@ class Feed:
 
     async def events(self) -> dict[str, Any]:
         """Name and data of what comes together."""
-        found = {}
-        for block in (await self._body.__anext__()).decode().removesuffix("\n\n").split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in block.split("\n"))
-            if "event" in fields:
-                found[fields["event"]] = json.loads(fields["data"])
-        return found
+        found = blocks(await self._body.__anext__(), FEED_NAMES)
+        return {fields["event"]: json.loads(fields["data"]) for fields in found}
 
     async def sample(self) -> dict[str, Any]:
         """The next sample."""

@@ -1,31 +1,26 @@
 import { createParser } from "eventsource-parser";
 
-/** A block of an event stream (WHATWG HTML 9.2): an event, or without one only a new cursor. */
+/** An event of a stream (WHATWG HTML 9.2) that has an id. */
 export interface Block {
-  /** The last event id as of this block. */
   id: string;
   event: string;
   data: string;
 }
 
 /**
- * Takes text as it arrives, cut anywhere, and gives the blocks in it.
+ * Takes text as it arrives, cut anywhere, and gives the events in it that have an id: the cursor to
+ * come back with. Those without one (`goodbye`, `token-expired`) tell how the stream ends, which
+ * says nothing of where it is.
  *
- * eventsource-parser is silent about a block without data, and the broker's heartbeats are such
- * blocks: their id is the cursor to come back with. It keeps that id for the next event, as the
- * standard has it; so behind each block it is given an empty event, which brings it out. Lines are
- * cut here since the parser takes a CR LF that is cut between the two for two.
+ * Lines are cut here since the parser takes a CR LF that is cut between the two for two.
  */
 export function blockReader(onBlock: (block: Block) => void, onRetry: (ms: number) => void) {
-  let id = "";
   let rest = "";
   let isAfterReturn = false;
 
   const { feed } = createParser((found) => {
-    if (found.type !== "event") return onRetry(found.value);
-    const before = id;
-    id = found.id ?? id;
-    if (found.data || id !== before) onBlock({ id, event: found.data && (found.event || "message"), data: found.data });
+    if (found.type !== "event") onRetry(found.value);
+    else if (found.id) onBlock({ id: found.id, event: found.event || "message", data: found.data });
   });
 
   return (text: string): void => {
@@ -34,6 +29,6 @@ export function blockReader(onBlock: (block: Block) => void, onRetry: (ms: numbe
     lines[0] = rest + lines[0];
     rest = lines.pop() as string;
     // The parser takes "retry: 5x" for 5; the standard has it ignored.
-    for (const line of lines) if (!/^retry(?!: ?\d+$)/.test(line)) feed(line ? `${line}\n` : "\ndata\n\n");
+    for (const line of lines) if (!/^retry(?!: ?\d+$)/.test(line)) feed(`${line}\n`);
   };
 }

@@ -101,7 +101,7 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     let isMessage = event === "message";
     let content: any;
     try {
-      content = JSON.parse(data || "{}");
+      content = JSON.parse(data);
     } catch {}
     if (!content || (isMessage && !(isId(id) && content.topic))) {
       const text = `No broker sends this: ${data.slice(0, 99)}`;

@@ -55,8 +55,9 @@ const noise = fc.constantFrom(
 const block = fc.oneof(
   { weight: 4, arbitrary: fc.tuple(fc.constant("id: "), message) },
   { weight: 1, arbitrary: fc.tuple(fc.constant("id:"), message) },
-  { weight: 2, arbitrary: fc.tuple(fc.constant("id: "), fc.constant([])) }, // a heartbeat
+  { weight: 2, arbitrary: fc.tuple(fc.constant("id: "), fc.constant(["event: heartbeat", "data: {}"])) },
   { weight: 1, arbitrary: fc.tuple(fc.constant(""), fc.constant([])) }, // nothing but noise
+  { weight: 1, arbitrary: fc.tuple(fc.constant(""), fc.constant(["event: goodbye", "data: {}"])) },
   { weight: 1, arbitrary: fc.tuple(fc.constant("id: "), message.map((lines) => ["event: message", ...lines])) },
   { weight: 1, arbitrary: fc.tuple(fc.constant("id: "), message.map((lines) => ["event: other", ...lines])) },
 );

@@ -104,12 +104,22 @@ export class Body {
   }
 
   /** `subscribed`, as the broker begins. */
-  async begin(id = "0000000a-1", retry = "retry: 2000\n\n"): Promise<void> {
-    await this.send(`${retry}id: ${id}\nevent: subscribed\ndata: {"topics":[],"node":"n1","position":"${id}"}\n\n`);
+  async begin(id = "0000000a-1", retry = 2000): Promise<void> {
+    await this.send(`retry: ${retry}\nid: ${id}\nevent: subscribed\ndata: {"topics":[],"node":"n1","position":"${id}"}\n\n`);
   }
 
   async message(id: string, data: unknown, topic = "t"): Promise<void> {
     await this.send(`id: ${id}\ndata: ${JSON.stringify({ id, topic, time: "", data })}\n\n`);
+  }
+
+  async heartbeat(id: string): Promise<void> {
+    await this.send(`id: ${id}\nevent: heartbeat\ndata: {"position":"${id}"}\n\n`);
+  }
+
+  /** How a node that shuts down ends a stream. */
+  async goodbye(retry = 2000): Promise<void> {
+    await this.send(`retry: ${retry}\nevent: goodbye\ndata: {"reason":"shutting_down"}\n\n`);
+    await this.end();
   }
 
   async end(): Promise<void> {

@@ -51,12 +51,53 @@ test("a heartbeat moves the cursor, and no handler is called", async () => {
   const subscription = client.subscribe("t", (message) => seen.push(message));
   await pass();
   await last(streams).begin("0000000a-1");
-  await last(streams).send("id: 0000000a-9\n\n");
+  await last(streams).heartbeat("0000000a-9");
   expect(subscription.cursor).toBe("0000000a-9");
   await last(streams).break();
   await pass(2000);
   expect(last(after())).toBe("0000000a-9");
   expect(seen).toEqual([]);
+});
+
+test("a node that shuts down is left at its word: no handler hears of it, and the cursor stays", async () => {
+  const streams = bodies();
+  const { client, errors } = open({ urls: ["http://a.test", "http://b.test"] });
+  const seen: unknown[] = [];
+  const subscription = client.subscribe("t", (message) => seen.push(message), { onGap: (gap) => seen.push(gap) });
+  await pass();
+  await last(streams).begin("0000000a-1");
+  await last(streams).heartbeat("0000000a-9");
+  await last(streams).goodbye(4000);
+  expect([subscription.cursor, client.state]).toEqual(["0000000a-9", "reconnecting"]);
+  await pass(1900);
+  expect(asked.length).toBe(1);
+  await pass(200); // half of what it named
+  expect([hosts(), last(after())]).toEqual([["a.test", "b.test"], "0000000a-9"]);
+  expect([seen, errors]).toEqual([[], []]);
+});
+
+test("a good-bye right after the beginning proves no cursor, and hides no gap of subscriptions that were joined", async () => {
+  const streams = bodies();
+  const { client } = open();
+  const gaps: string[] = [];
+  const one = client.subscribe("a", () => {}, { onGap: () => gaps.push("a") });
+  await pass(100);
+  await last(streams).begin("0000000a-5");
+  const other = client.subscribe("b", () => {}, { onGap: () => gaps.push("b") });
+  await pass(100);
+  await last(streams).begin("0000000a-6"); // a lane of its own, which is level with the first
+  await last(streams).heartbeat("0000000a-6");
+  await pass(100);
+  expect(last(asked).url.searchParams.getAll("topic")).toEqual(["a", "b"]); // they are joined
+  await last(streams).begin("0000000a-5");
+  await last(streams).goodbye();
+  await pass(3000);
+  await last(streams).begin("0000000a-5");
+  await last(streams).send('id: 0000000a-6\nevent: gap\ndata: {"after":"0000000a-5","reason":"retention"}\n\n');
+  await pass(100);
+  expect(gaps).toEqual([]); // each is to hear of its own
+  expect(asked.slice(-2).map(({ url }) => url.searchParams.getAll("topic"))).toEqual([["a"], ["b"]]);
+  expect([one.cursor, other.cursor]).toEqual(["0000000a-5", "0000000a-6"]);
 });
 
 test("a stream that is silent for three heartbeats is dead; one with heartbeats is not", async () => {
@@ -67,7 +108,7 @@ test("a stream that is silent for three heartbeats is dead; one with heartbeats 
   await last(streams).begin();
   for (let beat = 2; beat < 12; beat++) {
     await pass(40_000);
-    await last(streams).send(`id: 0000000a-${beat}\n\n`);
+    await last(streams).heartbeat(`0000000a-${beat}`);
   }
   expect(asked.length).toBe(1);
   await pass(44_000);
@@ -152,7 +193,7 @@ test("a later subscription that does not come to be is an error, once, while the
   await pass();
   expect(errors).toMatchObject([{ code: "too_many_connections", status: 429 }]);
   for (let beat = 2; beat < 30; beat++) {
-    await last(streams).send(`id: 0000000a-${beat}\n\n`);
+    await last(streams).heartbeat(`0000000a-${beat}`);
     await pass(10_000);
   }
   expect(asked.length).toBeGreaterThan(10);
@@ -252,7 +293,7 @@ test("retry: 0 does not have the broker asked without a pause", async () => {
   client.subscribe("t", () => {});
   await pass();
   for (let count = 1; count < 4; count++) {
-    await last(streams).begin("0000000a-1", "retry: 0\n\n");
+    await last(streams).begin("0000000a-1", 0);
     await last(streams).end();
     await pass(45);
     expect(asked.length).toBe(count);
@@ -267,7 +308,7 @@ test("retry: of the broker is what waits begin with", async () => {
   const { client } = open();
   client.subscribe("t", () => {});
   await pass();
-  await last(streams).begin("0000000a-1", "retry: 6000\n\n");
+  await last(streams).begin("0000000a-1", 6000);
   await last(streams).end();
   await pass(5900);
   expect(asked.length).toBe(1);
@@ -577,11 +618,11 @@ test("when rights change, only the subscription without them fails", async () =>
   const open_ = (): Body[] => streams.filter(({ isGivenUp }) => !isGivenUp);
   expect(open_().length).toBe(1);
   forbidden = "b";
-  await last(open_()).send("id: 0000000a-8\n\n");
+  await last(open_()).heartbeat("0000000a-8");
   await last(open_()).break();
   await pass(3000);
   await pass(3000);
-  for (const stream of open_()) await stream.send("id: 0000000a-9\n\n");
+  for (const stream of open_()) await stream.heartbeat("0000000a-9");
   await pass(3000);
   expect(failed).toEqual(["b forbidden"]);
   expect([client.state, errors]).toEqual(["live", []]);
