@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from repl_broker.errors import ConfigError, StorageError
+from repl_broker.files import make_file, make_folder, sync
 from repl_broker.founding import Standing, found, standing_of
 from repl_broker.message import time_text
 from repl_broker.raft.log import EntryKind, Member, Membership
@@ -36,8 +37,6 @@ from repl_broker.storage import (
     SqliteStorage,
     StoreCopy,
     copy_store,
-    make_folder,
-    sync,
 )
 from repl_broker.wire import decode_entry
 
@@ -128,7 +127,7 @@ def backup(folder: Path, file: Path, *, force: bool, now_ms: int) -> dict[str, A
         stack.enter_context(_told(f"{called} cannot be saved to {str(file)!r}"))
         _check_target(folder, file, force)
         copy = stack.enter_context(_working(file)) / STORE_NAME
-        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        make_file(copy)
         copy_store(folder, copy)
         with contextlib.closing(StoreCopy(copy.parent, called)) as storage:
             seal = {**check(storage, called).as_json(), "time": time_text(now_ms)}
@@ -172,7 +171,8 @@ def restore(file: Path, folder: Path, node_id: str | None, *, now_ms: int) -> di
         _check_backup(file)
         stack.enter_context(_new_folder(folder))
         copy = stack.enter_context(_working(folder / STORE_NAME)) / STORE_NAME
-        shutil.copyfile(file, copy)
+        make_file(copy)
+        shutil.copyfile(file, copy)  # which keeps the mode of what is there
         with contextlib.closing(StoreCopy(copy.parent, called, "use another backup")) as storage:
             storage.check_file()
             contents = check(storage, called)

@@ -208,8 +208,6 @@ def _server(section: str, certificate: Path, key: Path) -> ssl.SSLContext:
             f"{names[1]}: {key} is encrypted, and there is nobody to ask for its password; "
             f"decrypt it: openssl pkey -in {key} -out decrypted.pem"
         ) from None
-    if key.stat().st_mode & 0o007:
-        log.warning("everyone may read the private key file=%s remedy='chmod 640'", key)
     return context
 
 

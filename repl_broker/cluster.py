@@ -21,6 +21,7 @@ from repl_broker.members import Joiner, Members
 from repl_broker.raft.core import CoreOptions
 from repl_broker.raft.log import Member
 from repl_broker.replica import Replica
+from repl_broker.tokens import check_secret_text
 from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError, Transport
 
 __all__ = [
@@ -125,8 +126,7 @@ def read_secret(config: Config) -> bytes:
             f"the secret in {str(path)!r} has {len(secret)} bytes; wanted {SECRET_BYTES_MIN} to "
             f"{SECRET_BYTES_MAX:,}, for instance from openssl rand -hex 32"
         )
-    if path.stat().st_mode & 0o077:
-        log.warning("others may read the secret file=%s remedy='chmod 600'", path)
+    check_secret_text(secret, f"[cluster] secret_file: {path}")
     return secret
 
 

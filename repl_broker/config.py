@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 from repl_broker.errors import ConfigError
+from repl_broker.files import exposure
 
 __all__ = [
     "Address",
@@ -44,6 +45,7 @@ __all__ = [
     "RetentionConfig",
     "TopicsConfig",
     "TracingConfig",
+    "exposed",
     "keys",
     "load",
     "replace_values",
@@ -1108,6 +1110,27 @@ def contradictions(config: Config) -> Iterator[str]:
                 file.open("rb").close()
             except OSError as error:
                 yield f"{name}: cannot read {file}: {error.strerror}"
+
+
+def exposed(config: Config) -> list[str]:
+    """Which secrets others may read or change, one line each.
+
+    They are warned of and not refused: Kubernetes mounts secrets so that everyone in the
+    container may read them, and there is nobody else in it.
+    """
+    # Debian's group ssl-cert reads private keys, and so do others like it.
+    named = (
+        ("auth.secret_file", config.auth.secret_file, False),
+        ("cluster.secret_file", config.cluster.secret_file, False),
+        ("http.tls_key", config.http.tls_key, True),
+        ("raft.tls_key", config.raft.tls_key, True),
+    )
+    found = []
+    for name, file, group_may_read in named:
+        if file is not None and (words := exposure(file, group_may_read=group_may_read)):
+            mode = 640 if group_may_read else 600
+            found.append(f"{name}: {words} {file}, and so be anyone; chmod {mode} {file}")
+    return found
 
 
 def auth_contradictions(config: Config) -> Iterator[str]:

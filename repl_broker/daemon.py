@@ -30,7 +30,7 @@ from repl_broker import __version__, cluster, logs
 from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
-from repl_broker.config import Address, Config
+from repl_broker.config import Address, Config, exposed
 from repl_broker.errors import ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
@@ -161,6 +161,7 @@ async def serve(
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
     certificates, access = Certificates(config), Access(config)
+    _tell_exposed(config)
     service = service or Service()
     tracing = open_tracing(config, os.environ)
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
@@ -231,7 +232,7 @@ async def serve(
                         _settings_hook(replica),
                         _pages_hook(publishing, streams, app, access),
                         Hook("certificates", LIVE["certificates"], certificates.reload),
-                        Hook("access", LIVE["access"], access.reload),
+                        _access_hook(access),
                     ]
                 task_status.started(Running(broker, url, certificates))
                 nursery.start_soon(service.run, replica)
@@ -288,6 +289,19 @@ def _status(broker: Broker, hub: Hub) -> str:
 
 def _log_hook() -> Hook:
     return Hook("log", LIVE["log"], lambda config: logs.configure(config.log))
+
+
+def _access_hook(access: Access) -> Hook:
+    def apply(config: Config) -> None:
+        access.reload(config)
+        _tell_exposed(config)
+
+    return Hook("access", LIVE["access"], apply)
+
+
+def _tell_exposed(config: Config) -> None:
+    for warning in exposed(config):
+        log.warning("others can reach a secret what=%r", warning)
 
 
 def _limits_hook(

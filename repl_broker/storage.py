@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import sqlite3
@@ -35,6 +36,7 @@ from typing import Any, Final, Protocol
 from zlib import crc32
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.files import make_file, make_folder, sync, tighten
 from repl_broker.journal import SALT_BYTES, Journal
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.wal import is_damaged
@@ -48,12 +50,13 @@ __all__ = [
     "Storage",
     "StoreCopy",
     "copy_store",
-    "make_folder",
-    "sync",
 ]
+
+log = logging.getLogger(__name__)
 
 STORE_NAME: Final = "broker.db"  # of the database, in the data directory
 JOURNAL_NAME: Final = "broker.journal"
+LOCK_NAME: Final = "lock"
 FORMAT: Final = 2  # 1 had no journal
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
@@ -316,6 +319,7 @@ class SqliteStorage:
             undo.callback(self._closing.close)
             self._prepare_folder()
             self._lock()
+            self._keep_from_others()
             with self._damage_told():
                 _check_wal(self._path, self._called, self._remedy)
                 self._writer = self._connect()
@@ -331,7 +335,7 @@ class SqliteStorage:
         try:
             make_folder(self._folder)
             probe = self._folder / f".probe-{os.getpid()}"
-            probe.touch()
+            make_file(probe)
             probe.unlink()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -358,6 +362,26 @@ class SqliteStorage:
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _keep_from_others(self) -> None:
+        """The store's files are for this user alone: SQLite gives those that it makes beside the
+        database the same mode. Those of a version that left that to the umask are tightened."""
+        beside = (f"{STORE_NAME}-wal", f"{STORE_NAME}-shm", f"{STORE_NAME}-journal")
+        names = (STORE_NAME, *beside, JOURNAL_NAME, LOCK_NAME)
+        try:
+            make_file(self._path)
+            was_open = tighten(self._folder / name for name in names)
+        except PermissionError:
+            log.warning(
+                "others may read the store, and this user cannot change that folder=%s "
+                "remedy='chmod 600 its files'", self._folder,
+            )  # fmt: skip
+        except OSError as error:
+            raise self._unwritable(error) from None
+        else:
+            if was_open:
+                files = ",".join(path.name for path in was_open)
+                log.warning("others could read the store; not any more files=%s", files)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -788,6 +812,9 @@ class StoreCopy(SqliteStorage):
     def _lock(self) -> None:
         pass
 
+    def _keep_from_others(self) -> None:
+        pass
+
     def _open_journal(self) -> None:
         try:
             salt = _salt(self._writer)
@@ -916,7 +943,7 @@ def _check_wal_at_rest(folder: Path) -> None:
 
 
 def _open_lock(folder: Path) -> int:
-    return os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _take(lock: int) -> bool:
@@ -936,23 +963,6 @@ def _unreadable(folder: Path, error: OSError) -> ConfigError:
         f"the data directory {str(folder)!r} cannot be read: {error.strerror or error}; "
         "run this as the node's user"
     )
-
-
-def make_folder(folder: Path) -> None:
-    """With its parents, for this user only. The names of what was made are on disk then."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in made:
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _statements(script: str) -> list[str]:

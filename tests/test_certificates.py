@@ -260,19 +260,6 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for(
     assert f"openssl pkey -in {files['tls_key']}" in refusal_of(peer_config(files))
 
 
-def test_a_key_that_everyone_may_read_is_warned_of(
-    tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
-) -> None:
-    files = write(tmp_path, authority)
-    files["tls_key"].chmod(0o640)  # Debian's group ssl-cert
-    Certificates(http_config(files))
-    assert caplog.messages == []
-    files["tls_key"].chmod(0o644)
-    Certificates(http_config(files))
-    (warning,) = caplog.messages
-    assert warning.startswith(f"everyone may read the private key file={files['tls_key']}")
-
-
 @pytest.mark.parametrize(("days", "level"), [(15, logging.INFO), (13, logging.WARNING)])
 def test_a_certificate_that_expires_soon_is_warned_of(
     tmp_path: Path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +130,9 @@ def test_space_makes_no_secret_longer(tmp_path: Path) -> None:
         read_secret(with_secret(tmp_path, b"s" + b" " * 20))
 
 
-@pytest.mark.parametrize("mode", [0o604, 0o640])
-def test_a_secret_that_others_may_read_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert read_secret(with_secret(tmp_path, b"s" * 32, mode)) == b"s" * 32
-    (warning,) = caplog.messages
-    assert warning.startswith(f"others may read the secret file={tmp_path}/secret")
+def test_a_secret_that_an_editor_has_put_a_mark_before_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="byte order mark"):
+        read_secret(with_secret(tmp_path, b"\xef\xbb\xbf" + b"s" * 32))
 
 
 def test_a_secret_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

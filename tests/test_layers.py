@@ -50,6 +50,7 @@ LAYERS = (
     ("config",),
     ("message", "names"),
     ("filters",),
+    ("files",),
     ("errors",),
     ("raft.*",),
     ("__init__",),

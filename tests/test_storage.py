@@ -1080,8 +1080,3 @@ def test_a_failed_opening_leaves_no_lock_behind(used: Path) -> None:
     with pytest.raises(ConfigError):
         SqliteStorage(used, "n2")
     SqliteStorage(used, "n1").close()
-
-
-def test_the_data_directory_is_private(tmp_path: Path) -> None:
-    SqliteStorage(tmp_path / "data", "n1").close()
-    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700

@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 
 from repl_broker.cli.options import json_option
-from repl_broker.config import InvalidConfigError, load
+from repl_broker.config import (
+    AuthConfig,
+    Config,
+    InvalidConfigError,
+    exposed,
+    is_credential,
+    load,
+)
 from repl_broker.errors import ConfigError
 
 __all__ = ["config"]
@@ -27,25 +34,56 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
     """Check FILE, and print every problem of it, one a line.
 
     Only the file is looked at, not the environment. Files that it names must be
-    readable, and certificates be such that a node can use them.
+    readable, and secrets, key sets and certificates be such that a node can use them.
+    Warnings are printed, too; they leave the exit code 0.
     """
-    problems = problems_of(file)
+    problems, warnings = verdict_on(file)
     if as_json:
-        click.echo(json.dumps({"file": str(file), "problems": problems}, ensure_ascii=False))
-    elif not problems:
-        click.echo(f"{file}: no problems")
+        found = {"file": str(file), "problems": problems, "warnings": warnings}
+        click.echo(json.dumps(found, ensure_ascii=False))
     else:
         for problem in problems:
             click.echo(f"error: {problem}", err=True)
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
+        if not problems:
+            click.echo(f"{file}: no problems")
     ctx.exit(1 if problems else 0)
 
 
-def problems_of(file: Path) -> list[str]:
+def verdict_on(file: Path) -> tuple[list[str], list[str]]:
+    """Problems and warnings."""
     from repl_broker import certificates  # with Trio
 
     try:
-        return certificates.problems(load(file))
+        config = load(file)
     except InvalidConfigError as error:
-        return [*error.problems]
+        return [*error.problems], []
     except ConfigError as error:
-        return [str(error)]
+        return [str(error)], []
+    problems, warnings = certificates.problems(config), exposed(config)
+    for each in (check_tokens, check_secret):
+        try:
+            warnings += each(config)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems, warnings
+
+
+def check_tokens(config: Config) -> list[str]:
+    from repl_broker.tokens import Verifier
+
+    is_used = config.auth.mode == "jwt" and not any(map(is_credential, files_of(config.auth)))
+    return [*Verifier(config.auth).notes] if is_used else []
+
+
+def check_secret(config: Config) -> list[str]:
+    from repl_broker import cluster
+
+    if config.cluster.secret_file is not None and not is_credential(config.cluster.secret_file):
+        cluster.read_secret(config)
+    return []
+
+
+def files_of(auth: AuthConfig) -> list[Path | None]:
+    return [auth.secret_file, auth.jwks_file]

@@ -15,6 +15,7 @@ from repl_broker import logs
 from repl_broker.cli.options import KeyType
 from repl_broker.config import Address, load
 from repl_broker.errors import ConfigError
+from repl_broker.files import tighten
 
 __all__ = ["demo"]
 
@@ -130,4 +131,5 @@ def temporary_folder(port: int, nodes: int = 1) -> Path:
         raise ConfigError(f"cannot use {folder}: {error.strerror}; give --data-dir") from error
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
         raise ConfigError(f"cannot use {folder}: it belongs to someone else; give --data-dir")
+    tighten((folder,))
     return folder

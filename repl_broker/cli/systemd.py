@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -125,11 +127,20 @@ def write(texts: dict[str, str], directory: Path, *, force: bool) -> None:
         for name, text in texts.items():
             is_there = there.get(name) == text
             if not is_there:
-                (directory / name).write_text(text)
+                write_unit(directory / name, text)
             click.echo(f"{'is there' if is_there else 'written '}  {directory / name}")
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename}: {error.strerror}") from None
     click.echo(NEXT)
+
+
+def write_unit(path: Path, text: str) -> None:
+    """For everyone to read, and for its owner alone to change, whatever the umask says: what is in
+    it is started as root."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "w") as file:
+        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o644)
+        file.write(text)
 
 
 NEXT: Final = f"""

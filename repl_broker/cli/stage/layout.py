@@ -25,6 +25,7 @@ from typing import Final
 
 from repl_broker.config import Address
 from repl_broker.errors import ConfigError
+from repl_broker.files import make_folder, write_file
 from repl_broker.storage import STORE_NAME
 
 __all__ = ["RECORD", "Layout", "Place", "check_single", "lay_out"]
@@ -91,15 +92,14 @@ class Layout:
     def write(self, log_level: str) -> None:
         """Make the folder's files; the secret only if it is not there."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.folder)
             secret = self.folder / "secret"
             if not secret.exists():
-                secret.touch(mode=0o600)
-                secret.write_text(secrets.token_hex(32) + "\n")
+                write_file(secret, secrets.token_hex(32) + "\n")
             for place in self.places:
-                self.file(place).write_text(self._toml(place, log_level))
+                write_file(self.file(place), self._toml(place, log_level))
             ports = [place.http.port for place in self.places]
-            (self.folder / RECORD).write_text(json.dumps({"http_ports": ports}) + "\n")
+            write_file(self.folder / RECORD, json.dumps({"http_ports": ports}) + "\n")
         except OSError as error:
             raise ConfigError(
                 f"cannot write to {self.folder}: {error.strerror}; give --data-dir"

@@ -26,6 +26,7 @@ import trio
 from repl_broker.cli.stage.layout import Layout, Place
 from repl_broker.cli.stage.node import BOOTSTRAP
 from repl_broker.errors import ConfigError, ReplBrokerError
+from repl_broker.files import make_file
 from repl_broker.message import time_text
 
 __all__ = ["CannotError", "Supervisor"]
@@ -185,6 +186,7 @@ class Supervisor:
         file = self._layout.file(place)
         command = [sys.executable, "-m", "repl_broker.cli.stage.node", str(file), *options]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("REPL_BROKER_")}
+        make_file(self._layout.log(place))
         with self._layout.log(place).open("ab") as log:
             return await trio.lowlevel.open_process(
                 command,

@@ -1,0 +1,93 @@
+"""Files and folders that are for the node's user alone, whatever the umask says.
+
+A file is made with its mode, before anything is in it: one that is tightened afterwards was open
+for a moment, and what was opened then stays so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+__all__ = ["exposure", "make_file", "make_folder", "sync", "tighten", "write_file"]
+
+PRIVATE_FILE: Final = 0o600
+PRIVATE_FOLDER: Final = 0o700
+OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def make_file(path: Path) -> bool:
+    """Make an empty file for this user only, if there is none; whether it was made."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        os.close(os.open(path, flags, PRIVATE_FILE))
+    except FileExistsError:
+        return False
+    return True
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file for this user only, in the place of one that is there."""
+    make_file(path)
+    tighten((path,))
+    path.write_text(text)
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents, for this user only. The names of what was made are on disk then."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)  # which is an error where a file is
+    for path in missing:
+        sync(path.parent)
+
+
+def tighten(paths: Iterable[Path]) -> list[Path]:
+    """Take from others what they may do with those of the files that are there; which they were.
+
+    Raises PermissionError for a file of another user.
+    """
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & OTHERS:
+                path.chmod(mode & ~OTHERS)
+                found.append(path)
+    return found
+
+
+def exposure(path: Path, *, group_may_read: bool = False) -> str:
+    """Who else may read or change a file with a secret; "" for nobody but those who are meant.
+
+    A group that may read is meant where that is how this user can read the file, too: it belongs
+    to another user then, as systemd's credentials and mounted secrets do.
+    """
+    try:
+        about = path.stat()
+    except OSError:
+        return ""
+    for bits, words in (
+        (stat.S_IWOTH, "everyone may change"),
+        (stat.S_IWGRP, "its group may change"),
+        (stat.S_IROTH, "everyone may read"),
+    ):
+        if about.st_mode & bits:
+            return words
+    if about.st_mode & stat.S_IRGRP and about.st_uid == os.geteuid() and not group_may_read:
+        return "its group may read"
+    return ""
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
