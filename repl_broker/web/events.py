@@ -17,12 +17,18 @@ from repl_broker.subscription import Subscription
 from repl_broker.web.guard import asking
 from repl_broker.web.parameters import Query, read_query
 
-__all__ = ["PATH", "QUERY_TOKEN", "Events", "open_subscription"]
+__all__ = ["CURSOR_NAMES", "PATH", "QUERY_CURSOR", "QUERY_TOKEN", "Events", "open_subscription"]
 
 PATH: Final = "/v1/events"
 QUERY_TOKEN: Final = "access_token"  # noqa: S105  RFC 6750 section 2.3
 EVENT_STREAM: Final = "text/event-stream"
 LAST_EVENT_ID: Final = "Last-Event-ID"
+# Under which clients that cannot set a header send it: event-source-polyfill and
+# reconnecting-eventsource; Mercure's (lastEventID); what many write themselves, some servers'
+# guides tell them to, and older polyfills do.
+QUERY_CURSOR: Final = "lastEventId"
+CURSOR_NAMES: Final = ("lasteventid", "last_event_id", "last-event-id", "evs_last_event_id")
+_ALSO: Final = dict.fromkeys(CURSOR_NAMES, QUERY_CURSOR)
 _WORDS: Final = frozenset({"earliest", "latest"})
 
 
@@ -86,18 +92,23 @@ def open_subscription(
 
 def read_events_query(query_string: bytes, *, with_token: bool) -> Query:
     """What a stream is asked for with. Raises ``invalid_parameter``."""
-    known = ("topic", "after", QUERY_TOKEN) if with_token else ("topic", "after")
-    return read_query(query_string, known, repeated=("topic",))
+    known = ("topic", "after", QUERY_CURSOR, *((QUERY_TOKEN,) if with_token else ()))
+    return read_query(query_string, known, ("topic", QUERY_CURSOR), _ALSO)
 
 
 def read_after(query: Query, given: Sequence[str]) -> str:
-    """Where the stream begins: a browser that reconnects has ``given`` a header, which wins.
+    """Where the stream begins, by what was written last.
+
+    A page's author wrote ``after``. A library that reconnects adds its cursor, behind what
+    is there: behind its author's, or behind that of a library that is built on it. A browser
+    that reconnects by itself asks for the same URL again, and has ``given`` a header.
 
     Raises ``invalid_event_id``, ``invalid_parameter``.
     """
-    after = query.get("after", ["latest"])[0]
-    if after not in _WORDS:
-        parse_event_id(after)
     if len(given) > 1:
         raise RequestError("invalid_parameter", f"{LAST_EVENT_ID} is given twice; give it once.")
-    return given[0] if given and given[0] else after
+    written = [*query.get("after", ["latest"]), *filter(None, query.get(QUERY_CURSOR, ()))]
+    for after in written:
+        if after not in _WORDS:
+            parse_event_id(after)
+    return next(filter(None, given), written[-1])

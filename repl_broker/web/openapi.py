@@ -23,10 +23,10 @@ from repl_broker.tokens import REASONS, SUBJECT
 from repl_broker.web.answers import JSON
 from repl_broker.web.body import NDJSON
 from repl_broker.web.client import SCRIPT_TYPE, TYPES_TYPE
-from repl_broker.web.events import EVENT_STREAM, QUERY_TOKEN
+from repl_broker.web.events import CURSOR_NAMES, EVENT_STREAM, QUERY_CURSOR, QUERY_TOKEN
 from repl_broker.web.guard import RIGHTS, Right
 from repl_broker.web.metrics import CONTENT_TYPE
-from repl_broker.web.parameters import LIMIT_DEFAULT, LIMIT_MAX
+from repl_broker.web.parameters import LIMIT_DEFAULT, LIMIT_MAX, PASSED_OVER
 from repl_broker.web.problems import PROBLEM_JSON, RETRIED
 from repl_broker.web.topics import RETENTION_RANGES
 
@@ -93,7 +93,8 @@ last `>` is one or more. An event id, such as `{EXAMPLE_ID}`, is opaque: send it
 came.
 
 **Strictness.** Unknown query parameters and unknown members of JSON bodies are refused by name,
-and so is a parameter that is given twice but may be given once.
+and so is a parameter that is given twice but may be given once. Passed over are those that
+libraries, caches and service workers add by themselves: {", ".join(f"`{x}`" for x in PASSED_OVER)}.
 
 **Access.** With `[auth] mode = "jwt"` a request brings a token: `Authorization: Bearer …`, or the
 cookie `{COOKIE}`, or `{QUERY_TOKEN}` in the query of `/v1/events` if `[auth] allow_query_token` is
@@ -356,12 +357,20 @@ def _events() -> Object:
                 "the `latest`, that is, with what is published from now on.",
                 _AFTER_SCHEMA | {"default": "latest"},
             ),
+            _query(
+                QUERY_CURSOR,
+                "What libraries send that cannot set a header when they reconnect; it wins over "
+                f"`after`. So do {_OTHER_CURSOR_NAMES}; all of them in capitals or not. If several "
+                "are given, the last one counts; an empty one counts as none.",
+                _CURSOR_SCHEMA,
+                example=EXAMPLE_ID,
+            ),
             {
                 "name": "Last-Event-ID",
                 "in": "header",
-                "description": "What a browser sends when it reconnects; it wins over `after`. An "
-                "empty one counts as none.",
-                "schema": {"type": "string", "pattern": f"^(earliest|latest|{EVENT_ID_PATTERN}|)$"},
+                "description": "What a browser sends when it reconnects; it wins over the query. "
+                "An empty one counts as none.",
+                "schema": _CURSOR_SCHEMA,
                 "example": EXAMPLE_ID,
             },
         ],
@@ -849,6 +858,13 @@ def _idempotency_key() -> Object:
     }
 
 
+_CURSOR_SCHEMA: Final[Object] = {
+    "type": "string",
+    "pattern": f"^(earliest|latest|{EVENT_ID_PATTERN}|)$",
+}
+_OTHER_CURSOR_NAMES: Final = ", ".join(
+    f"`{name}`" for name in CURSOR_NAMES if name != QUERY_CURSOR.lower()
+)
 _AFTER_SCHEMA: Final[Object] = {
     "type": "string",
     "pattern": f"^(earliest|latest|{EVENT_ID_PATTERN})$",

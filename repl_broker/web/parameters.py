@@ -1,7 +1,9 @@
 """Query parameters and members of JSON bodies, read strictly. Pure.
 
 What a route does not know is refused by its name, with the nearest known one,
-so that a typo is never ignored; what may be given once is refused twice.
+so that a typo is never ignored; what may be given once is refused twice. Some
+parameters are written by no author of a page, but added by what it is built on:
+those are passed over.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NoReturn
 from urllib.parse import unquote_plus
 
@@ -20,6 +23,7 @@ __all__ = [
     "LIMIT_DEFAULT",
     "LIMIT_MAX",
     "OBJECT_BYTES_MAX",
+    "PASSED_OVER",
     "Query",
     "check_members",
     "read_integer",
@@ -29,6 +33,8 @@ __all__ = [
     "read_text",
 ]
 
+# So that no cache answers: jQuery, Ext JS, Dojo; past, and within, Angular's service worker.
+PASSED_OVER: Final = ("_", "_dc", "dojo.preventCache", "ngsw-bypass", "ngsw-cache-bust")
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
 OBJECT_BYTES_MAX: Final = 64 << 10  # of a JSON body that is not a message
@@ -39,10 +45,17 @@ _SAFE_DIGITS: Final = 18  # more would not fit a 64-bit number; none of ours is 
 Query = Mapping[str, Sequence[str]]
 
 
-def read_query(query_string: bytes, known: Sequence[str], repeated: Collection[str] = ()) -> Query:
+def read_query(
+    query_string: bytes,
+    known: Sequence[str],
+    repeated: Collection[str] = (),
+    also: Mapping[str, str] = MappingProxyType({}),
+) -> Query:
     """The values of each parameter that is given, all of which are ``known``.
 
-    Those in ``repeated`` may come more than once. Raises ``invalid_parameter``.
+    Those in ``repeated`` may come more than once. ``also`` has other names of some, in lower
+    case, though they may come in any; values are in the order of the query, whatever the names.
+    Raises ``invalid_parameter``.
     """
     query: dict[str, list[str]] = {}
     for pair in query_string.split(b"&"):
@@ -50,7 +63,11 @@ def read_query(query_string: bytes, known: Sequence[str], repeated: Collection[s
             continue
         name, _, value = (_decode(part) for part in pair.partition(b"="))
         if name not in known:
-            _refuse_unknown("query parameter", name, known)
+            if name in PASSED_OVER:
+                continue
+            if name.lower() not in also:
+                _refuse_unknown("query parameter", name, known)
+            name = also[name.lower()]
         values = query.setdefault(name, [])
         if values and name not in repeated:
             _refuse(f"The query parameter {name!r} is given more than once; give it once.")

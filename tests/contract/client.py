@@ -62,8 +62,13 @@ class Node:
         """An event stream, whose ``subscribed`` event is still to be read."""
         params = [("topic", topic) for topic in topics]
         params += [] if after is None else [("after", after)]
+        async with self.asked(f"/v1/events?{urlencode(params)}", last) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def asked(self, target: str, last: str | None = None) -> AsyncIterator[Stream]:
+        """The event stream of a target as it stands."""
         headers = [] if last is None else [f"Last-Event-ID: {last}"]
-        target = f"/v1/events?{urlencode(params)}"
         async with await self.connect() as tcp_stream:
             await tcp_stream.send_all(request_bytes("GET", target, headers))
             stream = Stream(tcp_stream)

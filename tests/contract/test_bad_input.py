@@ -236,8 +236,12 @@ async def test_wrong_query_parameters_are_refused(
 
 
 async def test_the_stream_knows_no_other_parameters(node: Node) -> None:
-    response = await node.client.get("/v1/events?topic=chat&last_event_id=9f3a1c2b-1")
-    check_problem(response, 400, "invalid_parameter", "'last_event_id'")
+    response = await node.client.get("/v1/events?topic=chat&cursor=9f3a1c2b-1")
+    check_problem(response, 400, "invalid_parameter", "'cursor'", "lastEventId")
+    response = await node.client.get("/v1/events?topic[]=chat")
+    check_problem(response, 400, "invalid_parameter", "'topic[]'", "nearest known one is 'topic'")
+    response = await node.client.get("/v1/topics/chat/messages?lastEventId=9f3a1c2b-1")
+    check_problem(response, 400, "invalid_parameter", "'lastEventId'")
     response = await node.client.get("/v1/events?topic=chat&after=latest&after=earliest")
     check_problem(response, 400, "invalid_parameter", "'after'")
     headers = [("Last-Event-ID", "9f3a1c2b-1"), ("Last-Event-ID", "9f3a1c2b-2")]

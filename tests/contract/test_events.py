@@ -188,6 +188,55 @@ async def test_last_event_id_wins_over_after(node: Node) -> None:
     check_problem(response, 400, "invalid_event_id", "nonsense")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lastEventId",  # event-source-polyfill, reconnecting-eventsource
+        "lastEventID",  # Mercure
+        *("last_event_id", "Last-Event-ID", "Last-Event-Id", "last-event-id", "evs_last_event_id"),
+    ],
+)
+async def test_a_library_may_send_its_cursor_in_the_query(node: Node, name: str) -> None:
+    ids = await node.publish("chat", 1, 2, 3)
+
+    async def begin(query: str, last: str | None = None) -> list[int]:
+        async with node.asked(f"/v1/events?topic=chat{query}", last) as stream:
+            await stream.subscribed()
+            await node.publish("chat", 0)
+            found: list[int] = []
+            while 0 not in found:
+                found += await stream.data(1)
+        await node.client.delete("/v1/topics/chat")
+        ids[:] = await node.publish("chat", 1, 2, 3)
+        return found
+
+    assert await begin(f"&{name}={ids[0]}") == [2, 3, 0]
+    # Behind what the page's author wrote, and what is older; a browser's own is newest of all.
+    assert await begin(f"&after=earliest&{name}={ids[1]}") == [3, 0]
+    assert await begin(f"&{name}={ids[1]}&after=earliest") == [3, 0]
+    assert await begin(f"&{name}={ids[0]}&lastEventId={ids[1]}") == [3, 0]
+    assert await begin(f"&{name}={ids[0]}&{name}={ids[1]}") == [3, 0]
+    assert await begin(f"&{name}={ids[0]}", last=ids[2]) == [0]
+    assert await begin(f"&after={ids[1]}&{name}=") == [3, 0]
+    response = await node.client.get(f"/v1/events?topic=chat&after=earliest&{name}=17")
+    check_problem(response, 400, "invalid_event_id", "17")
+
+
+async def test_what_caches_and_service_workers_add_changes_nothing(node: Node) -> None:
+    await node.publish("chat", 1)
+    added = "_=1712&ngsw-bypass=true"
+    async with node.asked(f"/v1/events?{added}&topic=chat&after=earliest&{added}") as stream:
+        await stream.subscribed()
+        assert await stream.data(1) == [1]
+    for path in ("/v1/topics", "/v1/topics/chat", "/v1/topics/chat/messages", "/v1/cluster"):
+        response = await node.client.get(f"{path}?{added}")
+        assert response.status_code == 200, path
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/client.js"):
+        assert (await node.client.get(f"{path}?{added}")).status_code == 200, path
+    response = await node.client.post(f"/v1/topics/chat/messages?{added}", json=2)
+    assert response.status_code == 201
+
+
 async def test_an_empty_last_event_id_is_none(node: Node) -> None:
     await node.publish("chat", 1)
     async with node.events("chat", after="earliest", last="") as stream:

@@ -151,7 +151,8 @@ def event_ids(data: bytes) -> None:
 
 @target(
     b"topic=chat&topic=orders.%2A&after=9f3a1c2b-5000", b"topic=a+b&after=earliest",
-    b"after=latest", b"topic=%ff%fe", b"topic=%&=&&", b"limit=1",
+    b"after=latest", b"topic=%ff%fe", b"topic=%&=&&", b"limit=1", b"_=1&topic=a&ngsw-bypass=",
+    b"topic=a&after=earliest&lastEventId=9f3a1c2b-1&Last-Event-ID=9f3a1c2b-2",
 )  # fmt: skip
 def sse_query(data: bytes) -> None:
     """The query of a stream, as both ways in read it."""

@@ -47,6 +47,27 @@ def test_a_single_parameter_given_twice_is_refused() -> None:
         read_query(b"after=a&after=a", ("after",))
 
 
+@pytest.mark.parametrize(
+    "query", ["_=1712", "_dc=1", "dojo.preventCache=1", "ngsw-bypass", "ngsw-cache-bust=0.1"]
+)
+def test_what_libraries_and_caches_add_is_passed_over(query: str) -> None:
+    found = read_query(f"{query}&topic=a&{query}".encode(), ("topic",))
+    assert found == {"topic": ["a"]}
+    assert read_query(query.encode(), ()) == {}
+    with pytest.raises(RequestError, match="Unknown query parameter"):
+        read_query(f"{query[0]}x=1".encode(), ("topic",))  # as others of such names are not
+
+
+def test_other_names_of_a_parameter_count_in_the_order_of_the_query() -> None:
+    also = {"the_cursor": "cursor"}
+    query = b"the_cursor=1&cursor=2&THE_cursor=3"
+    assert read_query(query, ("cursor",), ("cursor",), also) == {"cursor": ["1", "2", "3"]}
+    with pytest.raises(RequestError, match="more than once"):
+        read_query(query, ("cursor",), (), also)
+    with pytest.raises(RequestError, match="the-cursor"):
+        read_query(b"the-cursor=1", ("cursor",), (), also)
+
+
 @given(st.binary(max_size=60))
 def test_any_query_is_read_or_refused(query: bytes) -> None:
     refused = None
