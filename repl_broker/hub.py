@@ -30,14 +30,16 @@ from msgspec.json import encode as encode_json
 
 from repl_broker import sse
 from repl_broker.message import FilterSet, Message, TopicDeleted, event_id
+from repl_broker.routes import Routes, is_plain
 
 if TYPE_CHECKING:
     from repl_broker.fanout import Reader
 
 __all__ = ["Batch", "Channel", "Hub", "HubStatistics", "Place"]
 
-APPENDS_MAX: Final = 50_000  # to tails, for one entry; beyond it streams read it from the log
-ROUTES_MAX: Final = 1_000_000  # channels in all remembered routes of topics
+APPENDS_MAX: Final = 20_000  # to tails, for one entry; beyond it streams read it from the log
+LOOKS_MAX: Final = 8_000  # for the routes of one entry's topics, some 0.5 µs each; beyond it, too
+ODD_LOOKS_MAX: Final = 1_000  # … for patterns that are not plain
 FRAME_OVERHEAD_BYTES: Final = 128  # of an event in a tail, beside its own bytes
 DROPPED_MIN: Final = 64  # places of dropped events at the front of a tail, until they are cleared
 
@@ -227,6 +229,16 @@ class Channel:
             self._removals.pop(0)
         return freed_bytes
 
+    def clear(self) -> int:
+        """Drop all. Returns the bytes that it freed."""
+        freed_bytes = sum(map(len, self._events))
+        self._base += len(self)
+        self._complete_after = self._marks[-1]
+        self._dropped = len(self._events)
+        self._clear_dropped()
+        self._removals.clear()
+        return freed_bytes
+
     def _clear_dropped(self) -> None:
         del self._events[: self._dropped]
         del self._marks[: self._dropped]
@@ -255,9 +267,10 @@ class Hub:
         self._order: deque[Channel] = deque()  # whose frame is oldest, next oldest …
         self._channels: dict[FilterSet, Channel] = {}
         self._exact: dict[str, set[Channel]] = {}
-        self._patterns: set[Channel] = set()
-        self._pattern_routes: dict[str, list[Channel]] = {}  # a topic's, as far as known
-        self._routes = 0  # channels in them, and one for each
+        # Channels with patterns. Whoever has odd ones cannot make routing dear for the others.
+        self._plain: Routes[Channel] = Routes(_has_exactly, LOOKS_MAX)
+        self._odd: Routes[Channel] = Routes(_has_exactly, ODD_LOOKS_MAX)
+        self._asked: tuple[Routes[Channel], ...] = ()  # those of them that have anyone
         self._subscribers = 0
         self._deliveries = 0
         self._gaps = 0
@@ -275,8 +288,8 @@ class Hub:
             for topic in filters.exact:
                 self._exact.setdefault(topic, set()).add(channel)
             if filters.patterns:
-                self._patterns.add(channel)
-                self._forget_routes()
+                self._routes_of(filters).add(channel, filters.patterns)
+                self._ask()
         channel.subscribers += 1
         self._subscribers += 1
         return channel
@@ -292,12 +305,9 @@ class Hub:
             if not self._exact[topic]:
                 del self._exact[topic]
         if channel.filters.patterns:
-            self._patterns.discard(channel)
-            self._forget_routes()
-        while len(channel):
-            self._drop_oldest(channel)
-        if len(self._order) > 64 + 2 * self._frames:
-            self._order = deque(c for c in self._order if c.subscribers)
+            self._routes_of(channel.filters).remove(channel, channel.filters.patterns)
+            self._ask()
+        self._clear(channel)
         self._taken = None
         self._dirty.pop(channel, None)
 
@@ -333,8 +343,15 @@ class Hub:
             self._flusher.unpark_all()
 
     def subscribers(self, topic: str) -> int:
-        """Streams on this node that follow ``topic``."""
-        return sum(channel.subscribers for channel in self._route(topic))
+        """Streams on this node that follow ``topic``.
+
+        While there are too many odd patterns to ask about, those who have them are left out.
+        """
+        follow = list(self._exact.get(topic, ()))
+        for routes in self._asked:
+            follow += routes.route(topic)
+            routes.renew()
+        return sum(channel.subscribers for channel in follow)
 
     # --- the log ---
 
@@ -344,16 +361,21 @@ class Hub:
             self.position = position
             return
         woken: set[Channel] = set()
+        behind: set[Channel] = set()  # of them find no room for all they should get
         room = APPENDS_MAX
         left_out: set[str] = set()  # topics of what finds no room
+        asked = self._asked
         for event in events:
-            if event.topic in left_out:
+            topic = event.topic
+            if topic in left_out:
                 continue
-            route = self._route(event.topic)
+            route: Collection[Channel] = self._exact.get(topic, ())
+            for routes in asked:
+                route = [*route, *routes.route(topic)]
             room -= len(route)
             if room < 0:
-                left_out.add(event.topic)
-                woken.update(route)
+                left_out.add(topic)
+                behind.update(route)
             elif route:
                 at, frame = self._encode(event)
                 deleted = event if isinstance(event, TopicDeleted) else None
@@ -363,17 +385,42 @@ class Hub:
                     self._tail_bytes += len(frame) + FRAME_OVERHEAD_BYTES
                     self._frames += 1
                 woken.update(route)
-        if left_out:
-            self._skip(woken, position)
+        for routes in asked:
+            if routes.is_used:
+                if routes.is_lost:
+                    behind |= routes.owners
+                routes.renew()
+        if behind:
+            self._skip(behind, position)
+            woken |= behind
         self.position = position
         self._trim()
         self._wake(woken)
 
     def _skip(self, channels: Iterable[Channel], position: int) -> None:
         for channel in channels:
-            while len(channel):
-                self._drop_oldest(channel)
+            self._clear(channel)
             channel.skip(position)
+
+    def _clear(self, channel: Channel) -> None:
+        """Forget what is in its tail."""
+        if len(channel):
+            frames = len(channel)
+            self._frames -= frames
+            self._tail_bytes -= channel.clear() + frames * FRAME_OVERHEAD_BYTES
+        if len(self._order) > 64 + 2 * self._frames:
+            self._tidy_order()
+
+    def _tidy_order(self) -> None:
+        """Of each channel, as many places as it has frames: the newest."""
+        frames: dict[Channel, int] = {}
+        order: deque[Channel] = deque()
+        for channel in reversed(self._order):
+            left = frames.get(channel, len(channel))
+            if left:
+                frames[channel] = left - 1
+                order.appendleft(channel)
+        self._order = order
 
     def jump(self, position: int) -> None:
         """The log was replaced up to ``position``: every stream reads on from there itself."""
@@ -396,26 +443,11 @@ class Hub:
             self._gaps,
         )
 
-    def _route(self, topic: str) -> Collection[Channel]:
-        exact = self._exact.get(topic, ())
-        if not self._patterns:
-            return exact
-        if topic not in self._pattern_routes:
-            if self._routes > ROUTES_MAX:
-                self._forget_routes()
-            # A set of filters with both kinds is found by its exact ones above.
-            route = [
-                c
-                for c in self._patterns
-                if topic not in c.filters.exact and c.filters.matches(topic)
-            ]
-            self._pattern_routes[topic] = route
-            self._routes += 1 + len(route)
-        return [*exact, *self._pattern_routes[topic]]
+    def _routes_of(self, filters: FilterSet) -> Routes[Channel]:
+        return self._plain if all(map(is_plain, filters.patterns)) else self._odd
 
-    def _forget_routes(self) -> None:
-        self._pattern_routes.clear()
-        self._routes = 0
+    def _ask(self) -> None:
+        self._asked = tuple(routes for routes in (self._plain, self._odd) if routes.owners)
 
     def _encode(self, event: Message | TopicDeleted) -> tuple[int, bytes]:
         if isinstance(event, Message):
@@ -436,6 +468,11 @@ class Hub:
     def _drop_oldest(self, channel: Channel) -> None:
         self._tail_bytes -= channel.drop_oldest() + FRAME_OVERHEAD_BYTES
         self._frames -= 1
+
+
+def _has_exactly(channel: Channel, topic: str) -> bool:
+    """Then the channel is found by the topic, whatever its patterns match."""
+    return topic in channel.filters.exact
 
 
 def mark(seq: int, *, removal: bool = False) -> int:

@@ -145,7 +145,7 @@ def test_coming_and_going_leaves_nothing_behind() -> None:
         hub.leave(channel)
     assert len(hub._order) < 200
     assert not hub._exact
-    assert not hub._patterns
+    assert not hub._asked
     assert hub.statistics().tail_bytes == 0
 
 
@@ -200,3 +200,76 @@ def test_deliveries_are_counted() -> None:
     hub.delivered(2)
     hub.delivered(5)
     assert hub.statistics().deliveries == 7
+
+
+ODD = [f"{'*.' * length}a" for length in range(8, 40)]  # with more stars than a plain pattern has
+
+
+def skips(monkeypatch: pytest.MonkeyPatch) -> list[Channel]:
+    """The channels whose streams have to read the log, as they are told so."""
+    skipped: list[Channel] = []
+    skip = Channel.skip
+
+    def noted(channel: Channel, position: int) -> None:
+        skipped.append(channel)
+        skip(channel, position)
+
+    monkeypatch.setattr(Channel, "skip", noted)
+    return skipped
+
+
+def test_streams_of_patterns_read_the_log_when_finding_them_would_take_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("repl_broker.hub.LOOKS_MAX", 50)
+    skipped = skips(monkeypatch)
+    hub, exact = hub_with("t.3")
+    patterns = [hub.join(FilterSet([f"{kind}.*"])) for kind in "tuv"]
+    publish(hub, *(message(seq, f"t.{seq}") for seq in range(1, 101)))
+    assert set(skipped) == set(patterns)
+    assert len(skipped) == 3, "each once, and not those who follow a topic by its name"
+    assert taken(hub, exact) == [f"{EPOCH}-3"]
+    for channel in patterns:
+        assert channel.offset_after(99) is None, "the log has what is missing"
+        assert hub.take(channel, channel.end - 1, 1000) is None
+    publish(hub, message(101, "t.101"))
+    assert len(skipped) == 3
+    assert taken(hub, patterns[0], patterns[0].end - 1) == [f"{EPOCH}-101"]
+    assert patterns[0].offset_after(100) is None, "a removal at 100 may have been before"
+    assert patterns[0].offset_after(101) == patterns[0].end
+
+
+def test_odd_patterns_hold_up_only_those_who_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repl_broker.hub.ODD_LOOKS_MAX", 20)
+    skipped = skips(monkeypatch)
+    hub, plain = hub_with("*.>")
+    stranger, also = hub.join(FilterSet(ODD)), hub.join(FilterSet(["a.*.*.*.x", "chat"]))
+    long = ".".join("a" * 20)
+    for seq in range(1, 11):
+        publish(hub, message(seq, long))
+    assert set(skipped) == set()
+    more = [f"{'*.' * length}>" for length in range(2, 40)]
+    other = hub.join(FilterSet(more))
+    for seq in range(11, 21):
+        publish(hub, message(seq, long))
+    assert set(skipped) == {stranger, also, other}
+    assert len(taken(hub, plain)) == 20
+    skipped.clear()
+    hub.leave(other)
+    publish(hub, message(21, long), message(22))
+    assert not skipped
+    assert taken(hub, also, also.end - 1) == [f"{EPOCH}-22"]
+
+
+def test_places_in_the_order_of_dropping_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repl_broker.hub.LOOKS_MAX", 3)
+    skipped = skips(monkeypatch)
+    hub, channel = hub_with("t.*")
+    quiet = hub.join(FilterSet(["quiet"]))
+    publish(hub, message(1, "quiet"), message(2, "quiet"))
+    for seq in range(3, 3000, 3):
+        publish(hub, message(seq, "t.1"), *(message(seq + n, f"u.{seq + n}") for n in (1, 2)))
+    assert len(skipped) == 999
+    assert len(hub._order) < 200
+    hub.bound_tails(1)
+    assert (len(channel), len(quiet), hub.statistics().tail_bytes) == (0, 0, 0)

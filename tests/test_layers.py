@@ -48,7 +48,7 @@ LAYERS = (
     ("systemd", "reload"),
     ("trace", "histogram", "turnstile"),
     ("config",),
-    ("message", "names"),
+    ("message", "names", "routes"),
     ("filters",),
     ("files",),
     ("errors",),
@@ -57,8 +57,8 @@ LAYERS = (
 )
 
 PURE = (
-    *("state", "filters", "names", "wire", "sse", "command", "message", "errors", "stalled"),
-    "raft.*",
+    *("state", "filters", "names", "routes", "wire", "sse", "command", "message", "errors"),
+    *("stalled", "raft.*"),
 )
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),
