@@ -99,6 +99,8 @@ export interface Client {
   close(): void;
 }
 
+const AWAY_MS_MAX = 2000; // a page in which this much time passes was not put away
+
 /** A client of the broker. Nothing is sent before there is something to do. */
 export function connect({
   urls,
@@ -115,6 +117,7 @@ export function connect({
   const page = new AbortController(); // listening to it, until the client is closed
   let streams: Streams | undefined;
   let turn = 0;
+  let away: ReturnType<typeof setTimeout> | undefined; // set while the page is put away
 
   async function resume(): Promise<void> {
     suspend();
@@ -132,17 +135,33 @@ export function connect({
 
   function suspend(): void {
     turn++;
+    clearTimeout(away);
+    away = undefined;
     streams?.close();
     streams = undefined;
   }
 
-  // A page that is put away gives the streams to another tab, and its connections back.
-  const on = (name: string, act: (event: PageTransitionEvent) => unknown): void =>
-    globalThis.addEventListener?.(name, act as EventListener, page);
-  on("online", () => streams?.wake(true));
-  on("visibilitychange", () => streams?.wake());
-  on("pagehide", suspend);
-  on("pageshow", ({ persisted }) => persisted && resume());
+  /** A page that is put away gives the streams to another tab, and its connections back. */
+  function putAway(): void {
+    suspend();
+    subscriptions.pause();
+    away = setTimeout(resume, AWAY_MS_MAX); // timers of a page that was really put away stand still
+  }
+
+  /** The page lives, and perhaps its connections do not. Browsers say so in different orders. */
+  function wake(certain?: boolean): void {
+    if (!away) streams?.wake(certain);
+    else if (!globalThis.document?.hidden) void resume();
+  }
+
+  const on = (act: (event: Event) => unknown, ...names: string[]): void => {
+    // Some of these are the document's, and do not bubble.
+    for (const name of names) globalThis.addEventListener?.(name, act, { capture: true, signal: page.signal });
+  };
+  on(putAway, "pagehide", "freeze");
+  on(() => away && resume(), "pageshow", "resume");
+  on(() => wake(), "visibilitychange");
+  on(() => wake(true), "online", "offline");
   void resume();
 
   const subscribe: Client["subscribe"] = (filters, onMessage, options) => {

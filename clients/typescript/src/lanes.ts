@@ -193,7 +193,10 @@ export function makeLanes(
   return {
     want,
     drop,
-    wake: (certain) => lanes.forEach((lane) => lane.wake(certain)),
+    wake(certain) {
+      lanes.forEach((lane) => lane.wake(certain));
+      tell();
+    },
     poke() {
       lanes.forEach((lane) => lane.look());
       tell();

@@ -73,8 +73,10 @@ export function makeStream(
     clearTimeout(timer);
     const before = skew;
     skew = Date.now() - now();
-    if (skew - before > ASLEEP_MS_MIN) start();
-    else if (now() < due) timer = setTimeout(look, Math.min(due - now(), WAIT_MS_MAX));
+    if (skew - before > ASLEEP_MS_MIN) {
+      start();
+      lost(new ConnectionError("no_stream", "The machine slept, and its connections with it."), 1);
+    } else if (now() < due) timer = setTimeout(look, Math.min(due - now(), WAIT_MS_MAX));
     else if (!attempt) start();
     else {
       const text =

@@ -29,6 +29,8 @@ export interface Subscriptions {
   /** What the streams say. */
   receive(post: Post): void;
   state(): State;
+  /** There are no streams for now: nothing arrives. */
+  pause(): void;
   close(): void;
 }
 
@@ -36,6 +38,7 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
   const entries = new Map<string, Entry>();
   const deletions = new Set<string>(); // who comes back to the same place is told again
   let state: State = "idle";
+  let hasLived = false;
 
   function add(given: string | readonly string[], onMessage: OnMessage, options: SubscribeOptions = {}): Subscription {
     const filters = [given].flat();
@@ -82,6 +85,8 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     const error = text && errorOf(text);
     const found = to?.flatMap((key) => entries.get(key) ?? []);
     if (next) {
+      hasLived ||= next === "live";
+      if (next === "connecting" && hasLived) next = "reconnecting";
       if (!error && next === state) return;
       state = next;
       events.emit("state", { state, error });
@@ -138,6 +143,9 @@ export function makeSubscriptions(tab: string, events: Emitter, streams: () => S
     wishes,
     receive,
     state: () => state,
+    pause() {
+      if (state === "live") receive({ state: "reconnecting" });
+    },
     close() {
       for (const key of entries.keys()) end(key);
       receive({ state: "closed" });

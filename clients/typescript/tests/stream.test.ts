@@ -1,5 +1,6 @@
 // The stream never silently stops: what it does when the broker, the network or a proxy misbehaves.
 
+import fc from "fast-check";
 import { expect, test, vi } from "vitest";
 import { ConnectionError } from "../src/index.js";
 import { answering, asked, Body, open, pass, problem } from "./script.js";
@@ -451,14 +452,89 @@ test("a page that is put away gives its connection back, and goes on where it wa
   await last(streams).begin("0000000a-1");
   await last(streams).message("0000000a-2", 1);
   target.dispatchEvent(new Event("pagehide"));
-  await pass(100_000);
-  expect([asked.length, streams[0]?.isGivenUp]).toEqual([1, true]);
+  vi.setSystemTime(Date.now() + 100_000); // and timers stand still
+  await pass();
+  expect([asked.length, streams[0]?.isGivenUp, client.state]).toEqual([1, true, "reconnecting"]);
   target.dispatchEvent(Object.assign(new Event("pageshow"), { persisted: true }));
   await pass();
   expect(last(after())).toBe("0000000a-2");
   await last(streams).begin("0000000a-2");
   await last(streams).message("0000000a-3", 2);
   expect([seen, client.state]).toEqual([[1, 2], "live"]);
+});
+
+test.each([
+  ["a page that freezes and wakes without being shown again", ["freeze", "visibilitychange"]],
+  ["Safari's order", ["pagehide", "freeze", "resume"]],
+  ["a page shown that was not kept", ["pagehide", "pageshow"]],
+  ["the network comes back", ["offline", "pagehide", "online"]],
+  ["no event at all", ["pagehide"]],
+])("a page that was put away and lives on is told what it missed: %s", async (_, events) => {
+  const target = page();
+  const streams = bodies();
+  const { client } = open();
+  const seen: unknown[] = [];
+  client.subscribe("t", ({ data }) => seen.push(data));
+  await pass();
+  await last(streams).begin("0000000a-1");
+  for (const name of events) target.dispatchEvent(new Event(name));
+  const later = client.subscribe("u", () => {});
+  await pass(2100);
+  for (const body of streams) if (!body.isGivenUp) await body.begin("0000000a-1");
+  await pass(100);
+  await last(streams).begin("0000000a-1");
+  await later.ready;
+  await last(streams).message("0000000a-2", "missed");
+  expect([seen, client.state]).toEqual([["missed"], "live"]);
+});
+
+const steps = fc.array(
+  fc.record({
+    name: fc.constantFrom("pagehide", "pageshow", "freeze", "resume", "visibilitychange", "offline", "online"),
+    persisted: fc.boolean(),
+    hidden: fc.boolean(),
+    ms: fc.constantFrom(0, 1, 1999, 2001),
+  }),
+  { maxLength: 12 },
+);
+
+test("whatever order a browser tells it in, a page that runs is live, and says so only if it is", async () => {
+  const run = fc.asyncProperty(steps, async (steps) => {
+    const target = page();
+    const shown = { hidden: false };
+    vi.stubGlobal("document", shown);
+    const streams = bodies();
+    const begun = new Set<Body>();
+    const { client } = open({ shareTabs: false });
+    const seen: unknown[] = [];
+    client.subscribe("t", ({ data }) => seen.push(data));
+    const isOpen = (body: Body): boolean => !body.isGivenUp && begun.has(body);
+    const settle = async (ms = 0): Promise<void> => {
+      await pass(ms);
+      for (const body of streams.filter((body) => !body.isGivenUp && !begun.has(body))) {
+        begun.add(body);
+        await body.begin("0000000a-1");
+      }
+    };
+    try {
+      await settle();
+      for (const { name, persisted, hidden, ms } of steps) {
+        shown.hidden = hidden;
+        target.dispatchEvent(Object.assign(new Event(name), { persisted }));
+        await pass();
+        expect(client.state === "live" && !streams.some(isOpen)).toBe(false);
+        await settle(ms);
+      }
+      await settle(2001);
+      expect([streams.filter(isOpen).length, client.state]).toEqual([1, "live"]);
+      await streams.find(isOpen)!.message("0000000a-2", 1);
+      expect(seen).toEqual([1]);
+    } finally {
+      client.close();
+      await pass();
+    }
+  });
+  await fc.assert(run, { numRuns: 60 });
 });
 
 test("a machine that slept, while its monotonic clock stood still, connects anew as the page is shown", async () => {
