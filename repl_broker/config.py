@@ -435,8 +435,9 @@ class HttpConfig:
     bind: Address = key(
         Address("127.0.0.1", 4080),
         HostPort(),
-        "Where to listen. The default is reachable from this machine only; 0.0.0.0 or [::] "
-        "opens it to every network the machine is in. Port 0 takes a free one.",
+        "Where to listen. The default is reachable from this machine only; 0.0.0.0 opens it to "
+        "every IPv4 network that the machine is in, [::] to every one of IPv6 and of IPv4. Port 0 "
+        "takes a free one.",
         option="--http",
     )
     public_url: str | None = key(
@@ -479,7 +480,7 @@ class RaftConfig:
     bind: Address = key(
         Address("127.0.0.1", 4081),
         HostPort(),
-        "Where to listen for peers. Not used by a single node.",
+        "Where to listen for peers; 0.0.0.0 and [::] as in http.bind. Not used by a single node.",
         option="--raft",
     )
     advertise: Address | None = key(
@@ -766,9 +767,11 @@ class LimitsConfig:
         "streams are exempt: a reader that stalls is served from the log when it reads again.",
     )
     idle_timeout_seconds: int = key(
-        60,
+        95,
         Whole("seconds", 1, 3600),
-        "How long a connection without a request stays open.",
+        "How long a connection without a request stays open. Clients and proxies that keep "
+        "connections should close them first (Go after 90 seconds, ALB and nginx after 60): a "
+        "request that crosses a close is lost, or has to be sent again.",
     )
     shutdown_seconds: int = key(
         3,

@@ -100,6 +100,7 @@ _GIVEN_UP_TOGETHER_MAX: Final = 8  # of those, until others have a turn
 _ACCEPT_SHARE: Final = 0.1
 _ACCEPTED_TOGETHER_MIN: Final = 10
 _ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
+_EVERY_IPV4: Final = (socket.AF_INET, "0.0.0.0")  # noqa: S104  # nosec B104  # where asked for
 _AUTHORITY: Final = re.compile(rb"[^/?#]*+")
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
@@ -125,8 +126,12 @@ class DoorOptions:
     """From a request's first byte (or from accept) until its header is complete; then 408."""
     body_timeout_seconds: float = 10.0
     """From the header until a body is complete that is short enough to be waited for; then 408."""
-    idle_timeout_seconds: float = 60.0
-    """Between a response and the first byte of the next request."""
+    idle_timeout_seconds: float = 95.0
+    """Between a response and the first byte of the next request.
+
+    Longer than those who keep connections do (Go 90 s; ALB and nginx 60 s), so that they are
+    the ones who close: a request that meets a close is lost, or sent twice.
+    """
     write_timeout_seconds: float = 10.0
     """For which a write may make no progress at all; then the connection is reset.
 
@@ -1249,7 +1254,8 @@ async def open_listeners(host: str, port: int, backlog: int) -> list[trio.Socket
     """Listen on every address of ``host``, on the same port; 0 takes any free one.
 
     A name's address that this machine does not have (``::1`` in a container
-    without IPv6) is passed over if another one works.
+    without IPv6) is passed over if another one works. ``::`` is every address of both
+    families, and of IPv4 alone on a machine without IPv6.
 
     Raises ConfigError: the address is in use, forbidden, or not of this machine.
     """
@@ -1260,7 +1266,11 @@ async def open_listeners(host: str, port: int, backlog: int) -> list[trio.Socket
     listeners: list[trio.SocketListener] = []
     absent: OSError | None = None
     try:
-        for family, address in await _resolve(host, port):
+        addresses = await _resolve(host, port)
+        if (socket.AF_INET6, "::") in addresses:
+            # Two sockets rather than one of both: so IPv4 peers keep their addresses.
+            addresses = [*dict.fromkeys([*addresses, _EVERY_IPV4])]
+        for family, address in addresses:
             try:
                 listeners.append(await _listen(family, address, port, backlog))
             except OSError as error:

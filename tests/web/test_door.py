@@ -302,6 +302,15 @@ async def assert_serves(door: Door) -> None:
         assert (await client.get("/hello")).body == b"hello"
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 # The six requests that end stock Hypercorn.
 
 
@@ -1301,6 +1310,64 @@ async def test_port_zero_is_one_free_port_on_every_address_of_the_host() -> None
     assert {address[1] for address in door.addresses if address} == {door.port}
     assert door.port > 0
     door.stop(0)
+
+
+def families(listeners: list[trio.SocketListener]) -> list[tuple[int, str]]:
+    return [(each.socket.family, each.socket.getsockname()[0]) for each in listeners]
+
+
+V4, V6 = (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("::", [V6, V4]), ("0::0", [V6, V4]), ("0.0.0.0", [V4]), ("::1", [(V6[0], "::1")])],
+)
+async def test_every_address_of_ipv6_is_every_one_of_ipv4_as_well(
+    host: str, expected: list[tuple[int, str]]
+) -> None:
+    listeners = await open_listeners(host, 0, 16)
+    assert families(listeners) == expected
+    async with open_door(App(), listeners=listeners) as door:
+        for family, address in expected:
+            local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+            with trio.socket.socket(family) as client:
+                await client.connect((local, door.port))
+                await client.send(GET_HELLO)
+                assert (await client.recv(1000)).startswith(b"HTTP/1.1 200")
+            assert door.statistics().failed == 0
+
+
+@needs_ipv6
+async def test_a_client_of_ipv4_keeps_its_address_where_both_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Limits and logs go by it, not by one of IPv6 that is made of it."""
+    listeners = await open_listeners("::", 0, 16)
+    async with open_door(App(), listeners=listeners) as door, connect(door) as client:
+        await client.get("/crash")
+    assert "peer=127.0.0.1:" in caplog.text
+
+
+@pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+async def test_without_ipv6_every_address_is_that_of_ipv4(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = trio.socket.socket
+
+    def without(family: int, kind: int) -> trio.socket.SocketType:
+        if family == socket.AF_INET6:
+            raise OSError(error, "not here")
+        return make(family, kind)
+
+    monkeypatch.setattr(trio.socket, "socket", without)
+    listeners = await open_listeners("::", 0, 16)
+    assert families(listeners) == [V4]
+    Door(App(), listeners, DoorOptions()).stop(0)
+    with pytest.raises(ConfigError, match=r"\[::1\]"):
+        await open_listeners("::1", 0, 16)
 
 
 async def test_address_in_use_is_a_config_error_of_one_line() -> None:

@@ -18,7 +18,8 @@ import pytest
 import trio
 import trio.testing
 
-from repl_broker.config import Config
+from repl_broker.config import Config, LimitsConfig
+from repl_broker.web.door import DoorOptions
 from tests.nodes import ANYONE, configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import Client, connect, reset, until
@@ -256,6 +257,12 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
             await client.send(publish())
             assert (await client.receive_answer()).status == 201
         assert await client.receive_end() == b""
+
+
+def test_idle_connections_are_left_to_proxies_and_clients_to_close() -> None:
+    """Go's clients do so after 90 s, nginx and ALB after 60; a crossing costs a request."""
+    seconds = LimitsConfig().idle_timeout_seconds
+    assert seconds == DoorOptions().idle_timeout_seconds > 90
 
 
 @pytest.mark.usefixtures("jumping")
