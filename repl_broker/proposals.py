@@ -16,6 +16,12 @@ entry of another term proves that it is in no committed log, and may be offered
 again (Raft §5.3, log matching). So a change of leaders costs no answer, unless
 the node cannot learn whether its command was appended at all. Then a command
 that may be repeated is, and any other ends as ``outcome_unknown``.
+
+There are two lines of those that wait, and entries are made of one and the other in
+turn: batches, which take long to write and to apply, and all else. So a publish
+waits for one entry of batches, and not for all the batches that came before it.
+No order is lost: whoever waits in one line has had no answer yet, nor has anyone in
+the other.
 """
 
 from __future__ import annotations
@@ -37,19 +43,31 @@ from repl_broker.wire import encode_command
 
 __all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposals", "Watch"]
 
+STEPS_MAX: Final = 10_000  # of one entry, unless a single command is more: some 20 ms of applying
+LIGHT_STEPS_MAX: Final = 1000  # of what does not wait behind batches …
+LIGHT_BYTES_MAX: Final = 64 << 10  # … and its size
+TOPIC_STEPS: Final = 4  # of a message in a batch over several topics
 RECENT_ENTRIES_MAX: Final = 1024  # applied ones whose outcomes are kept for who comes late
 COMMIT_BUCKETS_SECONDS: Final = BOUNDS_SECONDS
 
 
 class Offer:
-    """Commands that go into one entry together, in this order."""
+    """Commands that go into one entry together, in this order.
 
-    __slots__ = ("commands", "encoded", "size")
+    ``steps`` is how much work they are to apply: messages, about.
+    """
+
+    __slots__ = ("commands", "encoded", "size", "steps")
 
     def __init__(self, commands: Sequence[Command], encoded: Sequence[bytes]) -> None:
         self.commands = commands
         self.encoded = encoded
         self.size = sum(map(len, encoded))
+        self.steps = sum(map(_steps, commands))
+
+    @property
+    def is_light(self) -> bool:
+        return self.steps <= LIGHT_STEPS_MAX and self.size <= LIGHT_BYTES_MAX
 
 
 class Watch(Protocol):
@@ -104,6 +122,7 @@ class Proposal(Offer):
     ) -> None:
         encoded = encode_command(command)
         self.commands, self.encoded, self.size = (command,), (encoded,), len(encoded)
+        self.steps = _steps(command)
         self.watch = watch
         self.started = trio.current_time()
         self.due = self.started + patience  # then it is seen whether there is hope
@@ -149,38 +168,52 @@ class Proposals:
         self.waiting_since = 0.0  # when the first of those that wait came
         self.idle = trio.lowlevel.ParkingLot()  # unparked when nothing is unsettled any more
         self.unsettled: set[Proposal] = set()
-        self._waiting: deque[Offer] = deque()
+        self._light: deque[Offer] = deque()  # these two wait
+        self._heavy: deque[Offer] = deque()
+        self._took_light = False  # the last time
         self._applied_term = 0
         self._placed: dict[int, list[tuple[int, int, Proposal]]] = {}  # term, ordinal
         self._recent: OrderedDict[int, tuple[int, Sequence[Outcome]]] = OrderedDict()
 
     @property
     def is_waiting(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._light or self._heavy)
 
     @property
     def waiting(self) -> int:
         """How many offers wait."""
-        return len(self._waiting)
+        return len(self._light) + len(self._heavy)
 
     def add(self, offer: Offer) -> None:
         if isinstance(offer, Proposal):
             self.unsettled.add(offer)
-        if not self._waiting:
+        if not self.is_waiting:
             self.waiting_since = trio.current_time()
-        self._waiting.append(offer)
+        self._line(offer).append(offer)
         self.waiting_bytes += offer.size
+
+    def _line(self, offer: Offer) -> deque[Offer]:
+        return self._light if offer.is_light else self._heavy
 
     def take(self, bytes_max: int) -> list[Offer]:
         """What goes next: at least one if there is one, and of at most so many bytes."""
+        lines = (self._heavy, self._light) if self._took_light else (self._light, self._heavy)
+        for line in lines:
+            if taken := self._take_from(line, bytes_max):
+                self._took_light = line is self._light
+                return taken
+        return []
+
+    def _take_from(self, line: deque[Offer], bytes_max: int) -> list[Offer]:
         taken: list[Offer] = []
-        size = 0
-        while self._waiting:
-            offer = self._waiting[0]
+        size = steps = 0
+        while line:
+            offer = line[0]
             size += offer.size
-            if taken and size > bytes_max:
+            steps += offer.steps
+            if taken and (size > bytes_max or steps > STEPS_MAX):
                 break
-            self._waiting.popleft()
+            line.popleft()
             self.waiting_bytes -= offer.size
             if isinstance(offer, Proposal):
                 if offer.settled.is_set():  # it was given up
@@ -196,19 +229,20 @@ class Proposals:
                 offer.away = False
                 if offer.settled.is_set():
                     continue
-            self._waiting.appendleft(offer)
+            self._line(offer).appendleft(offer)
             self.waiting_bytes += offer.size
 
     def refuse_forwarded(self) -> None:
         """This node leads no more: what peers sent goes back to them, never on."""
-        kept: deque[Offer] = deque()
-        for offer in self._waiting:
-            if isinstance(offer, Forwarded):
-                self.waiting_bytes -= offer.size
-                offer.decided.set()
-            else:
-                kept.append(offer)
-        self._waiting = kept
+        for line in (self._light, self._heavy):
+            waiting = [*line]
+            line.clear()
+            for offer in waiting:
+                if isinstance(offer, Forwarded):
+                    self.waiting_bytes -= offer.size
+                    offer.decided.set()
+                else:
+                    line.append(offer)
 
     def place(self, offers: Iterable[Offer], index: int, term: int, ordinal: int = 0) -> None:
         """They are in the entry at ``index`` of ``term``, from its command ``ordinal`` on."""
@@ -309,7 +343,7 @@ class Proposals:
         self.unsettled.discard(proposal)
         if not proposal.away:  # it waits for nothing any more, and takes no room
             with suppress(ValueError):
-                self._waiting.remove(proposal)
+                self._line(proposal).remove(proposal)
                 self.waiting_bytes -= proposal.size
         if not self.unsettled:
             self.idle.unpark_all()
@@ -318,6 +352,13 @@ class Proposals:
         self.commands += 1
         self.commit_seconds += seconds
         self.commit_buckets[bisect_left(COMMIT_BUCKETS_SECONDS, seconds)] += 1
+
+
+def _steps(command: Command) -> int:
+    if not isinstance(command, Publish):
+        return 1
+    messages = len(command.data)
+    return messages if isinstance(command.topics, str) else messages * TOPIC_STEPS
 
 
 def outcome_unknown() -> OutcomeUnknownError:

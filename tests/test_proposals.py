@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from repl_broker.command import Publish
 from repl_broker.errors import OutcomeUnknownError, RequestError
-from repl_broker.proposals import RECENT_ENTRIES_MAX, Forwarded, Proposal, Proposals, Settled
+from repl_broker.proposals import (
+    RECENT_ENTRIES_MAX,
+    STEPS_MAX,
+    Forwarded,
+    Offer,
+    Proposal,
+    Proposals,
+    Settled,
+)
 from repl_broker.state import Outcome, Published
 from repl_broker.wire import encode_command
 
@@ -47,6 +57,63 @@ async def test_what_goes_next_is_bounded_and_at_least_one() -> None:
     assert proposals.waiting_bytes == third.size
     assert proposals.take(1) == [third]
     assert proposals.take(1) == []
+
+
+def batch(proposals: Proposals, messages: int = 5000, size: int = 1) -> Proposal:
+    proposal = Proposal(Publish("chat", (b"x" * size,) * messages))
+    proposals.add(proposal)
+    return proposal
+
+
+async def test_a_small_publish_waits_for_one_entry_of_batches_and_not_for_all() -> None:
+    proposals = Proposals()
+    batches = [batch(proposals) for _ in range(6)]
+    small = [proposed(proposals) for _ in range(3)]
+    entries = [proposals.take(1 << 20) for _ in range(4)]
+    assert entries == [small, batches[:2], batches[2:4], batches[4:]]
+    assert (proposals.take(1 << 20), proposals.waiting_bytes) == ([], 0)
+
+
+async def test_batches_go_although_small_publishes_never_cease() -> None:
+    proposals = Proposals()
+    large = batch(proposals, messages=1, size=200_000)
+    taken = []
+    for _ in range(4):
+        proposed(proposals)
+        taken += proposals.take(1 << 20)
+    assert large in taken
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_waits_is_taken_once_and_each_line_in_its_order(seed: int) -> None:
+    draw = random.Random(seed)
+    proposals = Proposals()
+    added: list[Offer] = []
+    taken: list[Offer] = []
+    for _ in range(200):
+        match draw.randrange(5):
+            case 0 | 1:
+                added.append(proposed(proposals, data=b"x" * draw.randrange(100_000)))
+            case 2:
+                added.append(batch(proposals, draw.randrange(1, 12_000)))
+            case 3:
+                entry = proposals.take(1 << 18)
+                assert len(entry) < 2 or sum(offer.steps for offer in entry) <= STEPS_MAX
+                if draw.random() < 0.3:
+                    proposals.put_back(entry)
+                else:
+                    taken += entry
+            case 4 if added and draw.random() < 0.2:
+                proposals.give_up(draw.choice(added), REFUSAL)  # type: ignore[arg-type]
+    while entry := proposals.take(1 << 18):
+        taken += entry
+    assert proposals.waiting_bytes == 0
+    for light in (True, False):
+        line = [offer for offer in taken if offer.is_light is light]
+        assert line == [offer for offer in added if offer in set(line)]
+    assert len(taken) == len(set(taken))
+    lost = set(added) - set(taken)
+    assert all(offer.settled.is_set() for offer in lost)  # type: ignore[attr-defined]
 
 
 async def test_what_waits_and_is_given_up_makes_room() -> None:
