@@ -89,6 +89,7 @@ ELSEWHERE: Final = {
     "hook": "tests/examples/test_hooks.py",
     "move": "tests/examples/test_moves.py",
     "nginx": "tests/test_proxies.py",
+    "other": "tests/clients/test_clients.py",
 }
 TEXT: Final = frozenset({"", "text"})  # diagrams, and what a command prints
 
