@@ -141,7 +141,7 @@ class Admission:
         )
 
     def check_publish(self, client: str) -> None:
-        """Raises ``rate_limited``. ``client`` "" is held to no rate."""
+        """Raises ``rate_limited``."""
         self._check(self._publishes, client, "publishes_per_second", "publish requests")
 
     def check_subscribe(self, client: str) -> None:
@@ -153,7 +153,7 @@ class Admission:
         self._check(self._reads, client, "reads_per_second", "requests for history and topics")
 
     def _check(self, rate: Rate, client: str, key: str, what: str) -> None:
-        if not client or not (wait := rate.take(client)):
+        if not (wait := rate.take(client)):
             return
         self._rate_limited += 1
         raise RequestError(

@@ -118,13 +118,14 @@ def test_waits_are_spread_over_as_long_again() -> None:
     assert waits == set(range(11, 21))
 
 
-def test_without_a_rate_or_a_client_nobody_is_refused() -> None:
+def test_without_a_rate_nobody_is_refused_and_an_unknown_address_is_held_to_it_too() -> None:
     free = Admission(LimitsConfig(), clock=Time())
     for _ in range(10_000):
         free.check_publish("a")
         free.check_subscribe("a")
     tight = Admission(LimitsConfig(publishes_per_second=1, publish_burst=1), clock=Time())
-    for _ in range(10):
+    tight.check_publish("")
+    with pytest.raises(RequestError, match="publishes_per_second"):
         tight.check_publish("")
 
 
