@@ -26,7 +26,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -63,6 +63,11 @@ class Credentials(NamedTuple):
     host: str = ""  # that was asked
     query_token: str = ""  # access_token of /v1/events, where that is allowed
 
+    def __repr__(self) -> str:
+        """Which there are, and none of them."""
+        given = [name for name in self._fields if getattr(self, name)]
+        return f"<Credentials: {', '.join(given) or 'none'}>"
+
 
 class Asking(NamedTuple):
     """What a request says of the one who asks. It has no defaults: each door has to say."""
@@ -95,7 +100,7 @@ class Identity:
     admin: bool
     issued_at: float | None  # seconds since 1970, as is …
     ends_at: float  # … until when it is taken
-    token: str | None  # None: there is none
+    token: str | None = field(repr=False)  # None: there is none
 
     @property
     def subject_key(self) -> str:

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from repl_broker.errors import ConfigError
 from repl_broker.files import exposure
+from repl_broker.masking import without_login
 
 __all__ = [
     "Address",
@@ -108,11 +109,34 @@ class Address:
         """Read ``HOST:PORT`` or ``[IPV6]:PORT``. Raises RefusedError."""
         match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
         if match is None:
-            raise RefusedError(f"wanted HOST:PORT (such as 127.0.0.1:4080), found {text!r}")
+            raise RefusedError(
+                f"wanted HOST:PORT (such as 127.0.0.1:4080), found {text!r}{address_hint(text)}"
+            )
         port = int(match[3])
         if port > 65535:
             raise RefusedError(f"the port must be 0 to 65535, found {port}")
         return cls(match[1] or match[2], port)
+
+
+def address_hint(text: str) -> str:
+    """How to write what was probably meant."""
+    if "://" in text:
+        return "; leave out the scheme"
+    host, _, port = text.rpartition(":")
+    for address, example in ((text, f"[{text}]:4080"), (host, f"[{host}]:{port}")):
+        if ":" in address and is_ip_address(address):
+            return f"; an IPv6 address stands in brackets: {example}"
+    if ":" not in text or text.endswith("]"):
+        return f"; the port is missing: {text}:4080" if text else ""
+    return f"; the host is missing: 127.0.0.1:{port}" if not host else ""
+
+
+def is_ip_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 # Kinds of value: what a key takes, and how a string from the environment or the
@@ -138,7 +162,7 @@ def describe(found: object) -> str:
         return f"the boolean {str(found).lower()}"
     for kind, name in ((int, "integer"), (float, "float"), (str, "string")):
         if isinstance(found, kind):
-            shown = repr(found) if not isinstance(found, str) else f'"{found}"'
+            shown = repr(found) if not isinstance(found, str) else f'"{without_login(found)}"'
             return f"the {name} {shown if len(shown) <= 80 else shown[:77] + '…'}"
     if isinstance(found, dict):
         return "a table"
@@ -1112,7 +1136,24 @@ def contradictions(config: Config) -> Iterator[str]:
             try:
                 file.open("rb").close()
             except OSError as error:
-                yield f"{name}: cannot read {file}: {error.strerror}"
+                if looks_secret(name, file):
+                    yield (
+                        f"{name}: wanted the path of a file, and there is none of that name; what "
+                        "is there looks like the secret itself, and is not shown here"
+                    )
+                else:
+                    yield f"{name}: cannot read {file}: {error.strerror}"
+
+
+SECRET_LENGTH_MIN: Final = 24  # of what somebody may have written down in place of a file's name
+
+
+def looks_secret(name: str, file: Path) -> bool:
+    """Whether the value of a ``secret_file`` is probably no path."""
+    text = str(file)
+    return name.endswith("secret_file") and (
+        len(text) >= SECRET_LENGTH_MIN and re.fullmatch(r"[A-Za-z0-9+=_-]+", text) is not None
+    )
 
 
 def exposed(config: Config) -> list[str]:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final, TextIO
 
 from repl_broker.config import LogConfig
+from repl_broker.masking import masked
 from repl_broker.trace import CURRENT
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "configure"]
@@ -176,7 +177,7 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = record.stack_info
-        return json.dumps(line, ensure_ascii=False, default=str, separators=(",", ":"))
+        return masked(json.dumps(line, ensure_ascii=False, default=str, separators=(",", ":")))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -203,7 +204,7 @@ class ConsoleFormatter(logging.Formatter):
             lines.extend(
                 visible(each) for each in self.formatException(record.exc_info).split("\n")
             )
-        return "\n".join(lines)
+        return masked("\n".join(lines))
 
 
 def visible(text: str) -> str:

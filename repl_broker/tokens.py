@@ -280,8 +280,8 @@ class Verifier:
 
 # What is_subject takes.
 SUBJECT: Final = (
-    f"1 to {SUBJECT_CHARACTERS_MAX} printable characters in Unicode's composed form (NFC), "
-    'and not "." or ".."'
+    f"1 to {SUBJECT_CHARACTERS_MAX} characters, all of them printable and in Unicode's composed "
+    'form (NFC), and not "." or ".."'
 )
 
 

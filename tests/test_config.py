@@ -18,6 +18,7 @@ from repl_broker.config import (
     sections,
     values_of,
 )
+from repl_broker.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "cluster.toml.example"
 
@@ -367,3 +368,49 @@ def test_on_loopback_nothing_need_be_written_down(tmp_path: Path, host: str) -> 
 
 def test_the_tokens_of_the_command_line_are_no_unknown_variables() -> None:
     assert load(environ={"REPL_BROKER_TOKEN": "x", "REPL_BROKER_TOKEN_FILE": "y"}) == Config()
+
+
+# --- hints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("::1:15055", "an IPv6 address stands in brackets: [::1]:15055"),
+        ("::1", "an IPv6 address stands in brackets: [::1]:4080"),
+        ("::", "an IPv6 address stands in brackets: [::]:4080"),
+        ("fe80::1:2:8080", "an IPv6 address stands in brackets: [fe80::1:2:8080]:4080"),
+        ("1:2:3:4:5:6:7:8:80", "an IPv6 address stands in brackets: [1:2:3:4:5:6:7:8]:80"),
+        ("[::1]", "the port is missing: [::1]:4080"),
+        ("127.0.0.1", "the port is missing: 127.0.0.1:4080"),
+        (":4080", "the host is missing: 127.0.0.1:4080"),
+        ("http://127.0.0.1:4080", "leave out the scheme"),
+        ("a b:1", "found 'a b:1'"),
+    ],
+)
+def test_an_address_that_is_not_one_is_told_how_to_be_written(text: str, hint: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        Address.parse(text)
+    assert str(caught.value).endswith(hint)
+
+
+def test_a_secret_in_the_place_of_its_file_is_not_shown(tmp_path: Path) -> None:
+    secret = "0123456789abcdef0123456789abcdef"
+    for section in ("auth", "cluster"):
+        file = tmp_path / "n.toml"
+        file.write_text(f'[{section}]\nsecret_file = "{secret}"\n')
+        with pytest.raises(ConfigError, match="looks like the secret itself") as caught:
+            load(file)
+        assert secret not in str(caught.value)
+        file.write_text(f'[{section}]\nsecret_file = "no/such/file-with-a-long-name"\n')
+        with pytest.raises(ConfigError, match="no/such/file"):
+            load(file)
+
+
+def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "n.toml"
+    for key in ("http]\npublic_url", "tracing]\nendpoint"):
+        file.write_text(f'[{key} = "https://ann:s3cr3t@broker.example"\n')
+        with pytest.raises(ConfigError, match=r"https://…@broker\.example") as caught:
+            load(file)
+        assert "s3cr3t" not in str(caught.value)

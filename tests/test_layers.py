@@ -50,7 +50,7 @@ LAYERS = (
     ("config",),
     ("message", "names", "routes"),
     ("filters",),
-    ("files",),
+    ("files", "masking"),
     ("errors",),
     ("raft.*",),
     ("__init__",),
@@ -58,7 +58,7 @@ LAYERS = (
 
 PURE = (
     *("state", "filters", "names", "routes", "wire", "sse", "command", "message", "errors"),
-    *("stalled", "raft.*"),
+    *("stalled", "masking", "raft.*"),
 )
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),

@@ -32,6 +32,7 @@ from repl_broker.cli.topics import topics
 from repl_broker.cli.version import version
 from repl_broker.config import one_line
 from repl_broker.errors import ReplBrokerError, RequestError
+from repl_broker.masking import masked
 
 __all__ = ["main"]
 
@@ -92,7 +93,8 @@ def report(error: BaseException) -> int:
 
 
 def fail(message: str, code: int) -> int:
-    click.echo(f"error: {one_line(message)}", err=True)
+    known = os.environ.get("REPL_BROKER_TOKEN", "").strip()
+    click.echo(f"error: {masked(one_line(message), known)}", err=True)
     return code
 
 

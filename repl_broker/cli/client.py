@@ -36,6 +36,7 @@ __all__ = [
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 30.0
 BACKOFF_SECONDS_MAX: Final = 30.0
+UNSENT: Final = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
 ANSWER_BYTES_MAX: Final = 64 * 1024  # of an error that is read from a stream
 
 
@@ -214,7 +215,13 @@ class Client:
             ) from error
         except httpx.TimeoutException as error:
             raise UnreachableError(f"{self.url} did not answer in time", refused=False) from error
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        except (*UNSENT, httpx.InvalidURL, UnicodeError) as error:
+            # What cannot be sent now cannot be sent later; and the library shows what it was.
+            raise CallError(
+                f"the request to {self.url} cannot be sent ({type(error).__name__}); look at the "
+                "URL and the token"
+            ) from error
+        except httpx.HTTPError as error:
             raise UnreachableError(
                 f"the connection to {self.url} broke: {plain(error)}", refused=False
             ) from error

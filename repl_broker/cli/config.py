@@ -17,6 +17,7 @@ from repl_broker.config import (
     load,
 )
 from repl_broker.errors import ConfigError
+from repl_broker.masking import masked
 
 __all__ = ["config"]
 
@@ -40,10 +41,10 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
     problems, warnings = verdict_on(file)
     if as_json:
         found = {"file": str(file), "problems": problems, "warnings": warnings}
-        click.echo(json.dumps(found, ensure_ascii=False))
+        click.echo(masked(json.dumps(found, ensure_ascii=False)))
     else:
         for problem in problems:
-            click.echo(f"error: {problem}", err=True)
+            click.echo(masked(f"error: {problem}"), err=True)
         for warning in warnings:
             click.echo(f"warning: {warning}", err=True)
         if not problems:

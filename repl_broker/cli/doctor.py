@@ -8,7 +8,13 @@ from typing import Final
 
 import click
 
-from repl_broker.cli.options import UrlType, json_option
+from repl_broker.cli.options import (
+    SecondsType,
+    UrlType,
+    given_token,
+    json_option,
+    token_options,
+)
 
 __all__ = ["doctor"]
 
@@ -28,14 +34,7 @@ TITLES: Final = {"untested": "not seen"}
     metavar="TOPIC",
     help="Where the canaries go. They stay, until its retention lets them go.",
 )
-@click.option(
-    "--token",
-    envvar="REPL_BROKER_TOKEN",
-    show_envvar=True,
-    metavar="TOKEN",
-    help="Sent as Authorization: Bearer. On the command line, other users of this machine see it; "
-    "the environment is better.",
-)
+@token_options
 @click.option(
     "--origin",
     metavar="ORIGIN",
@@ -44,7 +43,7 @@ TITLES: Final = {"untested": "not seen"}
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(min=0, max=3600),
+    type=SecondsType(0, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
@@ -53,7 +52,7 @@ TITLES: Final = {"untested": "not seen"}
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(min=0.1, max=300),
+    type=SecondsType(0.1, 300),
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -63,7 +62,6 @@ TITLES: Final = {"untested": "not seen"}
 def doctor(
     url: str,
     topic: str,
-    token: str | None,
     origin: str | None,
     idle: float,
     patience: float,
@@ -86,8 +84,6 @@ def doctor(
     from repl_broker.message import check_topic
 
     check_topic(topic)
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise click.UsageError("--token takes visible ASCII characters")
     if origin is not None and not (origin.isascii() and origin.isprintable()):
         raise click.UsageError("--origin takes a value such as https://app.example")
     verdicts: list[str] = []
@@ -96,7 +92,7 @@ def doctor(
         verdicts.append(finding.verdict)
         click.echo(json.dumps(finding._asdict()) if as_json else shown(finding))
 
-    orders = Orders(url, topic, token, origin, idle, patience)
+    orders = Orders(url, topic, given_token()() or None, origin, idle, patience)
     trio.run(Examination(orders, tell).run)
     if not as_json:
         click.echo(summary(verdicts))

@@ -22,7 +22,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -77,7 +77,7 @@ class Orders:
 
     url: str  # without a slash at the end
     topic: str = "_doctor"
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     origin: str | None = None
     idle_seconds: float = 2.0
     patience_seconds: float = 5.0  # for each answer and each event

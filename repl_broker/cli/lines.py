@@ -28,6 +28,8 @@ WAIT_SECONDS_MAX: Final = 0.05  # after the first line of a batch, however fast 
 READ_BYTES: Final = 256 * 1024
 # The largest that a node can be told to take ([limits] message_bytes): a longer
 # line is hopeless, and without this limit one line could take all the memory.
+BYTE_ORDER_MARK: Final = "\ufeff".encode()  # of UTF-8: some editors write it, and it says nothing
+UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
@@ -190,6 +192,13 @@ class Lines:
             return item
         while self._error is None and (line := self._next_line()) is not None:
             self.number += 1
+            if self.number == 1:
+                if line.startswith(UTF_16):
+                    self._error = LineError(
+                        "the input is UTF-16; make it UTF-8 first: iconv -f UTF-16 -t UTF-8"
+                    )
+                    return None
+                line = line.removeprefix(BYTE_ORDER_MARK)
             try:
                 message = self.encode(line, self.number)
             except ReplBrokerError as error:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
-from repl_broker.config import RefusedError, is_http_url, keys, load
+from repl_broker.config import UNITS, RefusedError, is_http_url, is_ip_address, keys, load
 from repl_broker.errors import ConfigError
+from repl_broker.masking import without_login
 
 __all__ = [
     "KeyType",
+    "SecondsType",
     "config_option",
     "data_dir_of",
     "data_dir_option",
     "given_token",
     "json_option",
+    "plain_token",
+    "token_options",
     "url_option",
 ]
 
@@ -64,15 +71,39 @@ class UrlType(TextType):
     ) -> str:
         text = str(value)
         if not is_http_url(text) or urlsplit(text).port == 0:
-            self.fail(f"wanted http://HOST:PORT or https://HOST:PORT, found {text!r}", param, ctx)
+            self.fail(
+                f"wanted http://HOST:PORT or https://HOST:PORT, found {shown_url(text)!r}"
+                f"{url_hint(text)}", param, ctx,
+            )  # fmt: skip
         return text.rstrip("/")
+
+
+def shown_url(text: str) -> str:
+    """Without what may be secret in it."""
+    return re.sub(r"[?#].*", "?…", without_login(text), flags=re.DOTALL)
+
+
+def url_hint(text: str) -> str:
+    """What was probably meant."""
+    scheme, there, rest = text.partition("://")
+    if not there:
+        return f"; for instance http://{text}" if re.fullmatch(r"[\w.-]+(:\d+)?", text) else ""
+    if "@" in rest:
+        return "; a name and a password do not go into it: see --token and --token-file"
+    host, _, port = rest.rstrip("/").rpartition(":")
+    if ":" in host and is_ip_address(host):
+        return f"; an IPv6 address stands in brackets: {scheme}://[{host}]:{port}"
+    return ""
 
 
 def url_option(command: F) -> F:
     """``--url``: which node to talk to; and by which token, which ``given_token`` has."""
-    for option in (_url_option, _token_option, _token_file_option):
-        command = option(command)
-    return command
+    return token_options(_url_option(command))
+
+
+def token_options(command: F) -> F:
+    """``--token`` and ``--token-file``, which ``given_token`` has."""
+    return _token_file_option(_token_option(command))
 
 
 def given_token() -> Callable[[], str]:
@@ -84,22 +115,80 @@ def given_token() -> Callable[[], str]:
     return lambda: token or ""
 
 
+TOKEN_FILE_BYTES_MAX: Final = 64 << 10
+
+
 def read_token(file: Path) -> str:
-    """The token in a file. Raises ConfigError."""
+    """The token in a file. Raises ConfigError, without what is in it."""
     try:
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        with file.open("rb") as opened:
+            data = opened.read(TOKEN_FILE_BYTES_MAX + 1)
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError("it is UTF-16; save it as ASCII or UTF-8")
+        if len(data) > TOKEN_FILE_BYTES_MAX:
+            raise ValueError(f"it has more than {TOKEN_FILE_BYTES_MAX} bytes")
+        token = plain_token(data.decode("utf-8", "replace"))
+        if not token:
+            raise ValueError("it is empty")
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise ConfigError(f"cannot read the token in {file}: {reason}") from None
+    return token
+
+
+def plain_token(text: str) -> str:
+    """The token alone, of what was copied with more around it: a byte order mark, line breaks,
+    quotes, the word Bearer. Raises ValueError for what is none, and does not say what it was."""
+    found = text.removeprefix("\ufeff").strip()
+    found = re.sub(r"""^(["'])(.*)\1$""", r"\2", found, flags=re.DOTALL).strip()
+    found = re.sub(r"(?i)^(authorization:\s*)?bearer(\s+|$)", "", found)
+    if not found.isascii():
+        raise ValueError("it is not ASCII, and a token is")
+    if re.search(r"\s", found):
+        raise ValueError("it has a space or a line break within it, and a token has none")
+    if not found.isprintable():
+        raise ValueError("it has a control character within it, and a token has none")
+    return found
 
 
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, object], None]:
     def keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
-        if name == TOKEN and isinstance(value, str) and not value.isascii():
-            raise click.BadParameter("a token is ASCII", ctx, param)
+        if name == TOKEN and isinstance(value, str):
+            try:
+                value = plain_token(value) or None
+            except ValueError as error:
+                raise click.BadParameter(f"this is no token: {error}", ctx, param) from None
         ctx.meta[name] = value
 
     return keep
+
+
+class SecondsType(AnyType):
+    """A time: a number of seconds, or with a unit as in the configuration; a float."""
+
+    name = "time"
+
+    def __init__(self, minimum: float = 0.0, maximum: float = math.inf) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        units = UNITS["seconds"]
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]*)", str(value).strip())
+        if match is None or (match[2] or "s") not in units:
+            known = ", ".join(units)
+            self.fail(
+                f"wanted a number of seconds, or with a unit ({known}), such as 90 or 1.5m; found "
+                f"{str(value)!r}", param, ctx,
+            )  # fmt: skip
+        seconds = float(Decimal(match[1]) * units[match[2] or "s"])
+        if not self.minimum <= seconds <= self.maximum:
+            most = "" if self.maximum == math.inf else f" to {self.maximum:g}"
+            least = f"{self.minimum:g}{most or ' or more'}"
+            self.fail(f"must be {least} seconds, found {seconds:g}", param, ctx)
+        return seconds
 
 
 def _token_option(command: F) -> F:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from repl_broker.cli.options import given_token, json_option, url_option
+from repl_broker.cli.options import SecondsType, given_token, json_option, url_option
+from repl_broker.config import one_line
 from repl_broker.errors import ReplBrokerError, RequestError
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ KEY_LENGTH_MAX: Final = 255
 )
 @click.option(
     "--retry-for",
-    type=click.FloatRange(min=0),
+    type=SecondsType(),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to go on trying when the connection drops or the node is busy.",
+    help="How long to go on trying when the connection drops or the node is busy: seconds, or "
+    "with a unit, such as 5m.",
 )
 @url_option
 @json_option
@@ -110,7 +112,7 @@ def publish_one(
     from repl_broker.cli.publisher import Sender
 
     with Client(url, token=given_token()) as client:
-        sender = Sender(client, topic, retry_for, time.sleep)
+        sender = Sender(client, topic, retry_for, time.sleep, note=tell)
         answer = sender.send(data, "application/json", key or uuid.uuid4().hex)
     click.echo(json.dumps(answer) if as_json else f"published {answer.get('id')} to {topic}")
 
@@ -123,7 +125,14 @@ def publish_lines(topic: str, reading: str, url: str, retry_for: float, as_json:
     stream = sys.stdin.buffer
     progress = Progress(sys.stderr.isatty())
     with Client(url, token=given_token()) as client, Interrupt() as interrupt:
-        sender = Sender(client, topic, retry_for, interrupt.wait, lambda: interrupt.requested)
+        sender = Sender(
+            client,
+            topic,
+            retry_for,
+            interrupt.wait,
+            lambda: interrupt.requested,
+            note=progress.tell,
+        )
         publisher = BatchPublisher(sender, progress.show)
         lines = Lines(Input(stream, interrupt), encoder(reading))
         try:
@@ -153,6 +162,11 @@ def summary(topic: str, publisher: BatchPublisher, as_json: bool) -> str:
     return f"published {counted(publisher.count)} to {topic}"
 
 
+def tell(note: str) -> None:
+    """What happens meanwhile, on standard error."""
+    click.echo(one_line(note), err=True)
+
+
 def counted(count: int) -> str:
     return f"{count:,} message{'' if count == 1 else 's'}"
 
@@ -171,6 +185,10 @@ class Progress:
             self.shown = now
             rate = count / max(now - self.started, 0.001)
             click.echo(f"\r\x1b[K{count:,} messages, {rate:,.0f}/s", err=True, nl=False)
+
+    def tell(self, note: str) -> None:
+        self.clear()
+        tell(note)
 
     def clear(self) -> None:
         if self.terminal:

@@ -29,6 +29,7 @@ from repl_broker.message import JsonLimits, compact_json
 __all__ = ["BatchPublisher", "Encoder", "Sender", "encoder"]
 
 RETRY_BASE_SECONDS: Final = 0.2
+NOTE_SECONDS: Final = 3.0  # of trying, for which nothing is said of it
 
 Encoder = Callable[[bytes, int], bytes | None]
 
@@ -36,7 +37,8 @@ Encoder = Callable[[bytes, int], bytes | None]
 class Sender:
     """Sends to one topic until it is acknowledged, refused, or time is up.
 
-    ``sleep`` may return early; once ``stop`` is true nothing is tried again.
+    ``sleep`` may return early; once ``stop`` is true nothing is tried again. ``note`` is told
+    of what is tried again for longer, now and then.
     """
 
     def __init__(
@@ -46,18 +48,21 @@ class Sender:
         retry_for_seconds: float,
         sleep: Callable[[float], object],
         stop: Callable[[], bool] = lambda: False,
+        note: Callable[[str], object] = lambda note: None,
     ) -> None:
         self.client = client
         self.path = f"/v1/topics/{topic}/messages"
         self.retry_for_seconds = retry_for_seconds
         self.sleep = sleep
         self.stop = stop
+        self.note = note
         self.answered = False  # the node has been there: a refused connection may pass
 
     def send(self, content: bytes, kind: str, key: str) -> dict[str, object]:
         """The node's answer. Raises CallError: the last, when time is up."""
         headers = {"Content-Type": kind, "Idempotency-Key": key}
         deadline = time.monotonic() + self.retry_for_seconds
+        note_at = time.monotonic() + NOTE_SECONDS
         attempt = 0
         while True:
             try:
@@ -67,14 +72,26 @@ class Sender:
                 if isinstance(error, ProblemError):
                     self.answered = True
                     delay += error.retry_after_seconds
-                late = time.monotonic() + delay >= deadline
-                if late or self.stop() or not self.is_worth_repeating(error, attempt):
+                if self.stop() or not self.is_worth_repeating(error, attempt):
                     raise
+                now = time.monotonic()
+                if now + delay >= deadline:
+                    raise self.given_up(error, attempt) from error
+                if now >= note_at:
+                    note_at = now + NOTE_SECONDS
+                    self.note(f"{error}; trying again, for {deadline - now:.0f} s at most")
                 self.sleep(delay)
                 attempt += 1
             else:
                 self.answered = True
                 return answer
+
+    def given_up(self, error: CallError, attempt: int) -> CallError:
+        """The error, with what --retry-for has to do with it."""
+        if attempt == 0:
+            return error
+        times = f"{attempt + 1} attempts in {self.retry_for_seconds:g} s (--retry-for)"
+        return CallError(f"{error}; given up after {times}")
 
     def is_worth_repeating(self, error: CallError, attempt: int) -> bool:
         if isinstance(error, UnreachableError) and error.refused:

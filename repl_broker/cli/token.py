@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from repl_broker.cli.options import AnyType, KeyType, TextType, given_token, json_option, url_option
+from repl_broker.cli.options import AnyType, TextType, given_token, json_option, url_option
 from repl_broker.config import FILTER, Whole, load
 from repl_broker.errors import ConfigError
+from repl_broker.masking import masked
 
 __all__ = ["token"]
 
@@ -69,7 +70,7 @@ class SecondsType(AnyType):
 @click.option("--admin", is_flag=True, help="It may do everything.")
 @click.option(
     "--sub",
-    type=KeyType("auth.issuer", "name"),
+    metavar="NAME",
     help="Whose it is; by this name it can be revoked.",
 )
 @click.option(
@@ -118,6 +119,8 @@ def create(
     from repl_broker.message import FILTERS_MAX
 
     auth = load(file, environ=os.environ).auth
+    if sub is not None and not tokens.is_subject(sub):
+        raise click.BadParameter(f"wanted {tokens.SUBJECT}", param_hint="'--sub'")
     secret_file = secret_file or auth.secret_file
     if secret_file is None:
         raise ConfigError("there is no secret to sign by: give --secret-file, or --config")
@@ -128,9 +131,14 @@ def create(
             f"--expires is {expires} seconds; the node takes {auth.token_seconds_max} "
             "(auth.token_seconds_max)."
         )
+    secret = tokens.read_secret(secret_file)
+    if not (publish or subscribe or admin or auth.anonymous.publish or auth.anonymous.subscribe):
+        raise click.UsageError(
+            "The token would allow nothing: give it --publish or --subscribe filters, or --admin."
+        )
     now = time.time()
     made = tokens.create(
-        tokens.read_secret(secret_file),
+        secret,
         now=now,
         seconds=expires,
         publish=publish,
@@ -154,7 +162,12 @@ def revoke(sub: str, url: str, as_json: bool) -> None:
     are valid.
     """
     from repl_broker.cli.client import Client, segment
+    from repl_broker.tokens import SUBJECT, is_subject
 
+    if masked(sub) != sub:
+        raise click.UsageError("SUB is a token's claim sub, such as ann, and not the token.")
+    if not is_subject(sub):
+        raise click.UsageError(f"No token has this sub: wanted {SUBJECT}.")
     with Client(url, token=given_token()) as client:
         client.call("DELETE", f"/v1/tokens/{segment(sub)}")
     click.echo(json.dumps({"revoked": sub}) if as_json else f"revoked the tokens of {sub}")

@@ -11,10 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
+from unittest import mock
 
 import pytest
 
 from repl_broker.cli import lines, publisher
+from repl_broker.cli.client import CallError, Client, ProblemError
+from repl_broker.cli.options import SecondsType
+from repl_broker.cli.publisher import NOTE_SECONDS, Sender
 from tests.cli.conftest import Run
 from tests.cli.fake_broker import EPOCH, FakeBroker, drop, html, keep, keep_and_drop, problem
 
@@ -341,3 +345,91 @@ def test_a_second_interrupt_does_not_wait_for_anything() -> None:
         assert not interrupt.wait(None)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+# --- what is misread, and what is said ---------------------------------------------------
+
+
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_line(
+    run: Run, broker: FakeBroker
+) -> None:
+    """Or the first line would be text, and the others JSON."""
+    for text in (b'{"a":1}\n{"a":2}\n', b"\n[1]\n", b""):
+        broker.kept.clear()
+        broker.steps = [keep]
+        result = run("publish", "t", "-", "--url", broker.url, stdin=b"\xef\xbb\xbf" + text)
+        assert result.exit_code == 0, result.output
+        assert broker.kept == [json.loads(line) for line in text.split()]
+
+
+def test_a_byte_order_mark_elsewhere_stays(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [keep]
+    mark = b"\xef\xbb\xbf"
+    run("publish", "t", "-", "--url", broker.url, stdin=mark + mark + b"1\n" + mark + b"2\n")
+    assert broker.kept == ["\ufeff1", "\ufeff2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_an_input_in_utf_16_is_refused(run: Run, broker: FakeBroker, encoding: str) -> None:
+    data = '\ufeff{"a":1}\n' if encoding != "utf-16" else '{"a":1}\n'
+    result = run("publish", "t", "-", "--url", broker.url, stdin=data.encode(encoding))
+    assert result.exit_code == 1
+    assert "the input is UTF-16; make it UTF-8 first: iconv" in result.stderr
+    assert broker.seen == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("2", 2), ("0.5", 0.5), ("1s", 1), ("500ms", 0.5), ("1.5m", 90), ("2 h", 7200)],
+)
+def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
+    assert SecondsType().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1x", "-1", "inf", "nan", "1e3", "s"])
+def test_what_is_no_time_is_told(run: Run, text: str) -> None:
+    result = run("publish", "t", "1", "--retry-for", text)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "wanted a number of seconds, or with a unit (ms, s, m, h, d)" in result.stderr
+
+
+def test_giving_up_says_that_it_was_tried_again_and_for_how_long(
+    run: Run, broker: FakeBroker
+) -> None:
+    broker.steps = [problem("no_leader", "There is no leader.", retry_after=0)] * 100
+    result = run("publish", "t", "1", "--retry-for", "700ms", "--url", broker.url)
+    assert result.exit_code == 1
+    attempts = len(broker.seen)
+    assert attempts > 1
+    assert result.stderr.endswith(
+        f"[no_leader]; given up after {attempts} attempts in 0.7 s (--retry-for)\n"
+    )
+
+
+def test_what_is_tried_again_for_longer_is_told() -> None:
+    told: list[str] = []
+    now = [0.0]
+
+    class Away:
+        def call(self, *_: object, **__: object) -> dict[str, object]:
+            raise ProblemError(503, {"title": "No leader", "code": "no_leader"})
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    sender = Sender(Away(), "t", 60, sleep, note=told.append)  # type: ignore[arg-type]
+    with mock.patch("time.monotonic", side_effect=lambda: now[0]):
+        with pytest.raises(CallError, match="given up"):
+            sender.send(b"1", "application/json", "k")
+    assert told[0].startswith("No leader [no_leader]; trying again, for 5")
+    assert len(told) <= 60 / NOTE_SECONDS
+
+
+def test_a_request_that_cannot_be_sent_is_not_tried_again(broker: FakeBroker) -> None:
+    """The library's error shows what it is, for instance a token with a line break."""
+    token = "s3cr3t\n"
+    with Client(broker.url, token=lambda: token) as client:
+        sender = Sender(client, "t", 60, lambda _: pytest.fail("it is tried again"))
+        with pytest.raises(CallError, match="cannot be sent") as caught:
+            sender.send(b"1", "application/json", "k")
+    assert "s3cr3t" not in str(caught.value)
