@@ -148,6 +148,11 @@ class Caller(NamedTuple):
         return self.identity.subject_key or self.address
 
     @property
+    def share(self) -> str:
+        """In whose share of what all need it counts; "" for an administrator, in nobody's."""
+        return "" if self.identity.admin else self.client
+
+    @property
     def owner(self) -> str:
         """Whose idempotency keys these are; "" where all are one, because there are no tokens."""
         return "" if self.identity is EVERYONE else self.client
@@ -290,6 +295,15 @@ class Access:
     def caller(self, asking: Asking, *, write: bool) -> Caller:
         """Who asks; what the request says is verified. Raises what ``identify`` does."""
         return Caller(self.identify(asking.credentials, write=write), asking.address)
+
+    def share(self, asking: Asking) -> str:
+        """As ``Caller.share``, before it is decided whether the request may be at all."""
+        if self.is_open:
+            return ""
+        try:
+            return self.caller(asking, write=False).share
+        except RequestError:
+            return asking.address
 
     def admits(self, given: Credentials, topic: str | None) -> bool:
         """Whether a publish to ``topic``, if it is one, looks allowed, so that its body is read.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -125,6 +125,7 @@ class Admission:
         self._limits = limits
         self._under_way = 0
         self._bytes = 0
+        self._shares = _Shares(Counter(), Counter())
         self._rate_limited = 0
         self._overloaded = 0
 
@@ -167,17 +168,30 @@ class Admission:
         SPREAD_SECONDS."""
         return math.ceil(wait + self._random.uniform(0, max(wait, SPREAD_SECONDS)))
 
-    def begin_publish(self) -> None:
-        """A publish is under way, until ``end_publish``. Raises ``overloaded`` if too many are."""
-        if self._under_way >= self._limits.publishes_under_way:
+    def begin_publish(self, share: str) -> None:
+        """A publish is under way, until ``end_publish``. Raises ``overloaded`` if too many are.
+
+        ``share`` is the client in whose share it counts; "" counts in nobody's.
+        """
+        under_way_max = self._limits.publishes_under_way
+        if self._under_way >= under_way_max:
             raise self.overloaded(
                 f"{self._under_way} publishes wait for the disk, which is the most "
                 "([limits] publishes_under_way)."
             )
+        if share and self._shares.publishes[share] >= _share(under_way_max):
+            raise self.overloaded(
+                f"{self._shares.publishes[share]} publishes of this client wait for the disk, "
+                "which is the most that one client may have: half of [limits] publishes_under_way."
+            )
         self._under_way += 1
+        if share:
+            self._shares.publishes[share] += 1
 
-    def end_publish(self) -> None:
+    def end_publish(self, share: str) -> None:
         self._under_way -= 1
+        if share:
+            _give_back(self._shares.publishes, share, 1)
 
     def overloaded(self, detail: str) -> RequestError:
         """To be raised; it is counted."""
@@ -188,40 +202,73 @@ class Admission:
             retry_after=self._random.randint(*RETRY_SECONDS),
         )
 
-    def hold(self, size: int) -> None:
-        """Take room for ``size`` bytes more of bodies. Raises ``overloaded`` if there is none."""
-        if self._bytes + size > self._limits.requests_bytes:
+    def hold(self, size: int, share: str) -> None:
+        """Take room for ``size`` bytes more of bodies. Raises ``overloaded`` if there is none.
+
+        ``share`` is the client in whose share they count; "" counts in nobody's.
+        """
+        bytes_max = self._limits.requests_bytes
+        if self._bytes + size > bytes_max:
             raise self.overloaded(
                 f"The bodies of publishes under way take {self._bytes} bytes, and with {size} "
-                f"more there would be too many ([limits] requests_bytes: "
-                f"{self._limits.requests_bytes})."
+                f"more there would be too many ([limits] requests_bytes: {bytes_max})."
+            )
+        held = self._shares.bytes[share] if share else 0
+        if share and held + size > max(_share(bytes_max), self._limits.batch_bytes):
+            raise self.overloaded(
+                f"The bodies of this client's publishes take {held} bytes, and with {size} more it "
+                "would have more than one client may: half of [limits] requests_bytes "
+                f"({bytes_max})."
             )
         self._bytes += size
+        if share and size:
+            self._shares.bytes[share] += size
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, share: str) -> None:
         self._bytes -= size
+        if share and size:
+            _give_back(self._shares.bytes, share, size)
 
     @contextmanager
-    def bodies(self) -> Iterator[Bodies]:
+    def bodies(self, share: str) -> Iterator[Bodies]:
         """Room for one request's body, as it comes; it is given back at the end."""
-        held = Bodies(self)
+        held = Bodies(self, share)
         try:
             yield held
         finally:
-            self.release(held.size)
+            self.release(held.size, share)
+
+
+class _Shares(NamedTuple):
+    """Of what is under way, how much each client has; whoever has nothing is not in it."""
+
+    publishes: Counter[str]
+    bytes: Counter[str]
+
+
+def _share(most: int) -> int:
+    """What one client may have of what all need: the rest is for the others."""
+    return max(1, most // 2)
+
+
+def _give_back(counts: Counter[str], share: str, amount: int) -> None:
+    counts[share] -= amount
+    if not counts[share]:
+        del counts[share]
 
 
 class Bodies:
     """What one request holds."""
 
-    __slots__ = ("_admission", "size")
+    __slots__ = ("_admission", "_share", "size")
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, share: str) -> None:
         self._admission = admission
+        self._share = share
         self.size = 0
 
     def grow(self, size: int) -> None:
         """Have room for ``size`` bytes in all. Raises ``overloaded``."""
         if size > self.size:
-            self._admission.hold(size - self.size)
+            self._admission.hold(size - self.size, self._share)
             self.size = size

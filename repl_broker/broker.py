@@ -280,13 +280,13 @@ class Broker:
             command = Publish(topics, data)
         else:
             command = Publish(topics, data, _check_key(key), _digest(form, topics, data))
-        self.admission.begin_publish()
+        self.admission.begin_publish(caller.share)
         try:
             if self._room is not None:
                 self._room.check(sum(map(len, data)))
             outcome = _accepted(await self._propose(command))
         finally:
-            self.admission.end_publish()
+            self.admission.end_publish(caller.share)
         assert isinstance(outcome, Published)
         if not outcome.replayed:
             self._publishes += 1

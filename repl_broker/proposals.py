@@ -157,6 +157,55 @@ class Forwarded(Offer):
         self.place: tuple[int, int, int] | None = None  # index, term, ordinal; None: refused
 
 
+class _Line:
+    """Offers that wait, the next one first."""
+
+    __slots__ = ("bytes", "offers")
+
+    def __init__(self) -> None:
+        self.offers: deque[Offer] = deque()
+        self.bytes = 0
+
+    def add(self, offer: Offer) -> None:
+        self.offers.append(offer)
+        self.bytes += offer.size
+
+    def put_back(self, offer: Offer) -> None:
+        self.offers.appendleft(offer)
+        self.bytes += offer.size
+
+    def remove(self, offer: Offer) -> None:
+        with suppress(ValueError):  # it is away
+            self.offers.remove(offer)
+            self.bytes -= offer.size
+
+    def take(self, bytes_max: int) -> list[Offer]:
+        """At least one if there is one, and of at most so many bytes, and STEPS_MAX."""
+        taken: list[Offer] = []
+        size = steps = 0
+        while self.offers:
+            offer = self.offers[0]
+            size += offer.size
+            steps += offer.steps
+            if taken and (size > bytes_max or steps > STEPS_MAX):
+                break
+            self.offers.popleft()
+            self.bytes -= offer.size
+            if isinstance(offer, Proposal):
+                if offer.settled.is_set():  # it was given up
+                    continue
+                offer.away = True
+            taken.append(offer)
+        return taken
+
+    def clear(self) -> list[Offer]:
+        """Returns what waited."""
+        offers = [*self.offers]
+        self.offers.clear()
+        self.bytes = 0
+        return offers
+
+
 class Proposals:
     """All commands of this node that are not settled. Synchronous: no method waits."""
 
@@ -164,12 +213,11 @@ class Proposals:
         self.commands = 0  # settled with an outcome, since the start
         self.commit_seconds = 0.0  # sum, from propose to settled
         self.commit_buckets = [0] * (len(COMMIT_BUCKETS_SECONDS) + 1)
-        self.waiting_bytes = 0
         self.waiting_since = 0.0  # when the first of those that wait came
         self.idle = trio.lowlevel.ParkingLot()  # unparked when nothing is unsettled any more
         self.unsettled: set[Proposal] = set()
-        self._light: deque[Offer] = deque()  # these two wait
-        self._heavy: deque[Offer] = deque()
+        self._light = _Line()
+        self._heavy = _Line()
         self._took_light = False  # the last time
         self._applied_term = 0
         self._placed: dict[int, list[tuple[int, int, Proposal]]] = {}  # term, ordinal
@@ -177,50 +225,39 @@ class Proposals:
 
     @property
     def is_waiting(self) -> bool:
-        return bool(self._light or self._heavy)
+        return bool(self._light.offers or self._heavy.offers)
 
     @property
     def waiting(self) -> int:
         """How many offers wait."""
-        return len(self._light) + len(self._heavy)
+        return len(self._light.offers) + len(self._heavy.offers)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._light.bytes + self._heavy.bytes
+
+    def bytes_before(self, offer: Offer) -> int:
+        """How much waits where ``offer`` would."""
+        return self._line(offer).bytes
 
     def add(self, offer: Offer) -> None:
         if isinstance(offer, Proposal):
             self.unsettled.add(offer)
         if not self.is_waiting:
             self.waiting_since = trio.current_time()
-        self._line(offer).append(offer)
-        self.waiting_bytes += offer.size
+        self._line(offer).add(offer)
 
-    def _line(self, offer: Offer) -> deque[Offer]:
+    def _line(self, offer: Offer) -> _Line:
         return self._light if offer.is_light else self._heavy
 
     def take(self, bytes_max: int) -> list[Offer]:
         """What goes next: at least one if there is one, and of at most so many bytes."""
         lines = (self._heavy, self._light) if self._took_light else (self._light, self._heavy)
         for line in lines:
-            if taken := self._take_from(line, bytes_max):
+            if taken := line.take(bytes_max):
                 self._took_light = line is self._light
                 return taken
         return []
-
-    def _take_from(self, line: deque[Offer], bytes_max: int) -> list[Offer]:
-        taken: list[Offer] = []
-        size = steps = 0
-        while line:
-            offer = line[0]
-            size += offer.size
-            steps += offer.steps
-            if taken and (size > bytes_max or steps > STEPS_MAX):
-                break
-            line.popleft()
-            self.waiting_bytes -= offer.size
-            if isinstance(offer, Proposal):
-                if offer.settled.is_set():  # it was given up
-                    continue
-                offer.away = True
-            taken.append(offer)
-        return taken
 
     def put_back(self, offers: Iterable[Offer]) -> None:
         """They were not appended: they wait again, before all others."""
@@ -229,20 +266,16 @@ class Proposals:
                 offer.away = False
                 if offer.settled.is_set():
                     continue
-            self._line(offer).appendleft(offer)
-            self.waiting_bytes += offer.size
+            self._line(offer).put_back(offer)
 
     def refuse_forwarded(self) -> None:
         """This node leads no more: what peers sent goes back to them, never on."""
         for line in (self._light, self._heavy):
-            waiting = [*line]
-            line.clear()
-            for offer in waiting:
+            for offer in line.clear():
                 if isinstance(offer, Forwarded):
-                    self.waiting_bytes -= offer.size
                     offer.decided.set()
                 else:
-                    line.append(offer)
+                    line.add(offer)
 
     def place(self, offers: Iterable[Offer], index: int, term: int, ordinal: int = 0) -> None:
         """They are in the entry at ``index`` of ``term``, from its command ``ordinal`` on."""
@@ -342,9 +375,7 @@ class Proposals:
         proposal.settled.set()
         self.unsettled.discard(proposal)
         if not proposal.away:  # it waits for nothing any more, and takes no room
-            with suppress(ValueError):
-                self._line(proposal).remove(proposal)
-                self.waiting_bytes -= proposal.size
+            self._line(proposal).remove(proposal)
         if not self.unsettled:
             self.idle.unpark_all()
 

@@ -459,15 +459,14 @@ class Replica:
         proposals = self._proposals
         if self._closing:
             raise _shutting_down()
-        if proposals.waiting_bytes > PENDING_BYTES_MAX and isinstance(
-            command, Publish | CreateTopic
-        ):
+        proposal = Proposal(command, watch, self._patience)
+        before = proposals.bytes_before(proposal)
+        if before > PENDING_BYTES_MAX and isinstance(command, Publish | CreateTopic):
             raise RequestError(
                 "overloaded",
-                f"{proposals.waiting_bytes} bytes wait to be written, and no more are taken "
-                f"beyond {PENDING_BYTES_MAX}. Nothing was done; try again later.",
+                f"{before} bytes wait to be written, and no more are taken beyond "
+                f"{PENDING_BYTES_MAX}. Nothing was done; try again later.",
             )
-        proposal = Proposal(command, watch, self._patience)
         proposals.add(proposal)
         if self.leads and self._writer.is_quick:
             # The write is done in place: others that are about to propose go with it.

@@ -167,25 +167,64 @@ async def test_the_clock_is_trios(autojump_clock: MockClock) -> None:
 
 def test_publishes_under_way_are_bounded_and_come_free_again() -> None:
     admission = Admission(LimitsConfig(publishes_under_way=2))
-    admission.begin_publish()
-    admission.begin_publish()
-    error = refused(admission.begin_publish)
+    admission.begin_publish("")
+    admission.begin_publish("")
+    error = refused(admission.begin_publish, "")
     assert (error.code, "publishes_under_way" in error.detail) == ("overloaded", True)
     assert 1 <= (error.retry_after or 0) <= 3
-    admission.end_publish()
-    admission.begin_publish()
+    admission.end_publish("")
+    admission.begin_publish("")
     assert admission.statistics()[1:3] == (1, 2)
 
 
 def test_bodies_under_way_are_bounded_together_and_come_free_again() -> None:
     admission = Admission(LimitsConfig(requests_bytes=100))
-    with admission.bodies() as first:
+    with admission.bodies("") as first:
         first.grow(40)
         first.grow(30)  # of what is held already
-        with admission.bodies() as second:
+        with admission.bodies("") as second:
             second.grow(60)
             assert refused(second.grow, 61).code == "overloaded"
             assert admission.statistics().requests_bytes == 100
         assert admission.statistics().requests_bytes == 40
         assert isinstance(first, Bodies)
     assert admission.statistics().requests_bytes == 0
+
+
+def test_one_client_has_half_of_what_is_under_way_at_most() -> None:
+    admission = Admission(LimitsConfig(publishes_under_way=10))
+    for _ in range(5):
+        admission.begin_publish("a")
+    error = refused(admission.begin_publish, "a")
+    assert (error.code, "half of [limits] publishes_under_way" in error.detail) == (
+        "overloaded",
+        True,
+    )
+    for _ in range(4):
+        admission.begin_publish("b")
+    admission.begin_publish("")
+    assert refused(admission.begin_publish, "c").code == "overloaded", "there are ten"
+    for share in ("a",) * 5 + ("b",) * 4 + ("",):
+        admission.end_publish(share)
+    assert admission.statistics().publishes_under_way == 0
+    assert not admission._shares.publishes, "nobody who has nothing is remembered"
+
+
+def test_one_client_has_half_of_the_memory_for_bodies_at_most() -> None:
+    admission = Admission(LimitsConfig(requests_bytes=100, batch_bytes=20))
+    with admission.bodies("a") as first, admission.bodies("b") as other:
+        first.grow(50)
+        with admission.bodies("a") as second:
+            assert "half of [limits] requests_bytes" in refused(second.grow, 1).detail
+        other.grow(50)
+    with admission.bodies("") as trusted:
+        trusted.grow(100)
+    assert admission.statistics().requests_bytes == 0
+    assert not admission._shares.bytes
+
+
+def test_a_batch_of_full_size_finds_room_in_a_share() -> None:
+    admission = Admission(LimitsConfig(requests_bytes=100, batch_bytes=90))
+    with admission.bodies("a") as only:
+        only.grow(90)
+        assert refused(only.grow, 91).code == "overloaded"

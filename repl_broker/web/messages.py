@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Final
 
 from quart import Response, request
 
+from repl_broker.admission import Bodies
 from repl_broker.broker import Broker, Receipt
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, answer, json_answer
@@ -30,7 +32,7 @@ class Messages:
         read_query(request.query_string, ())
         is_batch = check_media_type(JSON, NDJSON) == NDJSON
         publish = self._broker.publish_batch if is_batch else self._broker.publish
-        with self._broker.admission.bodies() as held:
+        with self._bodies() as held:
             body = await read_body(self._limits.batch if is_batch else self._limits.message, held)
             receipt = await publish(asking(), topic, body, idempotency_key())
         return _accepted(receipt, topic, batch=is_batch)
@@ -39,10 +41,13 @@ class Messages:
         """An atomic batch over several topics (NDJSON)."""
         read_query(request.query_string, ())
         check_media_type(NDJSON)
-        with self._broker.admission.bodies() as held:
+        with self._bodies() as held:
             body = await read_body(self._limits.batch, held)
             receipt = await self._broker.publish_many(asking(), body, idempotency_key())
         return _accepted(receipt, None, batch=True)
+
+    def _bodies(self) -> AbstractContextManager[Bodies]:
+        return self._broker.admission.bodies(self._broker.access.share(asking()))
 
     async def history(self, topic: str) -> Response:
         """Retained messages, oldest first, a page at a time."""

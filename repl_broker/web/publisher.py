@@ -198,7 +198,8 @@ class Publisher:
 
     async def _publish(self, head: PublishHead) -> tuple[Answer, bool]:
         """The answer, and whether another request may follow: not if the body was not read."""
-        refused = self._publishing.hold(head, self.peer)
+        share = self._publishing.share(head, self.peer)
+        refused = self._publishing.hold(head, self.peer, share)
         if refused is not None:
             await trio.lowlevel.checkpoint()
             return refused, self._skip_body(head)
@@ -206,7 +207,7 @@ class Publisher:
             body = await self._read_body(head)
             return await self._publishing.answer(head, body, self.peer), True
         finally:
-            self._publishing.release(head)
+            self._publishing.release(head, share)
 
     def _skip_body(self, head: PublishHead) -> bool:
         """Pass over the body, if all of it is here."""

@@ -92,10 +92,14 @@ class Publishing:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
 
-    def hold(self, head: PublishHead, peer: str) -> Answer | None:
+    def share(self, head: PublishHead, peer: str) -> str:
+        """In whose share of memory its body counts."""
+        return self._access.share(Asking(head.credentials, client_of(peer)))
+
+    def hold(self, head: PublishHead, peer: str, share: str) -> Answer | None:
         """Take memory for the body, until ``release``; or say why there is none."""
         try:
-            self._broker.admission.hold(head.length)
+            self._broker.admission.hold(head.length, share)
         except RequestError as error:
             answer = self._refuse(error)
             if self._log_access:
@@ -103,9 +107,9 @@ class Publishing:
             return answer
         return None
 
-    def release(self, head: PublishHead) -> None:
+    def release(self, head: PublishHead, share: str) -> None:
         """The request is answered."""
-        self._broker.admission.release(head.length)
+        self._broker.admission.release(head.length, share)
 
     def late(self, head: PublishHead, peer: str) -> Answer:
         """The answer when the body does not arrive in time."""
