@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import h11
@@ -10,6 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repl_broker.web.chunks import CHUNK_LINE_BYTES_MAX, Chunks
+from tests.web.doors import serving
+from tests.web.test_door import connect
 
 BODY = b"5\r\nhello\r\n0\r\n\r\n"
 
@@ -142,3 +145,30 @@ def test_what_is_sound_is_what_the_grammar_says_and_h11_reads_no_more_of_it(
         assert reader.trailing_data[0] == rest
         assert ended_at is not None
         assert ended_at - step < len(body) - len(rest) <= ended_at
+
+
+HEAD = (
+    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+NEXT = b"GET /v1/topics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+async def test_the_door_takes_sound_bodies_and_refuses_all_others(in_place: bool) -> None:
+    async with serving(in_place=in_place, body_timeout_seconds=0.2) as served:
+        for body in UNSOUND.values():
+            body = body.replace(b"hello", b"12345")
+            async with connect(served.door) as client:
+                await client.send(HEAD + body + NEXT)
+                answer = await client.receive_answer()
+                assert (answer.status, answer.headers["connection"]) == (400, "close"), body
+                assert await client.receive_end() == b"", "what follows is no request"
+        async with connect(served.door) as client:
+            assert json.loads((await client.get("/v1/topics")).body)["topics"] == []
+        for body in SOUND.values():
+            body = body.replace(b"hello", b"12345")
+            async with connect(served.door) as client:
+                await client.send(HEAD + body + NEXT)
+                assert (await client.receive_answer()).status in (201, 400), "which are of JSON"
+                assert (await client.receive_answer()).status == 200, body

@@ -110,7 +110,8 @@ FIELDS = st.sampled_from(
      "Idempotency-Key: \xe9", "Connection: keep-alive", "Connection: close", "Connection: Close",
      "Connection: close, keep-alive", "Connection: te", "Connection:", "Connection: x",
      "Keep-Alive: timeout=5", "Expect: 100-continue", "Expect: x", "Upgrade: h2c",
-     "Upgrade: websocket", "Content-Encoding: identity", "Content-Encoding: gzip", "TE: trailers",
+     "Upgrade: websocket", "Connection: Upgrade\r\nUpgrade: h2c", "Connection: keep-alive, Upgrade",
+     "Content-Encoding: identity", "Content-Encoding: gzip", "TE: trailers",
      "Origin: http://page", "Host: other", "Host:", "Content-Length: 1", "Content-Length: +1",
      "Content-Length: 1, 1", "Content-Length: 0x1", "Content-Length: 1_0", "Content-Length:",
      "Transfer-Encoding: chunked", "Transfer-Encoding: Chunked", "Transfer-Encoding: identity",
@@ -119,6 +120,8 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 VERSIONS = st.sampled_from(["HTTP/1.1"] * 9 + ["HTTP/1.0", "HTTP/1.2", "http/1.1", "HTTP/2.0", ""])
 METHODS = st.sampled_from(["POST"] * 9 + ["GET", "PUT", "post", "HEAD", "OPTIONS"])
+CHUNK_ENDS = st.sampled_from([b"\r\n"] * 9 + [b"\n", b"\r", b" \r\n"])
+EXTENSIONS = st.sampled_from([b""] * 9 + [b";a", b";a=b", b";a\rb", b" ;a", b";", b";\n"])
 ENDS = st.sampled_from(["\r\n"] * 19 + ["\n", "\r", " \r\n", "\r\r\n"])
 
 
@@ -132,7 +135,9 @@ def requests(draw: st.DrawFn) -> bytes:
         lines.append(f"Content-Length: {len(body)}")
     elif framed < 9:
         lines.append("Transfer-Encoding: chunked")
-        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        end, extension = draw(CHUNK_ENDS), draw(EXTENSIONS)
+        chunk = b"%x%b%b%b\r\n" % (len(body), extension, end, body) if body else b""
+        body = chunk + b"0" + draw(EXTENSIONS) + draw(CHUNK_ENDS) + draw(CHUNK_ENDS)
     lines += draw(st.lists(FIELDS, max_size=2))
     if draw(st.booleans()):
         lines[1:] = draw(st.permutations(lines[1:]))
