@@ -18,6 +18,8 @@ import trio
 
 from tests.access_requests.world import Fault, run
 
+TOLD_REQUESTS = 10_000  # between two signs of life
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -33,7 +35,7 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            judge = trio.run(run, options.seed, numbers, Path(folder))
+            judge = trio.run(run, options.seed, numbers, Path(folder), _tell)
         except Fault as fault:
             print(fault)
             print(f"again: python -m tests.access_requests --seed {options.seed} --only NUMBER")
@@ -46,6 +48,11 @@ def main() -> int:
         f"{len(judge.must_appear)} data acknowledged; {judge.trouble} answers of 503 or the like"
     )
     return 0
+
+
+def _tell(number: int) -> None:
+    if number and number % TOLD_REQUESTS == 0:
+        print(f"{number} …", flush=True)
 
 
 if __name__ == "__main__":

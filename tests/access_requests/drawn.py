@@ -35,6 +35,7 @@ FILTERS: Final = (
     "secret.>",
 )
 RETENTION: Final = {"messages": 4, "seconds": 86_400, "bytes": 1 << 20}
+LIFE_SECONDS: Final = 20 * 3600  # of tokens: no run takes as long
 SCRATCH: Final = "scratch."  # below it an admin creates and deletes
 Drawn = tuple[str, str, Wish, bytes, dict[str, Any]]
 NDJSON: Final = "application/x-ndjson"
@@ -101,11 +102,13 @@ def credentials(random: Random) -> list[Credential]:
         holder = Holder(many, many[60:])
         found.append(Credential(_token(holder, "many"), _with_anyones(holder)))
     now = int(time.time())
-    wide = claims(repl_broker=grants((">",), (">",), admin=True), sub="root")
+    wide = claims(
+        repl_broker=grants((">",), (">",), admin=True), sub="root", exp=now + LIFE_SECONDS
+    )
     right = hs256(wide)
     head, _, signature = _token(Holder(("a.t",), ("a.t",)), "ann").split(".")
     worthless = (
-        hs256(wide | {"exp": now - 60}), hs256(wide | {"nbf": now + 600}), unsigned(wide),
+        hs256(wide | {"exp": now - 60}), hs256(wide | {"nbf": wide["exp"] - 1}), unsigned(wide),
         hs256(wide, b"x" * 32), f"{head}.{right.split('.')[1]}.{signature}", right[:-2],
         f"{right}x", "x", _token(Holder((">",), (">",)), "gone"), hs256({**wide, "aud": [None]}),
     )  # fmt: skip
@@ -114,7 +117,7 @@ def credentials(random: Random) -> list[Credential]:
 
 def _token(holder: Holder, subject: str) -> str:
     granted = grants(holder.publish, holder.subscribe, admin=holder.admin)
-    return hs256(claims(repl_broker=granted, sub=subject))
+    return hs256(claims(repl_broker=granted, sub=subject, exp=int(time.time()) + LIFE_SECONDS))
 
 
 def _with_anyones(holder: Holder) -> Holder:

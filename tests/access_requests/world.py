@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -209,8 +209,9 @@ class Cluster(NamedTuple):
 class World:
     """Two clusters: one answers in place where it can, the other by Quart alone."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, tell: Callable[[int], None]) -> None:
         self.seed = seed
+        self._tell = tell
         self.judge = Judge()
         self.credentials = credentials(Random(f"credentials {seed}"))
         self._folder = folder
@@ -331,6 +332,7 @@ class World:
         }
         try:
             for number in numbers:
+                self._tell(number)
                 request = self.drawn(number)
                 wire = wires[request.way, request.role]
                 try:
@@ -430,9 +432,14 @@ def shown(request: Request, host: str) -> str:
     )
 
 
-async def run(seed: int, numbers: range, folder: Path) -> Judge:
-    """Send these requests of a seed to a new world. Raises the first Fault."""
-    world = World(seed, folder)
+async def run(
+    seed: int, numbers: range, folder: Path, tell: Callable[[int], None] = lambda number: None
+) -> Judge:
+    """Send these requests of a seed to a new world. Raises the first Fault.
+
+    ``tell`` is called with the number of each as it begins.
+    """
+    world = World(seed, folder, tell)
     try:
         await world.answer(numbers)
     except ExceptionGroup as group:
