@@ -17,6 +17,7 @@ import trio
 from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config, is_loopback
 from repl_broker.errors import ConfigError
+from repl_broker.handshake import stretch
 from repl_broker.members import Joiner, Members
 from repl_broker.raft.core import CoreOptions
 from repl_broker.raft.log import Member
@@ -30,14 +31,15 @@ __all__ = [
     "find_cluster",
     "is_clustered",
     "own_record",
-    "read_secret",
+    "read_key",
     "run",
 ]
 
 log = logging.getLogger(__name__)
 
 FIND_SECONDS: Final = 3  # for an answer of each member that may be there
-SECRET_BYTES_MIN: Final = 16
+SECRET_BYTES_MIN: Final = 32
+SECRET_VALUES_MIN: Final = 8  # different bytes; of 32 hexadecimal digits hardly ever fewer
 SECRET_BYTES_MAX: Final = 4096
 
 
@@ -59,7 +61,7 @@ def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
 
 
 async def find_cluster(
-    replica: Replica, config: Config, secret: bytes, certificates: Certificates
+    replica: Replica, config: Config, key: bytes, certificates: Certificates
 ) -> bool:
     """Whether one of ``[cluster] join`` belongs to a cluster: then nobody must start another.
 
@@ -68,10 +70,10 @@ async def find_cluster(
     """
     transport = Transport(
         Me("", replica.node_id, replica.incarnation),
-        secret,
+        key,
         on_rpc=lambda rpc: None,
         on_request=_no_request,
-        admit=lambda node_id, incarnation, cluster_id: None,
+        admit=lambda hello: None,
         tls=certificates.peers if certificates.has_peers else None,
     )
     found: list[str] = []
@@ -106,10 +108,20 @@ async def _no_request(peer: str, name: str, argument: object) -> None:
     raise AssertionError("nobody dials a node that does not listen")
 
 
+async def read_key(config: Config) -> bytes:
+    """What this node proves to others that it knows the cluster's secret by. Takes 0.1 s.
+
+    Raises as ``read_secret`` does.
+    """
+    return await trio.to_thread.run_sync(stretch, read_secret(config))
+
+
 def read_secret(config: Config) -> bytes:
     """The secret that the cluster's nodes prove to each other; empty if none is needed.
 
-    Raises ConfigError when Raft listens beyond this machine without one.
+    Raises ConfigError when Raft listens beyond this machine without one, and for one
+    that could be guessed: a node that dials a false peer gives it something to try
+    guesses on.
     """
     path = config.cluster.secret_file
     if path is None:
@@ -127,6 +139,12 @@ def read_secret(config: Config) -> bytes:
             f"{SECRET_BYTES_MAX:,}, for instance from openssl rand -hex 32"
         )
     check_secret_text(secret, f"[cluster] secret_file: {path}")
+    if len(set(secret)) < SECRET_VALUES_MIN:
+        raise ConfigError(
+            f"the secret in {str(path)!r} has {len(set(secret))} different characters; wanted at "
+            f"least {SECRET_VALUES_MIN}, and none that can be guessed: make one with openssl rand "
+            "-hex 32"
+        )
     return secret
 
 
@@ -181,7 +199,7 @@ def _is_wildcard(host: str) -> bool:
 
 
 def connect(
-    replica: Replica, members: Members, secret: bytes, certificates: Certificates
+    replica: Replica, members: Members, key: bytes, certificates: Certificates
 ) -> Transport:
     """Have replica and members talk to their peers."""
 
@@ -191,13 +209,14 @@ def connect(
 
     transport = Transport(
         Me("", replica.node_id, replica.incarnation),
-        secret,
+        key,
         on_rpc=replica.receive,
         on_request=members.answer,
         admit=members.admit,
         on_unreachable=replica.lost,
         on_removed=removed,
         on_received=replica.turn,
+        known_index=lambda: members.known_index,
         tls=certificates.peers if certificates.has_peers else None,
     )
     replica.peers = transport

@@ -577,8 +577,9 @@ class ClusterConfig:
     secret_file: Path | None = key(
         None,
         FilePath(),
-        "A file with the secret that the nodes of a cluster share, at least 16 bytes. Needed as "
-        "soon as raft.bind can be reached from other machines.",
+        "A file with the secret that the nodes of a cluster share, at least 32 bytes (for instance "
+        "from openssl rand -hex 32). Needed as soon as raft.bind can be reached from other "
+        "machines.",
         example='"cluster.secret"',
     )
 

@@ -180,11 +180,11 @@ async def serve(
         join = () if bootstrap else config.cluster.join
         await replica.load(joins=bool(join))
         clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
-        secret = cluster.read_secret(config) if clustered else b""
+        key = await cluster.read_key(config) if clustered else b""
         if (
             bootstrap
             and replica.is_empty
-            and await cluster.find_cluster(replica, config, secret, certificates)
+            and await cluster.find_cluster(replica, config, key, certificates)
         ):
             join = config.cluster.join
             await replica.load(joins=True)
@@ -195,7 +195,7 @@ async def serve(
         if clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
             members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
-            transport = cluster.connect(replica, members, secret, certificates)
+            transport = cluster.connect(replica, members, key, certificates)
         make_broker = Broker if tracing is None else tracing.broker
         room = Room(replica, config.limits, storage.free_bytes)
         broker = make_broker(replica, hub, config, members, room, access)

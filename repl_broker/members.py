@@ -23,6 +23,7 @@ import trio
 
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
+from repl_broker.handshake import Hello, Removal, lost_its_data
 from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica
@@ -30,7 +31,6 @@ from repl_broker.transport import (
     Me,
     PeerRefusedError,
     PeerUnreachableError,
-    Removal,
     Transport,
     TransportStatistics,
 )
@@ -68,6 +68,7 @@ class Joiner(NamedTuple):
     id: str
     incarnation: str
     cluster_id: str  # empty: of none yet
+    commit_index: int = 0  # up to which it knows the log, and that it is a member there; else 0
 
 
 class Members:
@@ -125,6 +126,13 @@ class Members:
     def has_joined(self) -> bool:
         """Whether this node is among the members that it knows."""
         return self._replica.node_id in self._replica.membership.ids
+
+    @property
+    def known_index(self) -> int:
+        """Up to where this node knows the log, and that it is a member there; else 0."""
+        replica = self._replica
+        is_member = _has(replica.committed_membership, replica.node_id, replica.incarnation)
+        return replica.commit_index if is_member else 0
 
     def statistics(self) -> TransportStatistics:
         """What the connections to peers count."""
@@ -238,32 +246,48 @@ class Members:
             addresses[member.id] = (address.host, address.port)
         self._transport.set_peers(addresses, {m.id: m.incarnation for m in peers})
 
-    def admit(self, node_id: str, incarnation: str, cluster_id: str) -> str | None:
+    def admit(self, hello: Hello) -> str | None:
         """What speaks against talking to that node, which knows the secret."""
         replica = self._replica
+        node_id, incarnation = hello.node_id, hello.incarnation
+        if node_id == replica.node_id and incarnation == replica.incarnation:
+            return (
+                f"node {node_id!r} runs twice, with copies of one data directory; stop one of the "
+                "two, and let it join with an id of its own and an empty data directory"
+            )
         if node_id == replica.node_id:
             return f"this node has the id {node_id!r} itself; each node needs its own"
-        if not cluster_id or not self._belongs:
+        if not hello.cluster_id or not self._belongs:
             return None  # it asks to join, or this node does
-        if cluster_id != replica.cluster_id:
+        known = replica.membership.find(node_id)
+        lost = known is not None and known.incarnation not in ("", incarnation)
+        if hello.cluster_id != replica.cluster_id:
             return (
                 f"node {replica.node_id!r} belongs to the cluster {replica.cluster_id}, "
-                f"and node {node_id!r} to {cluster_id}"
+                f"and node {node_id!r} to {hello.cluster_id}"
             )
-        if incarnation in replica.committed_membership.removed:
+        if self._was_removed(node_id, incarnation, hello.commit_index):
             return Removal(
                 f"node {node_id!r} was removed from the cluster; to join again it needs an "
                 "empty data directory"
             )
-        known = replica.membership.find(node_id)
-        lost = known is not None and known.incarnation not in ("", incarnation)
         # Who hears no leader may be behind, and must listen to whom it does not know.
         if lost and replica.leader not in (None, node_id):
-            return (
-                f"node {node_id!r} has lost its data (it has another incarnation); remove it "
-                "from the cluster, and let it join again with an empty data directory"
-            )
+            return lost_its_data(node_id, replica.cluster_id)
         return None
+
+    def _was_removed(self, node_id: str, incarnation: str, commit_index: int) -> bool:
+        """Whether the node, a member as of ``commit_index`` unless that is 0, is none any more.
+
+        An incarnation never comes back. So it needs no memory of who has gone: whoever
+        was a member at some index, and is none at a later one, was removed in between.
+        """
+        replica = self._replica
+        if incarnation in replica.committed_membership.removed:
+            return True
+        return 0 < commit_index <= replica.commit_index and not _has(
+            replica.committed_membership, node_id, incarnation
+        )
 
     async def answer(self, peer: str, name: str, argument: Any) -> Any:
         """A peer, or with an empty name a guest, asks. Raises ReplBrokerError to refuse."""
@@ -406,7 +430,8 @@ class Members:
             if (known.raft_address, known.http_url) != (raft_address, http_url):
                 await self._commit(UpdateMember(member))
             return
-        if joiner.incarnation in replica.membership.removed:
+        is_gone = joiner.incarnation in replica.membership.removed
+        if is_gone or self._was_removed(node_id, joiner.incarnation, joiner.commit_index):
             raise RequestError(
                 "member_exists",
                 f"The node {node_id!r} was removed from the cluster and still has its old data; "
@@ -506,7 +531,7 @@ class Members:
 
     async def _on_who(self, peer: str, argument: Any) -> Joiner:
         me = self._identity()
-        return Joiner(me.node_id, me.incarnation, me.cluster_id)
+        return Joiner(me.node_id, me.incarnation, me.cluster_id, self.known_index)
 
     async def _on_invite(self, peer: str, argument: Any) -> None:
         cluster_id, epoch = msgspec.convert(argument, tuple[str, str])
@@ -523,6 +548,12 @@ class Members:
     def _require_transport(self) -> Transport:
         assert self._transport is not None, "connect() comes first"
         return self._transport
+
+
+def _has(membership: Membership, node_id: str, incarnation: str) -> bool:
+    """Whether the node is among them; in old memberships its incarnation is missing."""
+    known = membership.find(node_id)
+    return known is not None and known.incarnation in ("", incarnation)
 
 
 def _raise_refusal(found: Any) -> None:

@@ -398,6 +398,10 @@ class Replica:
         return self._core.committed_membership
 
     @property
+    def commit_index(self) -> int:
+        return self._core.committed_index
+
+    @property
     def patience(self) -> float:
         """For so many seconds a request waits for a leader."""
         return self._patience

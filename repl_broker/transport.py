@@ -1,23 +1,20 @@
 """Between peers: msgpack frames over Trio TCP streams, after a handshake that proves both sides.
 
-    dialer                                   acceptor
-      Hello  versions, cluster, who, nonce  ──▶
-      ◀──  Welcome  version, who, nonce, proof
-      Proof  proof                           ──▶
-      ◀──  Accepted, or Refused with a reason
-      RPCs and requests                      ──▶
-      ◀──  replies to the requests
-
 Each node dials each peer: what it has to say goes over its own connection, and
-what it hears comes over the peer's. A proof is an HMAC-SHA256, under the
-cluster's secret, of both sides' words with both nonces and the prover's part:
-one that is recorded proves nothing later, and one cannot be sent back to its
-maker. Whoever fails gets a reason, is counted, and disturbs nobody.
+what it hears comes over the peer's. A connection begins with the handshake of
+handshake.py; then come
+
+    from the dialer      RPCs and requests
+    from the acceptor    replies to the requests, and RPCs to one whom it cannot dial yet
+
+Whoever fails is counted, and disturbs nobody. One who does not prove the secret
+learns nothing; one who does gets a reason. Strangers are bounded in number (of
+an address and in all), in bytes and in time.
 
 With ``tls`` all of this goes through TLS, in which both sides show a certificate
 of the cluster's CA, and the acceptor one that has the host that was dialled. The
-proofs then cover both certificates as well (RFC 5929 section 4 has the idea): who
-stands in the middle with another certificate, however good, cannot pass them on.
+proofs then cover both certificates as well: who stands in the middle with
+another certificate, however good, cannot pass them on.
 
 A frame is four bytes of length, most significant first, and a msgpack array.
 All that waits when the writer is free goes out in one send. A cut leaves TCP
@@ -28,25 +25,47 @@ open in silence, so every wait has a deadline and unacknowledged data a limit
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import os
 import random
 import secrets
 import socket
 import ssl
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import astuple, dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgpack
 import msgspec
 import trio
 
+from repl_broker.admission import address_key
 from repl_broker.certificates import PeerContexts, alert_of, explain
 from repl_broker.errors import ReplBrokerError
+from repl_broker.handshake import (
+    HANDSHAKE,
+    NONCE_BYTES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    STRANGER,
+    Answer,
+    Challenge,
+    Hello,
+    Itself,
+    Knock,
+    Loss,
+    Objection,
+    Part,
+    Proof,
+    Refused,
+    Removal,
+    Seal,
+    Welcome,
+    lost_its_data,
+    words_of,
+)
 from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.rpc import Rpc
 
@@ -54,7 +73,6 @@ __all__ = [
     "Me",
     "PeerRefusedError",
     "PeerUnreachableError",
-    "Removal",
     "Transport",
     "TransportOptions",
     "TransportStatistics",
@@ -64,9 +82,8 @@ log = logging.getLogger(__name__)
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode  # what msgpack.packb gives, but sooner
 
-PROTOCOL_MIN: Final = 1
-PROTOCOL_MAX: Final = 1
-HELLO_BYTES_MAX: Final = 4096  # of a frame before the handshake is done
+STRANGER_BYTES_MAX: Final = 256  # of a frame of one who has not proved the secret
+HELLO_BYTES_MAX: Final = 4096  # … who has, before the handshake is done
 READ_BYTES: Final = 256 << 10
 KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
@@ -74,6 +91,7 @@ TLS_PIECE_BYTES: Final = 256 << 10  # encrypted at a time; others have their tur
 PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
 # RFC 8446 section 6: alert, fatal, protocol_version. For who speaks TLS where none is wanted.
 NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
+ADDRESSES_MAX: Final = 4  # of one name that are tried
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
 
@@ -86,13 +104,15 @@ class PeerUnreachableError(ReplBrokerError):
 
 
 class PeerRefusedError(ReplBrokerError):
-    """The peer will not talk to this node, or not do what was asked, and says why."""
+    """The peer will not talk to this node, or not do what was asked, and says why.
 
+    ``kind`` is that of the objection (handshake.py); "stranger" if one of the two
+    does not know the other's secret.
+    """
 
-class Removal(str):
-    """An objection for good: the node was removed from the cluster."""
-
-    __slots__ = ()
+    def __init__(self, message: str, *, kind: str = "refused") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +137,7 @@ class TransportOptions:
     retry_seconds_min: float = 0.05
     retry_seconds_max: float = 0.5
     strangers_max: int = 64  # connections whose handshake is not done
+    strangers_per_address: int = 16  # … of one address, or /64 network of IPv6
     requests_max: int = 256  # under way at one time, a peer
 
 
@@ -130,44 +151,14 @@ class TransportStatistics(NamedTuple):
     sent_bytes: int
 
 
-class _Hello(NamedTuple):
-    kind: str
-    version_min: int
-    version_max: int
-    cluster_id: str
-    node_id: str
-    incarnation: str
-    nonce: bytes
-
-
-class _Welcome(NamedTuple):
-    kind: str
-    version: int
-    cluster_id: str
-    node_id: str
-    incarnation: str
-    nonce: bytes
-
-
-class _Proof(NamedTuple):
-    kind: str
-    proof: bytes
-
-
-class _Refused(NamedTuple):
-    kind: str
-    reason: str
-
-
 _RPC: Final = 0
 _REQUEST: Final = 1
 _REPLY: Final = 2
 _REFUSAL: Final = 3
 
-N = TypeVar("N", bound=tuple[Any, ...])
 OnRpc = Callable[[Rpc], None]
 OnRequest = Callable[[str, str, Any], Awaitable[Any]]
-Admit = Callable[[str, str, str], str | None]  # node id, incarnation, cluster id → objection
+Admit = Callable[[Hello], str | None]  # what speaks against who says that
 
 
 class Transport:
@@ -178,41 +169,49 @@ class Transport:
     belongs to no cluster yet and whose name is empty; a ReplBrokerError that it
     raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
     against a peer that knows the secret, or None. ``on_removed`` is told when a
-    peer says that this node was removed; ``on_received`` is called when all RPCs
-    that had arrived were given to ``on_rpc``. ``tls`` gives the contexts of a
-    connection that begins; without it nothing is encrypted.
+    peer says that this node was removed, ``on_lost`` when one knows it with other
+    data; ``on_received`` is called when all RPCs that had arrived were given to
+    ``on_rpc``. ``known_index`` gives up to where this node knows the log, and that
+    it is a member there. ``key`` is the cluster's secret, stretched (handshake.py).
+    ``tls`` gives the contexts of a connection that begins; without it nothing is
+    encrypted.
     """
 
     def __init__(
         self,
         me: Me,
-        secret: bytes,
+        key: bytes,
         *,
         on_rpc: OnRpc,
         on_request: OnRequest,
         admit: Admit,
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,
+        on_lost: Callable[[str], None] = lambda reason: None,
         on_received: Callable[[], None] = lambda: None,
+        known_index: Callable[[], int] = lambda: 0,
         tls: Callable[[], PeerContexts] | None = None,
         options: TransportOptions | None = None,
     ) -> None:
         self.me = me
         self.options = options or TransportOptions()
-        self._secret = secret
+        self._key = key
         self._on_rpc = on_rpc
         self._on_request = on_request
         self._admit = admit
         self._on_unreachable = on_unreachable
         self._on_removed = on_removed
+        self._on_lost = on_lost
+        self._known_index = known_index
         self._on_received = on_received
         self._tls = tls
         self._links: dict[str, _Link] = {}
         self._incarnations: dict[str, str] = {}
         self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
+        self._dialing: set[bytes] = set()  # nonces of handshakes that this node has begun
         self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
-        self._strangers: dict[_Frames, trio.CancelScope] = {}  # handshakes, the oldest first
+        self._strangers: dict[_Frames, _Stranger] = {}  # handshakes, the oldest first
         self._warned: set[tuple[str, str]] = set()
         self._refused = 0
         self._garbage = 0
@@ -245,22 +244,33 @@ class Transport:
         addresses: Mapping[str, tuple[str, int]],
         incarnations: Mapping[str, str] | None = None,
     ) -> None:
-        """Dial exactly these, by node id; links to others are closed. Who has another
-        incarnation than is known of it is refused."""
+        """Dial exactly these, by node id; links to others are closed.
+
+        A node whose incarnation differs from what is known of it is refused, and
+        what it has opened or accepted before is closed.
+        """
         self._incarnations = dict(incarnations or {})
-        for node_id in self._links.keys() - addresses.keys() & self._inbound.keys():
-            self._inbound[node_id].life.cancel()  # it may come back, to be told why not
+        for node_id, outbox in [*self._inbound.items()]:
+            gone = node_id in self._links and node_id not in addresses
+            if gone or self._is_fenced(node_id, outbox.incarnation):
+                del self._inbound[node_id]  # nothing is sent over it from now on
+                outbox.life.cancel()  # it may come back, to be told why not
         for node_id in self._links.keys() - addresses.keys():
             self._links.pop(node_id).close()
         for node_id, address in addresses.items():
             link = self._links.get(node_id)
-            if link is not None and link.address == address:
-                continue
             if link is not None:
+                if link.address == address and not self._is_fenced(node_id, link.incarnation):
+                    continue
                 link.close()
             link = self._links[node_id] = _Link(self, node_id, address)
             if self._nursery is not None:
                 self._nursery.start_soon(link.run)
+
+    def _is_fenced(self, node_id: str, incarnation: str) -> bool:
+        """Whether the node of that name is known to be another; of guests nothing is known."""
+        known = self._incarnations.get(node_id)
+        return bool(known and incarnation and known != incarnation)
 
     def send(self, rpc: Rpc) -> None:
         """Send with the next ``flush``, if there is a connection and room; otherwise it is
@@ -334,7 +344,7 @@ class Transport:
         """One connection of a peer, from its handshake to its end. Raises nothing."""
         try:
             with self._line(stream, None) as line:
-                await self._serve(_Frames(line, HELLO_BYTES_MAX))
+                await self._serve(_Frames(line, STRANGER_BYTES_MAX))
         except OSError as error:  # no file descriptor is left
             log.error("cannot serve a peer for now error=%r", str(error))
         finally:
@@ -347,12 +357,11 @@ class Transport:
         return _Line(stream, self.options.silence_ms, tls)
 
     async def _serve(self, frames: _Frames) -> None:
-        peer: str | None = None
         try:
             with trio.fail_after(self.options.handshake_seconds) as patience:
-                peer = await self._meet(frames, patience)
+                hello = await self._meet(frames, patience)
             frames.bytes_max = self.options.frame_bytes_max
-            await self._listen(peer, frames)
+            await self._listen(hello, frames)
         except (PeerRefusedError, trio.TooSlowError) as error:
             self._refused += 1
             self._warn("peer refused %s reason=%r", frames.peer, str(error) or "it said too little")
@@ -366,11 +375,11 @@ class Transport:
             self._garbage += 1
             log.exception("failed to serve %s", frames.peer)
 
-    async def _meet(self, frames: _Frames, patience: trio.CancelScope) -> str:
-        """Who it is, within a bound of time and of strangers: the oldest makes room."""
-        if len(self._strangers) >= self.options.strangers_max:
-            self._strangers.pop(next(iter(self._strangers))).cancel()
-        self._strangers[frames] = patience
+    async def _meet(self, frames: _Frames, patience: trio.CancelScope) -> Hello:
+        """Who it is, within a bound of time and of strangers."""
+        stranger = _Stranger(patience, address_key(_remote_address(frames.line.stream)))
+        self._make_room(stranger.address)
+        self._strangers[frames] = stranger
         try:
             await frames.line.secure()
             return await self._welcome(frames)
@@ -379,6 +388,19 @@ class Transport:
             raise
         finally:
             self._strangers.pop(frames, None)
+
+    def _make_room(self, address: str) -> None:
+        """For one more stranger from there: the oldest of that address goes if it has its
+        share; the oldest of the address that has the most, if there are too many in all."""
+        counts = Counter(stranger.address for stranger in self._strangers.values())
+        if counts[address] >= self.options.strangers_per_address:
+            crowd = address
+        elif len(self._strangers) >= self.options.strangers_max:
+            crowd = max(counts, key=counts.__getitem__)
+        else:
+            return
+        oldest = next(f for f, stranger in self._strangers.items() if stranger.address == crowd)
+        self._strangers.pop(oldest).patience.cancel()
 
     def _warn(self, text: str, peer: str, reason: str) -> None:
         """Once for each peer and reason: who is refused comes back again and again."""
@@ -389,38 +411,61 @@ class Transport:
         self._warned.add(line)
         log.log(level, text, peer, reason[:REASON_CHARACTERS_MAX])
 
-    async def _welcome(self, frames: _Frames) -> str:
-        hello = _as(_Hello, "hello", await frames.receive())
-        frames.name(hello.node_id)
-        if hello.version_max < PROTOCOL_MIN or hello.version_min > PROTOCOL_MAX:
-            await self._refuse(
-                frames,
-                f"node {self.me.node_id!r} speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the "
-                f"other {hello.version_min} to {hello.version_max}; upgrade the older one",
+    async def _welcome(self, frames: _Frames) -> Hello:
+        """What a peer says of itself that knows the secret, and is admitted."""
+        frame = await frames.receive()
+        if isinstance(frame, tuple) and frame[:1] == ("hello",):  # of protocol 1
+            await self._refuse_stranger(frames, "it speaks an older protocol; upgrade it")
+        if words_of(Knock, "knock", frame).version != HANDSHAKE:
+            await self._refuse_stranger(frames, "it speaks a newer protocol; upgrade this node")
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        await frames.send(Challenge("challenge", nonce))
+        answer = words_of(Answer, "answer", await frames.receive())
+        seal = Seal(self._key, nonce, answer.nonce, frames.line.binding)
+        if not seal.is_proof(answer.proof, Part.DIALER):
+            await self._refuse_stranger(
+                frames, "it does not know this cluster's secret; check [cluster] secret_file there"
             )
-        version = min(hello.version_max, PROTOCOL_MAX)
-        welcome = _Welcome("welcome", version, *_fields(self.me), secrets.token_bytes(32))
-        binding = frames.line.binding
-        proof = _prove(self._secret, b"acceptor", hello, welcome, binding)
-        await frames.send((welcome, proof))
-        answer = _as(_Proof, "proof", await frames.receive())
-        wanted = _prove(self._secret, b"dialer", hello, welcome, binding)
-        if not hmac.compare_digest(answer.proof, wanted):
-            await self._refuse(frames, "the secret is not this cluster's; check secret_file")
-        objection = self._admit(hello.node_id, hello.incarnation, hello.cluster_id)
+        frames.bytes_max = HELLO_BYTES_MAX
+        await frames.send(Proof("proof", seal.proof(Part.ACCEPTOR)))
+        hello = seal.open(Hello, Part.HELLO, await frames.receive())
+        frames.name(hello.node_id)
+        objection = self._objection(hello, dialed_itself=answer.nonce in self._dialing)
         if objection is not None:
-            await self._refuse(frames, objection)
-        await frames.send(_Refused("accepted", ""))
-        return hello.node_id if hello.cluster_id else ""
+            kind = objection.kind if isinstance(objection, Objection) else Objection.kind
+            await frames.send(seal.close(Part.REFUSED, Refused(kind, str(objection))))
+            raise PeerRefusedError(objection)
+        version = min(hello.version_max, PROTOCOL_MAX)
+        await frames.send(seal.close(Part.WELCOME, Welcome(version, *_fields(self.me))))
+        return hello
 
-    async def _refuse(self, frames: _Frames, reason: str) -> None:
-        kind = "removed" if isinstance(reason, Removal) else "refused"
-        await frames.send(_Refused(kind, str(reason)))
+    async def _refuse_stranger(self, frames: _Frames, reason: str) -> NoReturn:
+        """The reason is for this node's log alone."""
+        await frames.send(Refused("refused", STRANGER))
         raise PeerRefusedError(reason)
 
-    async def _listen(self, peer: str, frames: _Frames) -> None:
+    def _objection(self, hello: Hello, *, dialed_itself: bool) -> str | None:
+        """What speaks against a peer that knows the secret."""
+        me = self.me
+        if dialed_itself:
+            return Itself(f"node {me.node_id!r} has dialed itself")
+        if hello.version_max < PROTOCOL_MIN or hello.version_min > PROTOCOL_MAX:
+            return (
+                f"node {me.node_id!r} speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the "
+                f"other {hello.version_min} to {hello.version_max}; upgrade the older one"
+            )
+        if hello.peer_id not in ("", me.node_id):
+            return f"the one who was dialed is node {me.node_id!r}, not {hello.peer_id!r}"
+        if hello.peer_incarnation not in ("", me.incarnation):
+            lost = lost_its_data(me.node_id, hello.cluster_id)
+            self._on_lost(lost)
+            return lost
+        return self._admit(hello)
+
+    async def _listen(self, hello: Hello, frames: _Frames) -> None:
+        peer = hello.node_id if hello.cluster_id else ""  # a guest has no name
         under_way = trio.CapacityLimiter(self.options.requests_max)
-        outbox = _Outbox(self, frames.line)
+        outbox = _Outbox(self, frames.line, hello.incarnation)
         async with _one_error(), trio.open_nursery() as nursery:
             outbox.life = nursery.cancel_scope
             nursery.start_soon(outbox.run)
@@ -433,7 +478,7 @@ class Transport:
                     while (frame := frames.take()) is not None:
                         match frame:
                             case (0, bytes(data)):
-                                self._take_rpc(peer, data)
+                                self._take_rpc(peer, hello.incarnation, data)
                             case (1, int(number), str(name), argument):
                                 if not under_way.available_tokens:  # heartbeats come behind it
                                     outbox.put((_REFUSAL, number, "too much is asked at a time"))
@@ -451,7 +496,9 @@ class Transport:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
 
-    def _take_rpc(self, peer: str, data: bytes) -> None:
+    def _take_rpc(self, peer: str, incarnation: str, data: bytes) -> None:
+        if self._is_fenced(peer, incarnation):  # another has come under its name meanwhile
+            raise PeerRefusedError(lost_its_data(peer, self.me.cluster_id))
         rpc = decode_rpc(data)
         if not peer or rpc.sender != peer or rpc.receiver != self.me.node_id:
             raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
@@ -476,6 +523,13 @@ class Transport:
         finally:
             under_way, turn = held
             under_way.release_on_behalf_of(turn)
+
+
+class _Stranger(NamedTuple):
+    """One whose handshake is not done."""
+
+    patience: trio.CancelScope
+    address: str
 
 
 class _Line:
@@ -527,16 +581,16 @@ class _Line:
         except OSError:  # nothing fits, or the connection broke
             return 0
 
-    async def receive(self) -> bytes:
+    async def receive(self, bytes_max: int) -> bytes:
         """What has come, at least a byte; nothing at the end."""
         if self._tls is not None:
-            return await self._tls.receive_some(READ_BYTES)
+            return await self._tls.receive_some(bytes_max)
         if self._socket is None:
-            return bytes(await self.stream.receive_some(READ_BYTES))
+            return bytes(await self.stream.receive_some(bytes_max))
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                return self._socket.recv(READ_BYTES)
+                return self._socket.recv(bytes_max)
             except (BlockingIOError, InterruptedError):
                 continue
 
@@ -634,7 +688,10 @@ class _Tls:
 class _Outbox:
     """Frames that wait to be sent over one connection; all that waits goes at once."""
 
-    def __init__(self, transport: Transport, line: _Line | None = None) -> None:
+    def __init__(
+        self, transport: Transport, line: _Line | None = None, incarnation: str = ""
+    ) -> None:
+        self.incarnation = incarnation  # of the other end, where that dialed
         self._transport = transport
         self._line = line  # None while there is no connection
         self._queue: deque[bytes] = deque()
@@ -698,12 +755,14 @@ class _Link:
     def __init__(self, transport: Transport, peer: str, address: tuple[str, int]) -> None:
         self.address = address
         self.connected = False
-        self.refusal: str | None = None  # why the peer would not talk, the last time
+        self.incarnation = ""  # of the peer, the last time
+        self.refusal: PeerRefusedError | None = None  # why the peer would not talk, the last time
         self._transport = transport
         self._peer = peer  # empty: whoever listens there
         self._life = trio.CancelScope()
         self.outbox = _Outbox(transport)
         self._settled = trio.Event()  # connected, refused, or given up
+        self._failure = ""  # why there was no connection, the last time
         self._is_over = False  # given up: it is not dialled again
         self._calls: dict[int, _Call] = {}
         self._number = 0
@@ -717,9 +776,10 @@ class _Link:
         with trio.move_on_after(seconds):
             await self._settled.wait()
             if self.refusal is not None and not self.connected:
-                raise PeerRefusedError(self.refusal)
+                raise PeerRefusedError(str(self.refusal), kind=self.refusal.kind)
             if self._is_over and not self.connected:
-                raise PeerUnreachableError(f"{self._where} did not answer", sent=False)
+                text = f"{self._where} did not answer{self._failure}"
+                raise PeerUnreachableError(text, sent=False)
             self._number += 1
             number = self._number
             self._calls[number] = call
@@ -764,23 +824,44 @@ class _Link:
         try:
             await self._connect_and_talk()
         except PeerRefusedError as error:
-            if self.refusal != str(error):
+            if self._peer and str(self.refusal) != str(error):  # else who asked is told
                 log.error("refused by peer=%s reason=%r", self._where, str(error))
-            self.refusal = str(error)
+            self.refusal = error
             self._settled.set()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("no connection peer=%s error=%r", self._where, str(error))
-        except (trio.TooSlowError, ValueError, msgspec.ValidationError) as error:
-            log.debug("no handshake peer=%s error=%r", self._where, str(error))
+            self._failure = f": {error.strerror or error}" if isinstance(error, OSError) else ""
+        except trio.TooSlowError:
+            log.debug("no handshake in time peer=%s", self._where)
+        except (ValueError, msgspec.ValidationError) as error:
+            where = f"peer={self._where} address={self.address[0]}"
+            self._transport._warn("no peer answers there %s error=%r", where, str(error))
         finally:
             self._disconnect()
 
     async def _connect_and_talk(self) -> None:
-        options = self._transport.options
-        with trio.fail_after(options.connect_seconds):
-            stream = await trio.open_tcp_stream(*self.address)
-        async with stream:
+        async with await self._dial() as stream:
             await self.talk(stream)
+
+    async def _dial(self) -> trio.SocketStream:
+        """A connection to the address, whose name is looked up anew each time: the hosts of
+        containers move. Raises OSError.
+
+        A lookup has the time that the resolver takes: one that was given up would go on in
+        a thread, beside the next.
+        """
+        host, port = self.address
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        error: OSError | None = None
+        for _, _, _, _, address in found[:ADDRESSES_MAX]:
+            try:
+                with trio.fail_after(self._transport.options.connect_seconds):
+                    return await trio.open_tcp_stream(str(address[0]), port)
+            except OSError as failure:
+                error = failure
+            except trio.TooSlowError:
+                error = TimeoutError(f"no answer from {address[0]}:{port}")
+        raise error or OSError(f"{host!r} has no address")
 
     async def talk(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Prove each other over ``stream``, then send what is queued, and take replies."""
@@ -803,53 +884,76 @@ class _Link:
             nursery.cancel_scope.cancel()
 
     async def _greet(self, frames: _Frames) -> None:
-        transport = self._transport
-        hello = _Hello(
-            "hello", PROTOCOL_MIN, PROTOCOL_MAX, *_fields(transport.me), secrets.token_bytes(32)
-        )
-        await frames.send(hello)
-        answer = await frames.receive()
-        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], tuple)):
-            raise PeerRefusedError(_as(_Refused, "refused", answer).reason)
-        welcome = _as(_Welcome, "welcome", answer[0])
-        binding = frames.line.binding
-        wanted = _prove(transport._secret, b"acceptor", hello, welcome, binding)
-        objection = self._objection(welcome, answer[1], wanted)
-        if objection is not None:
-            await frames.send(_Refused("refused", objection))  # for the other's log
-            raise PeerRefusedError(objection)
-        proof = _prove(transport._secret, b"dialer", hello, welcome, binding)
-        await frames.send(_Proof("proof", proof))
-        verdict = _as(_Refused, "", await frames.receive())
-        if verdict.kind == "removed":
-            transport._on_removed(verdict.reason)
-        if verdict.kind != "accepted":
-            raise PeerRefusedError(verdict.reason)
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        dialing = self._transport._dialing
+        dialing.add(nonce)
+        try:
+            await self._prove_and_ask(frames, nonce)
+        finally:
+            dialing.discard(nonce)
 
-    def _objection(self, welcome: _Welcome, proof: object, wanted: bytes) -> str | None:
-        """What speaks against whoever listens there."""
-        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, wanted):
-            return (
-                f"the secrets of node {welcome.node_id[:64]!r} and of node "
-                f"{self._transport.me.node_id!r} differ; check [cluster] secret_file on both"
-            )
+    async def _prove_and_ask(self, frames: _Frames, nonce: bytes) -> None:
+        transport = self._transport
+        await frames.send(Knock("knock", HANDSHAKE))
+        frame = await frames.receive()
+        if isinstance(frame, tuple) and frame[:1] == ("refused",):
+            raise self._secrets_differ()
+        challenge = words_of(Challenge, "challenge", frame)
+        seal = Seal(transport._key, challenge.nonce, nonce, frames.line.binding)
+        await frames.send(Answer("answer", nonce, seal.proof(Part.DIALER)))
+        frame = await frames.receive()
+        if isinstance(frame, tuple) and frame[:1] == ("refused",):
+            raise self._secrets_differ()  # whatever it says: it has proved nothing
+        if not seal.is_proof(words_of(Proof, "proof", frame).proof, Part.ACCEPTOR):
+            raise self._secrets_differ()
+        known = transport._incarnations.get(self._peer, "")
+        hello = Hello(
+            PROTOCOL_MIN,
+            PROTOCOL_MAX,
+            *_fields(transport.me),
+            transport._known_index(),
+            self._peer,
+            known,
+        )
+        await frames.send(seal.close(Part.HELLO, hello))
+        verdict = await frames.receive()
+        if isinstance(verdict, tuple) and verdict[:1] == (Part.REFUSED,):
+            self._take_refusal(seal.open(Refused, Part.REFUSED, verdict))
+        welcome = seal.open(Welcome, Part.WELCOME, verdict)
+        self._check(welcome, known)
+        self.incarnation = welcome.incarnation
+
+    def _take_refusal(self, refused: Refused) -> NoReturn:
+        if refused.kind == Removal.kind:
+            self._transport._on_removed(refused.reason)
+        if refused.kind == Loss.kind:
+            self._transport._on_lost(refused.reason)
+        raise PeerRefusedError(refused.reason, kind=refused.kind)
+
+    def _secrets_differ(self) -> PeerRefusedError:
+        where = f"{self.address[0]}:{self.address[1]}"
+        return PeerRefusedError(
+            f"the secrets of node {self._transport.me.node_id!r} and of the node at {where} "
+            "differ; check [cluster] secret_file on both, and that both are of one version",
+            kind="stranger",
+        )
+
+    def _check(self, welcome: Welcome, known: str) -> None:
+        """That it is whom this node means, as the other has found, too."""
+        where = f"{self.address[0]}:{self.address[1]}"
+        if not PROTOCOL_MIN <= welcome.version <= PROTOCOL_MAX:
+            raise PeerRefusedError(f"{where} wants to speak protocol {welcome.version}")
         if self._peer and welcome.node_id != self._peer:
-            where = f"{self.address[0]}:{self.address[1]}"
-            return f"{where} is node {welcome.node_id!r}, not {self._peer!r}"
-        known = self._transport._incarnations.get(self._peer)
+            raise PeerRefusedError(f"{where} is node {welcome.node_id!r}, not {self._peer!r}")
         if known and welcome.incarnation != known:
-            return (
-                f"node {self._peer!r} has lost its data (it has another incarnation); remove it "
-                "from the cluster, and let it join again"
-            )
-        return None
+            raise PeerRefusedError(lost_its_data(self._peer, self._transport.me.cluster_id))
 
     async def _take_replies(self, frames: _Frames) -> None:
         while await frames.more():
             while (frame := frames.take()) is not None:
                 match frame:
                     case (0, bytes(data)):
-                        self._transport._take_rpc(self._peer, data)
+                        self._transport._take_rpc(self._peer, self.incarnation, data)
                     case (2, int(number), reply):
                         if number in self._calls:
                             self._calls[number].answer(reply)
@@ -920,7 +1024,8 @@ class _Frames:
     async def more(self) -> bool:
         """Wait until something comes; False at an end between frames. Raises ValueError at an
         end within one."""
-        data = await self.line.receive()
+        # A stranger has no more of it held than a frame may have.
+        data = await self.line.receive(min(READ_BYTES, 4 + self.bytes_max))
         if not data and self._received:
             raise ValueError("the connection ended within a frame")
         self._received += data
@@ -985,24 +1090,8 @@ def _frame(frame: tuple[Any, ...]) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def _as(kind: type[N], name: str, frame: Any) -> N:
-    """``frame`` as the words of a handshake. Raises what the other side refused with."""
-    if name != "refused" and isinstance(frame, tuple) and frame[:1] == ("refused",):
-        raise PeerRefusedError(msgspec.convert(frame, _Refused).reason)
-    words: N = msgspec.convert(frame, kind)
-    if name and words[0] != name:
-        raise ValueError(f"{words[0]!r} where {name!r} was to come")
-    return words
-
-
 def _fields(me: Me) -> tuple[str, str, str]:
-    cluster_id, node_id, incarnation = astuple(me)
-    return cluster_id, node_id, incarnation
-
-
-def _prove(secret: bytes, part: bytes, hello: _Hello, welcome: _Welcome, binding: bytes) -> bytes:
-    said: bytes = msgpack.packb((part, hello, welcome, *([binding] if binding else [])))
-    return hmac.new(secret, said, hashlib.sha256).digest()
+    return me.cluster_id, me.node_id, me.incarnation
 
 
 def _remote_address(stream: trio.abc.Stream) -> str:

@@ -21,6 +21,7 @@ import trio
 from repl_broker.broker import Broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
+from repl_broker.handshake import Hello
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.raft.codec import decode_rpc, encode_rpc
@@ -122,7 +123,9 @@ class Network:
 
     async def _answer(self, node: ClusterNode, sender: str, name: str, argument: Any) -> Any:
         me = self.nodes[sender].line.me
-        objection = node.members.admit(me.node_id, me.incarnation, me.cluster_id)
+        known_index = self.nodes[sender].members.known_index
+        identity = (me.cluster_id, me.node_id, me.incarnation)
+        objection = node.members.admit(Hello(2, 2, *identity, known_index, node.id, ""))
         if objection is not None:
             raise PeerRefusedError(objection)
         peer = sender if me.cluster_id else ""

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from repl_broker.command import CreateTopic, DeleteTopic, Publish
 from repl_broker.errors import ConfigError, OutcomeUnknownError, RequestError, StorageError
+from repl_broker.handshake import Hello
 from repl_broker.message import FilterSet
 from repl_broker.raft.log import Snapshot
 from repl_broker.raft.rpc import Append, AppendReply, Rpc
@@ -689,7 +690,8 @@ async def test_a_removed_node_is_not_let_in_again_with_its_old_data(
         await admitting.broker.remove_member(ANYONE, removed)
         node = await cluster.start(removed)
         me = node.line.me
-        objection = admitting.members.admit(me.node_id, me.incarnation, me.cluster_id)
+        identity = (me.cluster_id, me.node_id, me.incarnation)
+        objection = admitting.members.admit(Hello(2, 2, *identity, 0, admitting.id, ""))
         assert objection is not None
         assert "was removed" in objection
 

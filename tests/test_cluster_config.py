@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from repl_broker.cluster import (
     find_cluster,
     is_clustered,
     own_record,
+    read_key,
     read_secret,
 )
 from repl_broker.config import Address, Config
@@ -105,21 +107,21 @@ def with_secret(tmp_path: Path, secret: bytes, mode: int = 0o600) -> Config:
 def test_a_secret_is_read_without_the_space_around_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
-    secret = b"s" * size
+    secret = (b"5f1d7a92" * size)[:size]
     assert read_secret(with_secret(tmp_path, secret + b"\n")) == secret
     assert caplog.records == []
 
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(0, 0), (SECRET_BYTES_MIN - 1, 15), (SECRET_BYTES_MAX + 1, 4097), (10_000_000, 4098)],
+    [(0, 0), (SECRET_BYTES_MIN - 1, 31), (SECRET_BYTES_MAX + 1, 4097), (10_000_000, 4098)],
 )
 def test_a_secret_that_is_too_short_or_too_long_is_refused(
     tmp_path: Path, size: int, told: int
 ) -> None:
     """A device file, say: no more is read than is needed to refuse it."""
     config = with_secret(tmp_path, b"s" * size)
-    with pytest.raises(ConfigError, match=f"has {told} bytes; wanted 16 to 4,096") as refused:
+    with pytest.raises(ConfigError, match=f"has {told} bytes; wanted 32 to 4,096") as refused:
         read_secret(config)
     assert "openssl rand" in str(refused.value)
     assert "sss" not in str(refused.value)
@@ -127,7 +129,29 @@ def test_a_secret_that_is_too_short_or_too_long_is_refused(
 
 def test_space_makes_no_secret_longer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 1 bytes"):
-        read_secret(with_secret(tmp_path, b"s" + b" " * 20))
+        read_secret(with_secret(tmp_path, b"s" + b" " * 40))
+
+
+@pytest.mark.parametrize("secret", [b"s" * 64, b"secret" * 10, b"12345" * 10])
+def test_a_secret_of_few_characters_is_refused(tmp_path: Path, secret: bytes) -> None:
+    """Whoever lets a node dial him may try guesses on its answer."""
+    config = with_secret(tmp_path, secret)
+    with pytest.raises(ConfigError, match="different characters; wanted at least 8") as refused:
+        read_secret(config)
+    assert "openssl rand" in str(refused.value)
+    assert secret.decode() not in str(refused.value)
+
+
+async def test_a_guess_at_the_secret_is_dear(tmp_path: Path) -> None:
+    """The key is not the secret, and takes as much memory as was meant."""
+    secret = b"5f1d7a92" * 4
+    key = await read_key(with_secret(tmp_path, secret))
+    assert len(key) == 32
+    again = hashlib.scrypt(
+        secret, salt=b"repl-broker peers 2", n=1 << 15, r=8, p=1, maxmem=64 << 20, dklen=32
+    )
+    assert key == again
+    assert await read_key(configured(raft={"bind": Address("127.0.0.1", 4081)})) == b""
 
 
 def test_a_secret_that_an_editor_has_put_a_mark_before_is_refused(tmp_path: Path) -> None:

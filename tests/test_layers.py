@@ -44,7 +44,7 @@ LAYERS = (
     ("access",),
     ("tokens",),
     ("jwks",),
-    ("logs", "certificates", "admission", "checks", "loop_turns"),
+    ("logs", "certificates", "admission", "checks", "loop_turns", "handshake"),
     ("systemd", "reload"),
     ("trace", "histogram", "turnstile"),
     ("config",),
@@ -58,7 +58,7 @@ LAYERS = (
 
 PURE = (
     *("state", "filters", "names", "routes", "wire", "sse", "command", "message", "errors"),
-    *("stalled", "masking", "raft.*"),
+    *("stalled", "masking", "handshake", "raft.*"),
 )
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),

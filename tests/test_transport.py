@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import pytest
@@ -19,10 +19,12 @@ from trio.testing import memory_stream_pair
 from repl_broker import transport as transport_module
 from repl_broker.certificates import PeerContexts
 from repl_broker.errors import ReplBrokerError
+from repl_broker.handshake import STRANGER, Hello
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
 from repl_broker.transport import (
     HELLO_BYTES_MAX,
+    STRANGER_BYTES_MAX,
     Admit,
     Me,
     PeerRefusedError,
@@ -58,6 +60,7 @@ class Node:
     ) -> None:
         self.heard: list[Rpc] = []
         self.unreachable: list[str] = []
+        self.losses: list[str] = []
         self.news = trio.Event()
         self.lost = trio.Event()
         self.transport = Transport(
@@ -65,7 +68,8 @@ class Node:
             secret,
             on_rpc=self.hear,
             on_request=self.answer,
-            admit=admit or (lambda peer, incarnation, cluster: objection),
+            admit=admit or (lambda hello: objection),
+            on_lost=self.losses.append,
             on_unreachable=self.lose,
             tls=tls,
             options=TransportOptions(**{"retry_seconds_max": 0.05, **options}),
@@ -280,12 +284,12 @@ async def test_secrets_that_differ_are_told_on_both_sides(
     a, b = Node("a", secret=SECRET), Node("b", secret=b"another")
     async with running(b):
         for _ in range(3):
-            with pytest.raises(PeerRefusedError, match="the secrets of node 'b' and of node 'a'"):
+            with pytest.raises(PeerRefusedError, match="the secrets of node 'a' and of the node"):
                 await a.transport.call_address(b.address, "join", "me", seconds=10)
         while b.transport.statistics().refused < 3:  # noqa: ASYNC110
             await trio.sleep(0.01)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert "peer refused peer='a' address=127.0.0.1" in warning
+    assert "peer refused peer=unknown address=127.0.0.1" in warning
     assert "secret_file" in warning
 
 
@@ -302,8 +306,9 @@ async def test_a_node_that_lost_its_data_is_not_admitted_under_its_old_id() -> N
     """RAFT.md scenario 41; RethinkDB#5289: the id is the same, the incarnation is not."""
     known = {"a": "incarnation of a"}
 
-    def admit(peer: str, incarnation: str, cluster: str) -> str | None:
-        return None if known.get(peer) == incarnation else f"{peer!r} has lost its data"
+    def admit(hello: Hello) -> str | None:
+        known_one = known.get(hello.node_id) == hello.incarnation
+        return None if known_one else f"{hello.node_id!r} has lost its data"
 
     a, b = Node("a"), Node("b", admit=admit)
     async with running(a, b):
@@ -330,17 +335,8 @@ def packed(frame: object) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def hello(**changes: Any) -> tuple[Any, ...]:
-    words = {
-        "kind": "hello",
-        "min": 1,
-        "max": 1,
-        "cluster": CLUSTER,
-        "node": "x",
-        "incarnation": "i",
-        "nonce": bytes(range(32)),
-    }
-    return tuple({**words, **changes}.values())
+KNOCK: Final = ("knock", 2)
+OLD_HELLO: Final = ("hello", 1, 1, CLUSTER, "x", "i", bytes(range(32)))  # of protocol 1
 
 
 @pytest.mark.parametrize(
@@ -349,12 +345,17 @@ def hello(**changes: Any) -> tuple[Any, ...]:
         b"GET / HTTP/1.1\r\n\r\n",
         b"\xff\xff\xff\xff",
         b"\x00\x00\x00\x01\xc1",
-        packed("hello"),
-        packed(("hello", 1)),
+        packed("knock"),
+        packed(("knock",)),
+        packed(("knock", "2")),
+        packed(("knock", 2.5)),
         packed(("proof", b"")),
-        packed(hello(min="1")),
-        packed(hello(nonce=5)),
-        packed(hello())[:-3],
+        packed(KNOCK)[:-1],
+        packed(KNOCK) + packed(("answer", bytes(31), bytes(32))),
+        packed(KNOCK) + packed(("answer", bytes(32), 5)),
+        packed(KNOCK) + packed(("answer", bytes(32), b""))[:-1],
+        packed(KNOCK) + packed(KNOCK),
+        packed(("knock", 2, bytes(STRANGER_BYTES_MAX))),
         b"",
     ],
 )
@@ -370,62 +371,6 @@ async def test_garbage_ends_its_connection_and_nothing_else(garbage: bytes) -> N
             while await theirs.receive_some():
                 pass
     assert not node.heard
-
-
-async def answer_to(words: tuple[Any, ...]) -> Any:
-    """What a node says to these first words."""
-    node = Node("a")
-    ours, theirs = memory_stream_pair()
-    with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.transport.serve, ours)
-            await theirs.send_all(packed(words))
-            answer = msgpack.unpackb((await theirs.receive_some())[4:])
-            await theirs.aclose()
-    assert not node.heard
-    return answer
-
-
-@pytest.mark.parametrize(("oldest", "newest"), [(0, 0), (7, 9)], ids=["older", "newer"])
-async def test_another_protocol_version_is_told_what_to_do(oldest: int, newest: int) -> None:
-    """RAFT.md scenario 49: in words that both sides understand, and log."""
-    kind, reason = await answer_to(hello(min=oldest, max=newest))
-    assert kind == "refused"
-    spoken = f"speaks protocol 1 to 1, the other {oldest} to {newest}; upgrade the older one"
-    assert spoken in reason
-
-
-async def test_of_two_ranges_the_newest_common_version_is_spoken() -> None:
-    """RAFT.md scenario 49: so that nodes can be upgraded one after the other."""
-    (welcome, _) = await answer_to(hello(min=0, max=9))
-    assert welcome[:2] == ["welcome", 1]
-
-
-async def test_a_newer_node_speaks_to_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RAFT.md scenario 49: it drops the old protocol only in the version after."""
-    monkeypatch.setattr("repl_broker.transport.PROTOCOL_MAX", 2)
-    kind, reason = await answer_to(hello(min=3, max=3))
-    assert kind == "refused"
-    assert "speaks protocol 1 to 2" in reason
-    (welcome, _) = await answer_to(hello(min=1, max=1))
-    assert welcome[:2] == ["welcome", 1]
-
-
-async def test_a_refused_version_is_told_to_whoever_asks() -> None:
-    """RAFT.md scenario 49: the dialer's side of it: its callers get the reason."""
-    dialer = Node("x")
-
-    async def refuse(stream: trio.SocketStream) -> None:
-        await stream.receive_some()
-        await stream.send_all(packed(("refused", "upgrade the older one")))
-
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
-            address = listeners[0].socket.getsockname()[:2]
-            with pytest.raises(PeerRefusedError, match="upgrade the older one"):
-                await dialer.transport.call_address(address, "join", "me", seconds=5)
-            nursery.cancel_scope.cancel()
 
 
 class Pieces(trio.abc.HalfCloseableStream):
@@ -565,7 +510,7 @@ async def test_a_recorded_handshake_proves_nothing() -> None:
             said = b""
             while data := await theirs.receive_some():
                 said += data
-    assert b"the secret is not this cluster's" in said
+    assert STRANGER.encode() in said
     assert not b.heard
 
 
@@ -656,7 +601,7 @@ async def test_strangers_who_come_again_and_again_keep_no_peer_out() -> None:
             stop.set()
             while strangers.child_tasks:
                 for waiting in [*node.transport._strangers.values()]:
-                    waiting.cancel()
+                    waiting.patience.cancel()
                 await trio.sleep(0.01)
 
 
@@ -695,3 +640,139 @@ async def test_strangers_at_the_door_are_bounded() -> None:
         assert ended == 7
         for stream in streams:
             await stream.aclose()
+
+
+async def stranger_from(host: str, node: Node) -> trio.SocketStream:
+    """Connected from an address of its own, silent."""
+    sock = trio.socket.socket()
+    await sock.bind((host, 0))
+    await sock.connect(node.address)
+    return trio.SocketStream(sock)
+
+
+async def test_strangers_of_one_address_push_out_none_of_another() -> None:
+    """However many they are: they have a share, and the oldest of them makes room."""
+    node, peer = Node("a", strangers_max=8, strangers_per_address=4), Node("b")
+    async with running(node):
+        waiting = [await stranger_from(f"127.0.0.{n}", node) for n in (2, 3, 4)]
+        crowd = [await stranger_from("127.0.0.9", node) for _ in range(40)]
+        while node.transport.statistics().refused < 36:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        addresses = [stranger.address for stranger in node.transport._strangers.values()]
+        assert sorted(addresses) == ["127.0.0.2", "127.0.0.3", "127.0.0.4", *["127.0.0.9"] * 4]
+        async with running(peer):
+            peer.transport.set_peers({"a": node.address})
+            await connected(peer, "a")
+        for stream in (*waiting, *crowd):
+            await stream.aclose()
+
+
+async def test_of_too_many_strangers_the_address_with_the_most_makes_room() -> None:
+    node = Node("a", strangers_max=8, strangers_per_address=6)
+    async with running(node):
+        first = [await stranger_from("127.0.0.2", node) for _ in range(2)]
+        crowd = [await stranger_from("127.0.0.9", node) for _ in range(6)]
+        others = [await stranger_from(f"127.0.0.{n}", node) for n in (3, 4, 5)]
+        while node.transport.statistics().refused < 3:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        addresses = [stranger.address for stranger in node.transport._strangers.values()]
+        assert addresses.count("127.0.0.9") == 3
+        assert addresses.count("127.0.0.2") == 2
+        for stream in (*first, *crowd, *others):
+            await stream.aclose()
+
+
+async def test_strangers_use_up_no_descriptors(caplog: pytest.LogCaptureFixture) -> None:
+    """Each has two at most while it waits, and none when it has gone."""
+    node = Node("a", strangers_max=6)
+    descriptors = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
+    async with running(node):
+        before = descriptors()
+        for _ in range(100):
+            stream = await trio.open_tcp_stream(*node.address)
+            await stream.send_all(packed(KNOCK))
+            await stream.receive_some()
+            crowd = descriptors() - before
+            assert crowd <= 1 + 2 * 7, "one may be on its way out"
+            await trio.aclose_forcefully(stream)
+        while node.transport._strangers:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked()
+        assert descriptors() <= before
+
+
+@pytest.mark.parametrize("size", [STRANGER_BYTES_MAX + 1, 1 << 20, 0x7FFFFFFF])
+async def test_of_a_stranger_few_bytes_are_held(size: int) -> None:
+    """A frame that says it is longer ends the connection, and no more of it is read at once."""
+    node = Node("a")
+    asked: list[int] = []
+    ours, theirs = memory_stream_pair()
+    receive = ours.receive_some
+
+    async def receive_some(bytes_max: int | None = None) -> bytes:
+        asked.append(bytes_max or 1 << 30)
+        return bytes(await receive(bytes_max))
+
+    ours.receive_some = receive_some
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.transport.serve, ours)
+            await theirs.send_all(size.to_bytes(4, "big") + bytes(1000))
+            assert await theirs.receive_some() == b""
+    assert max(asked) <= 4 + STRANGER_BYTES_MAX
+    assert node.transport.statistics().garbage == 1
+
+
+# --- a node that another has taken the place of ---
+
+
+async def test_what_a_removed_node_says_counts_no_more_once_another_has_its_name() -> None:
+    """Over the connection that it has open: an RPC of its was taken for one of the other."""
+    old, b = Node("a", incarnation="old"), Node("b")
+    async with running(old, b):
+        b.transport.set_peers({"a": old.address}, {"a": "old"})
+        await connected(old, "b")
+        await connected(b, "a")
+        b.transport.set_peers({"a": ("127.0.0.1", 9)}, {"a": "new"})
+        b.transport.send(heartbeat("b", "a"))  # for the new one, which has not come yet
+        old.transport.send(heartbeat("a", "b"))
+        for node in (b, old):
+            node.transport.flush()
+        await old.lost.wait()
+        assert old.heard == []
+        assert b.heard == []
+        assert b.transport.statistics().refused == 0, "it was ended before it said anything"
+        assert "a" not in b.transport._inbound
+        assert not b.transport.is_connected("a")
+
+
+async def test_an_rpc_of_a_removed_node_that_has_come_already_counts_no_more() -> None:
+    """It is in the same read as what made the other known."""
+    old, b = Node("a", incarnation="old"), Node("b")
+
+    def learn(rpc: Rpc) -> None:
+        b.hear(rpc)
+        b.transport._incarnations = {"a": "new"}
+
+    b.transport._on_rpc = learn
+    async with running(old, b):
+        await connected(old, "b")
+        for number in range(5):
+            old.transport.send(heartbeat("a", "b", number))
+        old.transport.flush()
+        await old.lost.wait()
+    assert b.heard == [heartbeat("a", "b", 0)]
+
+
+async def test_a_connection_to_a_removed_node_is_not_that_to_its_successor() -> None:
+    """Both at one address: what is dialed is looked at, not only where."""
+    b, old = Node("b"), Node("a", incarnation="old")
+    async with running(b, old):
+        b.transport.set_peers({"a": old.address}, {"a": "old"})
+        await connected(b, "a")
+        b.transport.set_peers({"a": old.address}, {"a": "old"})
+        assert b.transport.is_connected("a"), "nothing has changed"
+        b.transport.set_peers({"a": old.address}, {"a": "new"})
+        assert not b.transport.is_connected("a")
+        with pytest.raises(PeerRefusedError, match="node 'a' has lost its data"):
+            await b.transport.call("a", "ask", 1, seconds=10)

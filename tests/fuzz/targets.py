@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 from urllib.parse import unquote_to_bytes
 
 import h11
@@ -31,6 +31,7 @@ from repl_broker.cli.eventstream import Event, EventReader
 from repl_broker.cli.findings import judge_cluster, judge_descriptors, read_metrics
 from repl_broker.config import AuthConfig, InvalidConfigError, load
 from repl_broker.errors import ConfigError, RequestError, StorageError
+from repl_broker.handshake import Hello, Part, Refused, Seal, Welcome
 from repl_broker.message import (
     FILTERS_MAX,
     Cursor,
@@ -428,8 +429,12 @@ def packed(*frames: Any) -> bytes:
     return b"".join(len(body).to_bytes(4, "big") + body for body in bodies)
 
 
-HELLO: Final = ("hello", 1, 1, "c" * 32, "n2", "incarnation", b"n" * 32)
-WELCOME: Final = ("welcome", 1, "c" * 32, "n2", "incarnation", b"n" * 32)
+KNOCK: Final = ("knock", 2)
+CHALLENGE: Final = ("challenge", b"n" * 32)
+PROOF: Final = ("proof", b"p" * 32)
+OLD_HELLO: Final = ("hello", 1, 1, "c" * 32, "n2", "incarnation", b"n" * 32)  # of protocol 1
+HELLO: Final = (2, 2, "c" * 32, "n2", "incarnation", 7, "n1", "i1")
+KEY: Final = b"a secret"
 HEARTBEAT: Final = msgpack.packb([7, "n2", "n1", 1, 0, 1])
 
 
@@ -452,7 +457,7 @@ def a_transport(heard: list[Rpc], asked: list[str]) -> Transport:
 
     return Transport(
         Me("c" * 32, "n1", "i1"),
-        b"a secret",
+        KEY,
         on_rpc=heard.append,
         on_request=on_request,
         admit=lambda *_: None,
@@ -460,9 +465,11 @@ def a_transport(heard: list[Rpc], asked: list[str]) -> Transport:
 
 
 @target(
-    packed(HELLO), packed(HELLO, ("proof", b"p" * 32), (0, HEARTBEAT)), packed(("proof", b"")),
-    packed((*HELLO[:1], 9, 9, *HELLO[3:])), b"\0\0\x10\x01", b"\xff\xff\xff\xff", b"GET / HTTP/1.1",
-    packed(("refused", "no")), packed(["hello"]), packed(None), packed({"hello": 1}),
+    packed(KNOCK), packed(KNOCK, ("answer", b"n" * 32, b"p" * 32), (0, HEARTBEAT)),
+    packed(OLD_HELLO), packed(KNOCK, (b"hello", msgpack.packb(HELLO), b"p" * 32)),
+    packed(("knock", 9)), packed(KNOCK, ("answer", b"", b"")), packed(("proof", b"")),
+    b"\0\0\x01\x01", b"\xff\xff\xff\xff", b"GET / HTTP/1.1",
+    packed(("refused", "no")), packed(["knock"]), packed(None), packed({"knock": 1}),
     is_slow=True,
 )  # fmt: skip
 def handshake_acceptor(data: bytes) -> None:
@@ -487,15 +494,16 @@ def handshake_acceptor(data: bytes) -> None:
     answer = trio.run(attack, clock=MockClock(autojump_threshold=0))
     assert heard == []
     assert asked == []
-    assert b"accepted" not in answer
-    assert b"a secret" not in answer
+    for words in (b"welcome", b"proof", KEY, b"c" * 32, b"n1", b"i1"):
+        assert words not in answer, "a stranger learns nothing"
     assert len(answer) < HELLO_BYTES_MAX
 
 
 @target(
-    packed((WELCOME, b"p" * 32)), packed((WELCOME, b"p" * 32), ("accepted", "")),
-    packed(("refused", "go away")), packed(("removed", "x")), packed((WELCOME, 1)), packed([[]]),
-    packed(("accepted", "")), packed((("refused", "no"), b"")), b"\0\0\0\0", b"HTTP/1.1 400",
+    packed(CHALLENGE), packed(CHALLENGE, PROOF), packed(CHALLENGE, PROOF, (b"welcome", b"", b"")),
+    packed(("refused", "go away")), packed(CHALLENGE, ("refused", "x")), packed([[]]),
+    packed(CHALLENGE, (b"refused", msgpack.packb(("removed", "x")), b"p" * 32)),
+    packed(("challenge", b"")), packed(CHALLENGE, CHALLENGE), b"\0\0\0\0", b"HTTP/1.1 400",
     is_slow=True,
 )  # fmt: skip
 def handshake_dialer(data: bytes) -> None:
@@ -530,7 +538,34 @@ def handshake_dialer(data: bytes) -> None:
 
     received = trio.run(attack, clock=MockClock(autojump_threshold=0))
     assert heard == []
-    assert b"\xa5proof" not in received, "this side proves itself only to who did so first"
+    for words in (b"hello", KEY, b"c" * 32, b"n1", b"i1"):
+        assert words not in received, "who it is it says to one who has proved himself"
+
+
+@target(
+    *(
+        bytes([part]) + words
+        for part in range(3)
+        for words in (
+            msgpack.packb(HELLO), msgpack.packb((9, 9, *HELLO[2:])),
+            msgpack.packb((2, "c" * 32, "n2", "i2")), msgpack.packb(("removed", "gone")),
+            b"", b"\xc1", b"\x91" * 300, msgpack.packb([None] * 8),
+        )
+    ),
+    is_slow=True,
+)  # fmt: skip
+def handshake_words(data: bytes) -> None:
+    """Of one who knows the secret, and may be of another version: read strictly, or refused."""
+    part = (Part.HELLO, Part.WELCOME, Part.REFUSED)[data[0] % 3 if data else 0]
+    kind = {Part.HELLO: Hello, Part.WELCOME: Welcome, Part.REFUSED: Refused}[part]
+    words = data[1:]
+    seal = Seal(KEY, b"n" * 32, b"m" * 32, b"")
+    try:
+        found: Any = seal.open(kind, part, (part, words, seal.proof(part, words)))
+    except ValueError:
+        return
+    assert seal.open(kind, part, seal.close(part, found)) == found
+    assert [type(value) for value in found] == [*get_type_hints(kind).values()]
 
 
 # --- files and other people's words -------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from repl_broker.cli import main
+from repl_broker.handshake import STRANGER
 from tests.process.member import Member, Rounds, cluster_of, followers_of, leader_of
 from tests.process.node import JSON, WAIT_SECONDS_MAX, Answer, Client, free_port, polls
 
@@ -130,21 +131,21 @@ def test_a_node_with_another_secret(scene: Scene, tmp_path: Path) -> None:
     error = refused(Member(tmp_path, "n4", "--join", scene.leader.raft, secret=secret))
     assert f"cannot join the cluster through {scene.leader.raft}" in error
     assert "differ; check [cluster] secret_file" in error
-    assert warned("peer refused peer='n4' address=127.0.0.1", since)
+    assert warned("it does not know this cluster's secret", since)
 
 
 def test_a_node_without_a_secret(scene: Scene, tmp_path: Path) -> None:
     since = marks(*scene.nodes)
     error = refused(Member(tmp_path, "n4", "--join", scene.follower.raft))
     assert "differ; check [cluster] secret_file" in error
-    assert warned("peer refused peer='n4'", since)
+    assert warned("it does not know this cluster's secret", since)
 
 
 def test_a_node_with_a_secret_where_there_is_none(scene: Scene, tmp_path: Path) -> None:
     since = marks(scene.open)
     error = refused(Member(tmp_path, "n4", "--join", scene.open.raft, secret=scene.secret))
     assert "differ; check [cluster] secret_file" in error
-    assert warned("peer refused peer='n4'", since)
+    assert warned("it does not know this cluster's secret", since)
     assert [member["id"] for member in scene.open.cluster()["members"]] == ["o1"]
 
 
@@ -184,7 +185,7 @@ def test_a_node_of_another_cluster(scene: Scene, tmp_path: Path) -> None:
 def test_a_secret_that_is_too_short(tmp_path: Path) -> None:
     secret = write_secret(tmp_path / "secret", "short")
     error = refused(Member(tmp_path, "n4", "--bootstrap", secret=secret))
-    assert "has 5 bytes; wanted 16 to 4,096" in error
+    assert "has 5 bytes; wanted 32 to 4,096" in error
 
 
 def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
@@ -409,8 +410,8 @@ def frame(value: Any) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-def hello(versions: tuple[int, int] = (1, 1), node_id: str = "n9", nonce: bytes = b"") -> bytes:
-    return frame(("hello", *versions, "", node_id, "i" * 16, nonce or bytes(32)))
+KNOCK: Final = ("knock", 2)
+OLD_HELLO: Final = ("hello", 1, 1, "", "n9", "i" * 16, bytes(32))  # of protocol 1
 
 
 def send(node: Member, data: bytes, *, read: bool = True) -> bytes:
@@ -438,8 +439,9 @@ GARBAGE: Final[dict[str, Callable[[], bytes]]] = {
     "a frame over the limit before the handshake": lambda: struct.pack(">I", 5000) + bytes(5000),
     "no msgpack": lambda: struct.pack(">I", 4) + b"\xc1\xc1\xc1\xc1",
     "another word": lambda: frame(("good day", 1)),
-    "a hello of other types": lambda: frame(("hello", "1", None, 0, 0, 0, 0)),
-    "half a hello": lambda: hello()[:-5],
+    "a knock of other types": lambda: frame(("knock", "2")),
+    "half a knock": lambda: frame(KNOCK)[:-1],
+    "an answer of other types": lambda: frame(KNOCK) + frame(("answer", None, 5)),
     "a bare number": lambda: frame(1),
     "nested without end": lambda: struct.pack(">I", 4000) + b"\x91" * 4000,
 }
@@ -457,27 +459,30 @@ def test_garbage_at_the_raft_port_is_dropped_and_counted(
     assert metric(node, "peers_connected") == 1
 
 
-def test_a_peer_of_another_protocol_version_is_told(scene: Scene, node: Member) -> None:
-    before = metric(node, "peer_handshakes_refused_total")
-    since = marks(node)
-    said = send(node, hello(versions=(7, 9)))
-    kind, reason = msgpack.unpackb(said[4:])
-    assert kind == "refused"
-    assert reason == (
-        f"node '{node.name}' speaks protocol 1 to 1, the other 7 to 9; upgrade the older one"
+def test_a_stranger_learns_nothing_but_that_he_is_one(scene: Scene, node: Member) -> None:
+    """Of whichever way: no name, no cluster, no version, and no proof to guess the secret by."""
+    tries = (
+        frame(OLD_HELLO),
+        frame(("knock", 9)),
+        frame(KNOCK) + frame(("answer", bytes(32), bytes(32))) + frame((1, 1, "who", None)),
     )
-    assert metric(node, "peer_handshakes_refused_total") == before + 1
-    assert warned("upgrade the older one", since)
-
-
-def test_a_stranger_who_cannot_prove_the_secret_learns_nothing(scene: Scene, node: Member) -> None:
     before = metric(node, "peer_handshakes_refused_total")
-    said = send(node, hello() + frame(("proof", bytes(32))) + frame((1, 1, "who", None)))
-    size = struct.unpack(">I", said[:4])[0]
-    (kind, reason) = msgpack.unpackb(said[4 + size + 4 :])
-    assert (kind, "secret" in reason) == ("refused", True)
-    assert SECRET.strip().encode() not in said
-    assert metric(node, "peer_handshakes_refused_total") == before + 1
+    identity = node.cluster()
+    for words in tries:
+        said = send(node, words)
+        for name in ("cluster_id", "node"):
+            assert identity[name].encode() not in said
+        frames = []
+        while said:
+            size = struct.unpack(">I", said[:4])[0]
+            frames.append(msgpack.unpackb(said[4 : 4 + size]))
+            said = said[4 + size :]
+        (kind, reason) = frames.pop()
+        assert (kind, reason) == ("refused", STRANGER)
+        assert [(kind, len(nonce)) for kind, nonce in frames] in ([], [("challenge", 32)])
+    assert metric(node, "peer_handshakes_refused_total") == before + len(tries)
+    for reason in ("an older protocol", "a newer protocol", "does not know this cluster's secret"):
+        assert warned(reason, [(node, 0)]), "each once, however often it comes"
 
 
 def test_a_crowd_of_strangers_disturbs_nobody(scene: Scene) -> None:
