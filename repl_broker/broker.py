@@ -51,7 +51,7 @@ from repl_broker.message import (
     time_text,
 )
 from repl_broker.names import above
-from repl_broker.replica import Replica, ReplicaStatistics
+from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
 from repl_broker.subscription import Subscription
@@ -466,6 +466,8 @@ class Broker:
         self.admission.check_subscribe(caller.client)
         if self._members is not None and not self._replica.adopted and not self._members.has_joined:
             raise RequestError("no_leader", "The node has not joined its cluster yet.")
+        if self._replica.disowned is not None:
+            raise disowned_error(self._replica.disowned)
         if not self._replica.state.settings.auto_create:
             for name in sorted(wanted.exact):
                 self._topic(name)
@@ -583,6 +585,8 @@ class Broker:
         """Raises ``shutting_down``, or ``no_leader`` while none is known or the node is behind."""
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
+        if self._replica.disowned is not None:
+            raise disowned_error(self._replica.disowned)
         if not self._replica.ready:
             known = self._replica.leader is not None
             raise RequestError(

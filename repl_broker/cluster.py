@@ -215,6 +215,7 @@ def connect(
         admit=members.admit,
         on_unreachable=replica.lost,
         on_removed=removed,
+        on_lost=members.disown,
         on_received=replica.turn,
         known_index=lambda: members.known_index,
         tls=certificates.peers if certificates.has_peers else None,
@@ -240,4 +241,5 @@ async def run(
         host, port = listeners[0].socket.getsockname()[:2]
         log.info("listens for peers address=%s", Address(host, port))
         nursery.start_soon(members.run)
+        nursery.start_soon(members.look_around)
         task_status.started()

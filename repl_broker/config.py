@@ -570,8 +570,9 @@ class ClusterConfig:
         (),
         ListOf(HostPort()),
         "The Raft addresses of nodes to ask for membership, if the data directory is "
-        "empty. The list may be the same on all nodes: each passes over its own address. A node "
-        "that belongs to a cluster does not ask again.",
+        "empty. The list may be the same on all nodes: each passes over its own address. Names are "
+        "looked up anew at each try. A node that has been a member waits for its majority, "
+        "whatever answers there; it looks there for members whose address has changed.",
         option="--join",
     )
     secret_file: Path | None = key(

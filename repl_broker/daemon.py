@@ -33,6 +33,7 @@ from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config, exposed
 from repl_broker.errors import ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
+from repl_broker.founding import FOUNDINGS
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.reload import LIVE, Hook, Reloader
@@ -194,7 +195,15 @@ async def serve(
         members = None
         if clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
-            members = Members(replica, me, join=join, on_adopted=partial(_adopted, hub, replica))
+            members = Members(
+                replica,
+                me,
+                join=join,
+                watch=config.cluster.join,
+                rebuilt=bool(await trio.to_thread.run_sync(storage.note, FOUNDINGS)),
+                on_adopted=partial(_adopted, hub, replica),
+                on_disowned=hub.close,
+            )
             transport = cluster.connect(replica, members, key, certificates)
         make_broker = Broker if tracing is None else tracing.broker
         room = Room(replica, config.limits, storage.free_bytes)

@@ -23,10 +23,10 @@ import trio
 
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
-from repl_broker.handshake import Hello, Removal, lost_its_data
+from repl_broker.handshake import Hello, Itself, Loss, Removal, lost_its_data
 from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
 from repl_broker.raft.log import Member, Membership
-from repl_broker.replica import MemberProgress, NotLeaderError, Replica
+from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
 from repl_broker.transport import (
     Me,
     PeerRefusedError,
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 CALL_SECONDS: Final = 5
 CHANGE_SECONDS: Final = 4 * CALL_SECONDS  # for the leader, who may ask the node twice
 JOIN_RETRY_SECONDS: Final = 1
+WATCH_SECONDS: Final = 10  # between two looks around of a node that has a leader
 # What may be otherwise soon; any other refusal of a join ends the node.
 PASSING: Final = frozenset(
     {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
@@ -75,8 +76,11 @@ class Members:
     """The cluster's members, as seen and changed from this node.
 
     ``me`` is how others reach this node. ``join`` holds the addresses of members
-    to ask, for a node that is to join. ``on_adopted`` is called once a cluster
-    has taken the node in.
+    to ask, for a node that is to join; ``watch`` those where any node looks for
+    others, once it belongs to a cluster (``look_around``). ``rebuilt`` says that its store
+    was restored or recovered, so that old members know it otherwise.
+    ``on_adopted`` is called once a cluster has taken the node in, and
+    ``on_disowned`` when it turns out that it should not have founded one.
     """
 
     def __init__(
@@ -85,15 +89,22 @@ class Members:
         me: Member,
         *,
         join: Sequence[Address] = (),
+        watch: Sequence[Address] = (),
+        rebuilt: bool = False,
         on_adopted: Callable[[], None] = lambda: None,
+        on_disowned: Callable[[], None] = lambda: None,
     ) -> None:
         self._replica = replica
         self._me = me
-        others = tuple(address for address in join if str(address) != me.raft_address)
-        self._join = others if replica.is_empty or replica.adopted else ()
+        self._join = self._others(join) if replica.is_empty or replica.adopted else ()
+        self._watch = self._others(watch)
+        self._rebuilt = rebuilt
         self._on_adopted = on_adopted
+        self._on_disowned = on_disowned
         self._transport: Transport | None = None
         self._changed = trio.Event()  # set when the members change
+        self._elsewhere: dict[str, tuple[str, Address]] = {}  # by id: not there any more, but here
+        self._noted: dict[Address, str] = {}  # what was logged of the addresses in ``join``
         replica.handlers |= {
             "change": self._on_change,
             "join": self._on_join,
@@ -106,6 +117,9 @@ class Members:
             "remove": self._remove,
             "transfer": self._transfer,
         }
+
+    def _others(self, addresses: Sequence[Address]) -> tuple[Address, ...]:
+        return tuple(each for each in addresses if str(each) != self._me.raft_address)
 
     def connect(self, transport: Transport) -> None:
         """Use ``transport`` from now on; before ``run``."""
@@ -143,7 +157,7 @@ class Members:
     async def run(self) -> None:
         """Join, if that is to be done; then keep this node's own record true.
 
-        Raises ConfigError if the cluster will not have it.
+        Raises ConfigError if the cluster will not have it, and it is no member yet.
         """
         if self._join:
             if not self._replica.is_empty:  # it was taken in; does the cluster know?
@@ -156,6 +170,62 @@ class Members:
             await trio.sleep(2 * self._replica.options.election_timeout_seconds)
             self._connect()  # who has gone has heard of it by now
 
+    async def look_around(self) -> None:
+        """Ask who is at ``watch``, for as long as that may be news.
+
+        A founder that is the only member may be one of another cluster, that has lost its
+        data: it is told there, and that comes to ``disown``. A member that hears no leader
+        may find others where they are now, if the addresses of all have changed.
+        """
+        while self._watch:
+            is_led = self._is_led
+            if self._founded_alone or (self.has_joined and not is_led):
+                for address in self._watch:
+                    await self._look_at(address)
+            await trio.sleep(WATCH_SECONDS if is_led else JOIN_RETRY_SECONDS)
+
+    async def _look_at(self, address: Address) -> None:
+        try:
+            found = await self._require_transport().call_address(
+                (address.host, address.port), "who", None, seconds=CALL_SECONDS
+            )
+            there = msgspec.convert(found, Joiner)
+        except (PeerUnreachableError, PeerRefusedError, ValueError):
+            return
+        known = self._replica.membership.find(there.id)
+        if known is None or there.id == self._me.id or str(address) == known.raft_address:
+            return
+        is_it = (there.cluster_id, there.incarnation) == (
+            self._replica.cluster_id,
+            known.incarnation,
+        )
+        if is_it and self._elsewhere.get(there.id) != (known.raft_address, address):
+            log.info("found a member elsewhere id=%s address=%s", there.id, address)
+            self._elsewhere[there.id] = known.raft_address, address
+            self._connect()
+
+    @property
+    def _founded_alone(self) -> bool:
+        """Whether this node founded its cluster, with an empty store, and is the only member."""
+        replica = self._replica
+        founded = self._belongs and not replica.adopted and not self._rebuilt
+        return founded and replica.membership.ids == {self._me.id}
+
+    def disown(self, reason: str) -> None:
+        """A cluster has this node as a member that lost its data. If it has founded another one
+        meanwhile, two take writes under one name: this one stops, for as long as it runs."""
+        if not self._founded_alone or self._replica.disowned is not None:
+            return
+        log.error(
+            "takes no writes and is not ready: it founded a cluster while another has it as a "
+            "member reason=%r remedy=%r",
+            reason,
+            "stop this node, remove its old self there, and start it with --join and an empty data "
+            "directory; 'repl-broker backup' saves what was published here",
+        )
+        self._replica.disowned = reason
+        self._on_disowned()
+
     async def _ask_to_join(self) -> None:
         while not self._is_led:
             refusals: list[str] = []
@@ -164,7 +234,8 @@ class Members:
                 accepted = await self._ask_one_to_join(address, refusals)
                 if accepted:
                     break
-            if refusals and not accepted:
+            # A member has its majority to wait for, whoever answers at these addresses.
+            if refusals and not accepted and not self.has_joined:
                 raise ConfigError(refusals[0])
             # What one leader has accepted, it may lose; asking again does no harm.
             await self._wait_to_be_led(self._replica.patience if accepted else JOIN_RETRY_SECONDS)
@@ -187,27 +258,43 @@ class Members:
             found = await self._require_transport().call_address(
                 (address.host, address.port), "join", argument, seconds=CHANGE_SECONDS
             )
-        except PeerUnreachableError:
-            log.warning("cannot join yet address=%s reason='no answer'", address)
+        except PeerUnreachableError as error:
+            self._note_refusal(address, str(error))
             return False
         except PeerRefusedError as error:
-            refusals.append(f"cannot join the cluster through {address}: {error}")
+            if error.kind != Itself.kind:  # by another name of its own: it asks the others
+                self._note_refusal(address, str(error))
+                # It belongs to a cluster: another one, or a stranger, has nothing to say.
+                if not self._belongs:
+                    refusals.append(f"cannot join the cluster through {address}: {error}")
             return False
         refusal = msgspec.convert(found, Answer)
         if refusal is None:
+            self._noted.pop(address, None)
             log.info("joined address=%s cluster_id=%s", address, self._replica.cluster_id)
             return True
         code, detail = refusal
-        if code in PASSING:
-            log.warning("cannot join yet address=%s reason=%r", address, detail)
-        else:
+        self._note_refusal(address, detail)
+        if code not in PASSING:
             refusals.append(f"cannot join the cluster through {address}: {detail}")
         return False
+
+    def _note_refusal(self, address: Address, reason: str) -> None:
+        """Once, until it is another: it is asked for again each second."""
+        if self._noted.get(address) == reason:
+            return
+        self._noted[address] = reason
+        if self.has_joined:
+            text = "waits for a majority of its cluster; no help from join address=%s reason=%r"
+        else:
+            text = "cannot join yet address=%s reason=%r"
+        log.warning(text, address, reason)
 
     async def _keep_record(self) -> None:
         """Have the members know this node's addresses as they are now."""
         me = self._me
         fields = (me.id, me.raft_address, me.http_url, me.incarnation)
+        refusal = ""
         while True:
             known = self._replica.membership.find(me.id)
             if known is not None:
@@ -217,7 +304,9 @@ class Members:
                     await self._by_leader("update", fields, relay=True)
                     continue
                 except RequestError as error:
-                    log.warning("cannot tell the members of this node reason=%r", str(error))
+                    if str(error) != refusal:  # it is asked for again and again
+                        log.warning("cannot tell the members of this node reason=%r", str(error))
+                    refusal = str(error)
             with trio.move_on_after(JOIN_RETRY_SECONDS):
                 await self._changed.wait()
 
@@ -243,6 +332,9 @@ class Members:
             except RefusedError:
                 log.error("a member's address cannot be used id=%s", member.id)
                 continue
+            was_at, is_at = self._elsewhere.get(member.id, ("", address))
+            if was_at == member.raft_address:
+                address = is_at
             addresses[member.id] = (address.host, address.port)
         self._transport.set_peers(addresses, {m.id: m.incarnation for m in peers})
 
@@ -262,6 +354,8 @@ class Members:
         known = replica.membership.find(node_id)
         lost = known is not None and known.incarnation not in ("", incarnation)
         if hello.cluster_id != replica.cluster_id:
+            if lost:
+                return Loss(lost_its_data(node_id, replica.cluster_id))
             return (
                 f"node {replica.node_id!r} belongs to the cluster {replica.cluster_id}, "
                 f"and node {node_id!r} to {hello.cluster_id}"
@@ -357,6 +451,8 @@ class Members:
         hears no leader.
         """
         replica = self._replica
+        if replica.disowned is not None:
+            raise disowned_error(replica.disowned)
         # The time is for finding the leader. What it does takes as long as it takes,
         # within bounds of its own: that nothing was changed could not be said then.
         end = trio.current_time() + replica.patience

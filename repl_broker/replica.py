@@ -88,6 +88,7 @@ from repl_broker.wire import (
 from repl_broker.writer import ThreadWriter, Writer
 
 __all__ = ["MemberProgress", "NotLeaderError", "Peers", "Replica", "ReplicaStatistics"]
+__all__ += ["disowned_error"]
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,10 @@ class NotLeaderError(ReplBrokerError):
 
     def __init__(self) -> None:
         super().__init__("this node does not lead")
+
+
+def disowned_error(reason: str) -> RequestError:
+    return RequestError("no_leader", f"This node takes no part: {reason}. Nothing was changed.")
 
 
 class Peers(Protocol):
@@ -272,6 +277,7 @@ class Replica:
             "snapshot-end": self._on_snapshot_end,
         }
         self.removed = trio.Event()  # this node is no member any more
+        self.disowned: str | None = None  # why nothing is written here: another cluster has it
         # By room.py: why the leader takes no publishes among these of a peer; what to
         # tell a client when the leader said that; whether no entries are taken from it.
         self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
@@ -413,7 +419,7 @@ class Replica:
     @property
     def ready(self) -> bool:
         """Whether a leader is known, and all that was committed when it was found is applied."""
-        return self._caught_up and self._core.leader is not None
+        return self._caught_up and self._core.leader is not None and self.disowned is None
 
     def statistics(self) -> ReplicaStatistics:
         core, proposals = self._core, self._proposals
@@ -463,6 +469,8 @@ class Replica:
         proposals = self._proposals
         if self._closing:
             raise _shutting_down()
+        if self.disowned is not None:
+            raise disowned_error(self.disowned)
         proposal = Proposal(command, watch, self._patience)
         before = proposals.bytes_before(proposal)
         if before > PENDING_BYTES_MAX and isinstance(command, Publish | CreateTopic):

@@ -21,7 +21,7 @@ import trio
 from repl_broker.broker import Broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
-from repl_broker.handshake import Hello
+from repl_broker.handshake import Hello, Loss, Removal
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.raft.codec import decode_rpc, encode_rpc
@@ -101,8 +101,17 @@ class Network:
     async def carry(self, data: bytes, sender: str, receiver: str) -> None:
         await trio.sleep(DELAY_SECONDS)
         if sender in self.nodes and self.reaches(sender, receiver):
+            if self._refuses(self.nodes[sender], self.nodes[receiver]):
+                return
             self.nodes[receiver].replica.receive(decode_rpc(data))
             self.nodes[receiver].replica.turn()
+
+    def _refuses(self, dialer: ClusterNode, acceptor: ClusterNode) -> bool:
+        """Whether there would be no connection between members: of another cluster, or wiped."""
+        known = dialer.replica.membership.find(acceptor.id)
+        is_lost = known is not None and known.incarnation not in ("", acceptor.line.me.incarnation)
+        clusters = {dialer.line.me.cluster_id, acceptor.line.me.cluster_id}
+        return is_lost or len(clusters - {""}) > 1
 
     async def ask(
         self, sender: str, receiver: str, name: str, argument: Any, seconds: float
@@ -127,6 +136,10 @@ class Network:
         identity = (me.cluster_id, me.node_id, me.incarnation)
         objection = node.members.admit(Hello(2, 2, *identity, known_index, node.id, ""))
         if objection is not None:
+            if isinstance(objection, Removal):
+                self.nodes[sender].replica.removed.set()
+            if isinstance(objection, Loss):
+                self.nodes[sender].members.disown(objection)
             raise PeerRefusedError(objection)
         peer = sender if me.cluster_id else ""
         try:
@@ -150,6 +163,7 @@ class ClusterNode:
         config: Config,
         *,
         join: tuple[str, ...] = (),
+        watch: tuple[str, ...] = (),
         clock: Clock,
     ) -> None:
         self.id = node_id
@@ -172,6 +186,7 @@ class ClusterNode:
         self.line = Line(network, node_id)
         self.config = config
         self.join = join
+        self.watch = watch
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.replica.load(joins=bool(self.join))
@@ -184,7 +199,9 @@ class ClusterNode:
             self.replica,
             me,
             join=[Address(host, 4081) for host in self.join],
+            watch=[Address(host, 4081) for host in self.watch],
             on_adopted=self._adopted,
+            on_disowned=self.hub.close,
         )
         self.replica.peers = self.line
         self.members.connect(self.line)  # type: ignore[arg-type]
@@ -192,6 +209,7 @@ class ClusterNode:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.replica.run)
             nursery.start_soon(self.members.run)
+            nursery.start_soon(self.members.look_around)
             task_status.started()
             await trio.sleep_forever()
 
@@ -227,9 +245,13 @@ class Cluster:
     def running(self) -> dict[str, ClusterNode]:
         return self.network.nodes
 
-    async def start(self, node_id: str, *, join: tuple[str, ...] = ()) -> ClusterNode:
+    async def start(
+        self, node_id: str, *, join: tuple[str, ...] = (), watch: tuple[str, ...] = ()
+    ) -> ClusterNode:
         disk = self.disks.setdefault(node_id, Disk(node_id))
-        node = ClusterNode(self.network, node_id, disk, self.config, join=join, clock=self.clock)
+        node = ClusterNode(
+            self.network, node_id, disk, self.config, join=join, watch=watch, clock=self.clock
+        )
         self.network.nodes[node_id] = node
         await self._nursery.start(self._run, node)
         return node

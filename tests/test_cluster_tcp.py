@@ -7,7 +7,8 @@ is Trio's mock clock.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from repl_broker.raft.core import CoreOptions
 from repl_broker.raft.log import Member
 from repl_broker.raft.rpc import Append, Rpc
 from repl_broker.replica import Replica
-from repl_broker.transport import PeerRefusedError
+from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from tests.authority import peer_config, write
 from tests.nodes import ANYONE, Clock, Disk, Gate
 from tests.test_cluster import SMALL, publish
@@ -39,12 +40,18 @@ OPTIONS = CoreOptions(election_timeout_seconds=2.0, heartbeat_interval_seconds=0
 class TcpNode:
     """A node that listens on loopback."""
 
-    def __init__(self, node_id: str, config: Config, join: tuple[Address, ...]) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        config: Config,
+        join: tuple[Address, ...],
+        disk: Disk | None = None,
+    ) -> None:
         self.id = node_id
         self.config = config
         self.certificates = Certificates(config)
         self.join = join
-        self.disk = Disk(node_id)
+        self.disk = disk or Disk(node_id)
         self.gate = Gate()
         self.hub = Hub(self.disk.identity.epoch, config.limits.tail_bytes)
         self.replica = Replica(
@@ -103,6 +110,141 @@ def _is_settled(node: TcpNode) -> bool:
     members = node.replica.committed_membership
     connected = node.transport.statistics().connected
     return members.voters == {"n1", "n2", "n3"} and connected == 2 and node.broker.ready
+
+
+class Names(trio.abc.HostnameResolver):
+    """Where hosts are, as it changes."""
+
+    def __init__(self, **hosts: str) -> None:
+        self.hosts = hosts
+        self.asked: list[str] = []
+
+    async def getaddrinfo(self, host: Any, port: Any, *args: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        self.asked.append(name)
+        if name not in self.hosts:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (self.hosts[name], int(port)))]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.02)
+
+
+async def test_a_name_in_join_is_looked_up_anew_at_each_try() -> None:
+    """The host that it names comes up at another address than it had, or has one only later."""
+    names = Names()
+    trio.socket.set_custom_hostname_resolver(names)
+    async with tcp_cluster() as nodes:
+        member = nodes[0]
+        newcomer = TcpNode("n4", Config(), (Address("seed", member.address.port),))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(newcomer.run)
+            await until(lambda: names.asked.count("seed") >= 2)
+            names.hosts["seed"] = "127.0.0.99"  # where nobody listens
+            asked = len(names.asked)
+            await until(lambda: len(names.asked) > asked + 1)
+            names.hosts["seed"] = "127.0.0.1"
+            await until(lambda: "n4" in member.replica.committed_membership.voters)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_newcomer_passes_over_itself_by_whichever_name() -> None:
+    """The list in ``join`` may be the same on all nodes, and names them as none listens."""
+    names = Names(itself="127.0.0.1")
+    trio.socket.set_custom_hostname_resolver(names)
+    async with tcp_cluster() as nodes:
+        newcomer = TcpNode("n4", Config(), (Address("nobody", 1),))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(newcomer.run)
+            newcomer.members._join = (
+                Address("itself", newcomer.address.port),
+                Address("member", nodes[0].address.port),
+            )
+            await until(lambda: names.asked.count("itself") > 1)  # and nobody else has answered
+            names.hosts["member"] = "127.0.0.1"
+            await until(lambda: "n4" in nodes[0].replica.committed_membership.voters)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_member_is_dialed_where_its_name_leads_now() -> None:
+    """Its address in the members' record is a name, and stays."""
+    names = Names(b="127.0.0.2")
+    trio.socket.set_custom_hostname_resolver(names)
+    a = Node("a")
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            (first,) = await trio.open_tcp_listeners(0, host="127.0.0.2")
+            port = first.socket.getsockname()[1]
+            a.transport.set_peers({"b": ("b", port)})
+            await nursery.start(a.transport.run, [])
+            async with trio.open_nursery() as life:
+                await life.start(Node("b").transport.run, [first])
+                assert await a.transport.call("b", "ask", 1, seconds=10)
+                life.cancel_scope.cancel()
+            names.hosts["b"] = "127.0.0.3"
+            listeners = await trio.open_tcp_listeners(port, host="127.0.0.3")
+            await nursery.start(Node("b").transport.run, listeners)
+            assert await a.transport.call("b", "ask", 2, seconds=10) == ("a", "ask", 2)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_name_that_takes_long_to_look_up_is_not_asked_for_again_meanwhile() -> None:
+    """Each lookup is a thread: given up after a second and begun anew, they would be all."""
+    asked: list[str] = []
+
+    class Slow(Names):
+        async def getaddrinfo(self, host: Any, port: Any, *args: Any) -> Any:
+            asked.append(str(host))
+            await trio.sleep_forever()
+
+    trio.socket.set_custom_hostname_resolver(Slow())
+    a = Node("a", connect_seconds=0.01)
+    async with trio.open_nursery() as nursery:
+        a.transport.set_peers({"b": ("b", 1)})
+        await nursery.start(a.transport.run, [])
+        await until(lambda: asked)
+        with pytest.raises(PeerUnreachableError):
+            await a.transport.call("b", "ask", 1, seconds=0.5)
+        nursery.cancel_scope.cancel()
+    assert len(asked) == 1
+
+
+async def test_a_cluster_whose_addresses_have_all_changed_meets_again() -> None:
+    """As those of containers do. What each knows of the others is out of date; ``join`` says
+    where they are now, and the members' record follows."""
+    async with tcp_cluster() as nodes:
+        await nodes[0].replica.propose(publish(b"before"))
+        disks = {node.id: node.disk for node in nodes}
+        before = {m.id: m.raft_address for m in nodes[0].replica.membership.members}
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            again = [TcpNode(node_id, Config(), (), disk) for node_id, disk in disks.items()]
+            for node in again:
+                await nursery.start(node.run)
+            await trio.sleep(0.5)
+            assert not any(node.broker.ready for node in again), "they do not meet by themselves"
+            for node in again:
+                node.members._watch = tuple(each.address for each in again)
+                nursery.start_soon(node.members.look_around)
+            await until(lambda: all(node.broker.ready for node in again))
+            await again[0].replica.propose(publish(b"after"))
+            now = {node.id: str(node.address) for node in again}
+            assert now.keys() == before.keys()
+            assert not set(now.values()) & set(before.values())
+            for node in again:
+                await until(
+                    lambda node=node: (
+                        {m.id: m.raft_address for m in node.replica.committed_membership.members}
+                        == now
+                    )
+                )
+            assert {node.replica.state.seq for node in again} == {2}
+            nursery.cancel_scope.cancel()
 
 
 async def test_many_reads_through_a_follower_depose_no_leader() -> None:

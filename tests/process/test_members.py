@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -343,12 +345,77 @@ def test_a_node_that_lost_its_data_is_refused_under_its_old_id(nodes: list[Membe
 
 
 def check_another_cluster(node: Member, member: Member) -> None:
-    """It founds one if it is told to; both sides say that it was a member here."""
+    """It founds one if it is told to, with nobody to ask; and serves nobody once the members
+    of its old one tell it: they dial it, as they did before."""
     since = len(node.log_text())
     node.options = ("--bootstrap",)
-    node.start()
-    assert node.cluster()["cluster_id"] != member.cluster()["cluster_id"]
-    node.wait_log(f"node '{node.name}' has lost its data", since)
+    node.spawn()
+    node.wait_log("takes no writes and is not ready: it founded a cluster while", since)
     member.wait_log(f"node '{node.name}' has lost its data")
+    with Client(node) as client:
+        answer = client.request("GET", "/readyz")
+        assert (answer.status, answer.json["code"]) == (503, "no_leader")
+        for words in ("has lost its data", f"cluster remove {node.name}", "--join"):
+            assert words in answer.json["detail"]
+        refused = client.publish("chat", b"1")
+        assert (refused.status, refused.json["detail"]) == (503, answer.json["detail"])
+        assert client.request("GET", "/v1/events?topic=chat").status == 503
+        assert client.request("GET", "/healthz").status == 200
+    assert node.cluster()["cluster_id"] != member.cluster()["cluster_id"]
     assert node.stop() == 0
     member.publish("chat", "undisturbed")
+
+
+# --- what answers at join ---
+
+
+@contextmanager
+def in_its_place(what: str, node: Member, folder: Path) -> Iterator[None]:
+    """At the address of a member that is down."""
+    if what in ("nobody", "silence"):
+        host, _, port = node.raft.partition(":")
+        with closing(socket.create_server((host, int(port)))) as listener:
+            if what == "nobody":
+                listener.close()
+            yield
+        return
+    secret = secret_of(node)
+    if what == "another secret":
+        secret = folder / "secret"
+        secret.write_text("another secret, of another cluster")
+        secret.chmod(0o600)
+    name = node.name if what == "its own wiped self" else "x1"
+    with Member(folder, name, "--bootstrap", secret=secret) as other:
+        other.raft = other.keys["raft_bind"] = node.raft
+        other.start()
+        yield
+        assert other.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "what", ["another cluster", "another secret", "its own wiped self", "silence", "nobody"]
+)
+def test_members_are_a_majority_whatever_answers_at_join(
+    nodes: list[Member], tmp_path: Path, what: str
+) -> None:
+    """The second of three to start was refused at the address of the first, and ended."""
+    first, *others = nodes
+    assert all(first.raft in node.options for node in others)
+    for node in nodes:
+        node.stop()
+    since = {node.name: len(node.log_text()) for node in others}
+    with in_its_place(what, first, tmp_path):
+        others[0].spawn()
+        others[0].wait_log("waits for a majority of its cluster", since[others[0].name])
+        others[1].start()
+        others[0].wait_ready()
+        assert leader_of(others) in others
+        others[0].publish("start", what)
+    for node in others:
+        said = node.log_text()[since[node.name] :]
+        assert said.count("waits for a majority of its cluster") <= 3, said
+        assert said.count("refused by peer") <= 3, said
+    first.start()
+    for node in nodes:
+        node.wait_votes(*NAMES)
+    assert first.history("start") == others[0].history("start")

@@ -1,0 +1,288 @@
+"""Nodes that start beside others: members wait for their majority, founders find out.
+
+As in test_cluster.py: whole nodes in one process, on the mock clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repl_broker.errors import ConfigError, RequestError
+from repl_broker.handshake import Hello, Loss, Removal
+from repl_broker.storage import Identity
+from tests.network import ClusterNode, running_cluster
+from tests.nodes import ANYONE, Disk
+from tests.test_cluster import history, publish, seq_of
+
+
+def wiped(node_id: str) -> Disk:
+    """The disk of a node that lost its own."""
+    disk = Disk(node_id)
+    disk.identity = Identity.draw(node_id)
+    return disk
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [message for message in caplog.messages if text in message]
+
+
+# --- members that start ---
+
+
+@pytest.mark.parametrize("at_its_address", ["another cluster", "nobody", "a newcomer"])
+async def test_members_are_a_majority_whoever_answers_at_join(
+    autojump_clock: MockClock, at_its_address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second of three voters to start ended, as another cluster at the address of the
+    first refused it; the third had waited for it."""
+    async with running_cluster(3) as cluster:
+        before = await seq_of(cluster["n2"].replica, publish(b"before"))
+        for node_id in ("n1", "n2", "n3"):
+            cluster.kill(node_id)
+        kept = cluster.disks["n1"]
+        if at_its_address != "nobody":
+            cluster.disks["n1"] = wiped("n1")
+            join = ("n7",) if at_its_address == "a newcomer" else ()
+            await cluster.start("n1", join=join)
+        for node_id in ("n2", "n3"):
+            await cluster.start(node_id, join=("n1",))
+            await trio.sleep(30)
+        assert not cluster.failures
+        leader = await cluster.leader("n2", "n3")
+        assert await seq_of(leader.replica, publish(b"after")) == before + 1
+        lines = lines_of(caplog, "waits for a majority of its cluster")
+        assert 1 <= len(lines) <= 4, "for n2, before n3 came: each reason once, not each second"
+        if at_its_address == "another cluster":
+            assert "belongs to the cluster" in lines[0] or "has lost its data" in lines[0]
+            cluster.kill("n1")
+        if at_its_address != "a newcomer":
+            cluster.disks["n1"] = kept
+            await cluster.start("n1", join=("n2",))
+            await cluster.converged()
+            assert await history(cluster["n1"].replica) == [b"before", b"after"]
+
+
+async def test_a_member_is_not_ended_by_a_refusal_of_its_own_cluster(
+    autojump_clock: MockClock,
+) -> None:
+    """Of a member that finds another node at its address, say: a newcomer would have to be told."""
+    async with running_cluster(5) as cluster:
+        for node_id in [*cluster.running]:
+            cluster.kill(node_id)
+        first = await cluster.start("n1")
+        asked = []
+
+        async def refuse(peer: str, argument: object) -> tuple[str, str]:
+            asked.append(peer)
+            return "invalid_parameter", "The node at n2:4081 is 'n7', not 'n2'."
+
+        first.replica.handlers["join"] = refuse
+        await cluster.start("n2", join=("n1",))
+        await cluster.until(lambda: len(asked) > 3, "it to ask")
+        await cluster.start("n3", join=("n1",))
+        await cluster.leader("n1", "n2", "n3")
+        assert not cluster.failures
+
+
+async def test_one_who_was_taken_in_is_not_ended_by_another_cluster(
+    autojump_clock: MockClock,
+) -> None:
+    """It was invited, and has nothing of the log yet: its own may be at another address."""
+    async with running_cluster(1) as cluster:
+        ours = cluster["n1"].line.me.cluster_id
+        cluster.disks["n9"] = wiped("n9")
+        await cluster.start("n9")
+        disk = cluster.disks["n2"] = wiped("n2")
+        disk.identity = replace(disk.identity, cluster_id=ours, adopted=True)
+        cluster.network.lost |= {("n1", "n2"), ("n2", "n1")}
+        await cluster.start("n2", join=("n9", "n1"))
+        await trio.sleep(60)
+        assert not cluster.failures
+        cluster.heal()
+        await cluster.until(
+            lambda: cluster["n1"].replica.committed_membership.voters == {"n1", "n2"}, "its vote"
+        )
+
+
+async def test_a_member_that_starts_alone_says_once_what_it_waits_for(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_cluster(3) as cluster:
+        for node_id in ("n1", "n2", "n3"):
+            cluster.kill(node_id)
+        node = await cluster.start("n3", join=("n1", "n2"))
+        await trio.sleep(600)
+        assert not cluster.failures
+        assert not node.broker.ready
+        lines = lines_of(caplog, "waits for a majority of its cluster")
+        assert len(lines) == 2, "one for each address"
+
+
+async def test_a_newcomer_that_is_refused_ends(autojump_clock: MockClock) -> None:
+    """It has nothing to wait for: its operator must hear of it."""
+    async with running_cluster(2) as cluster:
+        cluster.kill("n2")
+        cluster.disks["n2"] = wiped("n2")
+        await cluster.start("n2", join=("n1",))
+        await cluster.until(lambda: cluster.failures, "its end")
+        failure = cluster.failures["n2"]
+        assert isinstance(failure, ConfigError)
+
+
+async def test_one_who_waits_to_join_says_so_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_cluster(1) as cluster:
+        await cluster.start("n2", join=("n7", "n8"))
+        await trio.sleep(600)
+        assert len(lines_of(caplog, "cannot join yet")) == 2
+        assert not cluster.failures
+
+
+# --- who has been removed ---
+
+
+async def test_a_removed_node_is_known_however_many_were_removed_after_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a member at an index that others know, too, and is none at a later one: that
+    takes no memory. The list of those who have gone has an end."""
+    monkeypatch.setattr("repl_broker.raft.log.REMOVED_MAX", 1)
+    async with running_cluster(5) as cluster:
+        leader = await cluster.leader()
+        gone = [node for node in cluster.running.values() if node is not leader][:2]
+        cluster.cut(*(node.id for node in gone))
+        hellos = []
+        for node in gone:
+            me = node.line.me
+            identity = (me.cluster_id, me.node_id, me.incarnation)
+            assert node.members.known_index > 0
+            hellos.append(Hello(2, 2, *identity, node.members.known_index, "", ""))
+            await leader.broker.remove_member(ANYONE, node.id)
+            await trio.sleep(5)
+        assert len(leader.replica.committed_membership.removed) == 1, "the first is forgotten"
+        for each in cluster.running.values():
+            for hello in hellos if each not in gone else ():
+                assert isinstance(each.members.admit(hello), Removal)
+        for hello in hellos:
+            behind = hello._replace(incarnation="another", commit_index=1 << 40)
+            assert not isinstance(leader.members.admit(behind), Removal), "it may know more"
+            new = hello._replace(node_id="n8", incarnation="another", commit_index=0)
+            assert leader.members.admit(new) is None, "it was never a member, as far as it knows"
+        for each in cluster.running.values():
+            for other in cluster.running.values():
+                if not {each, other} & {*gone} and each is not other:
+                    me = other.line.me
+                    identity = (me.cluster_id, me.node_id, me.incarnation)
+                    index = other.members.known_index
+                    assert each.members.admit(Hello(2, 2, *identity, index, "", "")) is None
+
+
+# --- founders ---
+
+
+def check_takes_no_part(node: ClusterNode, words: str) -> None:
+    assert not node.broker.ready
+    with pytest.raises(RequestError, match=words) as refused:
+        node.broker.check_ready()
+    assert refused.value.code == "no_leader"
+    assert "repl-broker cluster remove n1" in refused.value.detail
+
+
+LOST = "This node takes no part: node 'n1' has lost its data"
+
+
+async def test_a_founder_that_lost_its_disk_stops_once_a_member_tells_it(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It found nobody, founded another cluster and served: two took writes under its name."""
+    caplog.set_level(logging.INFO)
+    async with running_cluster(3) as cluster:
+        for node_id in ("n1", "n2", "n3"):
+            cluster.kill(node_id)
+        cluster.disks["n1"] = wiped("n1")
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"))
+        await trio.sleep(60)
+        assert node.broker.ready, "nobody has told it yet"
+        await node.replica.propose(publish(b"to the wrong one"))
+        stream = node.broker.subscribe(ANYONE, ["chat"])
+        await cluster.start("n2", join=("n1",))
+        with trio.fail_after(30):
+            while node.replica.disowned is None:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        check_takes_no_part(node, LOST)
+        with pytest.raises(RequestError, match=LOST):
+            await node.replica.propose(publish(b"more"))
+        with pytest.raises(RequestError, match=LOST):
+            node.broker.subscribe(ANYONE, ["chat"])
+        with pytest.raises(RequestError, match=LOST):
+            await node.broker.add_member(ANYONE, "n8", "n8:4081", "http://n8")
+        assert node.hub.closing, "who reads here goes elsewhere"
+        del stream
+        (line,) = lines_of(caplog, "takes no writes and is not ready")
+        assert "--join and an empty data directory" in line
+        await cluster.start("n3", join=("n1",))
+        leader = await cluster.leader("n2", "n3")
+        await leader.replica.propose(publish(b"to the right one"))
+        # The remedy is taken.
+        cluster.kill("n1")
+        cluster.disks["n1"] = wiped("n1")
+        await leader.broker.remove_member(ANYONE, "n1")
+        await cluster.start("n1", join=("n2", "n3"))
+        await cluster.all_vote()
+        await cluster.converged()
+        assert await history(cluster["n1"].replica) == [b"to the right one"]
+
+
+@pytest.mark.parametrize("case", ["others have joined it", "rebuilt", "joined", "twice"])
+async def test_only_who_founded_a_cluster_of_itself_alone_is_disowned(
+    autojump_clock: MockClock, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that was recovered, say, is known to old members with another incarnation."""
+    async with running_cluster(2 if case == "others have joined it" else 1) as cluster:
+        node = cluster["n1"]
+        if case == "joined":
+            node = await cluster.start("n2", join=("n1",))
+            await cluster.all_vote()
+        node.members._rebuilt = case == "rebuilt"
+        for _ in range(2):
+            node.members.disown("node 'n1' has lost its data")
+        assert (node.replica.disowned is None) == (case != "twice")
+        assert node.broker.ready == (case != "twice")
+        assert len(lines_of(caplog, "takes no writes")) == (case == "twice")
+
+
+async def test_a_founder_that_is_no_member_elsewhere_is_left_alone(
+    autojump_clock: MockClock,
+) -> None:
+    """Another cluster at ``join`` refuses it, as it would any stranger."""
+    async with running_cluster(2) as cluster:
+        cluster.disks["n5"] = wiped("n5")
+        node = await cluster.start("n5", watch=("n1", "n2", "n9"))
+        await trio.sleep(120)
+        assert node.broker.ready
+        assert node.replica.disowned is None
+        assert cluster["n1"].broker.ready
+
+
+async def test_a_member_says_of_which_kind_its_refusal_is(autojump_clock: MockClock) -> None:
+    async with running_cluster(2) as cluster:
+        members, me = cluster["n1"].members, cluster["n2"].line.me
+        hello = Hello(2, 2, me.cluster_id, "n2", me.incarnation, 0, "n1", "")
+        assert members.admit(hello) is None
+        lost = members.admit(hello._replace(cluster_id="d" * 32, incarnation="new"))
+        assert isinstance(lost, Loss)
+        other = members.admit(hello._replace(cluster_id="d" * 32, node_id="n7"))
+        assert other is not None
+        assert "belongs to the cluster" in other
+        assert not isinstance(other, Loss)
+        twin = members.admit(
+            hello._replace(node_id="n1", incarnation=cluster["n1"].line.me.incarnation)
+        )
+        assert twin is not None
+        assert "runs twice, with copies of one data directory" in twin
