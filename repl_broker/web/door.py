@@ -287,6 +287,9 @@ class Door:
         self.refusals = Counter() if refusals is None else refusals
         self.some_together = trio.CapacityLimiter(_GIVEN_UP_TOGETHER_MAX)
         """For what would hold up good clients if it was done for all together."""
+        self.beginning = trio.StrictFIFOLock()
+        """An application begins on one request in each turn of the event loop: on all that have
+        come in one moment together it would hold up the publishes beside them."""
         self._life = trio.CancelScope()
         self._open: set[Connection | Publisher] = set()
         self._addresses: dict[str, int] = {}  # their connections
@@ -840,6 +843,8 @@ class Connection:
             await send(message)
 
         try:
+            async with self._door.beginning:
+                await trio.lowlevel.checkpoint()
             await self._door.app(scope, inbox.receive, send_unless_over)
         except* _ClientGoneError:
             pass

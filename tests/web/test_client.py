@@ -12,7 +12,7 @@ import repl_broker
 
 ROOT = Path(repl_broker.__file__).parent.parent
 FOLDER = ROOT / "repl_broker" / "web" / "javascript"
-SIZE_MAX = 5 * 1024  # gzipped
+SIZE_MAX = 8 * 1024  # gzipped
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ async def test_the_module_says_where_its_types_are(app: QuartTrio) -> None:
     assert response.headers["x-typescript-types"] == "./client.d.ts"
 
 
-def test_the_client_is_under_five_kibibytes_gzipped() -> None:
+def test_the_client_is_under_eight_kibibytes_gzipped() -> None:
     assert len(gzip.compress((FOLDER / "client.js").read_bytes(), 9)) < SIZE_MAX
 
 

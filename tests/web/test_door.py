@@ -15,7 +15,7 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -484,6 +484,37 @@ async def test_connection_serves_many_requests() -> None:
             assert "server" not in hello.headers
             assert "connection" not in hello.headers
         assert door.statistics().accepted == 1
+
+
+class _Turns(trio.abc.Instrument):
+    """Counts the turns of the event loop."""
+
+    number = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+async def test_requests_that_come_together_begin_one_in_a_turn_of_the_loop() -> None:
+    """So many of them are no single long turn, for which a publish beside them would wait."""
+    app, turns, began = App(), _Turns(), list[int]()
+    hello = app.handlers["/hello"]
+
+    async def noted(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        began.append(turns.number)
+        await hello(receive, send)
+
+    app.handlers["/hello"] = noted
+    async with open_door(app) as door, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(door)) for _ in range(20)]
+        trio.lowlevel.add_instrument(turns)
+        stack.callback(trio.lowlevel.remove_instrument, turns)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.send, GET_HELLO)
+        for client in clients:
+            assert (await client.receive_answer()).body == b"hello"
+    assert len(set(began)) == len(began) == 20
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
