@@ -41,9 +41,10 @@ OPEN_SECONDS_MAX = 30.0
 SLOW_ROUND_SECONDS = 1.0  # in which each of them sends a byte
 HEADS = (
     b"GET /v1/events?topic=chat HTTP/1.1\r\nX-Slow: ",
-    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"POST /v1/topics/chat/messages HTTP/1.1\r\n"
+    b"Host: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: 99999\r\n\r\n",
-    b"PUT /v1/topics/a HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n",
+    b"PUT /v1/topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n",
 )
 
 
@@ -190,7 +191,8 @@ def measure_flood(
 def _run_flood(plan: Plan, port: int, process: Process, flood: Flood, opened: ExitStack) -> None:
     body = b'"%b"' % (b"x" * 198)
     request = (
-        b"POST /v1/topics/flood/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/topics/flood/messages HTTP/1.1\r\n"
+        b"Host: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     )
     poll = opened.enter_context(select.epoll())
@@ -255,7 +257,7 @@ def _one_publish(port: int) -> float:
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), 10) as client:
         client.sendall(
-            b"POST /v1/topics/after/messages HTTP/1.1\r\nHost: x\r\n"
+            b"POST /v1/topics/after/messages HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: 1\r\n\r\n1"
         )
         answer = client.recv(4096)

@@ -29,21 +29,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 import trio
 
 from repl_broker.config import Config
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.filters import Filters
+from repl_broker.hosts import Hosts, parse_host
 from repl_broker.message import FilterSet
+from repl_broker.origins import COOKIE, Origins, foreign_page
 from repl_broker.tokens import Verifier, refuse
 
 __all__ = ["COOKIE", "EVERYONE", "Access", "Asking", "Caller", "Credentials", "Identity", "Lease"]
 
 log = logging.getLogger(__name__)
 
-COOKIE: Final = "repl_broker_token"
 KNOWN_MAX: Final = 10_000  # verified tokens remembered
 KNOWN_SIZE_MAX: Final = 500_000  # of their grants: tokens of filters, some 200 bytes each
 RECALLED_BYTES_MAX: Final = 2048  # of an Authorization field, for which its token is remembered
@@ -231,8 +231,8 @@ class Access:
         self._auth = auth
         self._use(verifier)
         self._anonymous = anonymous
-        self._origins = frozenset(config.http.cors_origins) - {"*"}
-        self._public_url = config.http.public_url
+        self.hosts = Hosts(config)
+        self.origins = Origins(config)
 
     def _use(self, verifier: Verifier | None) -> None:
         """Check tokens by these keys from now on, and say once of each why it is not used."""
@@ -333,23 +333,9 @@ class Access:
 
     def _check_origin(self, given: Credentials) -> None:
         """A browser sends the cookie whoever asks, so a write must come from a page that may."""
-        origin = given.origin
-        if origin in self._origins or (origin and self._is_own(origin, given.host)):
-            return
-        whence = f"of {origin[:64]!r}" if origin else "of no page that is named (Origin)"
-        raise RequestError(
-            "forbidden",
-            f"With the cookie {COOKIE} a write must come from a page of this node, or of an origin "
-            f"in [http] cors_origins; this one is {whence}.",
-        )
-
-    def _is_own(self, origin: str, host: str) -> bool:
-        if self._public_url is not None:
-            url = urlsplit(self._public_url)
-            return origin.lower() == f"{url.scheme}://{url.netloc}".lower()
-        # A proxy may have ended TLS, so the scheme is not known here.
-        scheme, _, named = origin.lower().partition("://")
-        return scheme in ("http", "https") and bool(named) and named == host.lower()
+        origin, host = given.origin, parse_host(given.host)
+        if not self.origins.may_write(origin, host, by_cookie=True):
+            raise RequestError("forbidden", foreign_page(origin, by_cookie=True), reason="origin")
 
     def _verify(self, token: str, now: float) -> Identity:
         assert self._verifier is not None, "the mode is jwt"

@@ -51,6 +51,7 @@ from repl_broker.message import (
     time_text,
 )
 from repl_broker.names import above
+from repl_broker.notices import Notices
 from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
@@ -154,6 +155,7 @@ class Broker:
         access: Access | None = None,
     ) -> None:
         self.access: Final = Access(config) if access is None else access
+        self.notices: Final = Notices()  # of what strangers do
         self.access.follow(lambda: replica.state.revocations)
         self.admission = Admission(config.limits)
         self.turns: Final = LoopTurns()  # of the event loop that it is added to

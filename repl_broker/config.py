@@ -385,6 +385,37 @@ def is_origin(text: str) -> bool:
     return text == f"{url.scheme}://{url.netloc}" and url.port != default_port and text[-1] != ":"
 
 
+_HOST = re.compile(
+    r"(\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._~-]{1,32})?\]"
+    r"|(?:[A-Za-z0-9_~-]{1,63}\.){0,127}[A-Za-z0-9_~-]{1,63}\.?)"
+    r"(?::([0-9]{0,5}))?"
+)
+
+
+def read_host(text: str) -> tuple[str, int | None] | None:
+    """Name, in lower case, and port of HOST or HOST:PORT, as a ``Host`` field or URL has them.
+
+    An IPv6 address keeps its brackets. None for what is none: a list, a user's name before an
+    ``@``, other characters than DNS and IP addresses have, a port beyond 65535.
+    """
+    match = _HOST.fullmatch(text)
+    if match is None:
+        return None
+    name, port = match[1].lower(), int(match[2]) if match[2] else None
+    if port is not None and port > 65535:
+        return None
+    if name.startswith("["):
+        try:
+            name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
+        except ValueError:
+            return None
+    return name, port
+
+
+def is_host(text: str) -> bool:
+    return text == "*" or read_host(text) is not None
+
+
 def is_filter(text: str) -> bool:
     from repl_broker.message import is_filter  # late: it loads what --help has no use for
 
@@ -411,6 +442,7 @@ ORIGIN: Final = Text(
     "a path and without the default port",
     is_origin,
 )
+HOST: Final = Text('a host, such as "broker.example" or "broker.example:8443", or "*"', is_host)
 FILTER: Final = Text('a filter such as "chat" or "orders.>"', is_filter)
 CLAIM: Final = Text("1 to 255 characters", lambda text: 1 <= len(text) <= 255)
 ALGORITHMS: Final = ("HS256", "RS256", "ES256", "EdDSA")
@@ -484,10 +516,19 @@ class HttpConfig:
         "A PEM file with the private key of tls_certificate.",
         example='"key.pem"',
     )
+    hosts: tuple[str, ...] = key(
+        (),
+        ListOf(HOST),
+        "More hosts that requests may name (Host): names that lead to this node, or to a proxy "
+        'before it, each with a port or for all ports; ["*"] for any. Always served are '
+        "localhost, IP addresses, and the names in bind and public_url. Others are refused (421), "
+        "so that no web page can reach the node by a name of its own (DNS rebinding). Empty, with "
+        'auth.mode = "jwt": any.',
+    )
     cors_origins: tuple[str, ...] = key(
         (),
         ListOf(ORIGIN),
-        "The web origins whose pages may read this node's answers: exact origins, or "
+        "The web origins whose pages may read this node's answers, and write: exact origins, or "
         '["*"] for all. Empty: pages of this node only.',
     )
     access_log: bool = key(

@@ -43,7 +43,7 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("topics.*", "topics.retention.*"),
         *("limits.idempotency_keys", "limits.idempotency_seconds", "limits.topics"),
     ),
-    "pages": ("http.cors_origins", "http.access_log"),
+    "pages": ("http.hosts", "http.cors_origins", "http.access_log"),
     "certificates": (
         *("http.tls_certificate", "http.tls_key"),
         *("raft.tls_certificate", "raft.tls_key", "raft.tls_ca"),

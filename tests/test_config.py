@@ -123,9 +123,9 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
     }
     assert load(environ=foreign) == Config()
     with pytest.raises(InvalidConfigError) as caught:
-        load(environ={"REPL_BROKER_HTTP_PORT": "80", "REPL_BROKER_LOG_LEVEL": "loud"})
+        load(environ={"REPL_BROKER_HTTP_BNID": "80", "REPL_BROKER_LOG_LEVEL": "loud"})
     assert caught.value.problems == (
-        "unknown environment variable REPL_BROKER_HTTP_PORT; did you mean REPL_BROKER_HTTP_BIND?",
+        "unknown environment variable REPL_BROKER_HTTP_BNID; did you mean REPL_BROKER_HTTP_BIND?",
         'REPL_BROKER_LOG_LEVEL: wanted "debug", "info", "warning" or "error", '
         'found the string "loud"',
     )

@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from repl_broker.cli.findings import Finding
 from tests.cli.test_doctor import Resolver
 from tests.process.node import LEASH, WAIT_SECONDS_MAX, Node, free_port, polls
 from tests.required import need_program
+from tests.signing import SECRET, claims, hs256
 from tests.test_docs import ROOT, blocks
 
 pytestmark = pytest.mark.process
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.process
 GUIDE: Final = ROOT / "docs" / "how-to" / "run-behind-a-proxy.md"
 CLUSTER_GUIDE: Final = GUIDE.with_name("run-a-cluster.md")
 HOST: Final = "broker.example"
+PUBLIC_URL: Final = f"https://{HOST}"  # as the guide says
 HEARTBEAT_SECONDS: Final = 1
 TIMEOUT_SECONDS: Final = 3  # for the 60 of the guide; heartbeats are 1, not 15
 AT_ONCE_SECONDS: Final = 1.0
@@ -81,7 +83,8 @@ CADDY_BLOCK, CADDY_GZIP_BLOCK = of_the_guide("caddy")
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("node")
-    with Node(folder / "data", limits_heartbeat_seconds=HEARTBEAT_SECONDS) as found:
+    settings = {"http_public_url": PUBLIC_URL, "limits_heartbeat_seconds": HEARTBEAT_SECONDS}
+    with Node(folder / "data", **settings) as found:
         found.start()
         yield found
 
@@ -256,7 +259,8 @@ def test_the_node_is_told_at_once_that_a_reader_has_gone(
     program: str, block: str, tmp_path: Path
 ) -> None:
     """Not only by a heartbeat that cannot be delivered: there is none here."""
-    with Node(tmp_path / "data", limits_heartbeat_seconds=300) as node:
+    settings = {"http_public_url": PUBLIC_URL, "limits_heartbeat_seconds": 300}
+    with Node(tmp_path / "data", **settings) as node:
         node.start()
         node.publish("t", 1)
         unhurried = re.sub(r"\b60s", "300s", block)
@@ -283,6 +287,36 @@ def test_a_batch_as_large_as_the_node_takes_goes_through(
             extensions=sni(),
         )
         assert answer.json()["count"] == 6
+
+
+@every_proxy
+def test_pages_of_the_proxys_own_origin_may_write_by_whatever_port(
+    program: str, block: str, tmp_path: Path
+) -> None:
+    """With the cookie, and no public_url to go by: the proxy passes the host on, with its port."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    secret.chmod(0o600)
+    cookie = f"repl_broker_token={hs256(claims(repl_broker={'publish': ['t']}))}"
+    with ExitStack() as stack:
+        node = stack.enter_context(
+            Node(tmp_path / "data", auth_mode="jwt", auth_secret_file=secret)
+        )
+        node.start()
+        found = stack.enter_context(proxy(program, block, tmp_path, node))
+        own = f"https://{HOST}:{found.port}"
+        for http2 in (False, True):
+            with found.client(http2) as client:
+                for origin, status in (
+                    (own, 201),
+                    (PUBLIC_URL, 403),
+                    ("https://evil.example", 403),
+                ):
+                    headers = {"Host": f"{HOST}:{found.port}", "Origin": origin, "Cookie": cookie}
+                    answer = client.post(
+                        "/v1/topics/t/messages", json=1, headers=headers, extensions=sni()
+                    )
+                    assert answer.status_code == status, answer.text
 
 
 def curl(found: Proxy, folder: Path, path: str, *options: str) -> list[str]:

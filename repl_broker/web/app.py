@@ -22,7 +22,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from repl_broker.broker import Broker
 from repl_broker.config import Config
-from repl_broker.web import cors, problems
+from repl_broker.web import browsers, cors, problems
 from repl_broker.web.access import AccessLog, Identified
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.body import BodyLimits, BrokerRequest
@@ -67,6 +67,7 @@ def create_app(
     for path, folder in apps.items():
         StaticFiles(path, folder).register(guard)
     problems.register(app, broker.refusals)
+    browsers.register(app, broker.access, broker.notices)
     app.before_request(_answer_options)
     app.after_request(_protect)
     requests.register(app)

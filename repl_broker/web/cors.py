@@ -1,24 +1,31 @@
-"""Cross-origin requests (Fetch standard): which web pages may read the node's answers.
+"""Cross-origin requests (Fetch standard): what lets a web page read the node's answers.
 
 Only origins that the configuration lists are answered, by name, or all of them
-with ``*``. Credentials (cookies) are never allowed: a token travels in a header.
+with ``*``. Credentials (cookies) are never allowed: a token travels in a header. So
+a page may send whatever header fields it likes; a preflight allows those that it
+asks for, since libraries add their own (``X-Requested-With``, ``baggage``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from typing import Final
 
 from quart import Response, request
 from quart_trio import QuartTrio
 
-__all__ = ["permission", "register"]
+__all__ = ["allowed_headers", "permission", "register"]
 
+# Allowed without being asked for; what a preflight asks for comes on top.
 ALLOWED_HEADERS: Final = (
     "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, traceparent, tracestate"
 )
 EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After, X-Request-Id"
 MAX_AGE_SECONDS: Final = 600  # for which a browser need not ask again
+ASKED_CHARACTERS_MAX: Final = 1024  # of the names of header fields that a page may ask for
+ASKED: Final = "Access-Control-Request-Headers"
+_NAMES: Final = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+|[ \t]*,[ \t]*)*+")
 
 
 def register(app: QuartTrio, origins: Callable[[], Collection[str]]) -> None:
@@ -33,12 +40,26 @@ def register(app: QuartTrio, origins: Callable[[], Collection[str]]) -> None:
         if "Access-Control-Allow-Origin" not in headers:
             return response
         if request.method == "OPTIONS" and "Allow" in response.headers:
+            asked = ", ".join(request.headers.getlist(ASKED))
             response.headers["Access-Control-Allow-Methods"] = response.headers["Allow"]
-            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+            response.headers["Access-Control-Allow-Headers"] = allowed_headers(asked)
             response.headers["Access-Control-Max-Age"] = str(MAX_AGE_SECONDS)
+            response.vary.add(ASKED)
         return response
 
     app.after_request(allow)
+
+
+def allowed_headers(asked: str) -> str:
+    """What a preflight allows that asks for these names; those it allows anyway if they are none.
+
+    Nothing is reflected but names of header fields, and not too many.
+    """
+    if len(asked) > ASKED_CHARACTERS_MAX or _NAMES.fullmatch(asked) is None:
+        return ALLOWED_HEADERS
+    known = {name.lower() for name in ALLOWED_HEADERS.split(", ")}
+    names = dict.fromkeys(name.strip(" \t") for name in asked.lower().split(","))
+    return ", ".join([ALLOWED_HEADERS, *(name for name in names if name and name not in known)])
 
 
 def permission(origins: Collection[str], origin: str) -> dict[str, str]:

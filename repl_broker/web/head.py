@@ -238,6 +238,8 @@ class _Fields:
         is_json = media_type[1] is not None
         if topic is None and is_json:
             return None  # 415, which is Quart's to say
+        if b"sec-fetch-site" in fields and not fields.get(b"origin"):
+            return None  # a browser that does not name the page
         return PublishHead(
             self.target.decode("ascii"),
             None if topic is None else topic.decode("ascii"),

@@ -40,6 +40,7 @@ COMMON_CODES: Final = (
     "invalid_parameter",
     "request_timeout",
     "too_many_connections",
+    "unknown_host",
     "headers_too_large",
     "internal_error",
     "method_not_implemented",
@@ -99,9 +100,12 @@ libraries, caches and service workers add by themselves: {", ".join(f"`{x}`" for
 **Access.** With `[auth] mode = "jwt"` a request brings a token: `Authorization: Bearer …`, or the
 cookie `{COOKIE}`, or `{QUERY_TOKEN}` in the query of `/v1/events` if `[auth] allow_query_token` is
 on. Its claim `repl_broker` has `publish` and `subscribe`, which are arrays of filters, and
-`admin`, which allows everything. What needs no token is what `[auth.anonymous]` grants. A write
-with the cookie must come from a page of the node's own origin, or of one in `[http]
-cors_origins`.
+`admin`, which allows everything. What needs no token is what `[auth.anonymous]` grants.
+
+**Web pages.** A write that has an `Origin`, as those of browsers have, must come from a page of the
+node's own origin, or of one in `[http] cors_origins`; one with the cookie must have an `Origin`.
+Pages of those origins may read answers. `Host` must be a name that the node serves: `localhost`, an
+IP address, that of `[http] public_url`, or one in `[http] hosts`.
 
 **Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429, 503 and 507 come with
 `Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)
@@ -1040,7 +1044,8 @@ def _schemas() -> Object:
             "type": "object",
             "description": "Why a request was not carried out (RFC 9457). Some codes add members: "
             "`invalid_json` has `line` and `column`, those of 413 have `limit`, "
-            "`unauthenticated` has `reason`.",
+            "`unauthenticated` has `reason`, and so has `forbidden` (`origin`) where a web page is "
+            "refused.",
             "properties": {
                 "type": {
                     "type": "string",
@@ -1054,7 +1059,7 @@ def _schemas() -> Object:
                 "line": {"type": "integer", "minimum": 1},
                 "column": {"type": "integer", "minimum": 1},
                 "limit": {"type": "integer", "minimum": 1},
-                "reason": {"enum": list(REASONS)},
+                "reason": {"enum": [*REASONS, "origin"]},
             },
             "required": ["type", "title", "status", "detail", "code"],
         },

@@ -51,8 +51,8 @@ REMEDIES: Final[dict[str, str]] = {
     "that. `reason` says what is wrong with the one that was sent; get a new one from whoever "
     "issues them.",
     "forbidden": "Use a token with the grant that `detail` names: a `publish` or `subscribe` "
-    "filter that covers all of what is asked for, or `admin`. A write with the cookie must come "
-    "from a page of the node's own origin, or of one in `[http] cors_origins`.",
+    "filter that covers all of what is asked for, or `admin`. With `reason` `origin`: a write from "
+    "a web page must come from the node's own origin, or from one in `[http] cors_origins`.",
     "not_found": "Check the path against this page. A topic's name stands percent-encoded in it.",
     "topic_not_found": "Create the topic with `PUT /v1/topics/{topic}`, or publish to it if "
     "`[topics] auto_create` is on.",
@@ -79,6 +79,8 @@ REMEDIES: Final[dict[str, str]] = {
     "batch_bytes` and `batch_messages`.",
     "unsupported_media_type": "Set `Content-Type` to what the route takes, in UTF-8, and send the "
     "body without content coding.",
+    "unknown_host": "Ask the node by a name that it serves: `localhost`, its IP address, the name "
+    "in `[http] public_url`, or one in `[http] hosts`, where the operator lists more of them.",
     "idempotency_key_reused": "Use a new `Idempotency-Key` for each new request, and the same key "
     "and body for a retry only.",
     "too_many_connections": "Come back after `Retry-After`, or use another node. The operator "
@@ -142,7 +144,7 @@ def retry_after(status: int, known: int | None = None) -> int | None:
 
 def challenge(code: str, extra: Mapping[str, int | str]) -> str:
     """What a client is asked for, as WWW-Authenticate says it (RFC 6750 section 3); or ""."""
-    if code == "forbidden":
+    if code == "forbidden" and extra.get("reason") != "origin":  # another token would not help
         return 'Bearer realm="repl-broker", error="insufficient_scope"'
     if code != "unauthenticated":
         return ""

@@ -19,6 +19,7 @@ from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.web import access
 from repl_broker.web.body import BodyLimit, BodyLimits, late
+from repl_broker.web.browsers import admits_write
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.head import PublishHead
 from repl_broker.web.messages import receipt_content
@@ -67,6 +68,8 @@ class Publishing:
         if head.length > self.limit(head).bytes_max:
             return False
         access = self._access
+        if not admits_write(access, head.credentials):
+            return False
         return access.is_open or access.admits(head.credentials, head.topic)
 
     async def answer(self, head: PublishHead, body: bytes, peer: str) -> Answer:

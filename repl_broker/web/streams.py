@@ -23,6 +23,7 @@ from repl_broker.fanout import Fanout
 from repl_broker.subscription import Subscription
 from repl_broker.trace import current_id
 from repl_broker.web import access
+from repl_broker.web.browsers import admits_read
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.events import PATH, open_subscription
 from repl_broker.web.head import EventsHead
@@ -47,6 +48,10 @@ class Streams:
         """Hold requests that come from now on to another configuration."""
         self._shell.origins = config.http.cors_origins
         self._log_access = config.http.access_log
+
+    def admits(self, head: EventsHead) -> bool:
+        """Whether the host is one that the node serves. If not, Quart says so."""
+        return admits_read(self._broker.access, head.credentials, self._broker.notices)
 
     def open(self, head: EventsHead, transport: Transport, peer: str) -> Answer | None:
         """Give the socket to the fan-out, and None; or say why there is no stream."""

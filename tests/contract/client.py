@@ -200,7 +200,7 @@ def request_bytes(
     method: str, target: str, headers: Sequence[str] = (), body: bytes = b""
 ) -> bytes:
     """A request as bytes; nothing is added but a Host."""
-    head = "\r\n".join([f"{method} {target} HTTP/1.1", "Host: node", *headers, "", ""])
+    head = "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""])
     return head.encode("latin-1") + body
 
 

@@ -372,11 +372,29 @@ async def test_what_is_not_http_is_refused(node: Node, request_line: bytes) -> N
     check_problem(await node.send(request_line), 400, "malformed_request")
 
 
-@pytest.mark.parametrize("host", ["my_broker:4080", "[::1]:4080", "a,b", "é", "x:99999"])
-async def test_any_host_may_be_asked_for(node: Node, host: str) -> None:
+@pytest.mark.parametrize(
+    "host", ["user@localhost", "a,b", "é", "x:99999", "a..b", ".", "", "[::1", "xn--a:x"]
+)
+async def test_a_host_that_is_none_is_refused(launch: Launch, host: str) -> None:
+    async with launch(http={"hosts": ("*",)}) as node:
+        request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
+        check_problem(await node.send(request), 400, "malformed_request", "Host")
+
+
+@pytest.mark.parametrize(
+    "host", ["my_broker:4080", "[::1]:4080", "xn--a", "a" * 63, f"{'a' * 63}.b:1", "a-"]
+)
+async def test_any_host_that_is_listed_may_be_asked_for(launch: Launch, host: str) -> None:
     """Names with an underscore are common in container networks."""
-    request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
-    assert (await node.send(request)).status == 200
+    request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    for hosts in (("*",), (host,)):
+        async with launch(http={"hosts": hosts}) as node:
+            assert (await node.send(request)).status == 200
+    async with launch() as node:
+        if host.startswith("["):
+            assert (await node.send(request)).status == 200
+        else:
+            check_problem(await node.send(request), 421, "unknown_host", repr(host), "[http] hosts")
 
 
 async def test_headers_over_the_limit_are_refused(launch: Launch) -> None:

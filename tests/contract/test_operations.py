@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
+from repl_broker.web.cors import ALLOWED_HEADERS
 from tests.contract.client import NDJSON, Node, check_problem, read_answer, request_bytes
 from tests.contract.conftest import Launch
 
@@ -182,6 +183,7 @@ async def test_by_default_no_other_origin_reads_answers(node: Node) -> None:
         await node.client.options("/v1/topics", headers=PREFLIGHT),
     ):
         assert cors(response) == {}
+    check_problem(response, 403, "forbidden", ORIGIN, "[http] cors_origins")
 
 
 async def test_a_listed_origin_reads_answers_errors_and_streams(launch: Launch) -> None:
@@ -238,7 +240,8 @@ async def test_an_origin_that_only_looks_like_a_listed_one_reads_nothing(
         for origin in (*LOOK_ALIKES, ORIGIN):
             headers = {"Origin": origin, "Content-Type": "application/json"}
             async with node.client.stream(method, path, headers=headers, content=content) as found:
-                assert found.status_code in (200, 201)
+                refused = method == "POST" and origin not in (ORIGIN, "")
+                assert found.status_code == (403 if refused else 201 if content else 200), origin
                 allowed = found.headers.get("access-control-allow-origin")
                 assert allowed == (ORIGIN if origin == ORIGIN else None), origin
                 assert "access-control-allow-credentials" not in found.headers
@@ -259,6 +262,42 @@ async def test_a_preflight_allows_what_the_route_does(launch: Launch) -> None:
         foreign = PREFLIGHT | {"Origin": "https://evil.example"}
         response = await node.client.options("/v1/topics/chat/messages", headers=foreign)
         assert cors(response) == {}
+        check_problem(response, 403, "forbidden", "'https://evil.example'", "[http] cors_origins")
+
+
+@pytest.mark.parametrize("origins", [(ORIGIN,), ("*",)])
+async def test_a_preflight_allows_the_header_fields_that_it_asks_for(
+    launch: Launch, origins: tuple[str, ...]
+) -> None:
+    """Libraries add their own: tracing, session replay, X-Requested-With."""
+    async with launch(http={"cors_origins": origins}) as node:
+        for asked, more in (
+            (
+                "x-requested-with,baggage, sentry-trace",
+                ["x-requested-with", "baggage", "sentry-trace"],
+            ),
+            ("Content-Type,\tAuthorization ,X-A", ["x-a"]),
+            ("x-a,x-a,X-A", ["x-a"]),
+            ("", []),
+            # What is no list of names, or too long a one, is not reflected.
+            ("x-a: b", []),
+            ("x-a b", []),
+            ('"x"', []),
+            (",".join(["x-a"] * 1000), []),
+            ("é", []),
+        ):
+            headers = PREFLIGHT | {"Access-Control-Request-Headers": asked.encode("latin-1")}
+            response = await node.client.options("/v1/topics/chat/messages", headers=headers)
+            assert response.status_code == 204
+            found = cors(response)
+            allowed = found["access-control-allow-headers"].split(", ")
+            assert allowed == [*ALLOWED_HEADERS.split(", "), *more], asked
+            assert found["access-control-allow-methods"] == "GET, HEAD, POST, OPTIONS"
+            assert int(found["access-control-max-age"]) > 0
+            assert "access-control-allow-credentials" not in found
+            vary = response.headers["vary"].lower().split(", ")
+            assert "access-control-request-headers" in vary
+            assert ("origin" in vary) == (origins == (ORIGIN,))
 
 
 async def test_any_origin_may_be_allowed_but_never_with_credentials(launch: Launch) -> None:

@@ -263,11 +263,12 @@ def bodies_object(data: bytes) -> None:
 # --- the head of a request ----------------------------------------------------------------
 
 PUBLISH: Final = (
-    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+    b"POST /v1/topics/chat/messages HTTP/1.1\r\n"
+    b"Host: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: 1\r\nIdempotency-Key: k\r\n\r\n"
 )
 EVENTS: Final = (
-    b"GET /v1/events?topic=chat&after=earliest HTTP/1.1\r\nHost: node\r\n"
+    b"GET /v1/events?topic=chat&after=earliest HTTP/1.1\r\nHost: localhost\r\n"
     b"Last-Event-ID: 9f3a1c2b-1\r\nOrigin: http://page\r\nConnection: keep-alive\r\n\r\n"
 )
 
@@ -356,7 +357,7 @@ def http_chunks(data: bytes) -> None:
 
 @target(
     PUBLISH + b"1", PUBLISH.replace(b"HTTP", b" HTTP") + b"1", PUBLISH + b"1" + PUBLISH + b"2",
-    b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n", b"\r\n" + PUBLISH + b"1", PUBLISH[:60],
+    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n" + PUBLISH + b"1", PUBLISH[:60],
     PUBLISH.replace(b"Content-Length: 1", b"Transfer-Encoding: chunked") + b"1\r\n1\r\n0\r\n\r\n",
     PUBLISH.replace(b"Host", b"Connection: upgrade\r\nUpgrade: h2c\r\nHost") + b"1",
     b"post" + PUBLISH[4:],

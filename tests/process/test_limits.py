@@ -176,7 +176,7 @@ class SlowClients(threading.Thread):
             b"GET /v1/events?topic=chat HTTP/1.1\r\nX-Slow: ",
             b"POST /v1/topics/chat/messages ",
         ]
-        heads.append(b"PUT /v1/topics/a HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n")
+        heads.append(b"PUT /v1/topics/a HTTP/1.1\r\nHost: localhost\r\ncontent-length: 999\r\n\r\n")
         opened: dict[int, socket.socket] = {}
         poll = select.poll()
         number = 0

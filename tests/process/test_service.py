@@ -289,14 +289,14 @@ def listening() -> socket.socket:
 def asked(address: tuple[str, int]) -> bytes:
     """A request to a socket that listens before anybody accepts."""
     with socket.create_connection(address, WAIT_SECONDS_MAX) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b"".join(iter(lambda: client.recv(4096), b""))
 
 
 def test_a_passed_socket_serves_what_waited_in_it(tmp_path: Path) -> None:
     with listening() as first, listening() as second:
         with socket.create_connection(first.getsockname(), WAIT_SECONDS_MAX) as early:
-            early.sendall(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            early.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             with Activated(tmp_path, [first, second], "http:http") as node:
                 assert b" 200 " in early.recv(4096)
                 assert b" 200 " in asked(second.getsockname())
@@ -308,7 +308,7 @@ def test_a_passed_socket_serves_what_waited_in_it(tmp_path: Path) -> None:
                 assert node.process.wait(WAIT_SECONDS_MAX) == 0
         # The manager holds the socket still: nobody is refused while the next one starts.
         with socket.create_connection(first.getsockname(), WAIT_SECONDS_MAX) as late:
-            late.sendall(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            late.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             with Activated(tmp_path, [first]):
                 assert b" 200 " in late.recv(4096)
 

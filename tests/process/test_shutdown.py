@@ -31,7 +31,7 @@ STREAMS: Final = 20
 PUBLISHERS: Final = 8
 LONG_LOG_ENTRIES: Final = 100_000  # takes two seconds to read
 HALF_A_REQUEST: Final = (
-    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: node\r\n"
+    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: localhost\r\n"
     b'Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"half'
 )
 

@@ -88,6 +88,6 @@ def publish(
     media_type: str = "application/json",
 ) -> bytes:
     """An ordinary publish, with more header fields if they are given."""
-    lines = [f"POST {path} HTTP/1.1", "Host: node", f"Content-Type: {media_type}"]
+    lines = [f"POST {path} HTTP/1.1", "Host: [::1]", f"Content-Type: {media_type}"]
     lines += [f"Content-Length: {len(body)}", *fields, "", ""]
     return "\r\n".join(lines).encode("latin-1") + body

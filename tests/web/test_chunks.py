@@ -148,10 +148,10 @@ def test_what_is_sound_is_what_the_grammar_says_and_h11_reads_no_more_of_it(
 
 
 HEAD = (
-    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
-NEXT = b"GET /v1/topics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
+NEXT = b"GET /v1/topics HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -36,7 +36,7 @@ REFUSED: Final = {
 
 
 def head(start: str, authorization: str, kind: str, length: int | str) -> bytes:
-    lines = [f"{start} HTTP/1.1", "Host: node", f"Content-Type: application/{kind}"]
+    lines = [f"{start} HTTP/1.1", "Host: [::1]", f"Content-Type: application/{kind}"]
     lines += [f"Content-Length: {length}", "Expect: 100-continue"]
     lines += [f"Authorization: {authorization}"] if authorization else []
     return "\r\n".join([*lines, "", ""]).encode()

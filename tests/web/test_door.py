@@ -40,7 +40,7 @@ from repl_broker.web.tcp import prepare
 
 TEST_SECONDS_MAX = 5
 MIB = 1024 * 1024
-GET_HELLO = b"GET /hello HTTP/1.1\r\nhost: door\r\n\r\n"
+GET_HELLO = b"GET /hello HTTP/1.1\r\nhost: [::1]\r\n\r\n"
 
 
 # The applications.
@@ -243,7 +243,7 @@ class Client:
             await self.receive_end()
 
     async def get(self, path: str) -> Answer:
-        await self.send(f"GET {path} HTTP/1.1\r\nhost: door\r\n\r\n".encode())
+        await self.send(f"GET {path} HTTP/1.1\r\nhost: [::1]\r\n\r\n".encode())
         return await self.receive_answer()
 
     async def _receive_chunks(self) -> bytes:
@@ -348,11 +348,11 @@ CRASHERS = {
         PREFACE + http2(http2_headers((b":method", b"CONNECT"), AUTHORITY))
     ],
     "h2c_upgrade_with_bad_settings": [
-        b"GET /hello HTTP/1.1\r\nhost: door\r\nconnection: upgrade, http2-settings\r\n"
+        b"GET /hello HTTP/1.1\r\nhost: [::1]\r\nconnection: upgrade, http2-settings\r\n"
         b"upgrade: h2c\r\nhttp2-settings: A\r\n\r\n"
     ],
     "byte_after_websocket_upgrade": [
-        b"GET /hello HTTP/1.1\r\nhost: door\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"GET /hello HTTP/1.1\r\nhost: [::1]\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
         b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
         b"\x00",
     ],
@@ -418,7 +418,7 @@ async def test_application_failure_is_one_line_and_a_traceback_at_debug(
 ) -> None:
     caplog.set_level(logging.DEBUG, logger=door_module.__name__)
     async with open_door(App()) as door, connect(door) as client:
-        await client.send(b"GET /crash?token=secret HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /crash?token=secret HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await client.receive_answer()
     (error,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     (debug,) = [record for record in caplog.records if record.exc_info]
@@ -435,7 +435,7 @@ async def test_application_that_fails_midway_leaves_its_response_unfinished() ->
     """RFC 9112 section 8: without the last chunk the client knows that it is incomplete."""
     async with open_door(App()) as door:
         async with connect(door) as client:
-            await client.send(b"GET /crash-midway HTTP/1.1\r\nhost: door\r\n\r\n")
+            await client.send(b"GET /crash-midway HTTP/1.1\r\nhost: [::1]\r\n\r\n")
             rest = await client.receive_end()
             assert rest.endswith(b"5\r\nbegun\r\n")
         await assert_serves(door)
@@ -521,7 +521,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     """RFC 9112 section 9.3.2."""
     app = App()
     async with open_door(app) as door, connect(door) as client:
-        await client.send(b"GET /hold HTTP/1.1\r\nhost: door\r\n\r\n" + GET_HELLO[:10])
+        await client.send(b"GET /hold HTTP/1.1\r\nhost: [::1]\r\n\r\n" + GET_HELLO[:10])
         await app.entered.wait()
         await client.send(GET_HELLO[10:] + GET_HELLO)
         app.release.set()
@@ -537,7 +537,7 @@ async def test_reading_ahead_is_bounded() -> None:
         connect(door) as client,
         trio.open_nursery() as nursery,
     ):
-        await client.send(b"GET /hold HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /hold HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await app.entered.wait()
         nursery.start_soon(client.send, GET_HELLO * (16 * MIB // len(GET_HELLO)))
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -550,7 +550,7 @@ async def test_expect_100_continue_is_honoured() -> None:
     """RFC 9110 section 10.1.1."""
     async with open_door(App()) as door, connect(door) as client:
         await client.send(
-            b"POST /echo HTTP/1.1\r\nhost: door\r\n"
+            b"POST /echo HTTP/1.1\r\nhost: [::1]\r\n"
             b"content-length: 4\r\nexpect: 100-continue\r\n\r\n"
         )
         assert (await client.receive_answer()).status == 100
@@ -562,7 +562,7 @@ async def test_expect_100_continue_is_honoured() -> None:
 async def test_nobody_is_told_to_continue_with_a_body_that_is_not_wanted(path: str) -> None:
     async with open_door(App()) as door, connect(door) as client:
         await client.send(
-            f"POST {path} HTTP/1.1\r\nhost: door\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: [::1]\r\n"
             "content-length: 4\r\nexpect: 100-continue\r\n\r\n".encode()
         )
         answer = await client.receive_answer()
@@ -574,7 +574,7 @@ async def test_nobody_is_told_to_continue_with_a_body_that_is_not_wanted(path: s
 async def test_who_does_not_wait_is_not_told_to_continue() -> None:
     async with open_door(App()) as door, connect(door) as client:
         await client.send(
-            b"POST /echo HTTP/1.1\r\nhost: door\r\n"
+            b"POST /echo HTTP/1.1\r\nhost: [::1]\r\n"
             b"content-length: 4\r\nexpect: 100-continue\r\n\r\nbody"
         )
         assert (await client.receive_answer()).body == b"body"
@@ -584,7 +584,7 @@ async def test_chunked_body_is_read() -> None:
     """RFC 9112 section 7.1."""
     async with open_door(App()) as door, connect(door) as client:
         await client.send(
-            b"POST /echo HTTP/1.1\r\nhost: door\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel"
+            b"POST /echo HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel"
         )
         await client.send(b"lo\r\n7\r\n, world\r\n0\r\n\r\n")
         assert (await client.receive_answer()).body == b"hello, world"
@@ -592,7 +592,7 @@ async def test_chunked_body_is_read() -> None:
 
 async def test_large_body_reaches_the_application_whole() -> None:
     async with open_door(App()) as door, connect(door) as client:
-        await client.send(b"POST /echo HTTP/1.1\r\nhost: door\r\ncontent-length: 3145728\r\n\r\n")
+        await client.send(b"POST /echo HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 3145728\r\n\r\n")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.send, b"abc" * MIB)
             echo = await client.receive_answer()
@@ -611,7 +611,7 @@ async def test_a_target_in_absolute_form_is_read_as_one_in_origin_form() -> None
 @pytest.mark.parametrize("offer", ["h2c", "TLS/1.2", "x"])
 async def test_an_offer_to_upgrade_is_not_taken(method: str, offer: str) -> None:
     """RFC 9110 section 7.8: the answer is what it would have been, and the next one follows."""
-    head = f"{method} /hello HTTP/1.1\r\nhost: door\r\nconnection: upgrade\r\nupgrade: {offer}\r\n"
+    head = f"{method} /hello HTTP/1.1\r\nhost: [::1]\r\nconnection: upgrade\r\nupgrade: {offer}\r\n"
     async with open_door(App()) as door, connect(door) as client:
         if method in ("HEAD", "CONNECT"):  # an answer to these has no body, or is no answer
             await client.send(f"{head}connection: close\r\n\r\n".encode())
@@ -654,32 +654,32 @@ MALFORMED = "malformed_request"
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "malformed_request"),
         (b"GET /hello\r\n\r\n", 400, "malformed_request"),
         (b"GET /hello HTTP/1.1\r\n\r\n", 400, "malformed_request"),  # no Host
-        (b"CONNECT door:80 HTTP/1.1\r\nhost: door\r\n\r\n", 400, "malformed_request"),
-        (b"GET ?x HTTP/1.1\r\nhost: door\r\n\r\n", 400, "malformed_request"),
+        (b"CONNECT door:80 HTTP/1.1\r\nhost: [::1]\r\n\r\n", 400, "malformed_request"),
+        (b"GET ?x HTTP/1.1\r\nhost: [::1]\r\n\r\n", 400, "malformed_request"),
         (
-            b"POST /echo HTTP/1.1\r\nhost: door\r\ncontent-length: 5\r\n"
+            b"POST /echo HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 5\r\n"
             b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
             400,
             "malformed_request",
         ),
         (
-            b"POST /echo HTTP/1.1\r\nhost: door\r\ntransfer-encoding: gzip\r\n\r\n",
+            b"POST /echo HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: gzip\r\n\r\n",
             501,
             "transfer_coding_not_implemented",
         ),
-        (b"GET /hello HTTP/3.0\r\nhost: door\r\n\r\n", 505, "http_version_not_supported"),
-        (b"get /hello HTTP/1.1\r\nhost: door\r\n\r\n", 501, "method_not_implemented"),
-        (b"CONNECT /hello HTTP/1.1\r\nhost: door\r\nupgrade: websocket\r\n\r\n", 400, MALFORMED),
-        (b"GET http://other/hello HTTP/1.1\r\nhost: door\r\n\r\n", 400, MALFORMED),
-        (b"GET http://door//hello HTTP/1.1\r\nhost: door\r\n\r\n", 400, MALFORMED),
-        (b"GET http:/hello HTTP/1.1\r\nhost: door\r\n\r\n", 400, MALFORMED),
+        (b"GET /hello HTTP/3.0\r\nhost: [::1]\r\n\r\n", 505, "http_version_not_supported"),
+        (b"get /hello HTTP/1.1\r\nhost: [::1]\r\n\r\n", 501, "method_not_implemented"),
+        (b"CONNECT /hello HTTP/1.1\r\nhost: [::1]\r\nupgrade: websocket\r\n\r\n", 400, MALFORMED),
+        (b"GET http://other/hello HTTP/1.1\r\nhost: [::1]\r\n\r\n", 400, MALFORMED),
+        (b"GET http://door//hello HTTP/1.1\r\nhost: [::1]\r\n\r\n", 400, MALFORMED),
+        (b"GET http:/hello HTTP/1.1\r\nhost: [::1]\r\n\r\n", 400, MALFORMED),
         (
-            b"GET /hello HTTP/1.1\r\nhost: door\r\nupgrade: websocket\r\nupgrade: h2c\r\n\r\n",
+            b"GET /hello HTTP/1.1\r\nhost: [::1]\r\nupgrade: websocket\r\nupgrade: h2c\r\n\r\n",
             400,
             MALFORMED,
         ),
         (
-            b"GET /hello HTTP/1.1\r\nhost: door\r\nx: " + b"x" * 3000,
+            b"GET /hello HTTP/1.1\r\nhost: [::1]\r\nx: " + b"x" * 3000,
             431,
             "headers_too_large",
         ),
@@ -704,7 +704,7 @@ async def test_refusal_of_a_head_request_has_no_body() -> None:
     """RFC 9110 section 9.3.2."""
     async with open_door(App()) as door, connect(door) as client:
         await client.send(
-            b"HEAD /hello HTTP/1.1\r\nhost: door\r\n"
+            b"HEAD /hello HTTP/1.1\r\nhost: [::1]\r\n"
             b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
         )
         head, body = (await client.receive_end()).split(b"\r\n\r\n")
@@ -716,7 +716,7 @@ async def test_broken_chunk_tells_the_application_that_the_client_is_gone() -> N
     app = App()
     async with open_door(app) as door, connect(door) as client:
         await client.send(
-            b"POST /stream HTTP/1.1\r\nhost: door\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"POST /stream HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         await client._read_until(b": hi\n\n")
         await client.send(b"5\r\nhello\r\nno number\r\n")
@@ -736,7 +736,7 @@ async def test_client_that_leaves_a_silent_stream_is_noticed_at_once(
     app = App()
     upgrade = b"connection: upgrade\r\nupgrade: other\r\n" if behind == b"upgrade" else b""
     async with open_door(app) as door, connect(door) as client:
-        await client.send(b"GET /stream HTTP/1.1\r\nhost: door\r\n" + upgrade + b"\r\n")
+        await client.send(b"GET /stream HTTP/1.1\r\nhost: [::1]\r\n" + upgrade + b"\r\n")
         await client._read_until(b": hi\n\n")
         await client.send(behind.removeprefix(b"upgrade"))
         await trio.testing.wait_all_tasks_blocked()
@@ -764,7 +764,7 @@ async def test_application_that_ignores_the_disconnect_gets_an_oserror() -> None
     """ASGI specification 2.4, "Disconnected Client"."""
     app = App()
     async with open_door(app) as door, connect(door) as client:
-        await client.send(b"GET /endless HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /endless HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await app.entered.wait()
         reset(client)
         await app.disconnected.wait()
@@ -822,7 +822,7 @@ async def test_time_limits_of_reading_do_not_touch_a_response_under_way() -> Non
         open_door(app, idle_timeout_seconds=0.01, header_timeout_seconds=0.01) as door,
         connect(door) as client,
     ):
-        await client.send(b"GET /hold HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /hold HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await app.entered.wait()
         with trio.move_on_after(0.05):
             await client.stream.receive_some()  # nothing comes: the limits pass
@@ -837,7 +837,7 @@ async def test_stalled_reader_is_reset_after_the_write_timeout() -> None:
         open_door(app, write_timeout_seconds=0.1) as door,
         connect(door, receive_buffer_bytes=4096) as client,
     ):
-        await client.send(b"GET /endless HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /endless HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await app.disconnected.wait()
         await until(lambda: door.connections == 0)
         with pytest.raises(trio.BrokenResourceError):
@@ -847,7 +847,7 @@ async def test_stalled_reader_is_reset_after_the_write_timeout() -> None:
 @pytest.mark.parametrize("target", [b"//hello", b"///hello", b"http://[", b"http://[::1/hello"])
 async def test_target_that_is_ambiguous_or_no_url_is_a_400(target: bytes) -> None:
     async with open_door(App()) as door, connect(door) as client:
-        await client.send(b"GET " + target + b" HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET " + target + b" HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         assert (await client.receive_answer()).status == 400
         assert door.statistics().failed == 0
 
@@ -905,7 +905,7 @@ async def test_application_that_gives_up_a_write_ends_the_connection() -> None:
         open_door(app) as door,
         connect(door, receive_buffer_bytes=4096) as client,
     ):
-        await client.send(b"GET /impatient HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /impatient HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await app.disconnected.wait()
         with suppress(trio.BrokenResourceError):
             assert b"tail" not in await client.receive_end()
@@ -934,7 +934,7 @@ async def test_413_reaches_a_client_that_sends_all_before_it_reads(framing: str)
     if framing == "chunked":
         body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
         field = b"transfer-encoding: chunked"
-    head = b"POST /echo HTTP/1.1\r\nhost: door\r\n" + field + b"\r\n\r\n"
+    head = b"POST /echo HTTP/1.1\r\nhost: [::1]\r\n" + field + b"\r\n\r\n"
     async with open_door(quart_app()) as door:
         received = await trio.to_thread.run_sync(send_first_read_later, door.port, head, body)
         assert received.startswith(b"HTTP/1.1 413 ")
@@ -945,7 +945,7 @@ async def test_413_reaches_a_client_that_sends_all_before_it_reads(framing: str)
 async def test_application_need_not_read_the_body_to_end_its_response() -> None:
     """On stock Hypercorn the disconnect queues behind the body, and the response never ends."""
     body = b"x" * 10 * MIB
-    head = b"POST /unread HTTP/1.1\r\nhost: door\r\ncontent-length: %d\r\n\r\n" % len(body)
+    head = b"POST /unread HTTP/1.1\r\nhost: [::1]\r\ncontent-length: %d\r\n\r\n" % len(body)
     async with open_door(App()) as door:
         received = await trio.to_thread.run_sync(send_first_read_later, door.port, head, body)
         assert received.startswith(b"HTTP/1.1 413 ")
@@ -958,7 +958,7 @@ async def test_application_need_not_read_the_body_to_end_its_response() -> None:
 async def test_lingering_is_bounded(limits: dict[str, float]) -> None:
     async with open_door(App(), **limits) as door, connect(door) as client:
         await client.send(
-            b"POST /unread HTTP/1.1\r\nhost: door\r\ncontent-length: 50000\r\n\r\n..."
+            b"POST /unread HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 50000\r\n\r\n..."
         )
         assert (await client.receive_answer()).status == 413
         await client.send(b"...")
@@ -1081,7 +1081,7 @@ async def test_stop_closes_idle_connections_at_once() -> None:
 async def test_stop_lets_a_request_finish_and_says_close() -> None:
     app = App()
     async with open_door(app) as door, connect(door) as busy, connect(door) as begun:
-        await busy.send(b"GET /hold HTTP/1.1\r\nhost: door\r\n\r\n")
+        await busy.send(b"GET /hold HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await begun.send(GET_HELLO[:10])
         await app.entered.wait()
         await until(lambda: all(c._busy or c._protocol.input_pending for c in door._open))
@@ -1130,7 +1130,7 @@ async def test_stop_returns_as_soon_as_a_quart_stream_has_ended() -> None:
         return response
 
     async with open_door(app) as door, connect(door) as client:
-        await client.send(b"GET /events HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /events HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await client._read_until(b": hi\n\n")
         door.stop(grace_seconds=60)
         ending.set()
@@ -1148,7 +1148,7 @@ async def test_stop_aborts_what_is_left_after_the_grace(path: bytes) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(door.run)
             async with connect(door, receive_buffer_bytes=4096) as client:
-                await client.send(b"GET " + path + b" HTTP/1.1\r\nhost: door\r\n\r\n")
+                await client.send(b"GET " + path + b" HTTP/1.1\r\nhost: [::1]\r\n\r\n")
                 await until(lambda: door.connections == 1)
                 await trio.testing.wait_all_tasks_blocked()
                 stopped_at = trio.current_time()
@@ -1174,7 +1174,7 @@ async def test_cancelling_the_door_aborts_everything_and_is_not_swallowed() -> N
         async with trio.open_nursery() as nursery:
             await nursery.start(door.run)
             async with connect(door) as client:
-                await client.send(b"GET /hold HTTP/1.1\r\nhost: door\r\n\r\n")
+                await client.send(b"GET /hold HTTP/1.1\r\nhost: [::1]\r\n\r\n")
                 await app.entered.wait()
                 nursery.cancel_scope.cancel()
     assert nursery.cancel_scope.cancelled_caught
@@ -1270,7 +1270,7 @@ async def test_tls_client_that_sends_first_gets_its_413(
         open_door(quart_app(), ssl_context=server_context) as door,
         connect_tls(door, authority) as client,
     ):
-        head = b"POST /echo HTTP/1.1\r\nhost: door\r\ncontent-length: %d\r\n\r\n" % len(body)
+        head = b"POST /echo HTTP/1.1\r\nhost: [::1]\r\ncontent-length: %d\r\n\r\n" % len(body)
         await client.send(head + body)
         assert (await client.receive_answer()).status == 413
 
@@ -1327,7 +1327,7 @@ async def test_tls_reader_that_stalls_is_cut_at_the_write_timeout_and_at_stop(
         open_door(app, ssl_context=server_context, write_timeout_seconds=0.1) as door,
         connect_tls(door, authority) as client,
     ):
-        await client.send(b"GET /endless HTTP/1.1\r\nhost: door\r\n\r\n")
+        await client.send(b"GET /endless HTTP/1.1\r\nhost: [::1]\r\n\r\n")
         await app.disconnected.wait()
         await until(lambda: door.connections == 0)
 

@@ -72,7 +72,7 @@ UNUSUAL = {
     "percent-encoded topic": HEAD.replace(b"chat", b"ch%61t", 1),
     "what cannot be a topic": HEAD.replace(b"chat", b"a+b", 1),
     "another path": HEAD.replace(b"/messages", b"/message", 1),
-    "no host": HEAD.replace(b"Host: node\r\n", b""),
+    "no host": HEAD.replace(b"Host: [::1]\r\n", b""),
     "two hosts": with_line(b"Host: other"),
     "no type": HEAD.replace(b"Content-Type: application/json\r\n", b""),
     "two types": with_line(b"Content-Type: application/json"),
@@ -114,7 +114,7 @@ def test_a_publish_is_read() -> None:
     fields = ["IDEMPOTENCY-key:\t k 1 \t", "Origin: http://a", "X-Any: é"]
     fields += ["authorization: Bearer t ", "Cookie: a=b; c=d"]
     head = publish(b"12", *fields)[:-2]
-    credentials = Credentials("Bearer t", "a=b; c=d", "http://a", "node")
+    credentials = Credentials("Bearer t", "a=b; c=d", "http://a", "[::1]")
     assert read_head(head) == PublishHead(
         "/v1/topics/chat/messages",
         "chat",
@@ -140,7 +140,7 @@ def test_a_traceparent_is_told_as_it_came(name: str, value: str) -> None:
         published = read_head(publish(b"", *place))
         assert isinstance(published, PublishHead)
         assert published.traceparent == value
-        events = b"GET /v1/events?topic=a HTTP/1.1\r\nHost: node\r\n%b\r\n\r\n"
+        events = b"GET /v1/events?topic=a HTTP/1.1\r\nHost: [::1]\r\n%b\r\n\r\n"
         head = read_head(events % "\r\n".join(place).encode())
         assert isinstance(head, EventsHead)
         assert (head.query, head.traceparent) == (b"topic=a", value)
@@ -306,7 +306,7 @@ def test_a_head_ends_where_the_most_lenient_reader_ends_it(end: bytes) -> None:
     ],
 )
 def test_how_much_of_a_body_is_missing(fields: tuple[str, ...], length: int) -> None:
-    head = "\r\n".join(["PUT /v1/topics/a HTTP/1.1", "Host: x", *fields, "", ""]).encode()
+    head = "\r\n".join(["PUT /v1/topics/a HTTP/1.1", "Host: [::1]", *fields, "", ""]).encode()
     assert coming_bytes(head) == length
     assert coming_bytes(head + b"{}") == max(0, length - 2)
     assert coming_bytes(head + b"{" * length) == 0

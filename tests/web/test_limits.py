@@ -139,11 +139,11 @@ async def test_a_topic_too_many_is_409(in_place: bool) -> None:
     config = configured(limits={"topics": 2})
     async with serving(in_place=in_place, config=config) as served, connect(served.door) as client:
         to = [publish(path=f"/v1/topics/{name}/messages") for name in ("a", "b", "c", "a")]
-        put = b"PUT /v1/topics/d HTTP/1.1\r\nhost: x\r\n\r\n"
+        put = b"PUT /v1/topics/d HTTP/1.1\r\nHost: localhost\r\n\r\n"
         found = await answers(client, *to, put)
         full = (409, "too_many_topics")
         assert found == [(201, ""), (201, ""), full, (201, ""), full]
-        await client.send(b"DELETE /v1/topics/a HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(b"DELETE /v1/topics/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await client._read_until(b" 204 ")
         assert metric(served, "refused_total", code="too_many_topics") == 2
         await assert_healthy(served)
@@ -162,7 +162,7 @@ async def test_a_full_store_is_507_and_reads_and_deletions_go_on(in_place: bool)
             await reader.send(get("/v1/events?topic=chat&after=earliest"))
             await reader._read_until(b'"data":1')
         async with connect(served.door) as other:
-            await other.send(b"DELETE /v1/topics/chat HTTP/1.1\r\nhost: x\r\n\r\n")
+            await other.send(b"DELETE /v1/topics/chat HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await other._read_until(b" 204 ")
         assert metric(served, "store_full") == 0
         await assert_healthy(served)

@@ -24,10 +24,10 @@ from tests.nodes import ANYONE, configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import Client, connect, reset, until
 
-GET_READY = b"GET /readyz HTTP/1.1\r\nHost: node\r\n\r\n"
+GET_READY = b"GET /readyz HTTP/1.1\r\nHost: [::1]\r\n\r\n"
 PUBLISH_PATH = "POST /v1/topics/chat/messages"
 CHUNKED = (
-    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+    b"POST /v1/topics/chat/messages HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n1\r\n7\r\n0\r\n\r\n"
 )
 
@@ -137,7 +137,7 @@ SMUGGLED = publish(b'"smuggled"')
 
 def with_field(field: bytes, body: bytes = b"1") -> bytes:
     """A publish whose header has this line as well."""
-    return publish(body).replace(b"Host: node\r\n", b"Host: node\r\n" + field + b"\r\n", 1)
+    return publish(body).replace(b"Host: [::1]\r\n", b"Host: [::1]\r\n" + field + b"\r\n", 1)
 
 
 def chunked(body: bytes, field: bytes = b"Transfer-Encoding: chunked") -> bytes:
@@ -166,7 +166,7 @@ AMBIGUOUS = {
     "no colon": with_field(b"Transfer-Encoding"),
     "control character": with_field(b"Transfer-Encoding: \x0bchunked"),
     "NUL": with_field(b"X: a\0"),
-    "no host": publish(b"1").replace(b"Host: node\r\n", b""),
+    "no host": publish(b"1").replace(b"Host: [::1]\r\n", b""),
     "two hosts": with_field(b"Host: other"),
     "trailers": chunked(b"1\r\n1\r\n0\r\nContent-Length: 100\r\n\r\n"),
     "chunk size with a sign": chunked(b"+1\r\n1\r\n0\r\n\r\n"),

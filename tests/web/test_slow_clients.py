@@ -20,7 +20,7 @@ from tests.nodes import configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import App, Client, connect, open_door, until
 
-PUT = b"PUT /v1/topics/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+PUT = b"PUT /v1/topics/a HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
 BODY = b'{"retention": {"messages": 7}}'
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = b"00-%b-00f067aa0ba902b7-01" % TRACE_ID.encode()
@@ -186,9 +186,9 @@ async def test_a_stop_waits_for_a_body_that_has_begun(in_place: bool) -> None:
     "head",
     [
         WITH_BODY.replace(b"PUT /v1/topics/a", b"PUT /hello"),
-        b"GET /hello HTTP/1.1\r\nhost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
-        b"GET /hello HTTP/1.1\r\nhost: x\r\nContent-Length: 50000\r\n\r\n",
-        b"GET /hello HTTP/1.1\r\nhost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 50000\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
     ids=["short", "on demand", "long", "chunked"],
 )

@@ -54,7 +54,9 @@ async def stream_of(
     authority.configure_trust(trust)
     tcp = await trio.open_tcp_stream(LOOPBACK, urlsplit(node.url).port or 0)
     stream: trio.SSLStream[trio.abc.Stream] = trio.SSLStream(tcp, trust, server_hostname=LOOPBACK)
-    await stream.send_all(b"GET /v1/events?topic=%b HTTP/1.1\r\nHost: x\r\n\r\n" % topic.encode())
+    await stream.send_all(
+        b"GET /v1/events?topic=%b HTTP/1.1\r\nHost: [::1]\r\n\r\n" % topic.encode()
+    )
     return stream
 
 
@@ -100,7 +102,7 @@ async def test_a_node_refuses_old_versions_and_plain_http(tmp_path: Path, versio
         assert b"alert protocol version" in done.stderr.lower()
         stream = await trio.open_tcp_stream(LOOPBACK, urlsplit(node.url).port or 0)
         async with stream:
-            await stream.send_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            await stream.send_all(b"GET /readyz HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             assert b"HTTP" not in await stream.receive_some()
         async with client_of(node, authority) as client:
             assert (await client.get("/readyz")).status_code == 200

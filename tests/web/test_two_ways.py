@@ -34,7 +34,7 @@ NDJSON = "application/x-ndjson"
 TRACE_ID = b"4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"traceparent: 00-{TRACE_ID.decode()}-00f067aa0ba902b7-01"
 LAST = (
-    b"GET /v1/topics/chat/messages?limit=1000 HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
+    b"GET /v1/topics/chat/messages?limit=1000 HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n"
 )
 
 
@@ -129,7 +129,7 @@ ENDS = st.sampled_from(["\r\n"] * 19 + ["\n", "\r", " \r\n", "\r\r\n"])
 def requests(draw: st.DrawFn) -> bytes:
     body = draw(BODIES)
     framed = draw(st.integers(0, 9))
-    lines = [f"{draw(METHODS)} {draw(PATHS)} {draw(VERSIONS)}", "Host: node"]
+    lines = [f"{draw(METHODS)} {draw(PATHS)} {draw(VERSIONS)}", "Host: [::1]"]
     lines.append(f"Content-Type: {draw(MEDIA_TYPES)}")
     if framed < 7:
         lines.append(f"Content-Length: {len(body)}")

@@ -1,0 +1,149 @@
+"""What a web page may ask of a node, whatever else it may do: asked of each request, first.
+
+A page can have its visitor's browser send requests to any host. Two header fields
+tell what a page cannot choose: ``Host``, by which name it has come here (hosts.py),
+and ``Origin``, which page it is (origins.py). A request is refused
+
+    421 unknown_host   if the node does not serve that host
+    403 forbidden      if it would write, or asks whether it may, and its page may not
+
+and there is a line in the log, since neither a browser nor a page says much. A page
+that may not read is answered all the same, without the fields that would let it.
+
+Both ways through the door ask here. In place a request is only let in
+(``admits_write``, ``admits_read``); what is not is left to Quart, which says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from quart import Response, g, request
+from quart_trio import QuartTrio
+
+from repl_broker.access import COOKIE, Access, Credentials
+from repl_broker.errors import RequestError
+from repl_broker.hosts import Host, unknown
+from repl_broker.notices import Notices
+from repl_broker.origins import foreign_page
+
+__all__ = ["admits_read", "admits_write", "is_preflight", "register"]
+
+log = logging.getLogger(__name__)
+
+READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# What Sec-Fetch-Site says of a page of the node's own, and of a person who typed the URL.
+_OWN_SITE: Final = frozenset({"same-origin", "none"})
+READABLE: Final = "Access-Control-Allow-Origin"
+REMEDY: Final = "list it in http.cors_origins; http.public_url is the node's own behind a proxy"
+SHOWN_MAX: Final = 100  # characters of an origin
+
+
+def admits_write(access: Access, given: Credentials) -> bool:
+    """Whether a publish, as its head tells, may be answered in place."""
+    host = access.hosts.served(given.host)
+    if host is None:
+        return False
+    origin = given.origin
+    return not origin or access.origins.may_write(origin, host, by_cookie=_by_cookie(given))
+
+
+def admits_read(access: Access, given: Credentials, notices: Notices) -> bool:
+    """The same of a stream, whose page may be one that cannot read it: that is logged."""
+    host = access.hosts.served(given.host)
+    if host is None:
+        return False
+    if given.origin and not _may_read(access, given.origin, host):
+        _note_reader(notices, given.origin)
+    return True
+
+
+def register(app: QuartTrio, access: Access, notices: Notices) -> None:
+    """Have ``app`` refuse what a page may not ask for, before anything else is looked at."""
+
+    async def check() -> None:
+        try:
+            g.host = _check_host(access)
+        except RequestError as error:
+            notices.warn(log, "refused a host that is not served reason=%r", error.detail)
+            raise
+        try:
+            _check_origin(access, g.host)
+        except RequestError:
+            origin = request.headers.get("Origin", "")[:SHOWN_MAX]
+            what = "refused a page of another origin origin=%r remedy=%r"
+            notices.warn(log, what, origin, REMEDY)
+            raise
+        g.let_in = True
+
+    async def note(response: Response) -> Response:
+        origin = request.headers.get("Origin", "")
+        unreadable = READABLE not in response.headers and g.get("let_in")
+        if origin and unreadable and not access.origins.is_own(origin, g.host):
+            _note_reader(notices, origin)
+        return response
+
+    app.before_request(check)
+    app.after_request(note)
+
+
+def _check_host(access: Access) -> Host | None:
+    """The host that is asked; None if none is named, as HTTP/1.0 allows and no browser does.
+
+    Raises ``unknown_host``, ``malformed_request``.
+    """
+    named = request.headers.getlist("Host")  # more than one, the door has refused
+    if request.http_version == "1.0" and named == [""]:
+        return None
+    host = None
+    for text in named:
+        host = access.hosts.served(text)
+        if host is None:
+            raise unknown(text)
+    return host
+
+
+def _check_origin(access: Access, host: Host | None) -> None:
+    """Raises ``forbidden``, ``malformed_request``."""
+    headers = request.headers
+    origins = headers.getlist("Origin")
+    if len(origins) > 1:
+        raise RequestError("malformed_request", "Origin is given twice; give it once.")
+    origin = origins[0] if origins else ""
+    if request.method == "OPTIONS":
+        if is_preflight() and not access.origins.may_read(origin):
+            raise RequestError("forbidden", foreign_page(origin), reason="origin")
+    elif request.method not in READS:
+        cookies = "; ".join(headers.getlist("Cookie"))
+        given = Credentials(headers.get("Authorization", ""), cookies, origin)
+        _check_write(access, given, host)
+
+
+def _check_write(access: Access, given: Credentials, host: Host | None) -> None:
+    origin, by_cookie = given.origin, _by_cookie(given)
+    if origin:
+        allowed = access.origins.may_write(origin, host, by_cookie=by_cookie)
+    else:  # no page; but one whose browser was made to leave the origin out is none of ours
+        allowed = request.headers.get("Sec-Fetch-Site", "none").strip() in _OWN_SITE
+    if not allowed:
+        raise RequestError("forbidden", foreign_page(origin, by_cookie=by_cookie), reason="origin")
+
+
+def is_preflight() -> bool:
+    """A browser asks what a page of another origin may do (Fetch 3.3.5)."""
+    headers = request.headers
+    return "Origin" in headers and "Access-Control-Request-Method" in headers
+
+
+def _by_cookie(given: Credentials) -> bool:
+    return COOKIE in given.cookie and not given.authorization
+
+
+def _may_read(access: Access, origin: str, host: Host) -> bool:
+    return access.origins.may_read(origin) or access.origins.is_own(origin, host)
+
+
+def _note_reader(notices: Notices, origin: str) -> None:
+    what = "a page of another origin cannot read answers origin=%r remedy=%r"
+    notices.warn(log, what, origin[:SHOWN_MAX], REMEDY)
