@@ -26,9 +26,10 @@ from repl_broker.message import time_text
 from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, WriteBatch
 from repl_broker.storage import Identity, Loaded, SqliteStorage
 
-__all__ = ["FOUNDINGS", "Recovery", "Standing", "found", "standing_of"]
+__all__ = ["DISOWNED", "FOUNDINGS", "Recovery", "Standing", "found", "standing_of"]
 
 FOUNDINGS: Final = "foundings"  # the note: a list of records, the newest last
+DISOWNED: Final = "disowned"  # the note: why a node that founded a cluster takes no part
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ def found(
     record = {"how": how, "time": time_text(now_ms), "old": old.as_json(), "new": new.as_json()}
     foundings = [*(storage.note(FOUNDINGS) or ()), record]
     batch = WriteBatch((entry,), HardState(term, None))
-    storage.found_cluster(identity, batch, {**(notes or {}), FOUNDINGS: foundings})
+    founded = {FOUNDINGS: foundings, DISOWNED: None}  # of another cluster now, that is sure
+    storage.found_cluster(identity, batch, {**(notes or {}), **founded})
     return record
 
 

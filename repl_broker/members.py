@@ -159,6 +159,8 @@ class Members:
 
         Raises ConfigError if the cluster will not have it, and it is no member yet.
         """
+        if self._replica.disowned is not None:
+            self._say_disowned()
         if self._join:
             if not self._replica.is_empty:  # it was taken in; does the cluster know?
                 await self._wait_to_be_led(self._replica.patience)
@@ -213,18 +215,21 @@ class Members:
 
     def disown(self, reason: str) -> None:
         """A cluster has this node as a member that lost its data. If it has founded another one
-        meanwhile, two take writes under one name: this one stops, for as long as it runs."""
-        if not self._founded_alone or self._replica.disowned is not None:
-            return
+        meanwhile, two take writes under one name: this one stops, and stays so when it is started
+        again. ('repl-broker cluster recover' makes it a cluster of its own.)"""
+        if self._founded_alone and self._replica.disowned is None:
+            self._replica.disown(reason)
+            self._say_disowned()
+            self._on_disowned()
+
+    def _say_disowned(self) -> None:
         log.error(
             "takes no writes and is not ready: it founded a cluster while another has it as a "
             "member reason=%r remedy=%r",
-            reason,
+            self._replica.disowned,
             "stop this node, remove its old self there, and start it with --join and an empty data "
             "directory; 'repl-broker backup' saves what was published here",
         )
-        self._replica.disowned = reason
-        self._on_disowned()
 
     async def _ask_to_join(self) -> None:
         while not self._is_led:

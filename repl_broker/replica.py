@@ -38,6 +38,7 @@ import trio
 
 from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish, Settings
 from repl_broker.errors import ReplBrokerError, RequestError, StorageError
+from repl_broker.founding import DISOWNED
 from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
 from repl_broker.message import Message
@@ -421,6 +422,12 @@ class Replica:
         """Whether a leader is known, and all that was committed when it was found is applied."""
         return self._caught_up and self._core.leader is not None and self.disowned is None
 
+    def disown(self, reason: str) -> None:
+        """Take no writes any more, now and after any start: this should be no cluster."""
+        self.disowned = reason
+        if self._nursery is not None:
+            self._nursery.start_soon(self._written, self._storage.write_notes, {DISOWNED: reason})
+
     def statistics(self) -> ReplicaStatistics:
         core, proposals = self._core, self._proposals
         return ReplicaStatistics(
@@ -764,6 +771,7 @@ class Replica:
         A node that ``joins`` a cluster is not its own first member.
         """
         loaded = await self._in_thread(self._storage.load)
+        self.disowned = await self._in_thread(self._storage.note, DISOWNED)
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot

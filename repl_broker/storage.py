@@ -147,6 +147,14 @@ class Storage(Protocol):
         """Belong to this cluster from now on; only a store without entries may."""
         ...
 
+    def note(self, name: str) -> Any:
+        """What was noted under this name, beside all else; or None."""
+        ...
+
+    def write_notes(self, notes: Mapping[str, object]) -> None:
+        """They are on disk when this returns. A note that is None goes."""
+        ...
+
     def drop(self, indexes: Iterable[int]) -> None:
         """Remove entries that a snapshot covers and nothing needs."""
         ...
@@ -185,6 +193,7 @@ class MemoryStorage:
         self.hard_state = HardState()
         self.snapshot: Snapshot | None = None
         self.staged: tuple[Snapshot, dict[int, Entry]] | None = None
+        self.notes: dict[str, object] = {}
 
     def load(self) -> Loaded:
         start = self.snapshot.index if self.snapshot else 0
@@ -240,6 +249,12 @@ class MemoryStorage:
         for index, data in entries.items():
             old = self.entries[index]
             self.entries[index] = Entry(index, old.term, old.kind, data)
+
+    def note(self, name: str) -> Any:
+        return self.notes.get(name)
+
+    def write_notes(self, notes: Mapping[str, object]) -> None:
+        self.notes.update(notes)
 
     def tidy(self) -> None:
         pass
@@ -701,7 +716,7 @@ class SqliteStorage:
             self._check(set(_statements(_SCHEMA)) <= tables, "its schema")
 
     def note(self, name: str) -> Any:
-        """What was noted under this name, for people and programs beside the node; or None."""
+        """What was noted under this name, for people and for programs; or None."""
         with self._damage_told():
             row = self._reader.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
         try:

@@ -226,6 +226,15 @@ async def test_a_founder_that_lost_its_disk_stops_once_a_member_tells_it(
         del stream
         (line,) = lines_of(caplog, "takes no writes and is not ready")
         assert "--join and an empty data directory" in line
+        # Nobody is there to tell it again when it is started anew.
+        await trio.sleep(1)
+        cluster.kill("n2")
+        cluster.kill("n1")
+        node = await cluster.start("n1")
+        await trio.sleep(10)
+        check_takes_no_part(node, LOST)
+        assert len(lines_of(caplog, "takes no writes and is not ready")) == 2
+        await cluster.start("n2", join=("n1",))
         await cluster.start("n3", join=("n1",))
         leader = await cluster.leader("n2", "n3")
         await leader.replica.propose(publish(b"to the right one"))

@@ -364,6 +364,15 @@ def check_another_cluster(node: Member, member: Member) -> None:
     assert node.cluster()["cluster_id"] != member.cluster()["cluster_id"]
     assert node.stop() == 0
     member.publish("chat", "undisturbed")
+    folder = str(node.data_dir)
+    done = CliRunner().invoke(main, ["cluster", "recover", "--data-dir", folder, "--yes"])
+    assert done.exit_code == 0, done.stderr
+    since = len(node.log_text())
+    node.start()  # of its own now: that is sure
+    node.wait_log("has lost its data", since)
+    node.publish("chat", "of its own")
+    assert ready(node).status == 200
+    assert node.stop() == 0
 
 
 # --- what answers at join ---
