@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 READ_BYTES: Final = 1 << 16
+CUT_SECONDS: Final = 0.3  # a browser drops what it has not given to the page when it sees the end
 BAD_GATEWAY: Final = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -79,6 +81,7 @@ class Relay:
                 at = data.find(self.cut_at) if self.cut_at else -1
                 if at >= 0:
                     client.sendall(data[: at + len(self.cut_at)])
+                    time.sleep(CUT_SECONDS)
                     self.cut_at = b""
                     self.down()
                     break
