@@ -1181,8 +1181,7 @@ class Replica:
         self.turn()
 
     def _replace_state(self, state: BrokerState, mark: SnapshotMark) -> None:
-        state.losses_version = self.state.losses_version + 1
-        state.topics_version = self.state.topics_version + 1
+        state.generation = self.state.generation + 1
         self.state = state
         self._stamped_at = trio.current_time()
         self._committed.clear()

@@ -19,7 +19,6 @@ read from a clock, a random source, the environment or a local file.
 from __future__ import annotations
 
 import hashlib
-import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -43,6 +42,9 @@ from repl_broker.command import (
 )
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 from repl_broker.names import Names
+from repl_broker.patience import ENDLESS, Patience
+from repl_broker.scan import Scan
+from repl_broker.timeline import Timeline
 
 __all__ = [
     "Applied",
@@ -53,7 +55,6 @@ __all__ = [
     "Refused",
     "Revocation",
     "Revoked",
-    "Scan",
     "Topic",
     "TopicChanged",
 ]
@@ -64,7 +65,7 @@ SPARSE_RATIO: Final = 4  # an entry is rewritten when so much of it is dead …
 SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
 TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
 REVOCATIONS_MAX: Final = 100_000  # subjects whose tokens were revoked; about 20 MB
-MATCHING_TOPICS_MAX: Final = 200_000  # in all remembered results of matching
+ALL_STEPS: Final = 1 << 60
 
 
 # --- what applying gives --------------------------------------------------------------
@@ -146,9 +147,12 @@ class Topic:
         "bytes",
         "created_ms",
         "dropped",
+        "lost_at",
+        "lost_version",
         "name",
         "oldest_ms",
         "own",
+        "place",
         "retention",
         "trimmed_seq",
     )
@@ -166,6 +170,9 @@ class Topic:
         self.bytes = 0  # of data retained
         self.dropped = 0  # how many messages were trimmed since it was loaded; local
         self.oldest_ms = 0  # when the oldest retained message was published
+        self.place = 0  # in the timeline, as are the next two; local
+        self.lost_version = 0  # of its last loss; 0: there was none
+        self.lost_at = 0  # the sequence number that had been given then
         self._sequences = array("Q")
         self._sizes = array("I")
         self._head = 0  # everything before it is trimmed, and cut off now and then
@@ -211,6 +218,17 @@ class Topic:
         """Whether the message ``seq`` is in this topic's history."""
         row = bisect_left(self._sequences, seq, self._head)
         return row < len(self._sequences) and self._sequences[row] == seq
+
+    def size_of(self, seq: int) -> int | None:
+        """The size of the message ``seq``; None if it is not in this topic's history."""
+        row = bisect_left(self._sequences, seq, self._head)
+        if row < len(self._sequences) and self._sequences[row] == seq:
+            return self._sizes[row]
+        return None
+
+    def sequences(self) -> array[int]:
+        """Those of all that it retains."""
+        return self._sequences[self._head :]
 
     def append(self, seq: int, size: int) -> None:
         self._sequences.append(seq)
@@ -386,8 +404,8 @@ class BrokerState:
         self.names = Names()  # of topics
         self.retained_messages = 0  # of all topics; these two follow from them
         self.retained_bytes = 0  # … of data
-        self.topics_version = 0  # moves when a topic comes or goes; local, not part of the state
-        self.losses_version = 0  # moves when history is trimmed or a topic goes; local
+        self.timeline = Timeline()  # this follows from them, too
+        self.generation = 0  # one more when a snapshot takes its place; local to a node
         self._segments = _Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._revoked: list[str] = []  # by the entry that is being applied; local
@@ -396,10 +414,9 @@ class BrokerState:
         # The oldest are folded into the floor: below it, losses are not known by name.
         self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._tombstone_floor = 0
+        self._floor_version = 0  # of the timeline, when it moved; local
         # By subject, in the order of their times.
         self.revocations: OrderedDict[str, Revocation] = OrderedDict()
-        self._matching: dict[FilterSet, tuple[int, list[Topic]]] = {}
-        self._matching_topics = 0
 
     # --- applying ---
 
@@ -481,6 +498,7 @@ class BrokerState:
             seq += 1
             topic.append(seq, len(body))
             events.append(Message(seq, name, time_ms, body))
+        self.timeline.publish(topic, self.seq + 1, len(data))
         self.seq = seq
         self.retained_messages += len(data)
         self.retained_bytes += sum(map(len, data))
@@ -517,13 +535,14 @@ class BrokerState:
         if topic is None:
             return _topic_not_found(command.name)
         self.names.remove(topic.name)
-        self.topics_version += 1
-        self.losses_version += 1
         self._drop_oldest(topic, len(topic))
+        self.timeline.end(topic)
         self._tombstones[command.name] = (self.seq, topic.trimmed_seq)
         if len(self._tombstones) > TOMBSTONES_MAX:
-            _, (_, lost_seq) = self._tombstones.popitem(last=False)
-            self._tombstone_floor = max(self._tombstone_floor, lost_seq)
+            name, (_, lost_seq) = self._tombstones.popitem(last=False)
+            version = self.timeline.forget(name)
+            if lost_seq > self._tombstone_floor:
+                self._tombstone_floor, self._floor_version = lost_seq, version
         deleted = TopicDeleted(command.name, self.seq)
         events.append(deleted)
         return deleted
@@ -588,7 +607,7 @@ class BrokerState:
         if tombstone is not None:
             topic.trimmed_seq = tombstone[1]
         self.names.add(name)
-        self.topics_version += 1
+        self.timeline.begin(topic)
         return topic
 
     def _trim(self, topic: Topic) -> None:
@@ -605,8 +624,8 @@ class BrokerState:
         if not count:
             return
         segments = self._segments
-        self.losses_version += 1
         sequences, sizes = topic.drop_oldest(count)
+        self.timeline.trim(topic, sequences, self.seq)
         self.retained_messages -= count
         self.retained_bytes -= sum(sizes)
         for entry in segments.release(sequences, sizes):
@@ -619,26 +638,18 @@ class BrokerState:
     # --- reading ---
 
     def matching(self, filters: FilterSet) -> list[Topic]:
-        """The topics that exist now and belong to ``filters``."""
+        """The topics that exist now and belong to ``filters``; long, if they have patterns."""
         if not filters.patterns:
             return [self.topics[name] for name in filters.exact if name in self.topics]
-        known = self._matching.get(filters)
-        if known is not None and known[0] == self.topics_version:
-            return known[1]
-        topics = [topic for name, topic in self.topics.items() if filters.matches(name)]
-        self._matching_topics += len(topics) - (len(known[1]) if known is not None else -1)
-        if self._matching_topics > MATCHING_TOPICS_MAX:
-            self._matching.clear()
-            self._matching_topics = len(topics) + 1
-        self._matching[filters] = (self.topics_version, topics)
-        return topics
+        names = self.names.find("", [[filters.compiled]], len(self.topics) + 1, ALL_STEPS).names
+        return [self.topics[name] for name in names]
 
     def losses(self, filters: FilterSet, after: int) -> dict[str, int]:
         """By topic, the highest sequence number above ``after`` that can no longer be had.
 
         The name ``""`` stands for topics that were deleted so long ago that they
         are not known by name any more. It may stand there without a loss; all
-        else is exact.
+        else is exact. It looks at all topics; ``find_loss`` does so in pieces.
         """
         topics = self.matching(filters)
         lost = {t.name: t.trimmed_seq for t in topics if t.trimmed_seq > after}
@@ -659,14 +670,44 @@ class BrokerState:
 
     def scan(self, filters: FilterSet, after: int, limit: int) -> list[Location]:
         """Where the first ``limit`` retained messages above ``after`` are, in order."""
-        return Scan(self, filters, after).take(limit)
+        found: list[Location] = []
+        scan = Scan(self, filters, after)
+        while len(found) < limit and scan.position < self.seq:
+            found += scan.take(ENDLESS, limit - len(found))
+        return found
 
-    def deletions(self, filters: FilterSet, after: int) -> list[TopicDeleted]:
-        """Topics of ``filters`` that were deleted at position ``after`` or later, in order."""
+    def find_loss(
+        self, filters: FilterSet, after: int, version: int, turn: Patience
+    ) -> tuple[int, bool]:
+        """Whether something of ``filters`` above ``after`` was lost later than ``version``.
+
+        Versions are the timeline's. Returns how far it has looked: less than to the newest
+        if it has found something, or the turn was over. A loss may be told without one for
+        topics that were deleted so long ago that they are not known by name any more.
+        """
+        timeline = self.timeline
+        newest = timeline.look()
+        if version >= newest:
+            return newest, False
+        exact = [self.topics.get(name, timeline.gone.get(name)) for name in filters.exact]
+        if self._tombstone_floor > after and self._floor_version > version:
+            known = (name in self.topics for name in filters.exact)
+            born = any(t is not None and t.born_seq > after for t in exact)
+            if filters.patterns or not all(known) or born:
+                return newest, True
+        if filters.patterns:
+            return timeline.find_loss(filters, after, version, turn)
+        lost = (t for t in exact if t is not None and t.trimmed_seq > after)
+        return newest, any(topic.lost_version > version for topic in lost)
+
+    def deletions(
+        self, filters: FilterSet, after: int, upto: int = SEQUENCE_MAX
+    ) -> list[TopicDeleted]:
+        """Topics of ``filters`` that were deleted at a position from ``after`` to ``upto``."""
         found = [
             TopicDeleted(name, position)
             for name, position, _ in self._deleted_since(after)
-            if filters.matches(name)
+            if position <= upto and filters.matches(name)
         ]
         return found[::-1]
 
@@ -829,6 +870,9 @@ class BrokerState:
         state._keys = OrderedDict((key, tuple(known)) for key, *known in keys)
         state._tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
         state._tombstone_floor = floor
+        gone = [_tombstone(name, *when, default) for name, when in state._tombstones.items()]
+        state.timeline.load(list(state.topics.values()), gone, seq)
+        state._floor_version = state.timeline.version
         state.revocations = OrderedDict(
             (subject, Revocation(*known)) for found in last for subject, *known in found
         )
@@ -837,48 +881,6 @@ class BrokerState:
     def digest(self) -> str:
         """A fingerprint: nodes that applied the same log have the same one."""
         return hashlib.blake2b(self.snapshot(), digest_size=16).hexdigest()
-
-
-class Scan:
-    """Where retained messages are, one after the other, up to the last at its beginning.
-
-    It stays right while the state goes on: what is trimmed meanwhile is left
-    out, what is published meanwhile is not yet in it. So a stream that catches
-    up over many topics looks through all of them once, not once a page.
-    """
-
-    def __init__(self, state: BrokerState, filters: FilterSet, after: int) -> None:
-        self.upto = state.seq  # everything up to here is given, then it ends
-        self._state = state
-        self._heap: list[tuple[int, int, int, Topic]] = []  # seq, tie-break, size, topic
-        for number, topic in enumerate(state.matching(filters)):
-            if (topic.last_seq or 0) > after:
-                found = topic.after(after)
-                assert found is not None
-                self._heap.append((found[0], number, found[1], topic))
-        heapq.heapify(self._heap)
-
-    @property
-    def is_over(self) -> bool:
-        return not self._heap
-
-    def take(self, limit: int, bytes_max: int = SEQUENCE_MAX) -> list[Location]:
-        """The next ``limit`` at most, of at most ``bytes_max`` of data, but at least one."""
-        taken: list[Location] = []
-        heap, room = self._heap, bytes_max
-        while heap and len(taken) < limit:
-            seq, number, size, topic = heap[0]
-            room -= size
-            if taken and room < 0:
-                break
-            following = topic.after(seq)
-            if following is not None and following[0] <= self.upto:
-                heapq.heapreplace(heap, (following[0], number, following[1], topic))
-            else:
-                heapq.heappop(heap)
-            if topic.retains(seq):
-                taken.append(self._state.locate(seq, topic.name, size))
-        return taken
 
 
 _HANDLERS: Final[
@@ -898,6 +900,13 @@ def _topic_not_found(name: str) -> Refused:
         "topic_not_found",
         f"The topic {name!r} does not exist; create it with PUT /v1/topics/{name}.",
     )
+
+
+def _tombstone(name: str, position: int, lost_seq: int, default: Retention) -> Topic:
+    """A topic that was deleted, as far as it is remembered."""
+    topic = Topic(name, ALL_DEFAULT, default, 0, position)
+    topic.trimmed_seq = lost_seq
+    return topic
 
 
 def _unpack(typecode: str, data: bytes) -> array[int]:

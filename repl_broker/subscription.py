@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum, auto
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
 from msgspec.json import encode as encode_json
@@ -33,8 +34,10 @@ from repl_broker import sse
 from repl_broker.errors import RequestError
 from repl_broker.hub import Batch, Channel, Hub, Place, deleted_frame, mark, message_frame
 from repl_broker.message import Cursor, FilterSet, Message, TopicDeleted, event_id
+from repl_broker.patience import Looks, Patience
 from repl_broker.replica import Replica
-from repl_broker.state import BrokerState, Location, Scan
+from repl_broker.scan import Scan
+from repl_broker.state import BrokerState, Location
 
 __all__ = ["CHUNK_BYTES_MAX", "Lease", "Subscription", "farewell", "token_expired"]
 
@@ -43,6 +46,7 @@ AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited f
 DRAIN_RETRY_MS_MAX: Final = 5000  # of the jitter that spreads reconnects
 CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
 PAGE_MESSAGES_MAX: Final = 256
+LOOKS_AT_ONCE: Final = 4  # steps that are tried before there is a queue for them
 
 
 class Lease(Protocol):
@@ -58,6 +62,23 @@ class Lease(Protocol):
         """There is no stream any more."""
 
 
+class _Page(NamedTuple):
+    """What was found in the log, up to a position."""
+
+    locations: list[Location]
+    deletions: list[TopicDeleted]
+    upto: int
+
+
+class _More(Enum):
+    """A piece of reading is done, with nothing to tell, and there is more to do."""
+
+    MORE = auto()
+
+
+_MORE: Final = _More.MORE
+
+
 class Subscription:
     """The bytes of one event stream. Use as ``async with``; then iterate.
 
@@ -67,9 +88,9 @@ class Subscription:
     """
 
     __slots__ = (
-        "_after", "_before", "_channel", "_ended", "_filters", "_heartbeat_seconds", "_hub",
-        "_losses_version", "_prelude", "_reason", "_replica", "_resuming", "_scan", "_scope",
-        "_seq", "_told_deletions", "_told_losses", "ahead", "lease", "place",
+        "_after", "_before", "_channel", "_ended", "_filters", "_gap_reason", "_generation",
+        "_heartbeat_seconds", "_hub", "_losses_version", "_prelude", "_reason", "_replica",
+        "_resuming", "_scan", "_scope", "_seq", "_told_deletions", "ahead", "lease", "place",
     )  # fmt: skip
 
     def __init__(
@@ -91,10 +112,11 @@ class Subscription:
         self._heartbeat_seconds = heartbeat_seconds
         self._channel: Channel | None = None
         self._seq = 0  # everything up to here was sent, or told to be lost
-        self._told_losses: dict[str, int] = {}  # by topic, up to where
         self._told_deletions: frozenset[TopicDeleted] = frozenset()  # at the position of _seq
         self._before = Place(0, 0)  # where it was before the page that was read last
-        self._losses_version = -1  # of the state, when it was last asked for losses
+        self._generation = replica.state.generation  # of the state that the next are of
+        self._losses_version = -1  # losses up to it were looked at
+        self._gap_reason: str | None = None  # a gap is to be told, before anything else
         self._scan: Scan | None = None  # of the log, while it is read
         self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
         self._ended = False
@@ -205,7 +227,7 @@ class Subscription:
 
     def find_place(self) -> None:
         """See whether the tail reaches back to where the stream is."""
-        if self.place is None and not self._resuming:
+        if self.place is None and not self._resuming and self._gap_reason is None:
             channel, told = self._require_channel(), self._told_deletions
             offset = channel.offset_after(self._seq, told)
             if offset is not None:
@@ -225,16 +247,17 @@ class Subscription:
         if isinstance(after, Cursor):
             yield self._subscribed(after)
             if after.epoch != epoch:
-                self._told_losses = state.losses(self._filters, 0)
-                yield self._gap("unknown_epoch", self._go_to_first(0))
+                self._gap_reason = "unknown_epoch"
             elif after.seq > state.seq:
                 self.ahead = after
             else:
                 self._seq = after.seq
         else:
             if after == "earliest":
-                self._told_losses = state.losses(self._filters, 0)
-                self._go_to_first(0)
+                self._losses_version = state.timeline.look()  # what is lost was not asked for
+                scan = Scan(state, self._filters, 0)
+                first = scan.take(Looks(LOOKS_AT_ONCE), 1)
+                self._seq = first[0].seq - 1 if first else scan.position
             else:
                 self._seq = state.seq
                 told = state.deletions(self._filters, state.seq)
@@ -276,35 +299,20 @@ class Subscription:
         self._hub.told_gap()
         return sse.event("gap", self._id(self._seq), encode_json(data))
 
-    def _go_to_first(self, seq: int) -> Location | None:
-        """Go on just before the first message above ``seq`` that is still there, and give it."""
-        found = self._state.scan(self._filters, seq, 1)
-        self._seq = found[0].seq - 1 if found else self._state.seq
-        return found[0] if found else None
-
     # --- the log ---
 
     async def read_log(self) -> Batch | bytes | None:
         """What comes next in the log: a page, or what is lost. None: look again, perhaps level.
 
-        Whoever calls has taken one of ``Replica.log_readers``.
+        Whoever calls has taken one of ``Replica.log_readers``. What is long is done in
+        pieces, one for each call, so that other streams have their turn in between.
         """
-        state = self._state
-        self._resuming = False
-        if state.losses_version != self._losses_version:
-            self._losses_version = state.losses_version
-            told = self._tell_losses()
-            if told:
-                return told
-        page, upto = self._next_page()
-        deletions = self._deletions(self._seq, upto)
-        if not page and not deletions and upto == state.seq:
-            # Read out, and nothing can be appended in between: level.
-            self._move(upto)
-            self.place = Place(self._require_channel().end, upto, tuple(self._told_deletions))
-            self._scan = None
-            self._told_losses.clear()
-            return None
+        found = self._look(Looks(LOOKS_AT_ONCE))
+        if isinstance(found, _More):
+            found = await self._replica.turnstile.give(self._look)
+        if not isinstance(found, _Page):
+            return found if isinstance(found, bytes) else None
+        page, deletions, upto = found
         messages = await self._replica.fetch(page)
         if len(messages) < len(page):  # trimmed while it was read: look again from there
             self._scan = None
@@ -316,39 +324,73 @@ class Subscription:
         self._move(upto, deletions)
         return self._in_order(messages, deletions)
 
+    def _look(self, turn: Patience) -> _Page | bytes | _More | None:
+        """A piece of reading: what comes next, a gap, or that there is more to do. None: level.
+
+        That nothing was lost, what comes, and that nothing more comes are one step.
+        """
+        state = self._state
+        if self._generation != state.generation:
+            self._generation, self._losses_version, self._scan = state.generation, -1, None
+        if self._gap_reason is None:
+            self._losses_version, is_lost = state.find_loss(
+                self._filters, self._seq, self._losses_version, turn
+            )
+            if is_lost:
+                self._gap_reason, self._scan = "retention", None
+                self._after = Cursor(self._hub.epoch, self._seq)
+            elif self._losses_version < state.timeline.version:
+                return _MORE
+        return self._read_on(turn) if self._gap_reason is None else self._tell_gap(turn)
+
+    def _tell_gap(self, turn: Patience) -> bytes | _More:
+        """The gap, once it is found where the stream goes on, and what was deleted in it."""
+        state, reason = self._state, self._gap_reason
+        assert reason is not None
+        scan = self._scan = self._scan or Scan(state, self._filters, self._seq)
+        found = scan.take(turn, 1)
+        if not found and scan.position < state.seq:
+            return _MORE
+        after, self._seq = self._seq, found[0].seq - 1 if found else state.seq
+        self._gap_reason = self._scan = None
+        self._losses_version = state.timeline.look()  # all of them are told with this one
+        gap = self._gap(reason, found[0] if found else None)
+        if reason != "retention":
+            return gap
+        deletions = self._deletions(after, self._seq)
+        self._move(self._seq, deletions)
+        # The cursor has moved on past where these happened, and must not go back.
+        frames = (deleted_frame(self._hub.epoch, d._replace(position=self._seq)) for d in deletions)
+        return b"".join((gap, *frames))
+
+    def _read_on(self, turn: Patience) -> _Page | _More | None:
+        """Where the next messages are; nothing was lost that is not told."""
+        state = self._state
+        scan = self._scan = self._scan or Scan(state, self._filters, self._seq)
+        page = scan.take(turn, PAGE_MESSAGES_MAX, CHUNK_BYTES_MAX)
+        upto = scan.position
+        deletions = self._deletions(self._seq, upto)
+        self._resuming = False
+        if page or deletions:
+            return _Page(page, deletions, upto)
+        self._move(upto)
+        if upto < state.seq:
+            return _MORE
+        # Read out, and nothing can be appended in between: level.
+        self.place = Place(self._require_channel().end, upto, tuple(self._told_deletions))
+        self._scan = None
+        return None
+
     def go_back(self, page: Batch, count: int) -> None:
         """Of the page that was read last, only ``count`` events were sent: go on behind those."""
         self._scan = None  # a reader that waits costs a cursor, and no more
         if count < len(page):
             self._leave_tail(page.place(self._before, count))
 
-    def _tell_losses(self) -> bytes | None:
-        """A gap, if some topic has lost more than was told, and what was deleted with it."""
-        losses = self._state.losses(self._filters, self._seq)
-        told, self._told_losses = self._told_losses, losses
-        if all(lost <= told.get(name, 0) for name, lost in losses.items()):
-            return None
-        self._scan = None
-        epoch, after = self._hub.epoch, self._seq
-        self._after = Cursor(epoch, after)
-        first = self._go_to_first(after)
-        deletions = self._deletions(after, self._seq)
-        self._move(self._seq, deletions)
-        # The cursor has moved on past where these happened, and must not go back.
-        frames = (deleted_frame(epoch, d._replace(position=self._seq)) for d in deletions)
-        return b"".join((self._gap("retention", first), *frames))
-
-    def _next_page(self) -> tuple[list[Location], int]:
-        """Where the next messages are, and the position behind them."""
-        scan = self._scan or Scan(self._state, self._filters, self._seq)
-        page = scan.take(PAGE_MESSAGES_MAX, CHUNK_BYTES_MAX)
-        self._scan = None if scan.is_over else scan
-        return page, scan.upto if scan.is_over else page[-1].seq if page else self._seq
-
     def _deletions(self, after: int, upto: int) -> list[TopicDeleted]:
         """Removals from position ``after`` to ``upto`` that were not told yet, in order."""
-        deletions = self._state.deletions(self._filters, after)
-        return [d for d in deletions if d.position <= upto and d not in self._told_deletions]
+        deletions = self._state.deletions(self._filters, after, upto)
+        return [d for d in deletions if d not in self._told_deletions]
 
     def _move(self, seq: int, deletions: Sequence[TopicDeleted] = ()) -> None:
         # Removals before the cursor are not asked for again.

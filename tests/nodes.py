@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import trio
 
 from repl_broker.access import Asking, Credentials
@@ -145,6 +148,20 @@ def configured(config: Config | None = None, **sections: dict[str, Any]) -> Conf
     for section, keys in sections.items():
         config = replace(config, **{section: replace(getattr(config, section), **keys)})
     return config
+
+
+def read_in_pieces(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> None:
+    """Have streams find in either way what is next in the log, in small pieces and blocks."""
+    for name, values in (
+        ("scan.NEAR_MESSAGES", [0, 10, 4096]),
+        ("scan.BY_TOPIC_MAX", [1, 256]),
+        ("scan.LOOKS_MAX", [1, 64]),
+        ("subscription.LOOKS_AT_ONCE", [0, 4]),
+        ("turnstile.PIECE_SECONDS", [-1, 0.002]),
+        ("turnstile.REST_SECONDS_MIN", [math.inf]),  # a task that rests looks as if it were done
+        ("order.BLOCK_NUMBERS", [3, 1024]),
+    ):
+        monkeypatch.setattr(f"repl_broker.{name}", chance.choice(values))
 
 
 def events(chunks: Sequence[bytes]) -> list[dict[str, str]]:

@@ -26,10 +26,20 @@ from repl_broker.config import Config
 from repl_broker.fanout import IGNORED_BYTES_MAX, LEVEL, Fanout, FanoutOptions, Reader, Silence
 from repl_broker.message import FilterSet, Message, TopicDeleted
 from repl_broker.subscription import Subscription
-from tests.nodes import ANYONE, EPOCH, Clock, Disk, Node, configured, events, running_node
+from tests.nodes import (
+    ANYONE,
+    EPOCH,
+    Clock,
+    Disk,
+    Node,
+    configured,
+    events,
+    read_in_pieces,
+    running_node,
+)
 
 SMALL_TAIL = configured(limits={"tail_bytes": 2000})
-SECONDS_MAX = 1000  # of the mock clock, mostly
+SECONDS_MAX = 10_000  # of the mock clock, mostly, which heartbeats move
 SMALL_BUFFER = 4608  # the least that the kernel gives to the sender of a pair
 
 
@@ -910,6 +920,7 @@ def test_every_reader_gets_every_message_once_in_order_or_is_told_of_the_loss(se
     chance = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("repl_broker.subscription.PAGE_MESSAGES_MAX", chance.choice([2, 5, 256]))
+        read_in_pieces(patch, chance)
         patch.setattr(fanout, "CHUNK_BYTES_MAX", chance.choice([1, 400, 64 << 10]))
         patch.setattr(fanout, "ADVANCE_BATCHES_MAX", chance.choice([1, 4]))
         if chance.random() < 0.7:

@@ -48,17 +48,19 @@ LAYERS = (
     ("systemd", "reload"),
     ("trace", "histogram", "turnstile"),
     ("config",),
+    ("scan",),
+    ("timeline",),
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors",),
+    ("errors", "order", "patience"),
     ("raft.*",),
     ("__init__",),
 )
 
 PURE = (
     *("state", "filters", "names", "routes", "wire", "sse", "command", "message", "errors"),
-    *("stalled", "masking", "handshake", "raft.*"),
+    *("stalled", "masking", "handshake", "scan", "timeline", "order", "patience", "raft.*"),
 )
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),

@@ -30,6 +30,8 @@ from repl_broker.command import (
     Settings,
 )
 from repl_broker.message import FilterSet, Message, TopicDeleted
+from repl_broker.patience import ENDLESS
+from repl_broker.scan import Scan
 from repl_broker.state import (
     Applied,
     BrokerState,
@@ -39,7 +41,6 @@ from repl_broker.state import (
     Refused,
     Revocation,
     Revoked,
-    Scan,
     Topic,
     TopicChanged,
 )
@@ -266,16 +267,25 @@ def test_configuring_changes_what_topics_do_not_say_themselves(node: Node) -> No
     assert node.state.topics["own"].retention == Retention(2, 60, 1000)
 
 
-def test_a_scan_over_many_topics_stays_right_while_the_state_goes_on(node: Node) -> None:
+@pytest.mark.parametrize(("filters", "near"), [(["a", "b", "c", "d"], 0), ([">"], 0), ([">"], 99)])
+def test_a_scan_over_many_topics_stays_right_while_the_state_goes_on(
+    node: Node, filters: list[str], near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repl_broker.scan.NEAR_MESSAGES", near)
     for name in ("a", "b", "c", "a", "b", "c"):
         node.publish(name, b"1")
-    scan = Scan(node.state, ALL, 0)
-    assert [at.seq for at in scan.take(2)] == [1, 2]
+    scan = Scan(node.state, FilterSet(filters), 0)
+    assert [at.seq for at in scan.take(ENDLESS, 2)] == [1, 2]
+    assert scan.position == 2
     node.do(CreateTopic("a", messages=1, replace=True))
     node.publish("a", b"1")  # trims 4
     node.do(DeleteTopic("b"))
     node.publish("d", b"1")
-    assert [at.seq for at in scan.take(9)] == [3, 6], "neither what is gone nor what is new"
+    found = scan.take(ENDLESS, 9)
+    if scan.position < node.state.seq:
+        found += scan.take(ENDLESS, 9)
+    assert [at.seq for at in found] == [3, 6, 7, 8], "what is gone is left out, what is new comes"
+    assert scan.position == node.state.seq
 
 
 def test_losses_are_told_topic_by_topic(node: Node) -> None:
@@ -284,9 +294,9 @@ def test_losses_are_told_topic_by_topic(node: Node) -> None:
     node.publish("b", b"1", b"2")
     node.publish("a", b"3", b"4", b"5")
     assert node.state.losses(ALL, 0) == {"a": 4}
-    version = node.state.losses_version
+    version = node.state.timeline.look()
     node.publish("b", b"6")
-    assert node.state.losses_version > version
+    assert node.state.timeline.version > version
     assert node.state.losses(ALL, 0) == {"a": 4, "b": 1}
     assert node.state.losses(ALL, 1) == {"a": 4}
     node.do(DeleteTopic("b"))

@@ -17,7 +17,17 @@ from repl_broker.command import CreateTopic, Publish
 from repl_broker.errors import RequestError
 from repl_broker.message import FilterSet
 from repl_broker.subscription import Subscription
-from tests.nodes import ANYONE, EPOCH, Clock, Disk, Node, configured, events, running_node
+from tests.nodes import (
+    ANYONE,
+    EPOCH,
+    Clock,
+    Disk,
+    Node,
+    configured,
+    events,
+    read_in_pieces,
+    running_node,
+)
 
 
 def event_id(seq: int) -> str:
@@ -528,6 +538,7 @@ def test_every_reader_gets_every_message_once_in_order_or_is_told_of_the_loss(se
     chance = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("repl_broker.subscription.PAGE_MESSAGES_MAX", chance.choice([2, 5, 256]))
+        read_in_pieces(patch, chance)
         trio.run(_anything_goes, chance, clock=MockClock(autojump_threshold=0))
 
 

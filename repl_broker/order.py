@@ -1,0 +1,167 @@
+"""Things in the order of a number that only grows: whose each number is, and which are gone.
+
+Numbers are appended in ascending order and released in any. What is left is kept in
+blocks, which say how many of theirs live. A block of which most is released is
+written anew without that, one at each release at most, so that no release takes long;
+one of which all is released goes. So it takes room for what lives, however
+high the numbers are, and going on from any number costs a look into a list.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+__all__ = ["Order"]
+
+BLOCK_NUMBERS: Final = 1024
+SPARSE_RATIO: Final = 4  # a block is written anew when so much of it is released
+
+
+class _Block:
+    __slots__ = ("first", "is_due", "live", "mark", "owners", "written")
+
+    def __init__(self, first: int, owners: array[int], mark: int) -> None:
+        self.first = first
+        self.owners = owners
+        self.written: array[int] | None = None  # the numbers, once some are missing
+        self.live = len(owners)
+        self.mark = mark
+        self.is_due = False  # to be written anew
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        if self.written is None:
+            return range(self.first, self.first + len(self.owners))
+        return self.written
+
+
+class Order:
+    """``is_live`` says whether an owner still has a number; asked of those not released, too."""
+
+    __slots__ = ("_blocks", "_due", "_firsts", "_is_live", "_newest", "_next", "_room")
+
+    def __init__(self, is_live: Callable[[int, int], bool]) -> None:
+        self._is_live = is_live
+        self._blocks: list[_Block] = []
+        self._firsts: list[int] = []  # the first number of each block
+        self._due: list[_Block] = []
+        # The block that is appended to, the number that it would take, and how many more.
+        self._newest: _Block | None = None
+        self._next = self._room = 0
+
+    def __len__(self) -> int:
+        """How many live."""
+        return sum(block.live for block in self._blocks)
+
+    def append(self, number: int, owner: int, count: int = 1, mark: int = 0) -> None:
+        """The ``count`` numbers from ``number`` on are ``owner``'s. ``mark`` never falls."""
+        while count > 0:
+            block = self._newest
+            if block is None or number != self._next or not self._room:
+                block = self._newest = _Block(number, array("I"), mark)
+                self._blocks.append(block)
+                self._firsts.append(number)
+                self._next, self._room = number, BLOCK_NUMBERS
+            if count == 1:
+                part = 1
+                block.owners.append(owner)
+            else:
+                part = min(count, self._room)
+                block.owners.extend((owner,) * part)
+            block.live += part
+            block.mark = mark
+            number += part
+            count -= part
+            self._next = number
+            self._room -= part
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """These, in ascending order, are nobody's any more; each was appended."""
+        start, end, firsts = 0, len(numbers), self._firsts
+        while start < end:
+            at = bisect_right(firsts, numbers[start]) - 1
+            stop = start + 1
+            if stop < end:
+                is_last = at + 1 == len(firsts)
+                stop = end if is_last else bisect_left(numbers, firsts[at + 1], start)
+            block = self._blocks[at]
+            block.live -= stop - start
+            start = stop
+            if not block.live:
+                self._drop(at)
+            elif (
+                block.live * SPARSE_RATIO < len(block.owners)
+                and not block.is_due
+                and block is not self._newest
+            ):
+                block.is_due = True
+                self._due.append(block)
+        if self._due:
+            self._write_anew(self._due.pop())
+
+    def _drop(self, at: int) -> None:
+        if self._blocks[at] is self._newest:
+            self._newest = None
+        del self._blocks[at], self._firsts[at]
+
+    def _write_anew(self, block: _Block) -> None:
+        block.is_due = False
+        if not block.live:
+            return
+        at = bisect_right(self._firsts, block.first) - 1
+        left = [
+            (number, owner)
+            for number, owner in zip(block.numbers, block.owners, strict=True)
+            if self._is_live(owner, number)
+        ]
+        assert len(left) == block.live, "what was not released lives"
+        numbers = array("Q", (number for number, _ in left))
+        owners = array("I", (owner for _, owner in left))
+        before = self._blocks[at - 1] if at else None
+        if (
+            before is not None
+            and before.written is not None
+            and len(before.owners) + len(left) <= BLOCK_NUMBERS
+        ):
+            before.written += numbers
+            before.owners += owners
+            before.live += block.live
+            before.mark = block.mark
+            block.live = 0
+            self._drop(at)
+            return
+        block.first, block.written, block.owners = numbers[0], numbers, owners
+        self._firsts[at] = block.first
+
+    def load(self, held: Iterable[tuple[int, Sequence[int]]], mark: int = 0) -> None:
+        """Owners and all the numbers that each has, when nothing was appended yet."""
+        assert not self._blocks
+        found: dict[int, list[int]] = {}
+        for owner, numbers in held:
+            for number in numbers:
+                found.setdefault(number // BLOCK_NUMBERS, []).append(number << 32 | owner)
+        for key in sorted(found):
+            pairs = sorted(found.pop(key))
+            owners = array("I", (pair & 0xFFFF_FFFF for pair in pairs))
+            block = _Block(pairs[0] >> 32, owners, mark)
+            block.written = array("Q", (pair >> 32 for pair in pairs))
+            self._blocks.append(block)
+            self._firsts.append(block.first)
+
+    def runs(self, after: int, mark_min: int = -1) -> Iterator[tuple[Sequence[int], array[int]]]:
+        """Numbers above ``after`` in order, and their owners, BLOCK_NUMBERS at most at a time.
+
+        Some may have been released. What was appended with a mark up to ``mark_min`` may
+        be passed over. Not to be gone on with when anything was changed.
+        """
+        for at in range(max(bisect_right(self._firsts, after) - 1, 0), len(self._blocks)):
+            block = self._blocks[at]
+            if block.mark <= mark_min:
+                continue
+            numbers = block.numbers
+            low = bisect_right(numbers, after)
+            if low < len(numbers):
+                yield numbers[low:], block.owners[low:]
