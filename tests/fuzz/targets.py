@@ -32,6 +32,7 @@ from repl_broker.cli.findings import judge_cluster, judge_descriptors, read_metr
 from repl_broker.config import AuthConfig, InvalidConfigError, load
 from repl_broker.errors import ConfigError, RequestError, StorageError
 from repl_broker.handshake import Hello, Part, Refused, Seal, Welcome
+from repl_broker.jwks import read_keys
 from repl_broker.message import (
     FILTERS_MAX,
     Cursor,
@@ -667,6 +668,25 @@ def doctor_reading(data: bytes) -> None:
         found = json.loads(data)
         if isinstance(found, dict):
             assert judge_cluster(found, found)
+
+
+@target(
+    b'{"keys":[]}', b'{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB","kid":"a"}]}',
+    b'{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}',
+    b'{"keys":[{"kty":"EC","crv":"P-256","x":"AA","y":"AA","use":"sig","key_ops":["verify"]}]}',
+)  # fmt: skip
+def jwks(data: bytes) -> None:
+    """A key set is read, key by key, or is none; whatever the libraries below think of it."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            found = read_keys(Path(file.name))
+        except ConfigError as error:
+            assert len(str(error)) < 400
+            return
+    assert len(found.keys) <= 64
+    assert all(len(note) < 400 for note in found.notes)
 
 
 @cache
