@@ -24,7 +24,7 @@ from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from repl_broker.errors import ConfigError
 from repl_broker.files import exposure
@@ -58,6 +58,7 @@ KiB: Final = 1024
 MiB: Final = 1024 * KiB
 GiB: Final = 1024 * MiB
 
+BASE_PATH_MAX: Final = 256  # characters of a path below which a proxy shows the node
 MINUTE: Final = 60
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
@@ -432,10 +433,30 @@ def is_loopback(host: str) -> bool:
         return False  # a name may mean any address
 
 
+def is_base_path(text: str) -> bool:
+    """Whether it can stand before the paths of the node: "" or as in ``/a/b``, and no longer."""
+    steps = text.split("/")
+    return (
+        len(text) <= BASE_PATH_MAX
+        and re.fullmatch(r"(?:/(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)*", text) is not None
+        and not {".", ".."} & {unquote(step) for step in steps}
+        and "/" not in "".join(map(unquote, steps))
+    )
+
+
+def is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
 NAME: Final = Text(
     "1 to 64 letters, digits, dots, _ or -",
     lambda text: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is not None,
 )
+NETWORK: Final = Text('an IP address, or a network such as "10.0.0.0/8"', is_network)
 URL: Final = Text("an http:// or https:// URL", is_http_url)
 ORIGIN: Final = Text(
     '"*" or an origin as browsers send it: such as "https://app.example", in lower case, without '
@@ -500,8 +521,17 @@ class HttpConfig:
         None,
         URL,
         "The URL by which clients reach this node, if a proxy or another name stands before "
-        "it. The members of a cluster are told it.",
+        "it. The members of a cluster are told it. If it has a path, as in "
+        "https://example.com/realtime/, what the node says of itself begins with that; the proxy "
+        "takes it off what it asks the node.",
         example='"https://broker.example"',
+    )
+    trusted_proxies: tuple[str, ...] = key(
+        (),
+        ListOf(NETWORK),
+        "Addresses or networks of proxies whose X-Forwarded-Prefix says below which path clients "
+        "see this node, if not below that of public_url. From others the header means nothing.",
+        example='["127.0.0.1", "10.0.0.0/8"]',
     )
     tls_certificate: Path | None = key(
         None,
@@ -1161,6 +1191,7 @@ def contradictions(config: Config) -> Iterator[str]:
             f"limits.requests_bytes must be at least limits.batch_bytes "
             f"({limits.batch_bytes:,}), found {limits.requests_bytes:,}"
         )
+    yield from http_contradictions(config)
     yield from auth_contradictions(config)
     if limits.streams_bytes < STREAMS_PER_MESSAGE * limits.message_bytes:
         yield (
@@ -1218,6 +1249,16 @@ def exposed(config: Config) -> list[str]:
             mode = 640 if group_may_read else 600
             found.append(f"{name}: {words} {file}, and so be anyone; chmod {mode} {file}")
     return found
+
+
+def http_contradictions(config: Config) -> Iterator[str]:
+    path = urlsplit(config.http.public_url or "").path.removesuffix("/")
+    if not is_base_path(path):
+        yield (
+            f"http.public_url has the path {path[:BASE_PATH_MAX]!r}, which cannot stand before "
+            "those of the node: use letters, digits and - . _ ~ between single slashes, at most "
+            f"{BASE_PATH_MAX} characters in all"
+        )
 
 
 def auth_contradictions(config: Config) -> Iterator[str]:

@@ -45,6 +45,7 @@ from repl_broker.storage import SqliteStorage
 from repl_broker.systemd import Manager, PassedSocket
 from repl_broker.traces import open_tracing
 from repl_broker.web.app import create_app, reload_app
+from repl_broker.web.base import Base
 from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
@@ -221,6 +222,7 @@ async def serve(
             streams=streams,
             ssl_context=certificates.http if certificates.has_http else None,
             refusals=broker.refusals,
+            base=Base(config.http),
         )
         trio.lowlevel.add_instrument(broker.turns)
         async with trio.open_nursery() as nursery:

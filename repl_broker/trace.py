@@ -36,15 +36,18 @@ class Parent(NamedTuple):
 class Request:
     """The request that is being answered; ``begin`` makes it the next one of a connection."""
 
-    __slots__ = ("_id", "traceparent")
+    __slots__ = ("_id", "base", "traceparent")
 
-    def __init__(self, traceparent: str | None = None) -> None:
+    def __init__(self, traceparent: str | None = None, base: str = "") -> None:
+        """``base`` is the path below which the client sees the node (web/base.py)."""
         self._id = ""
+        self.base = base
         self.traceparent = traceparent
 
-    def begin(self, traceparent: str | None) -> None:
+    def begin(self, traceparent: str | None, base: str = "") -> None:
         """Be another request from now on."""
         self._id = ""
+        self.base = base
         self.traceparent = traceparent
 
     @property

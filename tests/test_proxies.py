@@ -42,6 +42,7 @@ PUBLIC_URL: Final = f"https://{HOST}"  # as the guide says
 HEARTBEAT_SECONDS: Final = 1
 TIMEOUT_SECONDS: Final = 3  # for the 60 of the guide; heartbeats are 1, not 15
 AT_ONCE_SECONDS: Final = 1.0
+JSON: Final = {"Content-Type": "application/json"}
 BROWSER: Final = {"Accept-Encoding": "gzip, deflate, br, zstd"}
 
 # Beside the guide's own block: what a whole configuration needs.
@@ -76,6 +77,9 @@ def of_the_guide(order: str, guide: Path = GUIDE) -> list[str]:
 CADDY_BLOCK, CADDY_GZIP_BLOCK = of_the_guide("caddy")
 (HAPROXY_BLOCK,) = of_the_guide("haproxy")
 (LOCATIONS_BLOCK,) = of_the_guide("nginx locations")
+(NGINX_BELOW_BLOCK,) = of_the_guide("nginx below")
+(CADDY_BELOW_BLOCK,) = of_the_guide("caddy below")
+(HAPROXY_BELOW_BLOCK,) = of_the_guide("haproxy below")
 (NGINX_CLUSTER_BLOCK,) = of_the_guide("nginx", CLUSTER_GUIDE)
 (CADDY_CLUSTER_BLOCK,) = of_the_guide("caddy", CLUSTER_GUIDE)
 
@@ -150,6 +154,20 @@ COMMANDS: Final = {
 }
 
 
+BELOW: Final = "/realtime"
+
+
+def below_the_path() -> dict[str, str]:
+    """The guide's blocks, with those for a path in their places."""
+    before, _, after = NGINX_BLOCK.partition("    location / {")
+    head, _, _ = HAPROXY_BLOCK.partition("frontend browsers")
+    return {
+        "nginx": before + NGINX_BELOW_BLOCK + after.partition("\n    }\n")[2],
+        "caddy": CADDY_BELOW_BLOCK,
+        "haproxy": head + HAPROXY_BELOW_BLOCK,
+    }
+
+
 @contextmanager
 def proxy(program: str, block: str, folder: Path, node: Node) -> Iterator[Proxy]:
     path = need_program(program, f"/usr/sbin/{program}")
@@ -179,8 +197,9 @@ def wait_ready(found: Proxy, process: subprocess.Popen[bytes], log: Path) -> Non
     for _ in polls(lambda: f"the proxy: {log.read_text()}"):
         assert process.poll() is None, log.read_text()
         with suppress(httpx.TransportError), found.client() as client:
-            if client.get("/readyz", extensions=sni()).status_code == 200:
-                return
+            for path in ("/readyz", f"{BELOW}/readyz"):
+                if '"ok"' in client.get(path, extensions=sni()).text:
+                    return
 
 
 class Watch:
@@ -205,11 +224,15 @@ class Watch:
 
 
 @contextmanager
-def stream(client: httpx.Client, patience: float = WAIT_SECONDS_MAX) -> Iterator[Watch]:
+def stream(
+    client: httpx.Client,
+    patience: float = WAIT_SECONDS_MAX,
+    path: str = "/v1/events?topic=t",
+) -> Iterator[Watch]:
     """A stream in which nothing may be silent for longer than ``patience``."""
     timeout = {"connect": 9.0, "write": 9.0, "pool": 9.0, "read": patience}
     extensions = sni(timeout=timeout)
-    with client.stream("GET", "/v1/events?topic=t", extensions=extensions) as response:
+    with client.stream("GET", path, extensions=extensions) as response:
         yield Watch(response)
 
 
@@ -417,3 +440,71 @@ def test_the_proxy_lets_others_only_read(node: Node, tmp_path: Path) -> None:
         assert status("GET", "/metrics") == 403
         with stream(client) as watch:
             watch.until("event: subscribed")
+
+
+@pytest.fixture(scope="module")
+def nodes_below(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
+    """One that is told its path by the configuration, and one that a proxy tells it."""
+    folder = tmp_path_factory.mktemp("below")
+    url = f"https://{HOST}{BELOW}/"
+    short = {"limits_heartbeat_seconds": HEARTBEAT_SECONDS}
+    with (
+        Node(folder / "url", **short, http_public_url=url) as by_url,
+        Node(
+            folder / "field", **short, http_hosts=HOST, http_trusted_proxies="127.0.0.1"
+        ) as by_field,
+    ):
+        by_url.start()
+        by_field.start()
+        yield {"public_url": by_url, "X-Forwarded-Prefix": by_field}
+
+
+@pytest.mark.parametrize("program", ["nginx", "caddy", "haproxy"])
+@pytest.mark.parametrize("told_by", ["public_url", "X-Forwarded-Prefix"])
+def test_below_a_path_everything_stays_below_it(
+    program: str, told_by: str, nodes_below: dict[str, Node], tmp_path: Path
+) -> None:
+    node, block = nodes_below[told_by], below_the_path()[program]
+    topic = f"{program}.{told_by.replace('_', '-').lower()}"
+    with proxy(program, block, tmp_path, node) as found, found.client() as client:
+
+        def get(path: str, status: int = 200, **more: Any) -> httpx.Response:
+            answer = client.get(path, extensions=sni(), **more)
+            assert answer.status_code == status, (path, answer.text)
+            return answer
+
+        for page in ("/docs", "/ui/"):
+            links = re.findall(r'(?:href|src)="([^"#]+)"', get(BELOW + page).text)
+            own = [each for each in links if not each.startswith(("https://", "data:"))]
+            assert own
+            for link in own:
+                url = httpx.URL(f"https://{HOST}{BELOW}{page}").join(link)
+                assert url.path.startswith(f"{BELOW}/")
+                if url.path != f"{BELOW}/metrics":
+                    get(url.path)
+
+        location = get(f"{BELOW}/ui", 308).headers["Location"]
+        assert httpx.URL(f"https://{HOST}{BELOW}/ui").join(location).path == f"{BELOW}/ui/"
+        (server,) = get(f"{BELOW}/openapi.json").json()["servers"]
+        assert server["url"] == BELOW
+
+        forged = {"X-Forwarded-Prefix": "/evil"}  # a client's own, which the proxy replaces
+        for way in (f"{BELOW}/v1/topics/no..name", f"{BELOW}/v1/events?topic=a..b"):
+            assert get(way, 400, headers=forged).json()["type"].startswith(f"{BELOW}/docs#")
+        made = client.post(
+            f"{BELOW}/v1/topics", json={"name": topic}, headers=forged, extensions=sni()
+        )
+        assert made.headers["Location"].removeprefix(f"https://{HOST}") == (
+            f"{BELOW}/v1/topics/{topic}"
+        )
+        get(made.headers["Location"])
+
+        path = f"{BELOW}/v1/topics/{topic}/messages"
+        refused = client.post(path, content=b"{", headers=JSON, extensions=sni())
+        assert refused.json()["type"] == f"{BELOW}/docs#invalid_json"
+        with stream(client, path=f"{BELOW}/v1/events?topic={topic}") as watch:
+            watch.until("event: subscribed")
+            with found.client() as publisher:
+                answer = publisher.post(path, json=1, extensions=sni())
+            assert answer.status_code == 201
+            watch.until(f"id: {answer.json()['id']}\n")

@@ -15,29 +15,38 @@ from hypercorn.typing import (
 )
 
 from repl_broker.trace import CURRENT, Request
+from repl_broker.web.base import FORWARDED_PREFIX, Base
 
 __all__ = ["AccessLog", "Identified", "note", "request_of"]
 
 log = logging.getLogger(__name__)
 
 
-def request_of(headers: Iterable[tuple[bytes, bytes]]) -> Request:
-    """The request with these header fields, their names in lower case."""
-    given = [value for name, value in headers if name == b"traceparent"]
-    return Request(given[0].decode("latin-1") if len(given) == 1 else None)
+def request_of(headers: Iterable[tuple[bytes, bytes]], base: Base, host: str) -> Request:
+    """The request from ``host`` with these header fields, their names in lower case."""
+    given: dict[bytes, list[bytes]] = {b"traceparent": [], FORWARDED_PREFIX: []}
+    for name, value in headers:
+        if name in given:
+            given[name].append(value)
+    traceparent, prefix = (
+        values[0].decode("latin-1") if len(values) == 1 else None for values in given.values()
+    )
+    return Request(traceparent, base.of(prefix, host))
 
 
 class Identified:
     """ASGI around ``app``: what it logs, it logs of this request. Each has a task of its own."""
 
-    def __init__(self, app: ASGIFramework) -> None:
+    def __init__(self, app: ASGIFramework, base: Base) -> None:
         self._app = app
+        self._base = base
 
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         if scope["type"] == "http":
-            CURRENT.set(request_of(scope["headers"]))
+            client = scope.get("client")
+            CURRENT.set(request_of(scope["headers"], self._base, client[0] if client else ""))
         await self._app(scope, receive, send)
 
 

@@ -25,6 +25,7 @@ from repl_broker.config import Config
 from repl_broker.web import browsers, cors, problems
 from repl_broker.web.access import AccessLog, Identified
 from repl_broker.web.answers import allowed_methods, empty_answer
+from repl_broker.web.base import Base
 from repl_broker.web.body import BodyLimits, BrokerRequest
 from repl_broker.web.client import Client
 from repl_broker.web.cluster import Cluster
@@ -76,7 +77,7 @@ def create_app(
     app.extensions[RELOADED] = live = _Live(limits, access_log)
     cors.register(app, lambda: live.origins)
     reload_app(app, config)
-    app.asgi_app = Identified(app.asgi_app)  # type: ignore[method-assign]
+    app.asgi_app = Identified(app.asgi_app, Base(config.http))  # type: ignore[method-assign]
     return app
 
 

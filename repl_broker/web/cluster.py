@@ -10,6 +10,7 @@ from repl_broker.broker import Broker
 from repl_broker.config import NAME, URL, Address, HostPort, RefusedError
 from repl_broker.errors import RequestError
 from repl_broker.web.answers import JSON, json_answer
+from repl_broker.web.base import base_here
 from repl_broker.web.body import BodyLimits, check_media_type, read_body
 from repl_broker.web.guard import asking
 from repl_broker.web.parameters import check_members, read_object, read_query, read_text
@@ -58,7 +59,9 @@ class Cluster:
 
     async def _accepted(self) -> Response:
         """It is under way; the same object under ``/v1/cluster`` tells when it is done."""
-        return json_answer(await self._broker.cluster(asking()), 202, {"Location": "/v1/cluster"})
+        return json_answer(
+            await self._broker.cluster(asking()), 202, {"Location": f"{base_here()}/v1/cluster"}
+        )
 
     async def _body(self, known: tuple[str, ...]) -> dict[str, object]:
         read_query(request.query_string, ())

@@ -72,6 +72,7 @@ from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.stalled import Stalled
 from repl_broker.trace import CURRENT, Request, current_id
 from repl_broker.web.access import request_of
+from repl_broker.web.base import Base
 from repl_broker.web.body import ASK_FOR_BODY, body_is_late
 from repl_broker.web.chunks import Chunks
 from repl_broker.web.counts import Counted
@@ -203,20 +204,21 @@ class _Problem:
         status, title = PROBLEMS[code]
         return cls(status, code, title, detail)
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self, base: str) -> list[tuple[bytes, bytes]]:
         """As those of problems that others tell (shell.py), less the date and the close."""
         request_id = current_id() or Request().id  # without one no request has been read
         return [
             (b"content-type", b"application/problem+json"),
-            (b"content-length", b"%d" % len(self.body())),
+            (b"content-length", b"%d" % len(self.body(base))),
             (b"cache-control", b"no-store"),
             (b"x-request-id", request_id.encode("ascii")),
             (b"x-content-type-options", b"nosniff"),
         ]
 
-    def body(self) -> bytes:
+    def body(self, base: str) -> bytes:
+        """``base`` is the path below which the client sees the node."""
         fields = {
-            "type": f"/docs#{self.code}",
+            "type": f"{base}/docs#{self.code}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
@@ -269,8 +271,10 @@ class Door:
         streams: Streams | None = None,
         ssl_context: Callable[[], ssl.SSLContext] | None = None,
         refusals: Counter[str] | None = None,
+        base: Base | None = None,
     ) -> None:
         self.app = app
+        self.base = base or Base()
         self.options = options
         self.ssl_context = ssl_context
         self.addresses = tuple(_address(one.socket.getsockname()) for one in listeners)
@@ -569,7 +573,7 @@ class Door:
                 stream: trio.abc.Stream = transport
                 if self.ssl_context is not None:
                     stream = _server_side(transport, self.ssl_context())
-                await stream.send_all(_refusal(problem))
+                await stream.send_all(_refusal(problem, self.base.path))
                 if stream is transport:
                     transport.send_eof()
                 await discard(stream, self.options.header_bytes_max)
@@ -653,6 +657,15 @@ class Connection:
     def note_refusal(self, code: str) -> None:
         """Count what the door refuses by itself."""
         self._door.refusals[code] += 1
+
+    @property
+    def base(self) -> Base:
+        """Tells below which path the client sees the node."""
+        return self._door.base
+
+    def request_of(self, event: h11.Request) -> Request:
+        """What the log and the answer are to know of it."""
+        return request_of(event.headers, self.base, self.transport.peer[0])
 
     def allow_stalls(self, allowed: bool) -> None:
         """Whether the client may leave the response that now begins unread for a while."""
@@ -971,10 +984,12 @@ class _Protocol(H11Protocol):
         if http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             self._owner.note_refusal(problem.code)
             date = self.config.response_headers("h11")
-            headers = [*problem.headers(), *date, (b"connection", b"close")]
+            request = CURRENT.get()
+            base = self._owner.base.path if request is None else request.base
+            headers = [*problem.headers(base), *date, (b"connection", b"close")]
             answer = http.send(h11.Response(status_code=problem.status, headers=headers))
             if not self._is_head:
-                answer += http.send(h11.Data(data=problem.body()))
+                answer += http.send(h11.Data(data=problem.body(base)))
             answer += http.send(h11.EndOfMessage())
             await self.send(RawData(answer))
         await self.send(Closed())
@@ -991,7 +1006,7 @@ class _Protocol(H11Protocol):
             await self._send_error_response(error.error_status_hint)
             return
         if isinstance(event, h11.Request):
-            CURRENT.set(request_of(event.headers))
+            CURRENT.set(self._owner.request_of(event))
             self._is_head = event.method == b"HEAD"
         await self.refuse(problem)
 
@@ -1014,6 +1029,7 @@ class _Protocol(H11Protocol):
         self._is_head = event.method == b"HEAD"
         problem = _objection(event)
         if problem is not None:
+            CURRENT.set(self._owner.request_of(event))
             raise _RefusedError(problem)
 
     async def _create_stream(self, request: h11.Request) -> None:
@@ -1357,12 +1373,12 @@ def _too_many_connections(detail: str) -> _Problem:
     return _Problem.known("too_many_connections", detail)
 
 
-def _refusal(problem: _Problem) -> bytes:
+def _refusal(problem: _Problem, base: str) -> bytes:
     """The answer to a connection that is not taken. Not all are to come back at one moment."""
     seconds = random.randint(*_RETRY_AFTER_SECONDS)  # noqa: S311  # nosec B311  # jitter
     head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % seconds]
-    head += [name + b": " + value for name, value in problem.headers()]
-    return b"\r\n".join([*head, b"connection: close", b"", problem.body()])
+    head += [name + b": " + value for name, value in problem.headers(base)]
+    return b"\r\n".join([*head, b"connection: close", b"", problem.body(base)])
 
 
 async def _no_app(*_: object) -> None:

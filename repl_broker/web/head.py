@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 import httptools
 
 from repl_broker.access import Credentials
+from repl_broker.web.base import FORWARDED_PREFIX
 
 __all__ = ["EVENTS_BEGINS", "HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place"]
 __all__ += ["coming_bytes", "head_end", "is_plain", "read_head"]
@@ -81,6 +82,7 @@ class PublishHead(NamedTuple):
     close: bool  # the client wants no further answer
     credentials: Credentials
     traceparent: str | None = None  # as it came; trace.py reads it
+    prefix: str | None = None  # X-Forwarded-Prefix; base.py reads it
 
 
 def head_end(data: bytes) -> int:
@@ -109,6 +111,7 @@ class EventsHead(NamedTuple):
     close: bool
     credentials: Credentials
     traceparent: str | None = None
+    prefix: str | None = None
 
 
 Head = PublishHead | EventsHead
@@ -250,6 +253,7 @@ class _Fields:
             self._says_close(),
             self._credentials(),
             self._once(b"traceparent"),
+            self._once(FORWARDED_PREFIX),
         )
 
     def events(self, query: bytes) -> EventsHead | None:
@@ -262,6 +266,7 @@ class _Fields:
             self._says_close(),
             self._credentials(),
             self._once(b"traceparent"),
+            self._once(FORWARDED_PREFIX),
         )
 
     def _credentials(self) -> Credentials:

@@ -172,9 +172,10 @@ has, a few seconds at most, before it says that the id is `ahead`. A change of l
 stream. A node that has not joined its cluster yet answers `no_leader`."""
 
 
-def document() -> Object:
-    """The document. Each call builds a new one."""
+def document(base: str = "") -> Object:
+    """The document, for who sees the node below ``base``. Each call builds a new one."""
     found = _document()
+    found["servers"][0]["url"] = base or "/"
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
             _secure(operation, RIGHTS[method.upper(), path])

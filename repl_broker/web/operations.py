@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from msgspec.json import encode as encode_json
@@ -12,6 +12,7 @@ from quart import Response, request
 from repl_broker.broker import Broker
 from repl_broker.web import metrics, openapi, page
 from repl_broker.web.answers import JSON, answer, json_answer
+from repl_broker.web.base import base_here
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.guard import asking
@@ -31,7 +32,7 @@ class Operations:
         """``requests`` counts those that the application answers; the door counts its own."""
         self._broker = broker
         self._registry = metrics.with_registry(broker, door, requests)
-        self._openapi, self._page = _described()
+        self._page = _page()
 
     async def health(self) -> Response:
         """The process is alive, and answers."""
@@ -53,7 +54,7 @@ class Operations:
     async def openapi(self) -> Response:
         """The description, for programs."""
         read_query(request.query_string, ())
-        return answer(self._openapi, JSON, headers={"Cache-Control": "no-cache"})
+        return answer(_description(base_here()), JSON, headers={"Cache-Control": "no-cache"})
 
     async def docs(self) -> Response:
         """The description, for people."""
@@ -66,8 +67,16 @@ class Operations:
         return answer(self._page, HTML, headers=headers)
 
 
+# All nodes have the same.
+
+
+@lru_cache(maxsize=16)  # who has trusted proxies may have a few
+def _description(base: str) -> bytes:
+    """The description for programs that see the node below this path."""
+    return encode_json(openapi.document(base))
+
+
 @cache
-def _described() -> tuple[bytes, bytes]:
-    """The description for programs and the one for people; all nodes have the same."""
-    document = openapi.document()
-    return encode_json(document), page.render(document)
+def _page() -> bytes:
+    """The one for people. Its links are relative."""
+    return page.render(openapi.document())

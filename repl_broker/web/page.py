@@ -52,8 +52,8 @@ def render(document: Object) -> bytes:
         *_navigation(document),
         '<main id="main">',
         f"<header><h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>",
-        f'<p class="lead">{escape(info["summary"])} <a href="/openapi.json">openapi.json</a> '
-        '<a href="/ui/">dashboard</a></p>',
+        f'<p class="lead">{escape(info["summary"])} <a href="openapi.json">openapi.json</a> '
+        '<a href="ui/">dashboard</a></p>',
         f"{_guides()}</header>\n{to_html(info['description'])}",
     ]
     for tag in tags:

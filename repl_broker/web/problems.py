@@ -20,6 +20,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from repl_broker.errors import PROBLEMS, RequestError
 from repl_broker.trace import current_id
 from repl_broker.web import answers
+from repl_broker.web.base import base_here
 
 __all__ = ["PROBLEM_JSON", "REMEDIES", "RETRIED", "RETRY_AFTER_SECONDS", "note_failure"]
 __all__ += ["challenge", "problem", "problem_content", "register", "retry_after"]
@@ -160,7 +161,7 @@ def problem_content(
     """Status and body of the answer for ``code``."""
     status, title = PROBLEMS[code]
     fields = {
-        "type": f"/docs#{code}",
+        "type": f"{base_here()}/docs#{code}",
         "title": title,
         "status": status,
         "detail": detail,

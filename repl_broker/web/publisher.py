@@ -97,7 +97,7 @@ class Publisher:
         self._began: float | None = trio.current_time()  # the present request; see _head_due
         self._head: PublishHead | None = None  # of the request whose body is awaited
         self._refused: tuple[EventsHead, Answer] | None = None  # what is still to be answered
-        self.request = Request()
+        self.request = Request(base=publishing.base.path)
         self._life = trio.CancelScope()
 
     def opens_stream(self) -> bool:
@@ -169,15 +169,19 @@ class Publisher:
                     return None
                 await self._refuse(head, refused)
             else:
-                self.request.begin(head.traceparent)
+                self._begin(head)
                 answer, follows = await self._publish(head)
                 last = head.close or self._stopping or not follows
                 await self._write(self._publishing.encode(head, answer, last=last))
                 await self._go_on(last=last)
 
+    def _begin(self, head: PublishHead | EventsHead) -> None:
+        base = self._publishing.base.of(head.prefix, self.transport.peer[0])
+        self.request.begin(head.traceparent, base)
+
     def _open(self, head: EventsHead) -> Answer | None:
         assert self._streams is not None, "else none is read"
-        self.request.begin(head.traceparent)
+        self._begin(head)
         return self._streams.open(head, self.transport, self.peer)
 
     async def _refuse(self, head: EventsHead, refused: Answer) -> None:
@@ -336,7 +340,7 @@ class Publisher:
             answer = self._publishing.late(self._head, self.peer)
             await self._write(self._publishing.encode(self._head, answer, last=True))
         elif self._pending():
-            self.request.begin(None)
+            self.request.begin(None, self._publishing.base.path)
             await self._write(self._publishing.late_head(self._patience.header_seconds))
         await self._part()
 

@@ -18,6 +18,7 @@ from repl_broker.broker import Broker, Receipt
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.web import access
+from repl_broker.web.base import Base
 from repl_broker.web.body import BodyLimit, BodyLimits, late
 from repl_broker.web.browsers import admits_write
 from repl_broker.web.counts import RequestCounts
@@ -44,6 +45,7 @@ class Publishing:
         self._limits = BodyLimits(config.limits)
         self._shell = Shell(config.http.cors_origins)
         self._log_access = config.http.access_log
+        self.base: Final = Base(config.http)
         self.requests: Final = RequestCounts()
         self._published = self.requests.of("POST", _ONE_TOPIC, 201)
         self._batches = self.requests.of("POST", _TOPICS, 201)

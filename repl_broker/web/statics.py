@@ -16,6 +16,7 @@ from quart import Response, request
 from werkzeug.exceptions import NotFound
 
 from repl_broker.web.answers import empty_answer
+from repl_broker.web.base import base_here
 from repl_broker.web.guard import Guard, Right
 
 __all__ = ["StaticFiles"]
@@ -63,7 +64,9 @@ class StaticFiles:
     async def redirect(self) -> Response:
         """Relative links of the page need the slash."""
         query = request.query_string
-        where = f"{self._path}/" + (f"?{query.decode('ascii', 'replace')}" if query else "")
+        where = f"{base_here()}{self._path}/" + (
+            f"?{query.decode('ascii', 'replace')}" if query else ""
+        )
         return empty_answer(308, {"Location": where})
 
     async def index(self) -> Response:

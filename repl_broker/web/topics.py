@@ -11,6 +11,7 @@ from repl_broker.config import Whole, keys
 from repl_broker.errors import RequestError
 from repl_broker.message import check_topic
 from repl_broker.web.answers import JSON, empty_answer, json_answer
+from repl_broker.web.base import base_here
 from repl_broker.web.body import BodyLimits, check_media_type, read_body
 from repl_broker.web.guard import asking
 from repl_broker.web.parameters import (
@@ -59,7 +60,7 @@ class Topics:
         check_members(found, ("name", "retention"))
         name = check_topic(read_text(found, "name"))
         topic, _ = await self._create(name, found, replace=False)
-        return json_answer(topic, 201, {"Location": f"/v1/topics/{name}"})
+        return json_answer(topic, 201, {"Location": f"{base_here()}/v1/topics/{name}"})
 
     async def put(self, topic: str) -> Response:
         """Create a topic, or set the one that is there; no body stands for the defaults."""
@@ -73,7 +74,7 @@ class Topics:
         check_members(found, ("retention",))
         view, created = await self._create(topic, found, replace=True)
         if created:
-            return json_answer(view, 201, {"Location": f"/v1/topics/{topic}"})
+            return json_answer(view, 201, {"Location": f"{base_here()}/v1/topics/{topic}"})
         return json_answer(view)
 
     async def show(self, topic: str) -> Response:

@@ -12,6 +12,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from repl_broker.config import Config
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.web.app import create_app
+from repl_broker.web.base import Base
 from repl_broker.web.door import Door, DoorOptions, open_listeners
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
@@ -73,6 +74,7 @@ async def serving(
                 publishing=publishing,
                 streams=streams,
                 refusals=refusals,
+                base=Base(config.http),
             )
             async with trio.open_nursery() as nursery:
                 await nursery.start(door.run)

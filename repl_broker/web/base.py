@@ -1,0 +1,53 @@
+"""Below which path clients see the node, and so where its own references lead.
+
+A proxy may show a node below a path: ``/realtime/docs`` is then ``/docs`` here. What
+the node says of itself (``Location``, a problem's ``type``, a redirect, the server in its
+description) must begin with that path, or it leads to whatever else the host has. The
+path is that of ``[http] public_url``, or what ``X-Forwarded-Prefix`` says, if one of
+``[http] trusted_proxies`` has sent it. From anybody else the field means nothing: what
+it says would stand in answers that a cache may keep for others.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+from urllib.parse import urlsplit
+
+from repl_broker.config import HttpConfig, is_base_path
+from repl_broker.trace import CURRENT
+
+__all__ = ["FORWARDED_PREFIX", "Base", "base_here"]
+
+FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
+
+
+class Base:
+    """Tells for each request the path that comes before those of the node: ``/realtime``, or ""."""
+
+    def __init__(self, http: HttpConfig | None = None) -> None:
+        http = http or HttpConfig()
+        self.path: Final = urlsplit(http.public_url or "").path.removesuffix("/")
+        self._trusted = tuple(map(ipaddress.ip_network, http.trusted_proxies))
+
+    def of(self, given: str | None, host: str) -> str:
+        """For a request from ``host``, of which the one field says what is ``given``."""
+        if given is None or not self._trusted or not self._trusts(host):
+            return self.path
+        path = given.removesuffix("/")
+        return path if is_base_path(path) else self.path
+
+    def _trusts(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address  # of a socket that serves both families
+        return any(address in network for network in self._trusted)
+
+
+def base_here() -> str:
+    """The path before those of the node, for the request that is being answered here."""
+    request = CURRENT.get()
+    return "" if request is None else request.base
