@@ -22,7 +22,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from repl_broker.broker import Broker
 from repl_broker.config import Config
-from repl_broker.web import browsers, cors, problems
+from repl_broker.web import browsers, cors, policy, problems
 from repl_broker.web.access import AccessLog, Identified
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.base import Base
@@ -62,15 +62,15 @@ def create_app(
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
     limits, requests = BodyLimits(config.limits), RequestCounts()
+    browsers.register(app, broker.access, broker.notices)  # the first that is asked
     guard = Guard(app, broker.access)
     _route(guard, broker, limits, Operations(broker, door, requests))
     Dashboard(broker, config, door).register(guard)
     for path, folder in apps.items():
-        StaticFiles(path, folder).register(guard)
+        StaticFiles(path, folder, {"Content-Security-Policy": policy.EXAMPLE}).register(guard)
     problems.register(app, broker.refusals)
-    browsers.register(app, broker.access, broker.notices)
     app.before_request(_answer_options)
-    app.after_request(_protect)
+    app.after_request(policy.protect)
     requests.register(app)
     access_log = AccessLog(app.asgi_app)
     app.asgi_app = access_log  # type: ignore[method-assign]
@@ -140,8 +140,3 @@ async def _answer_options() -> Response | None:
     if request.method != "OPTIONS" or not isinstance(refusal, MethodNotAllowed):
         return None
     return empty_answer(204, {"Allow": ", ".join(allowed_methods(refusal))})
-
-
-async def _protect(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
