@@ -261,7 +261,7 @@ def test_config_check_warns_of_secrets_that_others_reach(tmp_path: Path) -> None
     [
         ('[auth]\nmode = "jwt"\nsecret_file = "{}"\n', "wanted at least 32"),
         ('[auth]\nmode = "jwt"\njwks_file = "{}"\n', "is not JSON"),
-        ('[cluster]\nsecret_file = "{}"\n', "wanted 16 to"),
+        ('[cluster]\nsecret_file = "{}"\n', "wanted 32 to"),
     ],
 )
 def test_config_check_finds_what_a_node_would_refuse_of_keys(
