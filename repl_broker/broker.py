@@ -323,7 +323,7 @@ class Broker:
         if topic is None:  # it is, and was deleted again since
             topic = Topic(
                 name,
-                (messages, seconds, bytes),
+                (messages, seconds, bytes, None),
                 self._replica.state.settings.retention,
                 self._replica.state.time_ms,
                 0,

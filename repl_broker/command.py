@@ -15,11 +15,14 @@ __all__ = [
     "Configure",
     "CreateTopic",
     "DeleteTopic",
+    "DeleteTopics",
     "Expire",
+    "KeepTopics",
     "Publish",
     "Retention",
     "RevokeTokens",
     "Settings",
+    "Shares",
 ]
 
 
@@ -30,6 +33,16 @@ class Retention:
     messages: int  # at least 1
     seconds: int  # at least 1
     bytes: int  # of data, at least 1; the newest message is kept whatever its size
+    idle_seconds: int | None = None  # unused for this long, the topic goes; None: it stays
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The most that belongs to one client, of what all need; 0: no limit."""
+
+    topics: int = 0
+    storage_bytes: int = 0  # of its topics, MESSAGE_OVERHEAD_BYTES for each message included
+    idempotency_keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +54,60 @@ class Settings:
     idempotency_keys: int  # remembered at most
     idempotency_seconds: int  # … and for so long
     topics: int = 0  # at most; 0: as many as are asked for
+    shares: Shares = Shares()
 
 
 class Publish(msgspec.Struct, frozen=True):
     """Publish messages, all or none.
 
     ``topics`` is one topic for all of ``data``, or one for each. ``digest``
-    tells apart two requests that use the same idempotency ``key``.
+    tells apart two requests of ``owner`` that use the same idempotency ``key``.
+    ``client`` has the shares that it counts for; "" has all it wants.
     """
 
     topics: str | tuple[str, ...]
     data: tuple[bytes, ...]
     key: str | None = None
     digest: bytes = b""
+    owner: str = ""  # … of the key; another's key is another key
+    client: str = ""
 
 
 class CreateTopic(msgspec.Struct, frozen=True):
-    """Create a topic; ``None`` stands for the default. With ``replace``, change one that exists."""
+    """Create a topic; ``None`` stands for the default. With ``replace``, change one that exists.
+
+    A new one counts for the shares of ``client``, as with Publish.
+    """
 
     name: str
     messages: int | None = None
     seconds: int | None = None
     bytes: int | None = None
     replace: bool = False
+    idle_seconds: int | None = None  # 0: it stays, whatever the default is
+    client: str = ""
 
 
 class DeleteTopic(msgspec.Struct, frozen=True):
     """Remove a topic and its history."""
 
     name: str
+
+
+class DeleteTopics(msgspec.Struct, frozen=True):
+    """Remove those of the topics that there are, and their history.
+
+    With ``idle_before_ms``, only those whose time without use was over then.
+    """
+
+    names: tuple[str, ...]
+    idle_before_ms: int | None = None
+
+
+class KeepTopics(msgspec.Struct, frozen=True):
+    """Streams follow these topics: the time for which they may be idle begins anew."""
+
+    names: tuple[str, ...]
 
 
 class Configure(msgspec.Struct, frozen=True):
@@ -92,4 +130,13 @@ class RevokeTokens(msgspec.Struct, frozen=True):
     keep_seconds: int
 
 
-Command = Publish | CreateTopic | DeleteTopic | Configure | Expire | RevokeTokens
+Command = (
+    Publish
+    | CreateTopic
+    | DeleteTopic
+    | Configure
+    | Expire
+    | RevokeTokens
+    | DeleteTopics
+    | KeepTopics
+)

@@ -31,15 +31,15 @@ from repl_broker.command import Command, Publish
 from repl_broker.config import LimitsConfig
 from repl_broker.errors import ReplBrokerError, RequestError
 from repl_broker.replica import Replica
+from repl_broker.state import MESSAGE_OVERHEAD_BYTES
 
-__all__ = ["MESSAGE_OVERHEAD_BYTES", "Room", "RoomStatistics"]
+__all__ = ["Room", "RoomStatistics"]
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
 MAKE_ROOM_SECONDS: Final = 5.0  # between two snapshots for its sake
 REPORT_SECONDS: Final = 5.0  # for which what a peer said of itself holds
-MESSAGE_OVERHEAD_BYTES: Final = 64  # of the store and of memory, beside its data
 WRITTEN_TIMES: Final = 3  # each byte: the journal, SQLite's write-ahead log, the database
 STORAGE_AGAIN: Final = 0.95  # of ``storage_bytes``, and there is room again
 DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``

@@ -34,7 +34,9 @@ from repl_broker.command import (
     Configure,
     CreateTopic,
     DeleteTopic,
+    DeleteTopics,
     Expire,
+    KeepTopics,
     Publish,
     Retention,
     RevokeTokens,
@@ -43,24 +45,32 @@ from repl_broker.command import (
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 from repl_broker.names import Names
 from repl_broker.patience import ENDLESS, Patience
+from repl_broker.remembered import Remembered, RememberedKeys
 from repl_broker.scan import Scan
 from repl_broker.timeline import Timeline
+from repl_broker.wire import pack_settings, unpack_settings
 
 __all__ = [
+    "ALL_DEFAULT",
+    "MESSAGE_OVERHEAD_BYTES",
     "Applied",
     "BrokerState",
     "Location",
     "Outcome",
+    "OwnRetention",
     "Published",
     "Refused",
     "Revocation",
     "Revoked",
     "Topic",
     "TopicChanged",
+    "TopicsDeleted",
 ]
 
 SNAPSHOT_FORMAT: Final = 1
 WITH_REVOCATIONS: Final = 2  # the same, and a last field; written only where there are any
+WITH_CLIENTS: Final = 3  # longer rows and settings, where topics or keys have owners, or may idle
+MESSAGE_OVERHEAD_BYTES: Final = 64  # of the store and of memory, beside a message's data
 SPARSE_RATIO: Final = 4  # an entry is rewritten when so much of it is dead …
 SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
 TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
@@ -86,6 +96,12 @@ class TopicChanged(NamedTuple):
     created: bool
 
 
+class TopicsDeleted(NamedTuple):
+    """This many of the topics were there, and are gone."""
+
+    topics: int
+
+
 class Refused(NamedTuple):
     """The command changed nothing; ``code`` is one of errors.PROBLEMS."""
 
@@ -107,7 +123,7 @@ class Revocation(NamedTuple):
     until_ms: int  # then it is forgotten
 
 
-Outcome = Published | TopicChanged | TopicDeleted | Refused | Revoked
+Outcome = Published | TopicChanged | TopicDeleted | TopicsDeleted | Refused | Revoked
 
 
 class Applied(NamedTuple):
@@ -129,11 +145,23 @@ class Location(NamedTuple):
     ordinal: int  # which of the entry's messages, from 0
 
 
-OwnRetention = tuple[int | None, int | None, int | None]  # messages, seconds, bytes
-ALL_DEFAULT: Final[OwnRetention] = (None, None, None)
+# Messages, seconds, bytes, and how long it may be idle (0: for ever).
+OwnRetention = tuple[int | None, int | None, int | None, int | None]
+ALL_DEFAULT: Final[OwnRetention] = (None, None, None, None)
 
 
 # --- a topic ----------------------------------------------------------------------------
+
+
+class Holding:
+    """What the topics are, and hold, that a client created: for its shares."""
+
+    __slots__ = ("bytes", "client", "topics")
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.topics = 0
+        self.bytes = 0  # MESSAGE_OVERHEAD_BYTES for each message included
 
 
 class Topic:
@@ -147,6 +175,7 @@ class Topic:
         "bytes",
         "created_ms",
         "dropped",
+        "holding",
         "lost_at",
         "lost_version",
         "name",
@@ -155,12 +184,16 @@ class Topic:
         "place",
         "retention",
         "trimmed_seq",
+        "used_ms",
     )
 
     def __init__(
         self, name: str, own: OwnRetention, default: Retention, created_ms: int, born_seq: int
     ) -> None:
         self.name = name
+        self.holding: Holding | None = None  # of the client that created it, if it has shares
+        # When it was last published to, set or followed; holds only while it may not idle for ever.
+        self.used_ms = created_ms
         self.own = own  # what the topic says itself; None stands for the default
         self.retention = default
         self.follow(default)
@@ -182,12 +215,23 @@ class Topic:
 
     def follow(self, default: Retention) -> None:
         """Take ``default`` for what the topic does not say itself."""
-        messages, seconds, size = self.own
+        messages, seconds, size, idle_seconds = self.own
         self.retention = Retention(
             default.messages if messages is None else messages,
             default.seconds if seconds is None else seconds,
             default.bytes if size is None else size,
+            default.idle_seconds if idle_seconds is None else idle_seconds or None,
         )
+
+    def has_expired(self, now_ms: int) -> bool:
+        """Whether its oldest message is too old."""
+        return len(self) > 0 and self.oldest_ms < now_ms - self.retention.seconds * 1000
+
+    @property
+    def idle_at_ms(self) -> int | None:
+        """When it will have been idle for as long as it may be; None if that is for ever."""
+        idle_seconds = self.retention.idle_seconds
+        return None if idle_seconds is None else self.used_ms + idle_seconds * 1000
 
     @property
     def first_seq(self) -> int | None:
@@ -262,21 +306,29 @@ class Topic:
         return sequences, sizes
 
     def to_wire(self) -> tuple[Any, ...]:
+        idles = self.retention.idle_seconds is not None
+        later: tuple[Any, ...] = ()
+        if self.holding is not None or idles:
+            client = "" if self.holding is None else self.holding.client
+            later = (client, self.used_ms if idles else 0)
         return (
             self.name,
-            self.own,
+            self.own if self.own[3] is not None else self.own[:3],
             self.created_ms,
             self.born_seq,
             self.trimmed_seq,
             self.oldest_ms,
             self._sequences[self._head :].tobytes(),
             self._sizes[self._head :].tobytes(),
+            *later,
         )
 
     @classmethod
     def from_wire(cls, fields: tuple[Any, ...], default: Retention) -> Topic:
-        name, own, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields
-        topic = cls(name, own, default, created_ms, born_seq)
+        name, own, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields[:8]
+        topic = cls(name, own if len(own) > 3 else (*own, None), default, created_ms, born_seq)
+        if fields[8:]:
+            topic.used_ms = fields[9]
         topic.trimmed_seq, topic.oldest_ms = trimmed_seq, oldest_ms
         topic._sequences, topic._sizes = _unpack("Q", sequences), _unpack("I", sizes)
         topic.bytes = sum(topic._sizes)
@@ -409,7 +461,9 @@ class BrokerState:
         self._segments = _Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._revoked: list[str] = []  # by the entry that is being applied; local
-        self._keys: OrderedDict[str, tuple[bytes, int, int, int]] = OrderedDict()
+        self._keys = RememberedKeys()
+        self._holdings: dict[str, Holding] = {}  # by client; this follows from the topics, as does
+        self.idle_topics: dict[str, Topic] = {}  # … which of them may not idle for ever
         # Topics that were deleted: when, and the newest sequence number lost by it.
         # The oldest are folded into the floor: below it, losses are not known by name.
         self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
@@ -455,17 +509,16 @@ class BrokerState:
     def _publish(self, command: Publish, events: list[Message | TopicDeleted]) -> Outcome:
         if command.key is not None:
             self._forget_keys()
-            known = self._keys.get(command.key)
+            known = self._keys.get(command.owner, command.key)
             if known is not None:
-                digest, first_seq, count, time_ms = known
-                if digest != command.digest:
+                if known.digest != command.digest:
                     return Refused(
                         "idempotency_key_reused",
                         f"The idempotency key {command.key!r} was used for another request; "
                         "use a new key for a new request.",
                     )
-                return Published(first_seq, count, time_ms, replayed=True)
-        data = command.data
+                return Published(known.first_seq, known.messages, known.time_ms, replayed=True)
+        data, client = command.data, command.client
         names = (command.topics,) if isinstance(command.topics, str) else command.topics
         if not self.settings.auto_create:
             for name in names:
@@ -473,27 +526,36 @@ class BrokerState:
                     return _topic_not_found(name)
         elif self._is_crowded(names):
             return self._too_many_topics()
+        if client and (refused := self._beyond_share(client, command.topics, data)) is not None:
+            return refused
         first_seq = self.seq + 1
         if isinstance(command.topics, str):
-            self._append(command.topics, data, events)
+            self._append(command.topics, data, events, client)
         else:
             for name, body in zip(names, data, strict=True):
-                self._append(name, (body,), events)
+                self._append(name, (body,), events, client)
         if command.key is not None:
-            self._keys[command.key] = (command.digest, first_seq, len(data), self.time_ms)
-            self._forget_keys()
+            known = Remembered(command.digest, first_seq, len(data), self.time_ms, client)
+            self._keys.add(command.owner, command.key, known)
+            self._keys.bound_client(client, self.settings.shares.idempotency_keys)
+            self._keys.bound(self.settings.idempotency_keys)
         return Published(first_seq, len(data), self.time_ms)
 
     def _append(
-        self, name: str, data: tuple[bytes, ...], events: list[Message | TopicDeleted]
+        self,
+        name: str,
+        data: tuple[bytes, ...],
+        events: list[Message | TopicDeleted],
+        client: str,
     ) -> None:
         topic = self.topics.get(name)
         if topic is None:
-            topic = self._add_topic(name, ALL_DEFAULT)
-        seq, time_ms = self.seq, self.time_ms
+            topic = self._add_topic(name, ALL_DEFAULT, client)
+        seq, time_ms, size = self.seq, self.time_ms, sum(map(len, data))
         if not len(topic):
             topic.oldest_ms = time_ms
-        self._segments.add(self.applied_index, seq + 1, time_ms, len(data), sum(map(len, data)))
+        topic.used_ms = time_ms
+        self._segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
         for body in data:
             seq += 1
             topic.append(seq, len(body))
@@ -501,23 +563,23 @@ class BrokerState:
         self.timeline.publish(topic, self.seq + 1, len(data))
         self.seq = seq
         self.retained_messages += len(data)
-        self.retained_bytes += sum(map(len, data))
+        self.retained_bytes += size
+        if topic.holding is not None:
+            topic.holding.bytes += size + MESSAGE_OVERHEAD_BYTES * len(data)
 
     def _forget_keys(self) -> None:
-        oldest_ms = self.time_ms - self.settings.idempotency_seconds * 1000
-        while self._keys:
-            key, (_, _, _, time_ms) = next(iter(self._keys.items()))
-            if time_ms >= oldest_ms and len(self._keys) <= self.settings.idempotency_keys:
-                break
-            del self._keys[key]
+        self._keys.forget_before(self.time_ms - self.settings.idempotency_seconds * 1000)
 
     def _create_topic(self, command: CreateTopic, events: list[Message | TopicDeleted]) -> Outcome:
-        own = (command.messages, command.seconds, command.bytes)
+        own = (command.messages, command.seconds, command.bytes, command.idle_seconds)
         topic = self.topics.get(command.name)
         if topic is None:
             if self._is_crowded((command.name,)):
                 return self._too_many_topics()
-            self._add_topic(command.name, own)
+            client = command.client
+            if client and (refused := self._beyond_share(client, command.name, ())) is not None:
+                return refused
+            self._add_topic(command.name, own, client)
             return TopicChanged(created=True)
         if not command.replace:
             return Refused(
@@ -527,36 +589,69 @@ class BrokerState:
             )
         topic.own = own
         topic.follow(self.settings.retention)
+        topic.used_ms = self.time_ms
+        self._note_idle(topic)
         self._trim(topic)
         return TopicChanged(created=False)
 
     def _delete_topic(self, command: DeleteTopic, events: list[Message | TopicDeleted]) -> Outcome:
-        topic = self.topics.pop(command.name, None)
-        if topic is None:
-            return _topic_not_found(command.name)
-        self.names.remove(topic.name)
+        topic = self.topics.get(command.name)
+        return _topic_not_found(command.name) if topic is None else self._remove(topic, events)
+
+    def _delete_topics(
+        self, command: DeleteTopics, events: list[Message | TopicDeleted]
+    ) -> Outcome:
+        count, before_ms = 0, command.idle_before_ms
+        for name in command.names:
+            topic = self.topics.get(name)
+            if topic is None:
+                continue
+            idle_at_ms = topic.idle_at_ms
+            if before_ms is None or (idle_at_ms is not None and idle_at_ms <= before_ms):
+                self._remove(topic, events)
+                count += 1
+        return TopicsDeleted(count)
+
+    def _keep_topics(self, command: KeepTopics, events: list[Message | TopicDeleted]) -> Outcome:
+        for name in command.names:
+            if name in self.idle_topics:
+                self.idle_topics[name].used_ms = self.time_ms
+        return TopicChanged(created=False)
+
+    def _remove(self, topic: Topic, events: list[Message | TopicDeleted]) -> TopicDeleted:
+        name = topic.name
+        del self.topics[name]
+        self.names.remove(name)
+        self.idle_topics.pop(name, None)
         self._drop_oldest(topic, len(topic))
+        self._give_back(topic)
         self.timeline.end(topic)
-        self._tombstones[command.name] = (self.seq, topic.trimmed_seq)
+        self._tombstones[name] = (self.seq, topic.trimmed_seq)
         if len(self._tombstones) > TOMBSTONES_MAX:
-            name, (_, lost_seq) = self._tombstones.popitem(last=False)
-            version = self.timeline.forget(name)
+            forgotten, (_, lost_seq) = self._tombstones.popitem(last=False)
+            version = self.timeline.forget(forgotten)
             if lost_seq > self._tombstone_floor:
                 self._tombstone_floor, self._floor_version = lost_seq, version
-        deleted = TopicDeleted(command.name, self.seq)
+        deleted = TopicDeleted(name, self.seq)
         events.append(deleted)
         return deleted
 
     def _configure(self, command: Configure, events: list[Message | TopicDeleted]) -> Outcome:
         self.settings = command.settings
-        for topic in self.topics.values():
+        for topic in self._by_name():
             topic.follow(self.settings.retention)
+            if topic.retention.idle_seconds is not None and topic.name not in self.idle_topics:
+                topic.used_ms = self.time_ms
+            self._note_idle(topic)
             self._trim(topic)
         self._forget_keys()
+        self._keys.bound_clients(self.settings.shares.idempotency_keys)
+        self._keys.bound(self.settings.idempotency_keys)
         return TopicChanged(created=False)
 
     def _expire(self, command: Expire, events: list[Message | TopicDeleted]) -> Outcome:
-        for topic in self.topics.values():
+        old = [topic for topic in self.topics.values() if topic.has_expired(self.time_ms)]
+        for topic in sorted(old, key=_name_of):  # in an order all share
             self._trim(topic)
         self._forget_keys()
         self._forget_revocations()
@@ -576,6 +671,71 @@ class BrokerState:
             f"There are {len(self.topics)} topics, and {self.settings.topics} is the most "
             "([limits] topics); delete some, or raise it.",
         )
+
+    def _beyond_share(
+        self, client: str, topics: str | tuple[str, ...], data: tuple[bytes, ...]
+    ) -> Refused | None:
+        """Why ``client`` may not have this, by shares; None if it may.
+
+        A topic's messages count for the client that created it. It is decided here, of
+        all that is done in one order: a look before the log would let many pass at once.
+        """
+        shares, known = self.settings.shares, self.topics
+        if shares.topics:
+            names = (topics,) if isinstance(topics, str) else topics
+            new = {name for name in names if name not in known}
+            held = self._holdings[client].topics if client in self._holdings else 0
+            if new and held + len(new) > shares.topics:
+                return _too_many_of_client(held, len(new), shares.topics)
+        if not shares.storage_bytes:
+            return None
+        added: dict[str, int] = {}  # by client; "" has no share
+        if isinstance(topics, str):
+            size = sum(map(len, data)) + MESSAGE_OVERHEAD_BYTES * len(data)
+            added[self._payer(topics, client)] = size
+        else:
+            for name, body in zip(topics, data, strict=True):
+                payer = self._payer(name, client)
+                added[payer] = added.get(payer, 0) + len(body) + MESSAGE_OVERHEAD_BYTES
+        for payer, size in added.items():
+            held = self._holdings[payer].bytes if payer in self._holdings else 0
+            if payer and size and held + size > shares.storage_bytes:
+                return _too_much_of_client(held, size, shares.storage_bytes, payer == client)
+        return None
+
+    def _payer(self, name: str, client: str) -> str:
+        """For whom a message counts that ``client`` publishes to the topic."""
+        topic = self.topics.get(name)
+        if topic is None:
+            return client
+        return "" if topic.holding is None else topic.holding.client
+
+    def _hold(self, topic: Topic, client: str) -> None:
+        """The topic counts for ``client``, with what it holds."""
+        holding = self._holdings.get(client)
+        if holding is None:
+            holding = self._holdings[client] = Holding(client)
+        holding.topics += 1
+        holding.bytes += topic.bytes + MESSAGE_OVERHEAD_BYTES * len(topic)
+        topic.holding = holding
+
+    def _give_back(self, topic: Topic) -> None:
+        """The topic is gone, and empty: it counts for nobody any more."""
+        holding = topic.holding
+        if holding is not None:
+            holding.topics -= 1
+            if not holding.topics:
+                del self._holdings[holding.client]
+
+    def _note_idle(self, topic: Topic) -> None:
+        if topic.retention.idle_seconds is None:
+            self.idle_topics.pop(topic.name, None)
+        else:
+            self.idle_topics[topic.name] = topic
+
+    def _by_name(self) -> list[Topic]:
+        """All topics, in an order that all nodes share: it may matter which is trimmed first."""
+        return [self.topics[name] for name in self.names]
 
     def _revoke_tokens(
         self, command: RevokeTokens, events: list[Message | TopicDeleted]
@@ -600,9 +760,12 @@ class BrokerState:
             for subject in over:
                 del self.revocations[subject]
 
-    def _add_topic(self, name: str, own: OwnRetention) -> Topic:
+    def _add_topic(self, name: str, own: OwnRetention, client: str = "") -> Topic:
         topic = Topic(name, own, self.settings.retention, self.time_ms, self.seq)
         self.topics[name] = topic
+        if client:
+            self._hold(topic, client)
+        self._note_idle(topic)
         tombstone = self._tombstones.pop(name, None)
         if tombstone is not None:
             topic.trimmed_seq = tombstone[1]
@@ -626,8 +789,11 @@ class BrokerState:
         segments = self._segments
         sequences, sizes = topic.drop_oldest(count)
         self.timeline.trim(topic, sequences, self.seq)
+        size = sum(sizes)
         self.retained_messages -= count
-        self.retained_bytes -= sum(sizes)
+        self.retained_bytes -= size
+        if topic.holding is not None:
+            topic.holding.bytes -= size + MESSAGE_OVERHEAD_BYTES * count
         for entry in segments.release(sequences, sizes):
             if entry != self.applied_index:  # apply() sees to its own
                 self._dead.append(entry)
@@ -735,16 +901,15 @@ class BrokerState:
 
     def expiry_due(self, now_ms: int) -> bool:
         """Whether an ``Expire`` command at ``now_ms`` would trim anything."""
-        if any(
-            len(t) and t.oldest_ms < now_ms - t.retention.seconds * 1000
-            for t in self.topics.values()
-        ):
+        if any(topic.has_expired(now_ms) for topic in self.topics.values()):
             return True
         first = next(iter(self.revocations.values()), None)
         if first is not None and first.until_ms < now_ms:
             return True
-        oldest = next(iter(self._keys.values()), None)
-        return oldest is not None and oldest[3] < now_ms - self.settings.idempotency_seconds * 1000
+        oldest_ms = self._keys.oldest_ms
+        return (
+            oldest_ms is not None and oldest_ms < now_ms - self.settings.idempotency_seconds * 1000
+        )
 
     # --- the log's garbage ---
 
@@ -806,25 +971,21 @@ class BrokerState:
         """The whole state as bytes; equal states give equal bytes."""
         segments = self._segments
         live = set(self.live_entries()) if segments.published else set()
-        s = self.settings
+        settings = pack_settings(self.settings)
+        topics = [topic.to_wire() for topic in self._by_name()]
+        keys = self._keys.to_wire()
         revocations = [(subject, *known) for subject, known in self.revocations.items()]
         packed: bytes = msgpack.packb(
             (
-                WITH_REVOCATIONS if revocations else SNAPSHOT_FORMAT,
+                _format(settings, topics, keys, revocations),
                 self.applied_index,
                 self.seq,
                 self.time_ms,
-                (
-                    s.auto_create,
-                    (s.retention.messages, s.retention.seconds, s.retention.bytes),
-                    s.idempotency_keys,
-                    s.idempotency_seconds,
-                    *((s.topics,) if s.topics else ()),
-                ),
-                [self.topics[name].to_wire() for name in self.names],
+                settings,
+                topics,
                 segments.columns(),
                 sorted((e, o) for e, o in segments.published.items() if e in live),
-                [(key, *known) for key, known in self._keys.items()],
+                keys,
                 [(name, *when) for name, when in self._tombstones.items()],
                 self._tombstone_floor,
                 *([revocations] if revocations else ()),
@@ -836,17 +997,17 @@ class BrokerState:
     def restore(cls, snapshot: bytes) -> BrokerState:
         """The state that ``snapshot()`` gave. Raises ValueError for another format."""
         fields = msgpack.unpackb(snapshot, use_list=False, strict_map_key=False)
-        if fields[0] not in (SNAPSHOT_FORMAT, WITH_REVOCATIONS):
+        if fields[0] not in (SNAPSHOT_FORMAT, WITH_REVOCATIONS, WITH_CLIENTS):
             raise ValueError(
-                f"the snapshot has format {fields[0]}; this version reads {SNAPSHOT_FORMAT} and "
-                f"{WITH_REVOCATIONS}"
+                f"the snapshot has format {fields[0]}; this version reads {SNAPSHOT_FORMAT} to "
+                f"{WITH_CLIENTS}"
             )
         (
             _,
             state_index,
             seq,
             time_ms,
-            (auto_create, retention, keys_max, keys_seconds, *topics_max),
+            packed_settings,
             topics,
             columns,
             published,
@@ -857,17 +1018,22 @@ class BrokerState:
         ) = fields
         state = cls()
         state.applied_index, state.seq, state.time_ms = state_index, seq, time_ms
-        state.settings = Settings(
-            auto_create, Retention(*retention), keys_max, keys_seconds, *topics_max
-        )
-        default = state.settings.retention
+        settings = unpack_settings(packed_settings)
+        if settings is None:
+            raise ValueError("the snapshot holds settings that this version does not know")
+        state.settings = settings
+        default = settings.retention
         state.topics = {f[0]: Topic.from_wire(f, default) for f in topics}
         state.names = Names(state.topics)
+        for row, topic in zip(topics, state.topics.values(), strict=True):
+            state._note_idle(topic)
+            if row[8:] and row[8]:
+                state._hold(topic, row[8])
         state.retained_messages = sum(map(len, state.topics.values()))
         state.retained_bytes = sum(topic.bytes for topic in state.topics.values())
         state._segments = _Segments(columns)
         state._segments.published = dict(published)
-        state._keys = OrderedDict((key, tuple(known)) for key, *known in keys)
+        state._keys = RememberedKeys.from_wire(keys)
         state._tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
         state._tombstone_floor = floor
         gone = [_tombstone(name, *when, default) for name, when in state._tombstones.items()]
@@ -889,10 +1055,16 @@ _HANDLERS: Final[
     Publish: BrokerState._publish,
     CreateTopic: BrokerState._create_topic,
     DeleteTopic: BrokerState._delete_topic,
+    DeleteTopics: BrokerState._delete_topics,
+    KeepTopics: BrokerState._keep_topics,
     Configure: BrokerState._configure,
     Expire: BrokerState._expire,
     RevokeTokens: BrokerState._revoke_tokens,
 }
+
+
+def _name_of(topic: Topic) -> str:
+    return topic.name
 
 
 def _topic_not_found(name: str) -> Refused:
@@ -907,6 +1079,42 @@ def _tombstone(name: str, position: int, lost_seq: int, default: Retention) -> T
     topic = Topic(name, ALL_DEFAULT, default, 0, position)
     topic.trimmed_seq = lost_seq
     return topic
+
+
+def _too_many_of_client(held: int, new: int, most: int) -> Refused:
+    return Refused(
+        "too_many_topics",
+        f"The client has created {held:,} of the topics that there are, {new:,} more are asked "
+        f"for, and its share is {most:,} ([limits] topics_per_client). Delete some, let them go "
+        "when they are idle (retention.idle_seconds), or raise the share.",
+    )
+
+
+def _too_much_of_client(held: int, added: int, most: int, is_own: bool) -> Refused:
+    whose = "this client" if is_own else "the client that created one of these topics"
+    return Refused(
+        "storage_full",
+        f"The topics of {whose} hold {held:,} bytes, {added:,} more are to be published to them, "
+        f"and its share is {most:,} ([limits] storage_bytes_per_client). Delete some, shorten "
+        "their retention, or raise the share.",
+    )
+
+
+def _format(
+    settings: tuple[Any, ...],
+    topics: list[tuple[Any, ...]],
+    keys: list[tuple[Any, ...]],
+    revocations: list[tuple[Any, ...]],
+) -> int:
+    """The first format that has all of this."""
+    if (
+        len(settings) > 5
+        or len(settings[1]) > 3
+        or any(len(row) > 8 or len(row[1]) > 3 for row in topics)
+        or any(len(row) > 5 for row in keys)
+    ):
+        return WITH_CLIENTS
+    return WITH_REVOCATIONS if revocations else SNAPSHOT_FORMAT
 
 
 def _unpack(typecode: str, data: bytes) -> array[int]:

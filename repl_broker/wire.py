@@ -18,11 +18,14 @@ from repl_broker.command import (
     Configure,
     CreateTopic,
     DeleteTopic,
+    DeleteTopics,
     Expire,
+    KeepTopics,
     Publish,
     Retention,
     RevokeTokens,
     Settings,
+    Shares,
 )
 
 __all__ = [
@@ -31,6 +34,8 @@ __all__ = [
     "decode_messages",
     "encode_command",
     "encode_entry",
+    "pack_settings",
+    "unpack_settings",
     "without_messages",
 ]
 
@@ -42,33 +47,68 @@ DELETE_TOPIC: Final = 3
 CONFIGURE: Final = 4
 EXPIRE: Final = 5
 REVOKE_TOKENS: Final = 6
+DELETE_TOPICS: Final = 7
+KEEP_TOPICS: Final = 8
 
 
 def encode_command(command: Command) -> bytes:
     """A command's bytes, ready to be joined into an entry."""
     fields: tuple[Any, ...]
     match command:
-        case Publish(topics, data, key, digest):
+        case Publish(topics, data, key, digest, owner, client):
             fields = (PUBLISH, topics, data, key, digest)
-        case CreateTopic(name, messages, seconds, size, replace):
+            if client or owner:
+                fields += (client,) if client == owner else (client, owner)
+        case CreateTopic(name, messages, seconds, size, replace, idle_seconds, client):
             fields = (CREATE_TOPIC, name, messages, seconds, size, replace)
+            if client or idle_seconds is not None:
+                fields += (idle_seconds, client)
         case DeleteTopic(name):
             fields = (DELETE_TOPIC, name)
-        case Configure(s):
-            r = s.retention
-            fields = (
-                CONFIGURE,
-                s.auto_create,
-                (r.messages, r.seconds, r.bytes),
-                s.idempotency_keys,
-                s.idempotency_seconds,
-                *((s.topics,) if s.topics else ()),  # which version 0.1's first logs lack
-            )
+        case Configure(settings):
+            fields = (CONFIGURE, *pack_settings(settings))
         case Expire():
             fields = (EXPIRE,)
         case RevokeTokens(subject, keep_seconds):
             fields = (REVOKE_TOKENS, subject, keep_seconds)
+        case DeleteTopics(names, idle_before_ms):
+            fields = (DELETE_TOPICS, names, idle_before_ms)
+        case KeepTopics(names):
+            fields = (KEEP_TOPICS, names)
     return _ENCODE(fields)
+
+
+def pack_settings(s: Settings) -> tuple[Any, ...]:
+    """The settings as a tuple, for a command and for a snapshot.
+
+    What came later is at the end, and only where it is used.
+    """
+    r, shares = s.retention, s.shares
+    packed = (
+        s.auto_create,
+        (r.messages, r.seconds, r.bytes, *(() if r.idle_seconds is None else (r.idle_seconds,))),
+        s.idempotency_keys,
+        s.idempotency_seconds,
+    )
+    if shares != Shares():
+        return (*packed, s.topics, (shares.topics, shares.storage_bytes, shares.idempotency_keys))
+    return (*packed, s.topics) if s.topics else packed
+
+
+def unpack_settings(fields: Sequence[Any]) -> Settings | None:
+    """The settings that ``pack_settings`` gave; None for another version's."""
+    match fields:
+        case (auto_create, (messages, age, size, *idle), keys, seconds, *later) if len(idle) < 2:
+            retention = Retention(messages, age, size, *idle)
+            match later:
+                case []:
+                    return Settings(auto_create, retention, keys, seconds)
+                case [topics]:
+                    return Settings(auto_create, retention, keys, seconds, topics)
+                case [topics, (most_topics, most_bytes, most_keys)]:
+                    shares = Shares(most_topics, most_bytes, most_keys)
+                    return Settings(auto_create, retention, keys, seconds, topics, shares)
+    return None
 
 
 def encode_entry(time_ms: int, commands: Sequence[bytes]) -> bytes:
@@ -96,17 +136,24 @@ def _command(fields: tuple[Any, ...]) -> Command:
     match fields:
         case (1, topics, data, key, digest):
             return Publish(topics, data, key, digest)
-        case (2, name, messages, seconds, size, replace):
-            return CreateTopic(name, messages, seconds, size, replace)
+        case (1, topics, data, key, digest, client):
+            return Publish(topics, data, key, digest, client, client)
+        case (1, topics, data, key, digest, client, owner):
+            return Publish(topics, data, key, digest, owner, client)
+        case (2, name, messages, seconds, size, replace, *later) if len(later) in (0, 2):
+            return CreateTopic(name, messages, seconds, size, replace, *later)
         case (3, name):
             return DeleteTopic(name)
-        case (4, auto_create, (messages, age, size), keys, seconds, *topics) if len(topics) < 2:
-            retention = Retention(messages, age, size)
-            return Configure(Settings(auto_create, retention, keys, seconds, *topics))
+        case (4, *packed) if (settings := unpack_settings(packed)) is not None:
+            return Configure(settings)
         case (5,):
             return Expire()
         case (6, subject, keep_seconds):
             return RevokeTokens(subject, keep_seconds)
+        case (7, names, idle_before_ms):
+            return DeleteTopics(names, idle_before_ms)
+        case (8, names):
+            return KeepTopics(names)
     raise ValueError(
         f"the log holds a command of kind {fields[0]!r}, which this version does not know"
     )

@@ -40,7 +40,7 @@ LAYERS = (
     ("transport",),
     ("storage", "writer"),
     ("wire", "sse", "wal", "journal", "stalled"),
-    ("command",),
+    ("command", "remembered"),
     ("access",),
     ("tokens", "origins"),
     ("jwks", "hosts"),
@@ -60,7 +60,17 @@ LAYERS = (
 
 PURE = (
     *("state", "filters", "names", "routes", "wire", "sse", "command", "message", "errors"),
-    *("stalled", "masking", "handshake", "scan", "timeline", "order", "patience", "raft.*"),
+    *(
+        "stalled",
+        "remembered",
+        "masking",
+        "handshake",
+        "scan",
+        "timeline",
+        "order",
+        "patience",
+        "raft.*",
+    ),
 )
 IMPURE_IMPORTS = {
     *("trio", "asyncio", "threading", "multiprocessing", "subprocess", "signal", "select"),

@@ -23,26 +23,33 @@ from repl_broker.command import (
     Configure,
     CreateTopic,
     DeleteTopic,
+    DeleteTopics,
     Expire,
+    KeepTopics,
     Publish,
     Retention,
     RevokeTokens,
     Settings,
+    Shares,
 )
 from repl_broker.message import FilterSet, Message, TopicDeleted
 from repl_broker.patience import ENDLESS
 from repl_broker.scan import Scan
 from repl_broker.state import (
+    ALL_DEFAULT,
+    MESSAGE_OVERHEAD_BYTES,
     Applied,
     BrokerState,
     Location,
     Outcome,
+    OwnRetention,
     Published,
     Refused,
     Revocation,
     Revoked,
     Topic,
     TopicChanged,
+    TopicsDeleted,
 )
 from repl_broker.wire import decode_entry, decode_messages, encode_command, encode_entry
 
@@ -760,7 +767,7 @@ def test_a_snapshot_does_not_tell_when_garbage_was_collected(node: Node) -> None
 def test_a_snapshot_of_another_format_is_refused_with_both_numbers() -> None:
     fields = msgpack.unpackb(BrokerState().snapshot())
     fields[0] = 99
-    with pytest.raises(ValueError, match="format 99; this version reads 1 and 2"):
+    with pytest.raises(ValueError, match="format 99; this version reads 1 to 3"):
         BrokerState.restore(msgpack.packb(fields))
 
 
@@ -794,15 +801,28 @@ class Stored:
 
 @dataclass
 class ModelTopic:
-    own: tuple[int | None, int | None, int | None]
+    own: OwnRetention
     retention: Retention
+    client: str
+    used_ms: int
     messages: list[Stored] = field(default_factory=list)
 
     def follow(self, default: Retention) -> None:
-        messages, seconds, size = self.own
+        messages, seconds, size, idle = self.own
         self.retention = Retention(
-            messages or default.messages, seconds or default.seconds, size or default.bytes
+            messages or default.messages,
+            seconds or default.seconds,
+            size or default.bytes,
+            (default.idle_seconds if idle is None else idle) or None,
         )
+
+    def was_idle_at(self, now_ms: int) -> bool:
+        idle = self.retention.idle_seconds
+        return idle is not None and self.used_ms + idle * 1000 <= now_ms
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(MESSAGE_OVERHEAD_BYTES + len(s.message.data) for s in self.messages)
 
     def trim(self, now_ms: int) -> None:
         limits = self.retention
@@ -826,7 +846,7 @@ class Model:
     time_ms: int = 0
     topics: dict[str, ModelTopic] = field(default_factory=dict)
     published: list[Stored] = field(default_factory=list)
-    keys: list[tuple[str, bytes, Published]] = field(default_factory=list)
+    keys: list[tuple[Publish, Published]] = field(default_factory=list)
     deleted: list[TopicDeleted] = field(default_factory=list)
     floor: int = 0  # cursors from here on are never told of a loss that was none
 
@@ -844,10 +864,25 @@ class Model:
                     outcome = self.create(command)
                 case DeleteTopic(name):
                     outcome = self.delete(name, applied.events)
+                case DeleteTopics(names, before_ms):
+                    gone = [
+                        self.delete(name, applied.events)
+                        for name in names
+                        if name in self.topics
+                        and (before_ms is None or self.topics[name].was_idle_at(before_ms))
+                    ]
+                    outcome = TopicsDeleted(len(gone))
+                case KeepTopics(names):
+                    for name in {*names} & {*self.topics}:
+                        self.topics[name].used_ms = self.time_ms
+                    outcome = TopicChanged(False)
                 case Configure(new):
                     self.settings = new
                     for topic in self.topics.values():
+                        stayed = topic.retention.idle_seconds is None
                         topic.follow(new.retention)
+                        if stayed:
+                            topic.used_ms = self.time_ms
                         topic.trim(self.time_ms)
                     self.forget_keys()
                     outcome = TopicChanged(False)
@@ -865,44 +900,72 @@ class Model:
     def publish(self, command: Publish, ordinal: int, events: list[Any]) -> Outcome:
         if command.key is not None:
             self.forget_keys()
-            for key, digest, first in self.keys:
-                if key == command.key and digest != command.digest:
+            for known, first in self.keys:
+                if (known.owner, known.key) != (command.owner, command.key):
+                    continue
+                if known.digest != command.digest:
                     return Refused("idempotency_key_reused", "")
-                if key == command.key:
-                    return Published(first.first_seq, first.count, first.time_ms, True)
+                return Published(first.first_seq, first.count, first.time_ms, True)
         names = command.topics
         if isinstance(names, str):
             names = (names,) * len(command.data)
         if not self.settings.auto_create and not set(names) <= set(self.topics):
             return Refused("topic_not_found", "")
+        if refused := self.beyond_share(command.client, names, command.data):
+            return refused
         outcome = Published(len(self.published) + 1, len(names), self.time_ms)
         for number, (name, data) in enumerate(zip(names, command.data, strict=True)):
             message = Message(len(self.published) + 1, name, self.time_ms, data)
             stored = Stored(message, self.index, ordinal + number)
             if name not in self.topics:
-                self.add(name)
+                self.add(name, command.client)
+            self.topics[name].used_ms = self.time_ms
             self.topics[name].messages.append(stored)
             self.published.append(stored)
             events.append(message)
         if command.key is not None:
-            self.keys.append((command.key, command.digest, outcome))
+            self.keys.append((command, outcome))
             self.forget_keys()
         return outcome
 
-    def add(self, name: str, *own: int | None) -> None:
-        self.topics[name] = ModelTopic(own or (None, None, None), self.settings.retention)
+    def beyond_share(
+        self, client: str, names: tuple[str, ...], data: tuple[bytes, ...] = ()
+    ) -> Refused | None:
+        """What would be created and kept, were it so, compared with the shares."""
+        shares = self.settings.shares
+        if not client:
+            return None
+        owners = dict.fromkeys(names, client) | {n: t.client for n, t in self.topics.items()}
+        has_new = not set(names) <= set(self.topics)
+        if shares.topics and has_new and [*owners.values()].count(client) > shares.topics:
+            return Refused("too_many_topics", "")
+        kept = dict.fromkeys(owners.values(), 0)
+        for topic in self.topics.values():
+            kept[topic.client] += topic.stored_bytes
+        for name, body in zip(names, data, strict=False):
+            kept[owners[name]] += MESSAGE_OVERHEAD_BYTES + len(body)
+        paying = {owners[name] for name in names} - {""}
+        if data and shares.storage_bytes and any(kept[p] > shares.storage_bytes for p in paying):
+            return Refused("storage_full", "")
+        return None
+
+    def add(self, name: str, client: str, own: OwnRetention = ALL_DEFAULT) -> None:
+        self.topics[name] = ModelTopic(own, self.settings.retention, client, self.time_ms)
         self.topics[name].follow(self.settings.retention)
         self.deleted = [deleted for deleted in self.deleted if deleted.topic != name]
 
     def create(self, command: CreateTopic) -> Outcome:
-        own = (command.messages, command.seconds, command.bytes)
+        own = (command.messages, command.seconds, command.bytes, command.idle_seconds)
         topic = self.topics.get(command.name)
         if topic is None:
-            self.add(command.name, *own)
+            if refused := self.beyond_share(command.client, (command.name,)):
+                return refused
+            self.add(command.name, command.client, own)
             return TopicChanged(True)
         if not command.replace:
             return Refused("topic_exists", "")
         topic.own = own
+        topic.used_ms = self.time_ms
         topic.follow(self.settings.retention)
         topic.trim(self.time_ms)
         return TopicChanged(False)
@@ -922,8 +985,21 @@ class Model:
 
     def forget_keys(self) -> None:
         oldest_ms = self.time_ms - self.settings.idempotency_seconds * 1000
-        young = [known for known in self.keys if known[2].time_ms >= oldest_ms]
-        self.keys = young[max(len(young) - self.settings.idempotency_keys, 0) :]
+        self.keys = [known for known in self.keys if known[1].time_ms >= oldest_ms]
+        for client in {known.client for known, _ in self.keys} - {""}:
+            while self.settings.shares.idempotency_keys < self.count_keys(client):
+                if not self.settings.shares.idempotency_keys:
+                    break
+                self.forget_oldest_key(client)
+        while len(self.keys) > self.settings.idempotency_keys:
+            clients = sorted({known.client for known, _ in self.keys})
+            self.forget_oldest_key(max(clients, key=self.count_keys))
+
+    def count_keys(self, client: str) -> int:
+        return sum(known.client == client for known, _ in self.keys)
+
+    def forget_oldest_key(self, client: str) -> None:
+        self.keys.remove(next(each for each in self.keys if each[0].client == client))
 
     def following(self, filters: FilterSet, after: int) -> Iterator[Stored]:
         return (s for s in self.published[after:] if filters.matches(s.message.topic))
@@ -948,12 +1024,24 @@ NAMES = st.sampled_from(["a", "b", "a.a", "a.b", "b.a.a"])
 DATA = st.sampled_from([b"1", b"22", b"333", b"4" * 9])
 FILTER_SETS = [FilterSet(f) for f in (["a"], ["a", "b"], ["a.*", "b"], ["*.>"], [">"], ["c"])]
 RETENTIONS = st.builds(
-    Retention, st.sampled_from([1, 2, 5]), st.sampled_from([1, 3, 9]), st.sampled_from([1, 9, 30])
+    Retention, st.sampled_from([1, 2, 5]), st.sampled_from([1, 3, 9]), st.sampled_from([1, 9, 30]),
+    st.sampled_from([None, None, 1, 5]),
+)  # fmt: skip
+SHARES = st.just(Shares()) | st.builds(
+    Shares, st.sampled_from([0, 1, 2]), st.sampled_from([0, 70, 300]), st.sampled_from([0, 1, 2])
 )
 SETTINGS = st.builds(
     Settings, st.booleans() | st.just(True), RETENTIONS, st.sampled_from([0, 1, 2, 9]),
-    st.sampled_from([1, 4]),
+    st.sampled_from([1, 4]), st.just(0), SHARES,
 )  # fmt: skip
+CLIENTS = st.sampled_from(["", "ann", "bob", "eve"])
+
+
+def batch_of(pairs: list[tuple[str, bytes]], client: str) -> Publish:
+    return Publish(tuple(n for n, _ in pairs), tuple(d for _, d in pairs), client=client)
+
+
+NAME_LISTS = st.lists(NAMES, max_size=4).map(tuple)
 BATCHES = st.lists(DATA, min_size=1, max_size=4).map(tuple)
 PUBLISHES = st.builds(
     Publish,
@@ -961,8 +1049,12 @@ PUBLISHES = st.builds(
     BATCHES,
     st.sampled_from([None, None, "k1", "k2", "k3"]),
     st.sampled_from([b"", b"", b"d"]),
-) | st.lists(st.tuples(NAMES, DATA), min_size=1, max_size=4).map(
-    lambda pairs: Publish(tuple(n for n, _ in pairs), tuple(d for _, d in pairs))
+    CLIENTS,
+    CLIENTS,
+) | st.builds(
+    batch_of,
+    st.lists(st.tuples(NAMES, DATA), min_size=1, max_size=4),
+    CLIENTS,
 )
 COMMANDS = st.one_of(
     PUBLISHES,
@@ -975,22 +1067,71 @@ COMMANDS = st.one_of(
         st.sampled_from([None, 1, 5]),
         st.sampled_from([None, 1, 12]),
         st.booleans(),
+        st.sampled_from([None, 0, 1, 5]),
+        CLIENTS,
     ),
     st.builds(DeleteTopic, NAMES),
+    st.builds(DeleteTopics, NAME_LISTS, st.none() | st.integers(10_000, 30_000)),
+    st.builds(KeepTopics, NAME_LISTS),
     st.builds(Configure, SETTINGS),
     st.just(Expire()),
 )
-ENTRIES = st.tuples(st.sampled_from([-1000, 0, 0, 500, 1000, 4000]), st.lists(COMMANDS, max_size=5))
-STEPS = st.lists(
-    st.one_of(
-        ENTRIES,
-        ENTRIES,
-        ENTRIES,
-        st.tuples(st.just("collect"), st.integers(0, 3)),
-        st.tuples(st.just("restore"), st.none()),
-        st.tuples(st.just("read"), st.integers(1, 5)),
+TIMES = st.sampled_from([-1000, 0, 0, 500, 1000, 4000])
+
+
+def steps_of(commands: st.SearchStrategy[Command]) -> st.SearchStrategy[list[Any]]:
+    entries = st.tuples(TIMES, st.lists(commands, max_size=5))
+    return st.lists(
+        st.one_of(
+            entries,
+            entries,
+            entries,
+            st.tuples(st.just("collect"), st.integers(0, 3)),
+            st.tuples(st.just("restore"), st.none()),
+            st.tuples(st.just("read"), st.integers(1, 5)),
+        ),
+        max_size=25,
+    )
+
+
+STEPS = steps_of(COMMANDS)
+
+# Chance finds little where many things must come together, so these are drawn by themselves.
+KEYED = st.builds(
+    Publish,
+    st.just("a"),
+    st.just((b"1",)),
+    st.sampled_from(["k1", "k2", "k3", "k4", "k5", "k6"]),
+    st.sampled_from([b"", b"", b"", b"d"]),
+    CLIENTS,
+    CLIENTS,
+)
+KEYED_SETTINGS = st.builds(
+    Settings, st.just(True), RETENTIONS, st.integers(3, 6), st.just(100), st.just(0),
+    st.builds(Shares, idempotency_keys=st.integers(0, 3)),
+)  # fmt: skip
+KEYED_STEPS = st.tuples(
+    KEYED_SETTINGS, steps_of(st.one_of(KEYED, KEYED, KEYED, KEYED_SETTINGS.map(Configure)))
+)
+SHARED_SETTINGS = st.builds(
+    Settings, st.just(True), st.just(Retention(2, 9, 1000)), st.just(0), st.just(100), st.just(0),
+    st.builds(Shares, st.integers(0, 3), st.sampled_from([0, 70, 140, 280])),
+)  # fmt: skip
+SHARED_STEPS = st.tuples(
+    SHARED_SETTINGS,
+    steps_of(
+        st.one_of(
+            st.builds(
+                batch_of,
+                st.lists(st.tuples(NAMES, DATA), min_size=1, max_size=4),
+                CLIENTS,
+            ),
+            st.builds(Publish, NAMES, BATCHES, client=CLIENTS),
+            st.builds(CreateTopic, NAMES, st.sampled_from([None, 1]), client=CLIENTS),
+            st.builds(DeleteTopics, NAME_LISTS),
+            SHARED_SETTINGS.map(Configure),
+        )
     ),
-    max_size=25,
 )
 
 
@@ -1058,6 +1199,10 @@ class Comparison:
             seqs = [s.message.seq for s in expected.messages]
             assert list(after_each(topic)) == seqs
             assert topic.retention == expected.retention
+            idle_seconds = expected.retention.idle_seconds
+            assert topic.idle_at_ms == (
+                None if idle_seconds is None else expected.used_ms + idle_seconds * 1000
+            )
             assert (len(topic), topic.bytes) == (
                 len(seqs),
                 sum(len(s.message.data) for s in expected.messages),
@@ -1066,8 +1211,26 @@ class Comparison:
                 (seqs[0], seqs[-1]) if seqs else (None, None)
             )
         assert self.twin.digest() == state.digest()
+        self.check_holdings()
         for after in {0, state.seq // 2, state.seq}:
             self.check_cursor(after)
+
+    def check_holdings(self) -> None:
+        """What is counted as things come and go is what there is."""
+        topics = self.model.topics.values()
+        expected = {
+            client: (
+                sum(t.client == client for t in topics),
+                sum(t.stored_bytes for t in topics if t.client == client),
+            )
+            for client in {t.client for t in topics} - {""}
+        }
+        for state in (self.node.state, self.twin):
+            held = {c: (h.topics, h.bytes) for c, h in state._holdings.items()}
+            assert held == expected
+            assert {*state.idle_topics} == {
+                name for name, t in self.model.topics.items() if t.retention.idle_seconds
+            }
 
     def check_cursor(self, after: int) -> None:
         model = self.model
@@ -1117,13 +1280,11 @@ def told(outcome: Outcome) -> object:
     return outcome.code if isinstance(outcome, Refused) else outcome
 
 
-@given(st.sampled_from([1, 2, 1000]), SETTINGS, STEPS)
-@settings(max_examples=2 * settings().max_examples)
-def test_the_state_does_what_the_model_does(
-    tombstones_max: int, first: Settings, steps: list[tuple[Any, Any]]
-) -> None:
-    """Random entries, restarts, collections and readers; promises 1, 4 and 5 of DESIGN."""
-    with patch.object(state_module, "TOMBSTONES_MAX", tombstones_max):
+def compare(tombstones_max: int, first: Settings, steps: list[tuple[Any, Any]]) -> None:
+    with (
+        patch.object(state_module, "TOMBSTONES_MAX", tombstones_max),
+        patch.object(state_module, "SPARSE_BYTES_MIN", 3),
+    ):
         comparison = Comparison(tombstones_max)
         comparison.apply(0, [Configure(first)])
         now_ms = 10_000
@@ -1140,6 +1301,29 @@ def test_the_state_does_what_the_model_does(
                     comparison.apply(now_ms, argument)
         note(f"{comparison.model}")
         comparison.finish()
+
+
+@given(st.sampled_from([1, 2, 1000]), SETTINGS, STEPS)
+@settings(max_examples=2 * settings().max_examples)
+def test_the_state_does_what_the_model_does(
+    tombstones_max: int, first: Settings, steps: list[tuple[Any, Any]]
+) -> None:
+    """Random entries, restarts, collections and readers; promises 1, 4 and 5 of DESIGN."""
+    compare(tombstones_max, first, steps)
+
+
+@given(KEYED_STEPS)
+def test_the_state_remembers_the_keys_that_the_model_remembers(
+    drawn: tuple[Settings, list[tuple[Any, Any]]],
+) -> None:
+    compare(1000, *drawn)
+
+
+@given(SHARED_STEPS)
+def test_the_state_refuses_what_is_beyond_a_share_as_the_model_does(
+    drawn: tuple[Settings, list[tuple[Any, Any]]],
+) -> None:
+    compare(1000, *drawn)
 
 
 # --- the most topics ---
@@ -1206,6 +1390,161 @@ def test_the_limit_on_topics_is_part_of_the_snapshot() -> None:
     assert again.settings == state.settings
     assert again.settings.topics == 7
     assert BrokerState.restore(crowded(topics=0).snapshot()).settings.topics == 0
+
+
+# --- shares ---
+
+
+def sharing(**shares: int) -> Node:
+    node = Node()
+    node.apply(
+        Configure(
+            Settings(
+                True, WIDE, idempotency_keys=4, idempotency_seconds=100, shares=Shares(**shares)
+            )
+        )
+    )
+    return node
+
+
+def refusal(outcome: Outcome) -> Refused:
+    assert isinstance(outcome, Refused)
+    return outcome
+
+
+def test_one_batch_of_a_client_takes_no_more_than_its_share_of_topics() -> None:
+    node = sharing(topics=3)
+    names = ("m.1", "m.2", "m.3", "m.4")
+    before = node.state.digest()
+    refused = refusal(node.do(Publish(names, (b"1",) * 4, client="eve")))
+    assert refused.code == "too_many_topics"
+    assert "4 more" in refused.detail
+    assert "its share is 3 ([limits] topics_per_client)" in refused.detail
+    assert node.state.topics == {}
+    node.do(Publish(names[:3], (b"1",) * 3, client="eve"))
+    assert refusal(node.do(CreateTopic("m.4", client="eve"))).code == "too_many_topics"
+    assert len(node.state.topics) == 3
+    assert node.do(Publish("new", (b"1",), client="ann")) == Published(4, 1, 0)
+    assert node.do(Publish("other", (b"1",))) == Published(5, 1, 0), "an administrator has no share"
+    assert before != node.state.digest()
+
+
+def test_topics_count_for_whoever_created_them_until_they_are_deleted() -> None:
+    node = sharing(topics=1)
+    node.apply(Publish("a", (b"1",), client="ann"), CreateTopic("a", 5, replace=True, client="bob"))
+    assert refusal(node.do(Publish("b", (b"1",), client="ann"))).code == "too_many_topics"
+    assert isinstance(node.do(Publish(("a", "b"), (b"1", b"2"), client="bob")), Published)
+    node.apply(DeleteTopic("a"), Publish("c", (b"1",), client="ann"))
+    assert sorted(node.state.topics) == ["b", "c"]
+
+
+def test_bytes_count_for_whoever_created_the_topic_and_trimming_gives_them_back() -> None:
+    node = sharing(storage_bytes=3 * (MESSAGE_OVERHEAD_BYTES + 10))
+    node.apply(CreateTopic("a", client="ann"), CreateTopic("b", 1, client="bob"))
+    assert isinstance(node.do(Publish("a", (b"x" * 10,) * 3, client="ann")), Published)
+    refused = refusal(node.do(Publish("a", (b"x",), client="ann")))
+    assert refused.code == "storage_full"
+    assert "this client hold 222 bytes, 65 more" in refused.detail
+    assert "its share is 222 ([limits] storage_bytes_per_client)" in refused.detail
+    refused = refusal(node.do(Publish(("b", "a"), (b"x", b"x"), client="bob")))
+    assert "the client that created one of these topics" in refused.detail
+    assert node.state.topics["b"].bytes == 0, "all or none"
+    for _ in range(9):
+        assert isinstance(node.do(Publish("b", (b"x" * 10,), client="bob")), Published)
+    assert isinstance(node.do(Publish("a", (b"x",))), Published), "an administrator has no share"
+    node.do(CreateTopic("a", messages=1, replace=True))
+    assert isinstance(node.do(Publish("a", (b"x" * 10,), client="ann")), Published)
+
+
+def test_another_owners_key_is_another_key(node: Node) -> None:
+    assert node.do(Publish("a", (b"1",), "order-2", b"d", "bob", "bob")) == Published(1, 1, 0)
+    assert node.do(Publish("a", (b"2",), "order-2", b"e", "ann", "ann")) == Published(2, 1, 0)
+    for _ in range(2):
+        again = node.do(Publish("a", (b"1",), "order-2", b"d", "bob", "bob"))
+        assert again == Published(1, 1, 0, replayed=True)
+        node.state = BrokerState.restore(node.state.snapshot())
+
+
+def test_a_clients_keys_push_out_its_own_first() -> None:
+    node = sharing(idempotency_keys=2)
+    keep = Publish("a", (b"1",), "keep", b"d", "ann", "ann")
+    node.do(keep)
+    for number in range(9):
+        node.do(Publish("a", (b"1",), f"k{number}", b"d", "eve", "eve"))
+    assert node.do(keep) == Published(1, 1, 0, replayed=True)
+    assert node.do(Publish("a", (b"1",), "k7", b"d", "eve", "eve")) == Published(9, 1, 0, True)
+    assert node.do(Publish("a", (b"1",), "k6", b"d", "eve", "eve")) == Published(11, 1, 0)
+
+
+def test_when_there_are_too_many_keys_those_of_whoever_has_most_go() -> None:
+    node = sharing()
+    keep = Publish("a", (b"1",), "keep", b"d", "ann", "ann")
+    node.do(keep)
+    for client in ("eve", "eva", "eve", "eva", "eve", "eva"):
+        node.do(Publish("a", (b"1",), f"k{node.state.seq}", b"d", client, client))
+    assert node.do(keep) == Published(1, 1, 0, replayed=True)
+
+
+def test_what_is_trimmed_is_accounted_for_alike_after_a_restart(node: Node) -> None:
+    """Which topic is trimmed first decides what of an entry is worth rewriting."""
+    node.apply(CreateTopic("z", seconds=1), CreateTopic("a", seconds=1), CreateTopic("kept"))
+    sizes = {"z": 36_000, "a": 3000, "kept": 1}
+    node.apply(Publish(tuple(sizes), tuple(b"x" * size for size in sizes.values())))
+    other = BrokerState.restore(node.state.snapshot())
+    for state in (node.state, other):
+        state.apply(4, 5000, [Expire()])
+    assert other.digest() == node.state.digest()
+
+
+# --- topics that are idle ---
+
+
+def test_a_topic_that_was_idle_is_removed_with_what_it_holds(node: Node) -> None:
+    node.apply(CreateTopic("job", idle_seconds=10), Publish("job", (b"1",)), at=5000)
+    assert node.state.topics["job"].idle_at_ms == 15_000
+    assert node.do(DeleteTopics(("job",), 14_999), at=20_000) == TopicsDeleted(0)
+    applied = node.apply(DeleteTopics(("job", "missing"), 15_000), at=20_000)
+    assert applied == Applied([TopicsDeleted(1)], [TopicDeleted("job", 1)])
+    assert node.history() == []
+    assert node.state.idle_topics == {}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        Publish("job", (b"1",)),
+        CreateTopic("job", idle_seconds=10, replace=True),
+        KeepTopics(("missing", "job")),
+    ],
+)
+def test_a_topic_that_is_used_begins_its_idle_time_anew(node: Node, use: Command) -> None:
+    node.do(CreateTopic("job", idle_seconds=10), at=1000)
+    node.do(use, at=8000)
+    node.state = BrokerState.restore(node.state.snapshot())
+    assert node.do(DeleteTopics(("job",), 17_999), at=30_000) == TopicsDeleted(0)
+    assert node.do(DeleteTopics(("job",), 18_000), at=30_000) == TopicsDeleted(1)
+
+
+def test_a_topic_that_may_idle_for_ever_is_never_removed_for_that(node: Node) -> None:
+    node.do(CreateTopic("a"), at=1000)
+    assert node.do(DeleteTopics(("a",), 10**15), at=9000) == TopicsDeleted(0)
+    assert node.do(DeleteTopics(("a",)), at=9000) == TopicsDeleted(1)
+
+
+def test_a_default_of_idle_time_begins_when_it_is_set_and_a_topic_may_leave_it_out(
+    node: Node,
+) -> None:
+    node.apply(CreateTopic("a"), CreateTopic("own", idle_seconds=0), at=1000)
+    idling = replace(WIDE, idle_seconds=10)
+    for at in (60_000, 65_000):  # the same again changes nothing
+        node.do(configured(retention=idling), at=at)
+    assert {name: t.idle_at_ms for name, t in node.state.topics.items()} == {
+        "a": 70_000,
+        "own": None,
+    }
+    assert node.state.topics["own"].retention.idle_seconds is None
+    node.do(configured(retention=WIDE), at=66_000)
+    assert node.state.idle_topics == {}
 
 
 # --- revoked tokens -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -14,11 +15,14 @@ from repl_broker.command import (
     Configure,
     CreateTopic,
     DeleteTopic,
+    DeleteTopics,
     Expire,
+    KeepTopics,
     Publish,
     Retention,
     RevokeTokens,
     Settings,
+    Shares,
 )
 from repl_broker.wire import (
     decode_entry,
@@ -38,19 +42,33 @@ SAME_TOPIC = st.tuples(NAMES, st.lists(BODIES, max_size=20).map(tuple))
 OWN_TOPICS = st.lists(st.tuples(NAMES, BODIES), min_size=1, max_size=20).map(
     lambda pairs: tuple(zip(*pairs, strict=True))
 )
+WHOSE = st.just("") | st.text(st.characters(codec="utf-8"), max_size=9)
 PUBLISHES = st.builds(
-    lambda messages, key, digest: Publish(messages[0], messages[1], key, digest),
+    lambda m, key, digest, owner, client: Publish(m[0], m[1], key, digest, owner, client),
     SAME_TOPIC | OWN_TOPICS,
     KEYS,
     st.binary(max_size=32),
+    WHOSE,
+    WHOSE,
 )
+SHARES = st.just(Shares()) | st.builds(Shares, *[st.integers(0, 2**63 - 1)] * 3)
 COMMANDS = st.one_of(
     PUBLISHES,
-    st.builds(CreateTopic, NAMES, MAYBE, MAYBE, MAYBE, st.booleans()),
+    st.builds(CreateTopic, NAMES, MAYBE, MAYBE, MAYBE, st.booleans(), MAYBE | st.just(0), WHOSE),
     st.builds(DeleteTopic, NAMES),
+    st.builds(DeleteTopics, st.lists(NAMES).map(tuple), MAYBE),
+    st.builds(KeepTopics, st.lists(NAMES).map(tuple)),
     st.builds(
         Configure,
-        st.builds(Settings, st.booleans(), st.builds(Retention, *[COUNTS] * 3), COUNTS, COUNTS),
+        st.builds(
+            Settings,
+            st.booleans(),
+            st.builds(Retention, *[COUNTS] * 3, MAYBE),
+            COUNTS,
+            COUNTS,
+            st.just(0) | COUNTS,
+            SHARES,
+        ),
     ),
     st.just(Expire()),
     st.builds(RevokeTokens, st.text(st.characters(codec="utf-8"), max_size=300), COUNTS),
@@ -88,6 +106,22 @@ def test_an_entry_has_one_form(time_ms: int, commands: list[Command]) -> None:
         (Configure(Settings(False, Retention(1, 2, 3), 4, 5)), [4, False, [1, 2, 3], 4, 5]),
         (Configure(Settings(True, Retention(1, 2, 3), 4, 5, 6)), [4, True, [1, 2, 3], 4, 5, 6]),
         (Expire(), [5]),
+        (Publish("a", (b"1",), "k", b"d", "ann", "ann"), [1, "a", [b"1"], "k", b"d", "ann"]),
+        (Publish("a", (b"1",), "k", b"d", "ann"), [1, "a", [b"1"], "k", b"d", "", "ann"]),
+        (Publish("a", (b"1",), client="::1"), [1, "a", [b"1"], None, b"", "::1", ""]),
+        (CreateTopic("a", idle_seconds=0), [2, "a", None, None, None, False, 0, ""]),
+        (CreateTopic("a", client="ann"), [2, "a", None, None, None, False, None, "ann"]),
+        (
+            Configure(Settings(True, Retention(1, 2, 3, 9), 4, 5)),
+            [4, True, [1, 2, 3, 9], 4, 5],
+        ),
+        (
+            Configure(Settings(True, Retention(1, 2, 3), 4, 5, 0, Shares(6, 7, 8))),
+            [4, True, [1, 2, 3], 4, 5, 0, [6, 7, 8]],
+        ),
+        (DeleteTopics(("a", "b")), [7, ["a", "b"], None]),
+        (DeleteTopics(("a",), 5), [7, ["a"], 5]),
+        (KeepTopics(("a", "b")), [8, ["a", "b"]]),
     ],
 )
 def test_the_form_on_disk_never_changes(command: Command, fields: list[object]) -> None:
@@ -129,7 +163,7 @@ def bodies_of(commands: Sequence[Command]) -> list[bytes]:
 def without_data(command: Command) -> Command:
     if not isinstance(command, Publish):
         return command
-    return Publish(command.topics, (b"",) * len(command.data), command.key, command.digest)
+    return msgspec.structs.replace(command, data=(b"",) * len(command.data))
 
 
 @pytest.mark.parametrize("command", [[6], [0], [99, "of", "the", "future"], ["publish"], [None]])
@@ -143,8 +177,15 @@ def test_a_command_of_another_version_is_refused_by_its_number(command: list[obj
     [
         [1],
         [1, "a", [b"1"], None],
-        [1, "a", [b"1"], None, b"", "more"],
+        [1, "a", [b"1"], None, b"", "ann", "ann", "more"],
+        [2, "a", 1, 2, 3, True, 5],
         [4, True, [1, 2], 3, 4],
+        [4, True, [1, 2, 3, 4, 5], 3, 4],
+        [4, True, [1, 2, 3], 3, 4, 0, [1, 2]],
+        [4, True, [1, 2, 3], 3, 4, 0, 7],
+        [4, True, [1, 2, 3], 3, 4, 0, [1, 2, 3], 5],
+        [7, ["a"]],
+        [8],
         [4, True, 1, 3, 4],
         [5, 1],
     ],

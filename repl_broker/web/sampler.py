@@ -207,7 +207,7 @@ class Sampler:
         topic = self._broker.state.topics.get(name)
         if topic is None:
             return None
-        messages, seconds, size = topic.own
+        messages, seconds, size, idle_seconds = topic.own
         return {
             "name": name,
             "rate": self._rate(name),
@@ -218,7 +218,12 @@ class Sampler:
             "created_at": time_text(topic.created_ms),
             "subscribers": self._broker.subscribers(name),
             "retention": topic.retention,
-            "own": {"messages": messages, "seconds": seconds, "bytes": size},
+            "own": {
+                "messages": messages,
+                "seconds": seconds,
+                "bytes": size,
+                "idle_seconds": idle_seconds,
+            },
             "tail_after": self._id(topic.seq_before_last(TAIL_MESSAGES)),
         }
 

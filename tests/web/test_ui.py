@@ -19,6 +19,7 @@ from trio.testing import MockClock
 
 from repl_broker.broker import Broker
 from repl_broker.config import Config
+from repl_broker.state import ALL_DEFAULT
 from repl_broker.web.app import create_app
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.sampler import PAST_SECONDS, Sampler, Window
@@ -415,7 +416,7 @@ async def test_many_topics_are_looked_through_in_pieces(
 ) -> None:
     state = node.broker.state
     for number in range(3000):
-        state._add_topic(f"topic.{number:04}", (None, None, None))
+        state._add_topic(f"topic.{number:04}", ALL_DEFAULT)
     sampler = Sampler(node.broker, none, Config().node.data_dir)
     others = 0
     looked = trio.Event()
