@@ -26,15 +26,18 @@ from repl_broker.command import (
     Command,
     CreateTopic,
     DeleteTopic,
+    DeleteTopics,
     Publish,
     Retention,
     RevokeTokens,
     Settings,
+    Shares,
 )
-from repl_broker.config import Config
+from repl_broker.config import Config, client_shares
 from repl_broker.errors import RequestError
 from repl_broker.filters import Filters
 from repl_broker.hub import Hub, HubStatistics
+from repl_broker.idle import Batch, IdleTopics
 from repl_broker.loop_turns import LoopTurns, TurnStatistics
 from repl_broker.members import Members, MemberView
 from repl_broker.message import (
@@ -54,7 +57,16 @@ from repl_broker.names import above
 from repl_broker.notices import Notices
 from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
 from repl_broker.room import Room, RoomStatistics
-from repl_broker.state import BrokerState, Outcome, Published, Refused, Topic, TopicChanged
+from repl_broker.seats import Seat, Seats
+from repl_broker.state import (
+    BrokerState,
+    Outcome,
+    Published,
+    Refused,
+    Topic,
+    TopicChanged,
+    TopicsDeleted,
+)
 from repl_broker.subscription import Subscription
 from repl_broker.tokens import SUBJECT, is_subject
 from repl_broker.transport import TransportStatistics
@@ -166,6 +178,9 @@ class Broker:
         self._hub = hub
         self._config = config
         self._limits = _json_limits(config)
+        self._shares = client_shares(config)
+        self._seats = Seats()
+        self.idle = IdleTopics(replica, hub)
         self._checks = Checks()
         self._propose: Callable[[Command], Awaitable[Outcome]] = replica.propose
         self._publishes = 0
@@ -177,6 +192,7 @@ class Broker:
         """Hold what comes from now on to another configuration."""
         self._config = config
         self._limits = _json_limits(config)
+        self._shares = client_shares(config)
         self.admission.reload(config.limits)
         if self._room is not None:
             self._room.reload(config.limits)
@@ -189,13 +205,14 @@ class Broker:
     @staticmethod
     def settings(config: Config) -> Settings:
         """What of the configuration every node of a cluster must share."""
-        r = config.topics.retention
+        r, shares = config.topics.retention, client_shares(config)
         return Settings(
             config.topics.auto_create,
-            Retention(r.messages, r.seconds, r.bytes),
+            Retention(r.messages, r.seconds, r.bytes, r.idle_seconds or None),
             config.limits.idempotency_keys,
             config.limits.idempotency_seconds,
             config.limits.topics,
+            Shares(shares.topics, shares.storage_bytes, shares.idempotency_keys),
         )
 
     @property
@@ -264,6 +281,14 @@ class Broker:
         self.admission.check_publish(caller.client)
         return caller, topic
 
+    def _sharer(self, caller: Caller) -> str:
+        """The client whose shares this counts for; "" for one that may have all it wants.
+
+        Where there are no tokens everyone is an administrator, and addresses have
+        shares only if the configuration says so.
+        """
+        return caller.client if self.access.is_open and any(self._shares) else caller.share
+
     async def _checked(
         self, check: Callable[[bytes, JsonLimits], T], body: bytes, client: str
     ) -> T:
@@ -278,10 +303,12 @@ class Broker:
         data: tuple[bytes, ...],
         key: str | None,
     ) -> Receipt:
+        client = self._sharer(caller)
         if key is None:
-            command = Publish(topics, data)
+            command = Publish(topics, data, client=client)
         else:
-            command = Publish(topics, data, _check_key(key), _digest(form, topics, data))
+            digest = _digest(form, topics, data)
+            command = Publish(topics, data, _check_key(key), digest, caller.owner, client)
         self.admission.begin_publish(caller.share)
         try:
             if self._room is not None:
@@ -308,22 +335,27 @@ class Broker:
         messages: int | None = None,
         seconds: int | None = None,
         bytes: int | None = None,  # noqa: A002
+        idle_seconds: int | None = None,
         replace: bool = False,
     ) -> tuple[TopicView, bool]:
         """Create a topic, or with ``replace`` change one; None stands for the default.
 
-        Returns the topic and whether it is new. Raises ``unauthenticated``, ``forbidden``,
-        ``invalid_topic``, ``topic_exists``.
+        ``idle_seconds`` 0 is for ever. Returns the topic and whether it is new. Raises
+        ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_exists``,
+        ``too_many_topics``.
         """
-        self._administrator(asking)
-        command = CreateTopic(check_topic(name), messages, seconds, bytes, replace)
+        client = self._sharer(self._administrator(asking))
+        own = messages, seconds, bytes, idle_seconds
+        command = CreateTopic(
+            check_topic(name), messages, seconds, bytes, replace, idle_seconds, client
+        )
         outcome = _accepted(await self._replica.propose(command))
         assert isinstance(outcome, TopicChanged)
         topic = self._replica.state.topics.get(name)
         if topic is None:  # it is, and was deleted again since
             topic = Topic(
                 name,
-                (messages, seconds, bytes, None),
+                own,
                 self._replica.state.settings.retention,
                 self._replica.state.time_ms,
                 0,
@@ -337,6 +369,48 @@ class Broker:
         """
         self._administrator(asking)
         _accepted(await self._replica.propose(DeleteTopic(check_topic(name))))
+
+    async def delete_topics(self, asking: Asking, match: str) -> int:
+        """Remove the topics that match the filter, and their history; returns how many.
+
+        They go in the order of their names, many in one entry. If that breaks off, what is
+        gone stays gone: the error then has their ``count``. Raises ``unauthenticated``,
+        ``forbidden``, ``invalid_filter``, ``no_leader``, ``shutting_down``, ``outcome_unknown``.
+        """
+        self._administrator(asking)
+        filters, count = FilterSet([match]), 0
+        try:
+            await self._replica.read_barrier()
+            at: str | None = ""
+            while at is not None:
+                batch = Batch()
+                while at is not None and not batch.is_full:
+                    look = partial(self._find_deletable, batch, at, filters)
+                    at = await self._replica.turnstile.give(look)
+                if batch.names:
+                    outcome = await self._replica.propose(DeleteTopics(tuple(batch.names)))
+                    assert isinstance(outcome, TopicsDeleted)
+                    count += outcome.topics
+        except RequestError as error:
+            error.extra["count"] = count
+            error.detail += (
+                f" Topics that were deleted before that: {count:,}. They stay deleted; ask again "
+                "for the rest."
+            )
+            raise
+        return count
+
+    def _find_deletable(self, batch: Batch, at: str, filters: FilterSet, turn: Turn) -> str | None:
+        """Fill ``batch`` with topics from the name ``at`` on. Returns where to go on."""
+        state, wanted = self._replica.state, [(filters.compiled,)]
+        following: str | None = at
+        while following is not None and not turn.is_over:
+            names, following, _ = state.names.find(following, wanted, PIECE_TOPICS, PIECE_TOPICS)
+            for name in names:
+                batch.add(state.topics[name])
+                if batch.is_full:
+                    return above(name)
+        return following
 
     async def topic(self, asking: Asking, name: str) -> TopicView:
         """Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``,
@@ -458,7 +532,8 @@ class Broker:
 
         It ends when its lease does. Raises ``unauthenticated``, ``forbidden``,
         ``invalid_filter``, ``invalid_event_id``, ``topic_not_found`` (with auto_create off,
-        for a filter that names a topic), ``rate_limited``, ``shutting_down``.
+        for a filter that names a topic), ``rate_limited``, ``too_many_streams``,
+        ``shutting_down``.
         """
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
@@ -473,14 +548,23 @@ class Broker:
         if not self._replica.state.settings.auto_create:
             for name in sorted(wanted.exact):
                 self._topic(name)
+        cursor = self._cursor(after)
+        lease = self._lease(caller, wanted)  # and nothing is refused below
+        self.idle.opened(wanted.filters)
         return Subscription(
             self._replica,
             self._hub,
             wanted,
-            self._cursor(after),
+            cursor,
             self._config.limits.heartbeat_seconds,
-            self.access.lease(caller.identity, wanted),
+            lease,
         )
+
+    def _lease(self, caller: Caller, wanted: FilterSet) -> Lease | Seat | None:
+        """What a stream has for as long as there is one: its right, and its place in a share."""
+        lease, most = self.access.lease(caller.identity, wanted), self._shares.streams
+        client = self._sharer(caller) if most else ""
+        return self._seats.take(client, most, lease) if client else lease
 
     def _cursor(self, text: str) -> Cursor | str:
         return text if text in ("earliest", "latest") else parse_event_id(text)

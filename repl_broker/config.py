@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from repl_broker.errors import ConfigError
@@ -34,6 +34,7 @@ __all__ = [
     "Address",
     "AnonymousConfig",
     "AuthConfig",
+    "ClientShares",
     "ClusterConfig",
     "Config",
     "HttpConfig",
@@ -46,6 +47,7 @@ __all__ = [
     "RetentionConfig",
     "TopicsConfig",
     "TracingConfig",
+    "client_shares",
     "exposed",
     "keys",
     "load",
@@ -676,6 +678,14 @@ class RetentionConfig:
         "How many bytes of messages a topic keeps. The store needs the disk space for what all "
         "topics keep, and about 200 MiB for what is not yet cleared away.",
     )
+    idle_seconds: int = key(
+        0,
+        Whole("seconds", 0, 3650 * DAY),
+        "How long a topic is kept to which nothing is published, and which no event stream on any "
+        "node follows; then it is deleted, with what it holds, some seconds later. 0: for ever. "
+        "With topics for single answers, jobs or visitors, set it, so that they do not pile up. A "
+        "reader that comes back with a cursor gets topic-deleted.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -789,12 +799,33 @@ class LimitsConfig:
         "too_many_topics. 0: no limit. A topic takes about 1 KB of memory, and the disk for its "
         "history. In a cluster, what the leader's file says counts.",
     )
+    topics_per_client: int | None = key(
+        None,
+        Whole("topics", 0, 100_000_000),
+        "The most topics that one client may have created; what would create one more is refused "
+        "with 409 too_many_topics. A client is a token's subject, or an address where there is no "
+        "token (IPv6: a /64 network); with the right admin there is no limit. 0: no limit. Not "
+        "set: half of topics (rounded up) with auth.mode jwt, and no limit with none. Set with "
+        "none, it holds for each address: not behind a proxy, whose address all clients share. In "
+        "a cluster, what the leader's file says counts.",
+        example="1000",
+    )
     storage_bytes: int = key(
         16 * GiB,
         Whole("bytes", 0, 1024 * 1024 * GiB),
         "All messages that are retained, of all topics together, each counted with 64 bytes more "
         "than its data. At the limit publishes are refused with 507 storage_full, until retention "
         "or deleting has brought it below 95 %. 0: no limit.",
+    )
+    storage_bytes_per_client: int | None = key(
+        None,
+        Whole("bytes", 0, 1024 * 1024 * GiB),
+        "All messages that are retained of the topics that one client has created, counted as for "
+        "storage_bytes. A publish beyond it to these topics is refused with 507 storage_full, "
+        "whoever it comes from, unless from one with the right admin. Not set: half of "
+        "storage_bytes (rounded up) with auth.mode jwt, and no limit with none. For the rest the "
+        "same holds as for topics_per_client.",
+        example='"1 GiB"',
     )
     disk_free_bytes: int = key(
         256 * MiB,
@@ -803,6 +834,15 @@ class LimitsConfig:
         "with 507 storage_full, until there is 10 % more than this. All else goes on. Below half "
         "of it, a node that follows takes nothing more from its leader for the time being. 0: no "
         "limit; then a full disk stops the node.",
+    )
+    streams_per_client: int | None = key(
+        None,
+        Whole("streams", 0, 1_000_000),
+        "The most event streams that one client may have open on this node; one more is answered "
+        "429 too_many_streams. Not set: half of connections (rounded up) with auth.mode jwt, and "
+        "no limit with none. For the rest the same holds as for topics_per_client, but that each "
+        "node goes by its own file.",
+        example="100",
     )
     streams_bytes: int = key(
         256 * MiB,
@@ -820,8 +860,17 @@ class LimitsConfig:
     idempotency_keys: int = key(
         100_000,
         Whole("keys", 1, 10_000_000),
-        "How many idempotency keys are remembered; the oldest go first. Fewer: less memory, "
+        "How many idempotency keys are remembered; beyond it, the oldest go. Fewer: less memory, "
         "and a late retry may be kept twice.",
+    )
+    idempotency_keys_per_client: int | None = key(
+        None,
+        Whole("keys", 0, 10_000_000),
+        "How many idempotency keys of one client are remembered; beyond it, its own oldest go. If "
+        "there are more of all than idempotency_keys, the oldest go of the client with the most. "
+        "Not set: half of idempotency_keys (rounded up) with auth.mode jwt, and no limit with "
+        "none. For the rest the same holds as for topics_per_client.",
+        example="1000",
     )
     idempotency_seconds: int = key(
         DAY,
@@ -1038,6 +1087,33 @@ class Section:
     name: str
     meaning: str
     keys: tuple[Key, ...]
+
+
+class ClientShares(NamedTuple):
+    """The most of each that one client may have; 0: no limit."""
+
+    topics: int
+    storage_bytes: int
+    idempotency_keys: int
+    streams: int
+
+
+def client_shares(config: Config) -> ClientShares:
+    """What one client may have, by what is set, or else by half of what there is for all."""
+    limits = config.limits
+    has_tokens = config.auth.mode == "jwt"
+
+    def share(own: int | None, whole: int) -> int:
+        if own is not None:
+            return own
+        return (whole + 1) // 2 if has_tokens else 0
+
+    return ClientShares(
+        share(limits.topics_per_client, limits.topics),
+        share(limits.storage_bytes_per_client, limits.storage_bytes),
+        share(limits.idempotency_keys_per_client, limits.idempotency_keys),
+        share(limits.streams_per_client, limits.connections),
+    )
 
 
 def sections() -> tuple[Section, ...]:

@@ -230,6 +230,7 @@ async def serve(
                 await nursery.start(cluster.run, transport, members, raft_listeners)
             await nursery.start(_run_replica, replica, partial(_part, broker, hub, door))
             nursery.start_soon(room.run)
+            nursery.start_soon(broker.idle.run)
             nursery.start_soon(access.run)
             async with trio.open_nursery() as serving:
                 await serving.start(door.run)

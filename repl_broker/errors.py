@@ -77,6 +77,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "unknown_host": (421, "The node does not serve this host"),
     "idempotency_key_reused": (422, "The idempotency key was used for another request"),
     "too_many_connections": (429, "The node has too many connections"),
+    "too_many_streams": (429, "The client has too many event streams"),
     "rate_limited": (429, "Too many requests"),
     "headers_too_large": (431, "The request header is too large"),
     "internal_error": (500, "The node failed to carry out the request"),

@@ -225,6 +225,8 @@ class Fanout:
             self._epoll.register(fd, _mask(reader))
         except BaseException:
             subscription.leave()
+            if lease is not None:
+                lease.end()
             _close(fd, reset=True)
             if ended is not None:
                 ended()

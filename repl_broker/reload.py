@@ -35,13 +35,15 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("limits.connections_per_address", "limits.publishes_per_second", "limits.publish_burst"),
         *("limits.subscribes_per_second", "limits.subscribe_burst", "limits.publishes_under_way"),
         *("limits.reads_per_second", "limits.read_burst"),
-        *("limits.requests_bytes", "limits.streams_bytes"),
+        *("limits.requests_bytes", "limits.streams_bytes", "limits.streams_per_client"),
         *("limits.storage_bytes", "limits.disk_free_bytes"),
     ),
     # Of the whole cluster: in force as soon as this node leads.
     "settings": (
         *("topics.*", "topics.retention.*"),
         *("limits.idempotency_keys", "limits.idempotency_seconds", "limits.topics"),
+        *("limits.topics_per_client", "limits.storage_bytes_per_client"),
+        "limits.idempotency_keys_per_client",
     ),
     "pages": ("http.hosts", "http.cors_origins", "http.access_log"),
     "certificates": (

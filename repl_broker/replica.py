@@ -1221,7 +1221,7 @@ class Replica:
 
     # --- time ---
 
-    def _time_ms(self) -> int:
+    def time_ms(self) -> int:
         """The time for an entry now: the clock's, but never running back.
 
         If the clock was ahead and was put right, time goes on at a steady pace
@@ -1235,7 +1235,7 @@ class Replica:
 
     def _stamp_ms(self) -> int:
         """The time for the entry that is made now."""
-        time_ms = self._time_ms()
+        time_ms = self.time_ms()
         jump_ms = time_ms - self._steady_ms()
         if self._proposals.commands and jump_ms > CLOCK_JUMP_MS:
             log.warning("the clock has jumped ahead seconds=%d", jump_ms // 1000)
@@ -1379,7 +1379,7 @@ class Replica:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
-            if self.leads and self.state.expiry_due(self._time_ms()) and not self._closing:
+            if self.leads and self.state.expiry_due(self.time_ms()) and not self._closing:
                 with suppress(RequestError):  # it may have waited into the shutdown
                     await self.propose(Expire())
 

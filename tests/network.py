@@ -210,6 +210,7 @@ class ClusterNode:
             await nursery.start(self.replica.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self.members.look_around)
+            nursery.start_soon(self.broker.idle.run)
             task_status.started()
             await trio.sleep_forever()
 

@@ -26,6 +26,7 @@ CALLS: Final[dict[str, Callable[[Broker, Asking], Any]]] = {
     "publish_many": lambda b, asking: b.publish_many(asking, b'{"topic":"secret","data":1}'),
     "create_topic": lambda b, asking: b.create_topic(asking, "secret"),
     "delete_topic": lambda b, asking: b.delete_topic(asking, "old"),
+    "delete_topics": lambda b, asking: b.delete_topics(asking, "other.>"),
     "topic": lambda b, asking: b.topic(asking, "old"),
     "history": lambda b, asking: b.history(asking, "old", limit=1),
     "subscribe": lambda b, asking: b.subscribe(asking, ["old"]),

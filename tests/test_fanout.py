@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -37,6 +38,7 @@ from tests.nodes import (
     read_in_pieces,
     running_node,
 )
+from tests.test_seats import OneLease
 
 SMALL_TAIL = configured(limits={"tail_bytes": 2000})
 SECONDS_MAX = 10_000  # of the mock clock, mostly, which heartbeats move
@@ -683,6 +685,22 @@ async def test_a_client_that_leaves_is_noticed_and_everything_freed(
         await there.publish("chat", 1)
         there.clients[-1].receive()
         assert there.clients[-1].messages == [1]
+
+
+async def test_a_socket_that_cannot_be_watched_ends_its_lease_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scene() as there:
+        lease, (ours, theirs) = OneLease(), socket.socketpair()
+        node, filters = there.node, FilterSet(["chat"])
+        stream = Subscription(node.replica, node.hub, filters, "latest", 15, lease)
+        monkeypatch.setattr(
+            there.fan, "_epoll", Mock(wraps=there.fan._epoll, register=Mock(side_effect=OSError))
+        )
+        with pytest.raises(OSError), theirs:
+            there.fan.adopt(ours.detach(), stream)
+        assert lease.seen == ["end"]
+        assert (len(there.fan), node.hub.statistics().subscribers) == (0, 0)
 
 
 async def test_a_reader_whose_socket_fails_does_not_disturb_the_others(

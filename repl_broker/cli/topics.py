@@ -99,6 +99,12 @@ def thousands(value: object) -> str:
     type=KeyType("topics.retention.bytes", "bytes"),
     help="How many bytes to keep; also with a unit, as in 64MiB.",
 )
+@click.option(
+    "--idle-seconds",
+    "idle_seconds",
+    type=KeyType("topics.retention.idle_seconds", "seconds"),
+    help="Delete it when it was unused for this long; also with a unit, as in 1h. 0: never.",
+)
 @click.option("--or-change", is_flag=True, help="Change the topic if it exists already.")
 @url_option
 @json_option
@@ -107,6 +113,7 @@ def create(
     messages: int | None,
     seconds: int | None,
     size: int | None,
+    idle_seconds: int | None,
     or_change: bool,
     url: str,
     as_json: bool,
@@ -116,7 +123,12 @@ def create(
     from repl_broker.message import check_topic
 
     check_topic(topic)
-    given = {"messages": messages, "seconds": seconds, "bytes": size}
+    given = {
+        "messages": messages,
+        "seconds": seconds,
+        "bytes": size,
+        "idle_seconds": idle_seconds,
+    }
     retention = {name: value for name, value in given.items() if value is not None}
     settings: dict[str, object] = {"retention": retention} if retention else {}
     with Client(url, token=given_token()) as client:
@@ -162,26 +174,50 @@ def retention_text(topic: dict[str, object]) -> str:
     retention = topic.get("retention")
     if not isinstance(retention, dict):
         return "-"
+    idle_seconds = retention.get("idle_seconds")
+    until = "" if idle_seconds is None else f"; deleted when unused for {thousands(idle_seconds)} s"
     return (
         f"{thousands(retention.get('messages'))} messages, "
         f"{thousands(retention.get('seconds'))} s, {thousands(retention.get('bytes'))} bytes, "
-        "whichever comes first"
+        f"whichever comes first{until}"
     )
 
 
 @topics.command()
-@click.argument("topic")
+@click.argument("topic", required=False)
+@click.option(
+    "--match", metavar="FILTER", help="Delete all topics that match it, as in 'jobs.>', instead."
+)
 @click.option("--yes", is_flag=True, help="Do not ask. Only a terminal is asked.")
 @url_option
 @json_option
-def delete(topic: str, yes: bool, url: str, as_json: bool) -> None:
-    """Delete TOPIC and its history, for good."""
-    from repl_broker.cli.client import Client
-    from repl_broker.message import check_topic
+def delete(topic: str | None, match: str | None, yes: bool, url: str, as_json: bool) -> None:
+    """Delete TOPIC and its history, for good; or with --match many of them.
 
-    check_topic(topic)
+    If --match breaks off half way, what is deleted stays deleted, and the same
+    again deletes the rest.
+    """
+    from repl_broker.cli.client import Client
+    from repl_broker.message import FilterSet, check_topic
+
+    if (topic is None) == (match is None):
+        raise click.UsageError("give TOPIC, or --match FILTER, and not both")
+    if topic is not None:
+        check_topic(topic)
+        what = topic
+    else:
+        FilterSet([match or ""])
+        what = f"all topics that match {match}"
     if not yes and sys.stdin.isatty() and sys.stdout.isatty():
-        click.confirm(f"Delete {topic} and all its messages?", abort=True)
+        click.confirm(f"Delete {what} and {'its' if topic else 'their'} messages?", abort=True)
     with Client(url, token=given_token()) as client:
-        client.call("DELETE", f"/v1/topics/{topic}")
-    click.echo(json.dumps({"deleted": topic}) if as_json else f"deleted {topic}")
+        if topic is not None:
+            client.call("DELETE", f"/v1/topics/{topic}")
+            click.echo(json.dumps({"deleted": topic}) if as_json else f"deleted {topic}")
+            return
+        answer = client.call("DELETE", "/v1/topics", params={"match": str(match)})
+    count = answer.get("count")
+    if as_json:
+        click.echo(json.dumps({"match": match, "count": count}))
+    else:
+        click.echo(f"deleted {thousands(count)} topics that match {match}")

@@ -106,6 +106,7 @@ def _route(guard: Guard, broker: Broker, limits: BodyLimits, operations: Operati
     for method, path, view in (
         ("GET", "/v1/topics", topics.list),
         ("POST", "/v1/topics", topics.create),
+        ("DELETE", "/v1/topics", topics.delete_matching),
         ("GET", "/v1/topics/<topic>", topics.show),
         ("PUT", "/v1/topics/<topic>", topics.put),
         ("DELETE", "/v1/topics/<topic>", topics.delete),

@@ -43,6 +43,8 @@ class Events:
         given = request.headers.getlist(LAST_EVENT_ID)
         subscription = open_subscription(self._broker, request.query_string, given, asking())
         if request.method == "HEAD":
+            if subscription.lease is not None:
+                subscription.lease.end()
             response = Response(b"", content_type=EVENT_STREAM)
             del response.headers["Content-Length"]
         else:

@@ -44,6 +44,7 @@ class Right(Enum):
 RIGHTS: Final[Mapping[tuple[str, str], Right]] = {
     ("GET", "/v1/topics"): Right.LIST,
     ("POST", "/v1/topics"): Right.ADMIN,
+    ("DELETE", "/v1/topics"): Right.ADMIN,
     ("GET", "/v1/topics/{topic}"): Right.SEE,
     ("PUT", "/v1/topics/{topic}"): Right.ADMIN,
     ("DELETE", "/v1/topics/{topic}"): Right.ADMIN,

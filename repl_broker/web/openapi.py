@@ -206,7 +206,11 @@ def _document() -> Object:
             "/v1/topics/{topic}/messages": {"post": _publish(), "get": _history()},
             "/v1/messages": {"post": _publish_many()},
             "/v1/events": {"get": _events()},
-            "/v1/topics": {"get": _list_topics(), "post": _create_topic()},
+            "/v1/topics": {
+                "get": _list_topics(),
+                "post": _create_topic(),
+                "delete": _delete_topics(),
+            },
             "/v1/topics/{topic}": {
                 "get": _show_topic(),
                 "put": _put_topic(),
@@ -402,6 +406,7 @@ def _events() -> Object:
             "invalid_event_id",
             "topic_not_found",
             "rate_limited",
+            "too_many_streams",
             "no_leader",
             "shutting_down",
         ),
@@ -467,6 +472,39 @@ def _list_topics() -> Object:
         },
         codes=("invalid_topic", "invalid_filter", "rate_limited", "no_leader"),
         curl="'{url}/v1/topics?match=orders.>'",
+    )
+
+
+def _delete_topics() -> Object:
+    return _operation(
+        "Topics",
+        "deleteTopics",
+        "Delete topics that a filter matches",
+        "With their history; `count` says how many there were. Their subscribers get `event: "
+        "topic-deleted` for each, and stay. They go in the order of their names, up to 1,000 at a "
+        "time. If that breaks off, the problem has the `count` of those that are gone; asking "
+        "again deletes the rest.",
+        parameters=[
+            _query(
+                "match",
+                "The filter; `>` is every topic. It is required, so that nothing is deleted by "
+                "leaving it out.",
+                {"type": "string", "maxLength": TOPIC_BYTES_MAX, "pattern": FILTER_PATTERN},
+                required=True,
+                example="jobs.>",
+            ),
+        ],
+        answers={
+            200: _json(
+                "Deleted.",
+                _object(
+                    {"count": {"type": "integer", "minimum": 0}}, "How many topics were deleted."
+                ),
+                {"count": 3},
+            )
+        },
+        codes=(*WRITE_CODES, "invalid_filter"),
+        curl="-X DELETE '{url}/v1/topics?match=jobs.>'",
     )
 
 
@@ -897,6 +935,15 @@ def _schemas() -> Object:
         name: {"type": "integer", "minimum": least, "maximum": most}
         for name, (least, most) in RETENTION_RANGES.items()
     }
+    idle: Object = {
+        "description": "Unused for this long, the topic is deleted: nothing was published to it, "
+        "and no event stream followed it. null: never."
+    }
+    shown_idle = retention["idle_seconds"] | idle | {"type": ["integer", "null"], "minimum": 1}
+    given_idle = retention["idle_seconds"] | {
+        "type": ["integer", "null"],
+        "description": f"{idle['description']} 0 is the same.",
+    }
     name = _ref("TopicName")
     return {
         "TopicName": {
@@ -958,10 +1005,13 @@ def _schemas() -> Object:
             "A page of retained messages.",
         ),
         "Retention": _object(
-            retention, "How much history a topic keeps; the limit that is reached first counts."
+            retention | {"idle_seconds": shown_idle},
+            "How much history a topic keeps; the limit that is reached first counts.",
         ),
         "RetentionSettings": _object(
-            retention, "What is left out is as the operator configured it.", required=()
+            retention | {"idle_seconds": given_idle},
+            "What is left out is as the operator configured it.",
+            required=(),
         ),
         "TopicSettings": _object(
             {"retention": _ref("RetentionSettings")}, "The settings of a topic.", required=()
@@ -1088,7 +1138,12 @@ _EXAMPLE_MESSAGE: Final[Object] = {
 }
 _EXAMPLE_TOPIC: Final[Object] = {
     "name": "chat",
-    "retention": {"messages": 10_000, "seconds": 86_400, "bytes": 67_108_864},
+    "retention": {
+        "messages": 10_000,
+        "seconds": 86_400,
+        "bytes": 67_108_864,
+        "idle_seconds": None,
+    },
     "messages": 2,
     "bytes": 32,
     "first_id": "9f3a1c2b-4999",

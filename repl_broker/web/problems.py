@@ -70,8 +70,10 @@ REMEDIES: Final[dict[str, str]] = {
     "not_a_voter": "Choose a voter; a learner becomes one when it has caught up.",
     "single_node": "Start the node with `--bootstrap`: it is then the first member of a cluster, "
     "with all its messages, and others can join it.",
-    "too_many_topics": "Delete topics that are not needed any more. The operator sets `[limits] "
-    "topics`; with `[topics] auto_create` off, a typo makes none.",
+    "too_many_topics": "Delete topics that are not needed any more. `DELETE /v1/topics?match=` "
+    "deletes many at once, and with `retention.idle_seconds` topics go by themselves. The operator "
+    "sets `[limits] topics` and `topics_per_client`; with `[topics] auto_create` off, a typo makes "
+    "none.",
     "membership_change_in_progress": "Wait until `GET /v1/cluster` shows the change done, then "
     "ask again.",
     "message_too_large": "Send less: `limit` is in bytes. The operator sets `[limits] "
@@ -86,6 +88,8 @@ REMEDIES: Final[dict[str, str]] = {
     "and body for a retry only.",
     "too_many_connections": "Come back after `Retry-After`, or use another node. The operator "
     "sets `[limits] connections` and `connections_per_address`.",
+    "too_many_streams": "Close streams that are not needed, or follow several topics in one; a "
+    "stream has up to 128 filters. The operator sets `[limits] streams_per_client`.",
     "rate_limited": "Slow down: come back after `Retry-After`, which is not the same for all. The "
     "operator sets `publishes_per_second`, `subscribes_per_second` and `reads_per_second` in "
     "`[limits]`.",
@@ -107,7 +111,7 @@ REMEDIES: Final[dict[str, str]] = {
     "http_version_not_supported": "Use HTTP/1.1, or a proxy that does so towards the node.",
     "storage_full": "Delete topics, shorten their retention, or give the node more disk: it takes "
     "publishes again by itself when there is room. Reading goes on. The operator sets `[limits] "
-    "storage_bytes` and `disk_free_bytes`.",
+    "storage_bytes`, `storage_bytes_per_client` and `disk_free_bytes`.",
 }
 
 

@@ -33,7 +33,9 @@ def _range(name: str) -> tuple[int, int]:
 
 
 # What a topic may be set to is what the configuration may say: least and most.
-RETENTION_RANGES: Final = {name: _range(name) for name in ("messages", "seconds", "bytes")}
+RETENTION_RANGES: Final = {
+    name: _range(name) for name in ("messages", "seconds", "bytes", "idle_seconds")
+}
 
 
 class Topics:
@@ -88,6 +90,17 @@ class Topics:
         await self._broker.delete_topic(asking(), topic)
         return empty_answer(204)
 
+    async def delete_matching(self) -> Response:
+        """Remove the topics that a filter matches; without one, nothing."""
+        query = read_query(request.query_string, ("match",))
+        if "match" not in query:
+            raise RequestError(
+                "invalid_parameter",
+                "The query parameter 'match' is missing: name the topics to delete by a filter, as "
+                "in match=jobs.>, or match=> for all of them.",
+            )
+        return json_answer({"count": await self._broker.delete_topics(asking(), query["match"][0])})
+
     async def _create(
         self, name: str, found: dict[str, object], *, replace: bool
     ) -> tuple[TopicView, bool]:
@@ -102,6 +115,7 @@ class Topics:
             messages=numbers["messages"],
             seconds=numbers["seconds"],
             bytes=numbers["bytes"],
+            idle_seconds=numbers["idle_seconds"],
             replace=replace,
         )
 
@@ -111,4 +125,6 @@ def _retention(found: dict[str, object]) -> dict[str, object]:
     if not isinstance(given, dict):
         raise RequestError("invalid_parameter", "The member 'retention' must be an object.")
     check_members(given, tuple(RETENTION_RANGES), "retention")
+    if given.get("idle_seconds", 0) is None:  # as it is shown: for ever
+        return given | {"idle_seconds": 0}
     return given

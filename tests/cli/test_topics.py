@@ -135,6 +135,43 @@ def test_delete_says_what_it_did(run: Run, broker: FakeBroker) -> None:
     assert [(r.method, r.path) for r in broker.seen] == [("DELETE", "/v1/topics/chat")] * 2
 
 
+def test_many_are_deleted_by_a_filter(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(200, {"count": 1234}), answer(200, {"count": 0})]
+    result = run("topics", "delete", "--match", "jobs.>", "--url", broker.url)
+    assert result.stdout == "deleted 1,234 topics that match jobs.>\n"
+    as_json = run("topics", "delete", "--match", ">", "--json", "--url", broker.url)
+    assert json.loads(as_json.stdout) == {"match": ">", "count": 0}
+    assert [(r.method, r.path) for r in broker.seen] == [("DELETE", "/v1/topics")] * 2
+    assert [r.query for r in broker.seen] == [{"match": ["jobs.>"]}, {"match": [">"]}]
+
+
+def test_what_was_deleted_before_it_broke_off_is_said(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [problem("outcome_unknown", "Topics that were deleted before that: 2,000.")]
+    result = run("topics", "delete", "--match", "jobs.>", "--url", broker.url)
+    assert result.exit_code == 1
+    assert "deleted before that: 2,000" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["chat", "--match", "a"], ["--match", ""], ["--match", "a..b"]]
+)
+def test_what_to_delete_is_a_topic_or_a_filter(
+    run: Run, broker: FakeBroker, arguments: list[str]
+) -> None:
+    result = run("topics", "delete", *arguments, "--url", broker.url)
+    assert result.exit_code in (1, 2)
+    assert result.stderr
+    assert broker.seen == []
+
+
+def test_a_topic_is_created_that_goes_when_it_is_idle(run: Run, broker: FakeBroker) -> None:
+    retention = {**TOPIC["retention"], "idle_seconds": 3600}
+    broker.steps = [answer(201, {**TOPIC, "retention": retention})]
+    result = run("topics", "create", "chat", "--idle-seconds", "1h", "--url", broker.url)
+    assert json.loads(broker.seen[0].body)["retention"] == {"idle_seconds": 3600}
+    assert result.stdout.endswith("whichever comes first; deleted when unused for 3,600 s\n")
+
+
 def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
     broker.steps = [answer(200, CLUSTER), answer(200, CLUSTER)]
     result = run("cluster", "status", "--url", broker.url)

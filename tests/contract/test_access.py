@@ -40,6 +40,7 @@ class Call(NamedTuple):
 CALLS: Final = {
     ("GET", "/v1/topics"): Call("GET", "/v1/topics", 200),
     ("POST", "/v1/topics"): Call("POST", "/v1/topics", 409, b'{"name":"chat"}'),
+    ("DELETE", "/v1/topics"): Call("DELETE", "/v1/topics?match=absent", 200),
     ("GET", "/v1/topics/{topic}"): Call("GET", "/v1/topics/chat", 200),
     ("PUT", "/v1/topics/{topic}"): Call("PUT", "/v1/topics/chat", 200, b"{}"),
     ("DELETE", "/v1/topics/{topic}"): Call("DELETE", "/v1/topics/absent", 404),

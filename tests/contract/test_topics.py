@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import trio
 
+from repl_broker import idle
 from tests.contract.client import JSON, NDJSON, Node, check_problem
 from tests.contract.conftest import Launch
 
-DEFAULTS = {"messages": 10_000, "seconds": 86_400, "bytes": 67_108_864}
+DEFAULTS = {"messages": 10_000, "seconds": 86_400, "bytes": 67_108_864, "idle_seconds": None}
 
 
 async def test_post_creates_a_topic_and_says_where_it_is(node: Node) -> None:
@@ -160,3 +163,92 @@ async def test_retention_ranges_end_where_they_are_said_to(node: Node) -> None:
             assert response.status_code == status, response.text
             if status == 400:
                 check_problem(response, 400, "invalid_parameter", f"retention.{name}", str(most))
+
+
+# --- many at once -------------------------------------------------------------------------
+
+
+async def test_delete_removes_what_the_filter_matches_and_says_how_many(node: Node) -> None:
+    for name in ("jobs.1", "jobs.2", "jobs.a.b", "jobs", "other"):
+        await node.publish(name, 1)
+    async with node.events(">") as stream:
+        await stream.subscribed()
+        gone = await node.client.delete("/v1/topics", params={"match": "jobs.>"})
+        assert (gone.status_code, gone.json()) == (200, {"count": 3})
+        told = [await stream.event() for _ in range(3)]
+    assert [(e["event"], json.loads(e["data"])["topic"]) for e in told] == [
+        ("topic-deleted", name) for name in ("jobs.1", "jobs.2", "jobs.a.b")
+    ]
+    left = (await node.client.get("/v1/topics")).json()["topics"]
+    assert [topic["name"] for topic in left] == ["jobs", "other"]
+    again = await node.client.delete("/v1/topics", params={"match": "jobs.>"})
+    assert again.json() == {"count": 0}
+    everything = await node.client.delete("/v1/topics", params={"match": ">"})
+    assert everything.json() == {"count": 2}
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "words"),
+    [
+        ("", "invalid_parameter", "'match' is missing"),
+        ("?match=", "invalid_filter", ""),
+        ("?match=jobs..a", "invalid_filter", "jobs..a"),
+        ("?match=a&match=b", "invalid_parameter", "more than once"),
+        ("?topic=a", "invalid_parameter", "'topic'"),
+    ],
+)
+async def test_delete_without_a_filter_deletes_nothing(
+    node: Node, query: str, code: str, words: str
+) -> None:
+    await node.publish("chat", 1)
+    check_problem(await node.client.delete(f"/v1/topics{query}"), 400, code, words)
+    assert await node.data("chat") == [1]
+
+
+async def test_many_topics_are_deleted_in_several_entries(node: Node) -> None:
+    lines = b"".join(b'{"topic":"jobs.%d","data":1}\n' % number for number in range(2500))
+    many = await node.client.post("/v1/messages", content=lines, headers=NDJSON)
+    assert many.status_code == 201
+    before = (await node.client.get("/v1/cluster")).json()["applied_index"]
+    gone = await node.client.delete("/v1/topics", params={"match": "jobs.*"})
+    assert gone.json() == {"count": 2500}
+    assert (await node.client.get("/v1/cluster")).json()["applied_index"] == before + 3
+
+
+# --- topics that are idle -----------------------------------------------------------------
+
+
+async def test_a_topic_says_how_long_it_may_be_idle(node: Node) -> None:
+    created = await node.client.put("/v1/topics/job", json={"retention": {"idle_seconds": 60}})
+    assert created.json()["retention"] == DEFAULTS | {"idle_seconds": 60}
+    for given in (0, None):
+        body = {"retention": {"idle_seconds": given}}
+        changed = await node.client.put("/v1/topics/job", json=body)
+        assert (changed.status_code, changed.json()["retention"]) == (200, DEFAULTS)
+    posted = await node.client.post(
+        "/v1/topics", json={"name": "visitor", "retention": {"idle_seconds": 5, "messages": 3}}
+    )
+    assert posted.json()["retention"] == DEFAULTS | {"idle_seconds": 5, "messages": 3}
+
+
+@pytest.mark.parametrize("given", [-1, 1.5, "60", True, 3650 * 86_400 + 1])
+async def test_an_idle_time_that_is_none_is_refused(node: Node, given: object) -> None:
+    body = {"retention": {"idle_seconds": given}}
+    refused = await node.client.put("/v1/topics/job", json=body)
+    check_problem(refused, 400, "invalid_parameter", "retention.idle_seconds")
+
+
+async def test_a_topic_that_nobody_uses_is_gone_by_itself(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In time that passes; the rest of it is in tests/test_idle.py."""
+    monkeypatch.setattr(idle, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(idle, "LOOK_SECONDS", 0.05)
+    await node.client.put("/v1/topics/job", json={"retention": {"idle_seconds": 1}})
+    await node.publish("job", 1)
+    await node.publish("stays", 2)
+    while True:
+        if (await node.client.get("/v1/topics/job")).status_code == 404:
+            break
+        await trio.sleep(0.05)
+    assert await node.data("stays") == [2]

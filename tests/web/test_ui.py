@@ -267,7 +267,12 @@ async def test_one_topic_is_told_with_its_settings(app: QuartTrio, node: Node) -
         await node.broker.publish(ANYONE, "chat", b"12")
     async with feed(app, "topic=chat") as opened:
         topic = (await opened.sample())["topic"]
-    assert topic["own"] == {"messages": None, "seconds": 60, "bytes": None}
+    assert topic["own"] == {
+        "messages": None,
+        "seconds": 60,
+        "bytes": None,
+        "idle_seconds": None,
+    }
     assert topic["retention"]["messages"] == Config().topics.retention.messages
     assert (topic["messages"], topic["bytes"], topic["subscribers"]) == (150, 300, 0)
     page = await node.broker.history(ANYONE, "chat", after=topic["tail_after"], limit=1000)

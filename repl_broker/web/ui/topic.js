@@ -6,6 +6,7 @@ import { Tail } from "./tail.js";
 
 const NAME = /^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$/;
 const LIMITS = ["messages", "seconds", "bytes"];
+const SETTINGS = [...LIMITS, "idle_seconds"];
 
 /** Whether the node could have a topic of this name: what else an address says is ignored. */
 export function isName(text) {
@@ -82,10 +83,9 @@ export class TopicPanel {
     say($("fact-first"), topic.first_id ?? "–");
     say($("fact-last"), topic.last_id ?? "–");
     say($("fact-created"), topic.created_at.slice(0, 16).replace("T", " "));
-    say(
-      $("fact-retention"),
-      `${plural(retention.messages, "message")}, ${period(retention.seconds)}, ${bytes(retention.bytes)}`,
-    );
+    const kept = `${plural(retention.messages, "message")}, ${period(retention.seconds)}, ${bytes(retention.bytes)}`;
+    const idle = retention.idle_seconds;
+    say($("fact-retention"), idle === null ? kept : `${kept}; deleted when unused for ${period(idle)}`);
   }
 
   #follow() {
@@ -114,10 +114,10 @@ export class TopicPanel {
     say($("settings-submit"), isNew ? "Create" : "Save");
     $("settings-name-field").hidden = !isNew;
     $("settings-name").value = "";
-    for (const limit of LIMITS) {
+    for (const limit of SETTINGS) {
       const field = $(`settings-${limit}`);
       field.value = topic?.own[limit] ?? "";
-      field.placeholder = `${this.defaults[limit] ?? ""} (the default)`;
+      field.placeholder = `${this.defaults[limit] ?? (limit === "idle_seconds" ? "never" : "")} (the default)`;
     }
     this.#show($("settings"), $("settings-error"));
     $("settings").dataset.topic = topic?.name ?? "";
@@ -130,10 +130,10 @@ export class TopicPanel {
     const error = $("settings-error");
     const changed = $("settings").dataset.topic;
     const retention = {};
-    for (const limit of LIMITS) {
+    for (const limit of SETTINGS) {
       const { value, validity } = $(`settings-${limit}`);
       if (validity.badInput) {
-        refuse(error, "Not a number", `The limit of ${limit} is a whole number.`);
+        refuse(error, "Not a number", `What is set for ${limit.replace("_", " ")} is a whole number.`);
         return;
       }
       if (value !== "") retention[limit] = Number(value);

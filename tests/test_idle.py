@@ -1,0 +1,293 @@
+"""Topics that go when nobody uses them: whole nodes, in mock time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repl_broker import idle
+from repl_broker.command import Command, DeleteTopics, Expire, KeepTopics
+from repl_broker.config import Config
+from repl_broker.errors import RequestError
+from repl_broker.idle import HOLD_SECONDS, LOOK_SECONDS, SETTLE_SECONDS
+from repl_broker.message import Cursor
+from repl_broker.subscription import Subscription
+from tests.network import Cluster, ClusterNode, running_cluster
+from tests.nodes import ANYONE, Node, configured, events, running_node
+
+IDLE_SECONDS = 20
+SOON_SECONDS = SETTLE_SECONDS + 4 * LOOK_SECONDS  # after its time, a topic is gone
+
+
+@contextmanager
+def seen(node: Node | ClusterNode) -> Iterator[list[Command]]:
+    """What the node proposes."""
+    commands: list[Command] = []
+    propose = node.replica.propose
+
+    async def noting(command: Command) -> object:
+        commands.append(command)
+        return await propose(command)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node.replica, "propose", noting)
+        yield commands
+
+
+@asynccontextmanager
+async def watched_node(config: Config | None = None) -> AsyncIterator[Node]:
+    """A node that looks after its idle topics, and has led for a moment."""
+    async with running_node(config=config) as node, trio.open_nursery() as nursery:
+        nursery.start_soon(node.broker.idle.run)
+        await trio.sleep(LOOK_SECONDS)
+        yield node
+        nursery.cancel_scope.cancel()
+
+
+def names(node: Node | ClusterNode) -> list[str]:
+    return [*node.replica.state.topics]
+
+
+async def create(node: Node | ClusterNode, *topics: str, seconds: int = IDLE_SECONDS) -> None:
+    for topic in topics:
+        await node.broker.create_topic(ANYONE, topic, idle_seconds=seconds)
+
+
+def subscribe(node: Node | ClusterNode, *filters: str, after: str = "latest") -> Subscription:
+    return node.broker.subscribe(ANYONE, filters, after)
+
+
+async def test_a_topic_that_nobody_uses_goes_when_its_time_is_over_and_not_before(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_node() as node:
+        await node.broker.publish(ANYONE, "stays", b"1")
+        await create(node, "job")
+        await trio.sleep(IDLE_SECONDS / 2)
+        receipt = await node.broker.publish(ANYONE, "job", b"1")
+        await trio.sleep(IDLE_SECONDS - 1)
+        assert names(node) == ["stays", "job"], "publishing begins its time anew"
+        await trio.sleep(1 + SOON_SECONDS)
+        assert names(node) == ["stays"]
+        async with subscribe(node, "job", after=receipt.first_id) as stream:
+            found = events([await stream.__anext__() for _ in range(3)])
+        assert {event.get("event") for event in found} == {
+            "subscribed",
+            "topic-deleted",
+            "gap",
+        } or {event.get("event") for event in found} >= {"topic-deleted"}
+
+
+@pytest.mark.parametrize("followed", ["job.1", "job.*", ">"])
+async def test_a_stream_keeps_what_it_follows_and_its_time_begins_when_that_ends(
+    followed: str,
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_node() as node:
+        await create(node, "job.1")
+        with seen(node) as commands:
+            async with subscribe(node, followed):
+                await trio.sleep(10 * IDLE_SECONDS)
+            kept = [c for c in commands if isinstance(c, KeepTopics)]
+            assert {c.names for c in kept} == {("job.1",)}
+            assert 30 <= len(kept) <= 40, "once in a quarter of its time"
+            await trio.sleep(IDLE_SECONDS * 3 / 4 - 1)
+            assert names(node) == ["job.1"]
+            await trio.sleep(IDLE_SECONDS / 4 + 1 + SOON_SECONDS)
+        assert names(node) == []
+
+
+async def test_a_stream_that_ends_between_two_looks_was_there(autojump_clock: MockClock) -> None:
+    async with watched_node() as node:
+        await create(node, "job.1", "job.2", seconds=4)
+        for _ in range(100):
+            async with subscribe(node, "job.1"), subscribe(node, "*.2"):
+                pass
+            await trio.sleep(0.7)
+        assert names(node) == ["job.1", "job.2"]
+
+
+async def test_what_was_opened_between_two_looks_is_bounded(autojump_clock: MockClock) -> None:
+    async with running_node() as node:
+        await create(node, "job")
+        for number in range(2 * idle.OPENED_MAX):
+            node.broker.idle.opened([f"job.{number}"])
+        assert len(node.broker.idle._opened) == idle.OPENED_MAX
+
+
+async def test_nothing_is_written_while_no_topic_may_go(autojump_clock: MockClock) -> None:
+    async with watched_node() as node:
+        await node.broker.publish(ANYONE, "stays", b"1")
+        await create(node, "job", seconds=10_000)
+        applied = node.replica.state.applied_index
+        async with subscribe(node, ">"):
+            await trio.sleep(2400)
+        assert node.replica.state.applied_index == applied
+
+
+async def test_many_topics_go_in_entries_of_bounded_size(autojump_clock: MockClock) -> None:
+    async with watched_node() as node:
+        await create(node, *(f"job.{number}" for number in range(2500)))
+        for name in ("job.7", "job.9"):
+            await node.broker.publish_batch(ANYONE, name, b"1\n" * 9000)
+        with seen(node) as commands, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(idle, "BATCH_MESSAGES", 10_000)
+            await trio.sleep(IDLE_SECONDS + SOON_SECONDS)
+        assert names(node) == []
+        parts = [c.names for c in commands if isinstance(c, DeleteTopics)]
+        assert parts[0] == tuple(f"job.{number}" for number in range(10)), "bounded by messages"
+        assert [len(part) for part in parts[1:]] == [1000, 1000, 490]
+
+
+async def test_the_default_holds_for_topics_that_say_nothing(autojump_clock: MockClock) -> None:
+    retention = replace(Config().topics.retention, idle_seconds=IDLE_SECONDS)
+    config = configured(topics={"retention": retention})
+    async with watched_node(config=config) as node:
+        await node.broker.publish(ANYONE, "visitor.1", b"1")
+        await node.broker.create_topic(ANYONE, "stays", idle_seconds=0)
+        view = await node.broker.topic(ANYONE, "visitor.1")
+        assert view.retention.idle_seconds == IDLE_SECONDS
+        await trio.sleep(IDLE_SECONDS + SOON_SECONDS)
+        assert names(node) == ["stays"]
+
+
+# --- several nodes, and what may happen to them ---
+
+
+async def follower_of(cluster: Cluster) -> ClusterNode:
+    leader = await cluster.leader()
+    return next(node for node in cluster.running.values() if node is not leader)
+
+
+async def test_streams_of_any_node_keep_a_topic(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        leader, follower = await cluster.leader(), await follower_of(cluster)
+        await create(follower, "job", "other")
+        async with subscribe(follower, "job"):
+            await trio.sleep(5 * IDLE_SECONDS)
+            assert names(leader) == ["job"]
+        await trio.sleep(IDLE_SECONDS + SOON_SECONDS)
+        await cluster.converged()
+        assert [names(node) for node in cluster.running.values()] == [[], [], []]
+
+
+async def test_a_new_leader_gives_streams_the_time_to_come_back(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await create(leader, "job", "other")
+        async with subscribe(leader, "job"):
+            await trio.sleep(IDLE_SECONDS / 2)
+            cluster.kill(leader.id)
+        node = await cluster.leader()
+        await trio.sleep(HOLD_SECONDS / 2)  # its time is over, but its reader is on the way
+        assert names(node) == ["job", "other"]
+        async with subscribe(await follower_of(cluster), "job"):
+            await trio.sleep(HOLD_SECONDS)
+            assert names(node) == ["job"], "and what is not used does go"
+
+
+async def test_what_is_new_since_a_leader_began_does_not_wait(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        cluster.kill((await cluster.leader()).id)
+        node = await cluster.leader()
+        await trio.sleep(LOOK_SECONDS)
+        await create(node, "job", seconds=2)
+        await trio.sleep(2 + SOON_SECONDS)
+        assert names(node) == []
+
+
+async def test_a_restart_after_a_long_time_removes_nothing_that_is_followed_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        await create(await cluster.leader(), "job", "other")
+        await cluster.converged()
+        for node_id in [*cluster.running]:
+            cluster.kill(node_id)
+        cluster.clock.now_ms += 3_600_000
+        for node_id in ("n1", "n2", "n3"):
+            await cluster.start(node_id)
+        node = await cluster.leader()
+        await trio.sleep(30)  # as long as clients may wait between two tries
+        async with subscribe(await follower_of(cluster), "job"):
+            await trio.sleep(HOLD_SECONDS)
+            assert names(node) == ["job"]
+
+
+async def test_a_clock_that_jumps_ahead_removes_nothing_that_is_followed(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await create(leader, "job", "other")
+        async with subscribe(await follower_of(cluster), "job"):
+            cluster.clock.now_ms += 86_400_000
+            await trio.sleep(HOLD_SECONDS + 2 * IDLE_SECONDS)
+            assert names(leader) == ["job"]
+
+
+async def test_the_log_is_brought_on_before_a_leader_goes_by_its_own_clock(
+    autojump_clock: MockClock,
+) -> None:
+    """Others see its time in what it writes, and in nothing else."""
+    async with watched_node() as node:
+        await create(node, "job")
+        await trio.sleep(IDLE_SECONDS - 2)
+        with seen(node) as commands:
+            await trio.sleep(2 + SOON_SECONDS)
+        assert [type(command) for command in commands] == [Expire, DeleteTopics]
+
+
+async def test_a_node_that_is_cut_off_for_a_while_keeps_its_topics_and_for_long_does_not(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        leader, follower = await cluster.leader(), await follower_of(cluster)
+        await create(leader, "job", seconds=100)
+        await follower.replica.read_barrier()
+        cursor = str(Cursor(follower.hub.epoch, follower.replica.state.seq))
+        async with subscribe(follower, "job", after=cursor) as stream:
+            await trio.sleep(60)
+            cluster.cut(follower.id)
+            await trio.sleep(60)
+            cluster.heal()
+            await trio.sleep(300)
+            assert names(leader) == ["job"]
+            cluster.cut(follower.id)
+            await trio.sleep(100 + SOON_SECONDS)
+            assert names(leader) == []
+            cluster.heal()
+            chunk = b""
+            while b"topic-deleted" not in chunk:
+                chunk = await stream.__anext__()
+
+
+async def test_a_topic_that_is_used_at_the_last_moment_stays(autojump_clock: MockClock) -> None:
+    async with running_node() as node:
+        await create(node, "job")
+        last_ms = node.replica.state.topics["job"].idle_at_ms
+        await trio.sleep(IDLE_SECONDS + 1)
+        await node.broker.publish(ANYONE, "job", b"1")
+        await node.replica.propose(DeleteTopics(("job",), last_ms))
+        assert names(node) == ["job"]
+
+
+async def test_what_could_not_be_told_is_told_later(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        leader, follower = await cluster.leader(), await follower_of(cluster)
+        await create(leader, "job")
+        await follower.replica.read_barrier()
+        await trio.sleep(IDLE_SECONDS / 2)
+        cluster.cut(follower.id)
+        async with subscribe(follower, "job"):
+            pass
+        with pytest.raises(RequestError):
+            await follower.broker.publish(ANYONE, "x", b"1")
+        cluster.heal()
+        await trio.sleep(IDLE_SECONDS * 3 / 4)
+        assert names(leader) == ["job"]
