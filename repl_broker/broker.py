@@ -70,7 +70,7 @@ from repl_broker.state import (
 from repl_broker.subscription import Subscription
 from repl_broker.tokens import SUBJECT, is_subject
 from repl_broker.transport import TransportStatistics
-from repl_broker.turnstile import Turn
+from repl_broker.turnstile import Turn, Turnstile
 
 __all__ = ["Broker", "HistoryPage", "Receipt", "Statistics", "TopicPage", "TopicView"]
 
@@ -232,6 +232,11 @@ class Broker:
     def leadership(self) -> tuple[int, str | None]:
         """The term and who leads in it, as far as this node knows."""
         return self._replica.term, self._replica.leader
+
+    @property
+    def turnstile(self) -> Turnstile:
+        """The gate for long work of requests."""
+        return self._replica.turnstile
 
     def subscribers(self, topic: str) -> int:
         """Streams on this node that follow ``topic``."""

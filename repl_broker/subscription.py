@@ -46,6 +46,7 @@ AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited f
 DRAIN_RETRY_MS_MAX: Final = 5000  # of the jitter that spreads reconnects
 CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
 PAGE_MESSAGES_MAX: Final = 256
+SHORT_FILTERS: Final = 512  # characters of patterns, which are worth a look at what they match
 LOOKS_AT_ONCE: Final = 4  # steps that are tried before there is a queue for them
 
 
@@ -255,14 +256,21 @@ class Subscription:
         else:
             if after == "earliest":
                 self._losses_version = state.timeline.look()  # what is lost was not asked for
-                scan = Scan(state, self._filters, 0)
-                first = scan.take(Looks(LOOKS_AT_ONCE), 1)
-                self._seq = first[0].seq - 1 if first else scan.position
+                self._seq = self._first_position()
             else:
                 self._seq = state.seq
                 told = state.deletions(self._filters, state.seq)
                 self.place = Place(self._require_channel().end, state.seq, tuple(told))
             yield self._subscribed(Cursor(epoch, self._seq))
+
+    def _first_position(self) -> int:
+        """Before all that is retained: just before the first of these filters, if that is near."""
+        state, filters = self._state, self._filters
+        if filters.patterns and sum(map(len, filters.filters)) > SHORT_FILTERS:
+            return state.timeline.first_position()
+        scan = Scan(state, filters, 0)
+        first = scan.take(Looks(LOOKS_AT_ONCE), 1)
+        return first[0].seq - 1 if first else scan.position
 
     async def _reach(self, cursor: Cursor) -> bytes | None:
         """Wait until this node is where the client is; a gap if no node is."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import trio
 
@@ -45,6 +45,8 @@ from repl_broker.web.streams import Streams
 from repl_broker.web.tcp import READ_BYTES, Transport, discard
 
 __all__ = ["Patience", "Publisher", "Rest"]
+
+SHORT_HEAD_BYTES: Final = 4096  # of a stream that may be opened before there is a task for it
 
 
 class Patience(NamedTuple):
@@ -110,10 +112,12 @@ class Publisher:
         if not self._data.startswith(EVENTS_BEGINS):
             return False
         end = self._data.find(HEAD_ENDS)
-        head = None if end < 0 else self._take_head(end)
+        head = None if not 0 <= end <= SHORT_HEAD_BYTES else self._take_head(end)
         if not isinstance(head, EventsHead):
             return False
-        refused = self._open(head)
+        self._begin(head)
+        assert self._streams is not None, "else none is read"
+        refused = self._streams.open(head, self.transport, self.peer)
         if refused is None:
             return True
         self._refused = head, refused
@@ -164,7 +168,7 @@ class Publisher:
             if head is None:
                 return self._rest()
             if isinstance(head, EventsHead):
-                refused = self._open(head)
+                refused = await self._open(head)
                 if refused is None:
                     return None
                 await self._refuse(head, refused)
@@ -179,10 +183,10 @@ class Publisher:
         base = self._publishing.base.of(head.prefix, self.transport.peer[0])
         self.request.begin(head.traceparent, base)
 
-    def _open(self, head: EventsHead) -> Answer | None:
+    async def _open(self, head: EventsHead) -> Answer | None:
         assert self._streams is not None, "else none is read"
         self._begin(head)
-        return self._streams.open(head, self.transport, self.peer)
+        return await self._streams.open_in_turn(head, self.transport, self.peer)
 
     async def _refuse(self, head: EventsHead, refused: Answer) -> None:
         """Answer that there is no stream. One bad request after another takes turns."""

@@ -33,6 +33,8 @@ from repl_broker.web.tcp import Transport
 
 __all__ = ["Streams"]
 
+SHORT_QUERY_BYTES: Final = 1024  # of a stream that is opened at once
+
 
 class Streams:
     """Opens the event streams of all connections of a node, for ``fanout`` to serve."""
@@ -74,6 +76,14 @@ class Streams:
         if self._log_access:
             self._note(str(answer.status), started, peer)
         return answer
+
+    async def open_in_turn(
+        self, head: EventsHead, transport: Transport, peer: str
+    ) -> Answer | None:
+        """``open``; one with very many or long filters takes turns with all long work."""
+        if len(head.query) <= SHORT_QUERY_BYTES:
+            return self.open(head, transport, peer)
+        return await self._broker.turnstile.give(lambda turn: self.open(head, transport, peer))
 
     def encode(self, head: EventsHead, answer: Answer, *, last: bool) -> bytes:
         """The answer as it is sent; ``last`` announces that the connection ends."""

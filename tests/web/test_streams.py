@@ -103,6 +103,7 @@ async def answered(
         get("/v1/events?topic=%ff"),
         get("/v1/events?topic=a..b&x?y=/:@!$'()*,;", "Connection: close", f"Origin: {PAGE}"),
         get("/v1/events?" + "&".join(f"topic=t{n}" for n in range(129))),
+        get("/v1/events?" + "&".join(f"topic={'a.*.' * 40}x{n}" for n in range(128))),
     ],
 )
 async def test_both_ways_answer_alike(request_bytes: bytes) -> None:
@@ -316,3 +317,20 @@ async def test_clients_that_come_read_and_vanish_leave_nothing_behind(
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         assert served.node.hub.statistics()[:2] == (0, 0)
         assert adopted > 200
+
+
+@pytest.mark.parametrize("connected", [connected_with, connected_before])
+async def test_streams_with_very_long_filters_are_opened_in_turns(connected: Connected) -> None:
+    """Each takes some milliseconds; of forty at once, others would wait for all."""
+    long = get("/v1/events?" + "&".join(f"topic={'a.*.' * 40}x{n}" for n in range(128)))
+    async with serving() as served:
+        gate = served.node.replica.turnstile._gate
+        await gate.acquire()
+        async with connected(served.door, long) as first, connected(served.door, long) as second:
+            async with connected(served.door, get("/v1/events?topic=chat")) as short:
+                assert await short._read_until(b"subscribed")
+            assert len(served.fanout) <= 1, "that one may have left already"
+            gate.release()
+            for client in (first, second):
+                assert await client._read_until(b"subscribed")
+        assert not served.asked
