@@ -223,6 +223,7 @@ async def serve(
             ssl_context=certificates.http if certificates.has_http else None,
             refusals=broker.refusals,
             base=Base(config.http),
+            origins=lambda: access.origins.configured,
         )
         trio.lowlevel.add_instrument(broker.turns)
         async with trio.open_nursery() as nursery:

@@ -35,6 +35,7 @@ class Origins:
     """The origins that a node with this configuration knows."""
 
     def __init__(self, config: Config) -> None:
+        self.configured: Final = config.http.cors_origins
         self._any = ANY in config.http.cors_origins
         self._listed = frozenset(config.http.cors_origins) - {ANY}
         self._public = _public_origin(config)

@@ -15,7 +15,9 @@ from typing import Final
 from quart import Response, request
 from quart_trio import QuartTrio
 
-__all__ = ["allowed_headers", "permission", "register"]
+from repl_broker.web.head import head_end
+
+__all__ = ["allowed_headers", "origin_in", "permission", "register"]
 
 # Allowed without being asked for; what a preflight asks for comes on top.
 ALLOWED_HEADERS: Final = (
@@ -25,6 +27,7 @@ EXPOSED_HEADERS: Final = "Idempotent-Replayed, Location, Retry-After, X-Request-
 MAX_AGE_SECONDS: Final = 600  # for which a browser need not ask again
 ASKED_CHARACTERS_MAX: Final = 1024  # of the names of header fields that a page may ask for
 ASKED: Final = "Access-Control-Request-Headers"
+_ORIGIN: Final = re.compile(rb"\norigin:[ \t]*+([!-~]{1,300})[ \t]*+(?=\r\n)", re.IGNORECASE)
 _NAMES: Final = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+|[ \t]*,[ \t]*)*+")
 
 
@@ -60,6 +63,15 @@ def allowed_headers(asked: str) -> str:
     known = {name.lower() for name in ALLOWED_HEADERS.split(", ")}
     names = dict.fromkeys(name.strip(" \t") for name in asked.lower().split(","))
     return ", ".join([ALLOWED_HEADERS, *(name for name in names if name and name not in known)])
+
+
+def origin_in(data: bytes) -> str:
+    """Of the page that asks with the head that ``data`` begins with, which may be any; or "".
+
+    For answers to what is no whole request: it is not judged by this, and only lets a page read.
+    """
+    found = _ORIGIN.findall(data[: head_end(data) or len(data)])
+    return found[0].decode("ascii") if len(found) == 1 else ""
 
 
 def permission(origins: Collection[str], origin: str) -> dict[str, str]:

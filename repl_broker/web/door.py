@@ -39,7 +39,7 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,6 +71,7 @@ from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.stalled import Stalled
 from repl_broker.trace import CURRENT, Request, current_id
+from repl_broker.web import cors
 from repl_broker.web.access import request_of
 from repl_broker.web.base import Base
 from repl_broker.web.body import ASK_FOR_BODY, body_is_late
@@ -238,6 +239,9 @@ def _malformed(detail: str) -> _Problem:
     return _Problem(400, "malformed_request", "The request is not valid HTTP/1.1", detail)
 
 
+_Fields = list[tuple[bytes, bytes]]  # of a header
+
+
 class _ClientGoneError(OSError):
     """What an application gets from ``send`` once nobody can read it (ASGI 2.4: an OSError)."""
 
@@ -258,7 +262,8 @@ class Door:
     an ``ssl_context`` every connection is TLS, with the context that this gives when
     the connection begins, and all of it the app's. The door owns the listeners and closes
     them. It sends no lifespan events: starting and stopping the application is
-    the caller's. What it refuses by itself it counts in ``refusals``, by code.
+    the caller's. What it refuses by itself it counts in ``refusals``, by code; pages of
+    ``origins`` can read it (cors.py).
     """
 
     def __init__(
@@ -272,8 +277,10 @@ class Door:
         ssl_context: Callable[[], ssl.SSLContext] | None = None,
         refusals: Counter[str] | None = None,
         base: Base | None = None,
+        origins: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.app = app
+        self._origins = origins
         self.base = base or Base()
         self.options = options
         self.ssl_context = ssl_context
@@ -573,7 +580,8 @@ class Door:
                 stream: trio.abc.Stream = transport
                 if self.ssl_context is not None:
                     stream = _server_side(transport, self.ssl_context())
-                await stream.send_all(_refusal(problem, self.base.path))
+                permission = self.permission(await self._asked_by(stream))
+                await stream.send_all(_refusal(problem, self.base.path, permission))
                 if stream is transport:
                     transport.send_eof()
                 await discard(stream, self.options.header_bytes_max)
@@ -582,6 +590,25 @@ class Door:
         finally:
             transport.close()
             self._refusals -= 1
+
+    def permission(self, origin: str) -> _Fields:
+        """What lets a page of ``origin`` read an answer, if it may."""
+        fields = cors.permission(self._origins(), origin).items()
+        return [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in fields]
+
+    async def _asked_by(self, stream: trio.abc.Stream) -> str:
+        """The origin of a request that is not taken; it is waited for only if it matters."""
+        origins = self._origins()
+        if not origins or "*" in origins:
+            return ""
+        data = b""
+        with trio.move_on_after(self.options.linger_timeout_seconds / 2):
+            while not head_end(data) and len(data) < self.options.header_bytes_max:
+                more = await stream.receive_some(READ_BYTES)
+                if not more:
+                    break
+                data += more
+        return cors.origin_in(data)
 
 
 class Connection:
@@ -657,6 +684,10 @@ class Connection:
     def note_refusal(self, code: str) -> None:
         """Count what the door refuses by itself."""
         self._door.refusals[code] += 1
+
+    def permission(self, origin: str) -> _Fields:
+        """What lets a page of ``origin`` read an answer, if it may."""
+        return self._door.permission(origin)
 
     @property
     def base(self) -> Base:
@@ -986,7 +1017,9 @@ class _Protocol(H11Protocol):
             date = self.config.response_headers("h11")
             request = CURRENT.get()
             base = self._owner.base.path if request is None else request.base
-            headers = [*problem.headers(base), *date, (b"connection", b"close")]
+            origin = http.origin or cors.origin_in(http.trailing_data[0])
+            permission = self._owner.permission(origin)
+            headers = [*problem.headers(base), *permission, *date, (b"connection", b"close")]
             answer = http.send(h11.Response(status_code=problem.status, headers=headers))
             if not self._is_head:
                 answer += http.send(h11.Data(data=problem.body(base)))
@@ -1070,6 +1103,7 @@ class _Protocol(H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         self._is_head = False  # of the next request nothing is known
+        self._http.origin = ""
         if self._owner.stopping:
             await self._close_stream()
             await self.send(Closed())
@@ -1090,6 +1124,8 @@ class _StrictHttp(h11.Connection):
     """
 
     head_bytes_max = 0
+    origin = ""
+    """Of the page that asks, as far as a head has been read or was refused."""
     _chunks: Chunks | None = None  # of the body that is being read, if it has any
 
     @property
@@ -1110,8 +1146,20 @@ class _StrictHttp(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Raises h11.RemoteProtocolError, and nothing else."""
+        begun = self.trailing_data[0] if self.their_state is h11.IDLE else b""
+        try:
+            event = self._next_event(begun)
+        except h11.RemoteProtocolError:
+            self.origin = self.origin or cors.origin_in(begun)
+            raise
+        if isinstance(event, h11.Request):
+            origins = [value for name, value in event.headers if name == b"origin"]
+            self.origin = origins[0].decode("latin-1") if len(origins) == 1 else ""
+        return event
+
+    def _next_event(self, begun: bytes) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.their_state is h11.IDLE:
-            self._check_head()
+            self._check_head(begun)
         elif self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA
         try:
@@ -1131,8 +1179,7 @@ class _StrictHttp(h11.Connection):
                 self._chunks = None
         return event
 
-    def _check_head(self) -> None:
-        data, _ = self.trailing_data
+    def _check_head(self, data: bytes) -> None:
         end = head_end(data)
         if end > self.head_bytes_max:  # h11 only counts what is not complete yet
             raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
@@ -1373,11 +1420,11 @@ def _too_many_connections(detail: str) -> _Problem:
     return _Problem.known("too_many_connections", detail)
 
 
-def _refusal(problem: _Problem, base: str) -> bytes:
+def _refusal(problem: _Problem, base: str, permission: _Fields) -> bytes:
     """The answer to a connection that is not taken. Not all are to come back at one moment."""
     seconds = random.randint(*_RETRY_AFTER_SECONDS)  # noqa: S311  # nosec B311  # jitter
     head = [b"HTTP/1.1 429 Too Many Requests", b"retry-after: %d" % seconds]
-    head += [name + b": " + value for name, value in problem.headers(base)]
+    head += [name + b": " + value for name, value in (*problem.headers(base), *permission)]
     return b"\r\n".join([*head, b"connection: close", b"", problem.body(base)])
 
 

@@ -345,7 +345,8 @@ class Publisher:
             await self._write(self._publishing.encode(self._head, answer, last=True))
         elif self._pending():
             self.request.begin(None, self._publishing.base.path)
-            await self._write(self._publishing.late_head(self._patience.header_seconds))
+            data = self._data[self._at :]
+            await self._write(self._publishing.late_head(self._patience.header_seconds, data))
         await self._part()
 
     async def _part(self) -> NoReturn:

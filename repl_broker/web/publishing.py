@@ -21,6 +21,7 @@ from repl_broker.web import access
 from repl_broker.web.base import Base
 from repl_broker.web.body import BodyLimit, BodyLimits, late
 from repl_broker.web.browsers import admits_write
+from repl_broker.web.cors import origin_in
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.head import PublishHead
 from repl_broker.web.messages import receipt_content
@@ -125,13 +126,13 @@ class Publishing:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
 
-    def late_head(self, seconds: float) -> bytes:
-        """What is sent when not even the head arrives in time."""
+    def late_head(self, seconds: float, data: bytes) -> bytes:
+        """What is sent when not even the head arrives in time, of which ``data`` has come."""
         error = RequestError(
             "request_timeout",
             f"The header of the request was not complete within {seconds:g} seconds.",
         )
-        return self._shell.encode(self._refuse(error), "", last=True)
+        return self._shell.encode(self._refuse(error), origin_in(data), last=True)
 
     def encode(self, head: PublishHead, answer: Answer, *, last: bool) -> bytes:
         """The answer as it is sent; ``last`` announces that the connection ends."""

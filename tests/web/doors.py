@@ -75,6 +75,7 @@ async def serving(
                 streams=streams,
                 refusals=refusals,
                 base=Base(config.http),
+                origins=lambda: node.broker.access.origins.configured,
             )
             async with trio.open_nursery() as nursery:
                 await nursery.start(door.run)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from repl_broker.config import Address, Config
+from repl_broker.web import cors
 from tests.nodes import configured
 from tests.signing import SECRET, claims, hs256
 from tests.web.doors import serving
@@ -279,3 +280,156 @@ async def test_all_pages_may_write_but_not_with_the_cookie(in_place: bool, secre
             # The header says what the request may do, not the cookie beside it.
             found = await answer_to(client, asked("POST", "node", *page, bearer, cookie))
             assert found.status == 201
+
+
+# What the door answers by itself: after how much of a request, and the status.
+JSON: Final = b"Content-Type: application/json\r\n"
+BROKEN: Final = {
+    "a bare LF": (b"GET /v1/topics HTTP/1.1\r\nHost: [::1]\r\n%b\r\nX: a\nY: b\r\n\r\n", 400),
+    "no HTTP": (b"GET /v1/topics HTTP/x\r\nHost: [::1]\r\n%b\r\n\r\n", 400),
+    "two lengths": (
+        b"POST /v1/topics/t/messages HTTP/1.1\r\nHost: [::1]\r\n%b\r\n"
+        b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        400,
+    ),
+    "WebSocket": (
+        b"GET /v1/events HTTP/1.1\r\nHost: [::1]\r\n%b\r\n"
+        b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        400,
+    ),
+    "too long a head": (
+        b"GET /v1/events?topic=t HTTP/1.1\r\nHost: [::1]\r\n%b\r\nX: " + b"x" * 3000 + b"\r\n\r\n",
+        431,
+    ),
+    "a coding": (
+        b"POST /v1/messages HTTP/1.1\r\nHost: [::1]\r\n%b\r\nTransfer-Encoding: gzip\r\n\r\n",
+        501,
+    ),
+    "another version": (b"GET /v1/topics HTTP/3.0\r\nHost: [::1]\r\n%b\r\n\r\n", 505),
+    "half a head": (b"GET /v1/events?topic=t HTTP/1.1\r\nHost: [::1]\r\n%b\r\nX: ", 408),
+    "half a head elsewhere": (b"GET /v1/topics HTTP/1.1\r\nHost: [::1]\r\n%b\r\nX: ", 408),
+    "half a body": (
+        b"POST /v1/topics/t/messages HTTP/1.1\r\nHost: [::1]\r\n%b\r\n"
+        + JSON
+        + b"Content-Length: 9\r\n\r\n1",
+        408,
+    ),
+    "half a body elsewhere": (
+        b"PUT /v1/topics/t HTTP/1.1\r\nHost: [::1]\r\n%b\r\n"
+        + JSON
+        + b"Content-Length: 9\r\n\r\n{",
+        408,
+    ),
+    "too long a body": (
+        b"POST /v1/topics/t/messages HTTP/1.1\r\nHost: [::1]\r\n%b\r\n"
+        + JSON
+        + b"Content-Length: 99999\r\n\r\n",
+        413,
+    ),
+    "nobody's host": (b"GET /v1/topics HTTP/1.1\r\nHost: evil.example\r\n%b\r\n\r\n", 421),
+}
+
+
+@both_ways
+@pytest.mark.parametrize("origins", [(PAGE,), ("*",)], ids=["listed", "any"])
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_page_that_may_read_can_read_what_the_door_answers_by_itself(
+    name: str, origins: tuple[str, ...], in_place: bool
+) -> None:
+    begun, status = BROKEN[name]
+    limits = {"body_timeout_seconds": 0.1, "message_bytes": 1000}
+    config = configured(http={"cors_origins": origins}, limits=limits)
+    late: dict[str, float] = {"header_timeout_seconds": 0.1, "header_bytes_max": 2000}
+    async with serving(in_place=in_place, config=config, **late) as served:
+        for origin in (PAGE, "https://other.example"):
+            readable = "*" in origins or origin == PAGE
+            if not readable and begun.startswith((b"POST", b"PUT")) and status in (408, 413):
+                continue  # such a page is refused before its body is waited for
+            async with connect(served.door) as client:
+                await client.send(begun % b"Origin: %b" % origin.encode())
+                found = await client.receive_answer()
+            assert found.status == status
+            allowed = ("*" if "*" in origins else origin) if readable else None
+            assert found.headers.get("access-control-allow-origin") == allowed, origin
+            exposed = found.headers.get("access-control-expose-headers", "")
+            assert ("Retry-After" in exposed) == readable
+            assert found.headers.get("vary") == (None if "*" in origins else "Origin")
+
+
+@both_ways
+@pytest.mark.parametrize("origins", [(PAGE,), ("*",), ()], ids=["listed", "any", "none"])
+async def test_a_page_can_read_when_to_come_back(origins: tuple[str, ...], in_place: bool) -> None:
+    config = configured(http={"cors_origins": origins})
+    late: dict[str, float] = {"connections_max": 0, "linger_timeout_seconds": 0.2}
+    async with serving(in_place=in_place, config=config, **late) as served:
+        for sent in (b"", b"GET / HT", asked("POST", "[::1]", f"Origin: {PAGE}")):
+            async with connect(served.door) as client:
+                await client.send(sent)
+                found = await client.receive_answer()
+            assert (found.status, "retry-after" in found.headers) == (429, True)
+            allowed = "*" if "*" in origins else PAGE if origins and b"Origin" in sent else None
+            assert found.headers.get("access-control-allow-origin") == allowed
+
+
+def test_an_origin_is_only_looked_for_in_a_head() -> None:
+    for data, origin in (
+        (b"GET / HTTP/1.1\r\norigin:\t" + PAGE.encode() + b" \r\nX: ", PAGE),
+        (b"GET / HTTP/1.1\r\nOrigin: a\r\n\r\n\r\nOrigin: b\r\n", "a"),
+        (b"GET / HTTP/1.1\r\nX: a\r\n\r\n\r\nOrigin: b\r\n", ""),
+        (b"GET / HTTP/1.1\r\nOrigin: a\r\nOrigin: a\r\n", ""),
+        (b"GET / HTTP/1.1\r\nOrigin: a", ""),
+        (b"GET / HTTP/1.1\r\nOrigin: a b\r\n", ""),
+        (b"Origin: a\r\n", ""),
+    ):
+        assert cors.origin_in(data) == origin, data
+
+
+@both_ways
+async def test_what_is_refused_to_a_page_is_a_line_in_the_log_that_says_what_to_do(
+    in_place: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured(http={"cors_origins": (PAGE,)})
+    other = "https://other.example"
+    async with serving(in_place=in_place, config=config) as served, connect(served.door) as client:
+
+        async def told(*fields: str, method: str = "GET", host: str = "[::1]") -> list[str]:
+            caplog.clear()
+            for _ in range(3):  # it is one line all the same
+                await answer_to(client, asked(method, host, *fields))
+            return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+        assert await told() == await told(f"Origin: {PAGE}") == []
+        assert await told("Origin: http://[::1]", method="POST") == []
+        (line,) = await told(f"Origin: {other}")
+        assert repr(other) in line
+        assert "http.cors_origins" in line
+        (line,) = await told(f"Origin: {other}", method="POST")
+        assert repr(other) in line
+        assert "http.cors_origins" in line
+        (line,) = await told(host="evil.example:4080")
+        assert "evil.example:4080" in line
+        assert "[http] hosts" in line
+        preflight = ("Origin: https://third.example", "Access-Control-Request-Method: POST")
+        (line,) = await told(*preflight, method="OPTIONS")
+        assert "'https://third.example'" in line
+        # However many there are, and however long.
+        lines = [await told(f"Origin: https://{'x' * 500}{n}.example") for n in range(3)]
+        assert sum(map(len, lines)) == 1
+        assert len(lines[0][0]) < 400
+        lines = [await told(f"Origin: https://{n}.example") for n in range(50)]
+        assert sum(map(len, lines)) < 10
+
+
+async def test_a_stream_that_its_page_cannot_read_is_told_of_as_well(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as served:
+        for _ in range(2):
+            async with connect(served.door) as client:
+                target = "/v1/events?topic=chat"
+                await client.send(asked("GET", "[::1]", "Origin: https://a.example", target=target))
+                await client.stream.receive_some()
+        assert served.asked == []
+    (line,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert "'https://a.example'" in line
+    assert "http.cors_origins" in line
