@@ -117,7 +117,13 @@ class Configure(msgspec.Struct, frozen=True):
 
 
 class Expire(msgspec.Struct, frozen=True):
-    """Trim what has grown too old by the entry's time, in topics that nobody publishes to."""
+    """Trim what has grown too old by the entry's time, in topics that nobody publishes to.
+
+    What is due first goes first. ``steps_max`` bounds the work, so that there may be more
+    to trim; 0: all of it, as entries of old logs have it.
+    """
+
+    steps_max: int = 0
 
 
 class RevokeTokens(msgspec.Struct, frozen=True):

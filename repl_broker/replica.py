@@ -98,6 +98,8 @@ PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publis
 FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
 TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
+EXPIRY_STEPS_MAX: Final = 10_000  # messages that one entry trims, some 15 ms
+EXPIRY_ENTRIES_MAX: Final = 1000  # one after the other, in …
 EXPIRY_INTERVAL_SECONDS: Final = 5
 RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from memory
 LOG_BYTES_KEPT: Final = 32 << 20  # of entries in memory, for followers that lag
@@ -1379,9 +1381,11 @@ class Replica:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
-            if self.leads and self.state.expiry_due(self.time_ms()) and not self._closing:
-                with suppress(RequestError):  # it may have waited into the shutdown
-                    await self.propose(Expire())
+            with suppress(RequestError):  # it may have waited into the shutdown
+                for _ in range(EXPIRY_ENTRIES_MAX):
+                    if not self.leads or self._closing or not self.state.expiry_due(self.time_ms()):
+                        break
+                    await self.propose(Expire(EXPIRY_STEPS_MAX))
 
 
 def _shutting_down() -> RequestError:

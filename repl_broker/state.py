@@ -42,6 +42,7 @@ from repl_broker.command import (
     RevokeTokens,
     Settings,
 )
+from repl_broker.expiry import Expiry
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 from repl_broker.names import Names
 from repl_broker.patience import ENDLESS, Patience
@@ -76,6 +77,7 @@ SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
 TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
 REVOCATIONS_MAX: Final = 100_000  # subjects whose tokens were revoked; about 20 MB
 ALL_STEPS: Final = 1 << 60
+EXPIRY_STEPS_OF_TOPIC: Final = 8  # as much work as so many messages of it
 
 
 # --- what applying gives --------------------------------------------------------------
@@ -223,9 +225,10 @@ class Topic:
             default.idle_seconds if idle_seconds is None else idle_seconds or None,
         )
 
-    def has_expired(self, now_ms: int) -> bool:
-        """Whether its oldest message is too old."""
-        return len(self) > 0 and self.oldest_ms < now_ms - self.retention.seconds * 1000
+    @property
+    def due_ms(self) -> int | None:
+        """Its oldest message is too old once it is later than this; None if there is none."""
+        return self.oldest_ms + self.retention.seconds * 1000 if len(self) else None
 
     @property
     def idle_at_ms(self) -> int | None:
@@ -456,7 +459,8 @@ class BrokerState:
         self.names = Names()  # of topics
         self.retained_messages = 0  # of all topics; these two follow from them
         self.retained_bytes = 0  # … of data
-        self.timeline = Timeline()  # this follows from them, too
+        self.timeline = Timeline()  # this follows from them, too, as does …
+        self._expiry = Expiry(self._due_ms)  # … when they are to be looked at
         self.generation = 0  # one more when a snapshot takes its place; local to a node
         self._segments = _Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
@@ -554,6 +558,7 @@ class BrokerState:
         seq, time_ms, size = self.seq, self.time_ms, sum(map(len, data))
         if not len(topic):
             topic.oldest_ms = time_ms
+            self._expiry.note(name, time_ms + topic.retention.seconds * 1000)
         topic.used_ms = time_ms
         self._segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
         for body in data:
@@ -592,6 +597,7 @@ class BrokerState:
         topic.used_ms = self.time_ms
         self._note_idle(topic)
         self._trim(topic)
+        self._note_due(topic)
         return TopicChanged(created=False)
 
     def _delete_topic(self, command: DeleteTopic, events: list[Message | TopicDeleted]) -> Outcome:
@@ -644,15 +650,22 @@ class BrokerState:
                 topic.used_ms = self.time_ms
             self._note_idle(topic)
             self._trim(topic)
+            self._note_due(topic)
         self._forget_keys()
         self._keys.bound_clients(self.settings.shares.idempotency_keys)
         self._keys.bound(self.settings.idempotency_keys)
         return TopicChanged(created=False)
 
     def _expire(self, command: Expire, events: list[Message | TopicDeleted]) -> Outcome:
-        old = [topic for topic in self.topics.values() if topic.has_expired(self.time_ms)]
-        for topic in sorted(old, key=_name_of):  # in an order all share
-            self._trim(topic)
+        room = command.steps_max or ALL_STEPS
+        while room > 0 and (due := self._expiry.first()) and due.time_ms < self.time_ms:
+            topic = self.topics[due.name]
+            oldest_ms = self.time_ms - topic.retention.seconds * 1000
+            count = topic.count_below(self._segments.first_seq_since(oldest_ms))
+            assert count, "its oldest message is too old"
+            count = min(count, room)
+            self._drop_oldest(topic, count)
+            room -= EXPIRY_STEPS_OF_TOPIC + count
         self._forget_keys()
         self._forget_revocations()
         return TopicChanged(created=False)
@@ -726,6 +739,15 @@ class BrokerState:
             holding.topics -= 1
             if not holding.topics:
                 del self._holdings[holding.client]
+
+    def _due_ms(self, name: str) -> int | None:
+        topic = self.topics.get(name)
+        return None if topic is None else topic.due_ms
+
+    def _note_due(self, topic: Topic) -> None:
+        due_ms = topic.due_ms
+        if due_ms is not None:
+            self._expiry.note(topic.name, due_ms)
 
     def _note_idle(self, topic: Topic) -> None:
         if topic.retention.idle_seconds is None:
@@ -901,7 +923,8 @@ class BrokerState:
 
     def expiry_due(self, now_ms: int) -> bool:
         """Whether an ``Expire`` command at ``now_ms`` would trim anything."""
-        if any(topic.has_expired(now_ms) for topic in self.topics.values()):
+        due = self._expiry.first()
+        if due is not None and due.time_ms < now_ms:
             return True
         first = next(iter(self.revocations.values()), None)
         if first is not None and first.until_ms < now_ms:
@@ -1027,6 +1050,7 @@ class BrokerState:
         state.names = Names(state.topics)
         for row, topic in zip(topics, state.topics.values(), strict=True):
             state._note_idle(topic)
+            state._note_due(topic)
             if row[8:] and row[8]:
                 state._hold(topic, row[8])
         state.retained_messages = sum(map(len, state.topics.values()))
@@ -1061,10 +1085,6 @@ _HANDLERS: Final[
     Expire: BrokerState._expire,
     RevokeTokens: BrokerState._revoke_tokens,
 }
-
-
-def _name_of(topic: Topic) -> str:
-    return topic.name
 
 
 def _topic_not_found(name: str) -> Refused:

@@ -67,8 +67,8 @@ def encode_command(command: Command) -> bytes:
             fields = (DELETE_TOPIC, name)
         case Configure(settings):
             fields = (CONFIGURE, *pack_settings(settings))
-        case Expire():
-            fields = (EXPIRE,)
+        case Expire(steps_max):
+            fields = (EXPIRE, *((steps_max,) if steps_max else ()))
         case RevokeTokens(subject, keep_seconds):
             fields = (REVOKE_TOKENS, subject, keep_seconds)
         case DeleteTopics(names, idle_before_ms):
@@ -148,6 +148,8 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return Configure(settings)
         case (5,):
             return Expire()
+        case (5, int(steps_max)) if steps_max > 0:
+            return Expire(steps_max)
         case (6, subject, keep_seconds):
             return RevokeTokens(subject, keep_seconds)
         case (7, names, idle_before_ms):

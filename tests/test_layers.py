@@ -56,7 +56,7 @@ LAYERS = (
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors", "order", "patience"),
+    ("errors", "order", "patience", "expiry"),
     ("raft.*",),
     ("__init__",),
 )
@@ -72,6 +72,7 @@ PURE = (
         "timeline",
         "order",
         "patience",
+        "expiry",
         "raft.*",
     ),
 )

@@ -70,7 +70,7 @@ COMMANDS = st.one_of(
             SHARES,
         ),
     ),
-    st.just(Expire()),
+    st.builds(Expire, COUNTS),
     st.builds(RevokeTokens, st.text(st.characters(codec="utf-8"), max_size=300), COUNTS),
 )
 ENTRIES = st.lists(COMMANDS, max_size=8)
@@ -106,6 +106,7 @@ def test_an_entry_has_one_form(time_ms: int, commands: list[Command]) -> None:
         (Configure(Settings(False, Retention(1, 2, 3), 4, 5)), [4, False, [1, 2, 3], 4, 5]),
         (Configure(Settings(True, Retention(1, 2, 3), 4, 5, 6)), [4, True, [1, 2, 3], 4, 5, 6]),
         (Expire(), [5]),
+        (Expire(7), [5, 7]),
         (Publish("a", (b"1",), "k", b"d", "ann", "ann"), [1, "a", [b"1"], "k", b"d", "ann"]),
         (Publish("a", (b"1",), "k", b"d", "ann"), [1, "a", [b"1"], "k", b"d", "", "ann"]),
         (Publish("a", (b"1",), client="::1"), [1, "a", [b"1"], None, b"", "::1", ""]),
@@ -187,7 +188,9 @@ def test_a_command_of_another_version_is_refused_by_its_number(command: list[obj
         [7, ["a"]],
         [8],
         [4, True, 1, 3, 4],
-        [5, 1],
+        [5, 0],
+        [5, "1"],
+        [5, 1, 1],
     ],
 )
 def test_a_command_with_other_fields_is_refused(command: list[object]) -> None:
