@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from repl_broker.command import CreateTopic, Publish
 from repl_broker.errors import RequestError
 from repl_broker.message import FilterSet
+from repl_broker.state import BrokerState
 from repl_broker.subscription import Subscription
 from tests.nodes import (
     ANYONE,
@@ -220,6 +221,31 @@ async def test_a_gap_with_nothing_left_says_so() -> None:
             (gap,) = await reader.read()
             assert json.loads(gap["data"])["first_available"] is None
             assert gap["id"] == event_id(2)
+
+
+@pytest.mark.parametrize("filters", ["chat", "chat.>|chat"])
+async def test_a_snapshot_in_the_place_of_the_state_hides_no_loss(
+    filters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions of losses begin anew with it: what a stream knows of the old ones says nothing."""
+    monkeypatch.setattr("repl_broker.subscription.PAGE_MESSAGES_MAX", 2)
+    async with running_node() as node:
+        await node.replica.propose(CreateTopic("other", messages=1))
+        for number in range(5):
+            await publish(node, "other", number)
+            node.replica.state.timeline.look()
+        await publish(node, "chat", *range(10))
+        async with node.broker.subscribe(ANYONE, filters.split("|"), event_id(5)) as stream:
+            seen = [await anext(stream) for _ in range(2)]
+            assert [e["id"] for e in events(seen[1:])] == [event_id(6), event_id(7)]
+            state = BrokerState.restore(node.replica.state.snapshot())
+            trim = CreateTopic("chat", messages=1, replace=True)
+            state.apply(state.applied_index + 1, state.time_ms, [trim])
+            state.generation = node.replica.state.generation + 1
+            node.replica.state = state
+            gap, message = events([await anext(stream), await anext(stream)])
+    assert gap["event"] == "gap"
+    assert json.loads(gap["data"])["first_available"] == message["id"] == event_id(15)
 
 
 async def test_a_cursor_of_another_cluster_is_told_and_gets_what_there_is() -> None:
