@@ -693,28 +693,32 @@ class BrokerState:
         A topic's messages count for the client that created it. It is decided here, of
         all that is done in one order: a look before the log would let many pass at once.
         """
-        shares, known = self.settings.shares, self.topics
-        if shares.topics:
-            names = (topics,) if isinstance(topics, str) else topics
-            new = {name for name in names if name not in known}
-            held = self._holdings[client].topics if client in self._holdings else 0
+        shares, holding = self.settings.shares, self._holdings.get(client)
+        names = (topics,) if isinstance(topics, str) else topics
+        held = 0 if holding is None else holding.topics
+        if shares.topics and held + len(names) > shares.topics:
+            new = {name for name in names if name not in self.topics}
             if new and held + len(new) > shares.topics:
                 return _too_many_of_client(held, len(new), shares.topics)
-        if not shares.storage_bytes:
-            return None
+        size = sum(map(len, data)) + MESSAGE_OVERHEAD_BYTES * len(data)
+        if not shares.storage_bytes or self._stored_bytes + size <= shares.storage_bytes:
+            return None  # nobody can have more than there is
         added: dict[str, int] = {}  # by client; "" has no share
         if isinstance(topics, str):
-            size = sum(map(len, data)) + MESSAGE_OVERHEAD_BYTES * len(data)
             added[self._payer(topics, client)] = size
         else:
             for name, body in zip(topics, data, strict=True):
                 payer = self._payer(name, client)
                 added[payer] = added.get(payer, 0) + len(body) + MESSAGE_OVERHEAD_BYTES
-        for payer, size in added.items():
+        for payer, more in added.items():
             held = self._holdings[payer].bytes if payer in self._holdings else 0
-            if payer and size and held + size > shares.storage_bytes:
-                return _too_much_of_client(held, size, shares.storage_bytes, payer == client)
+            if payer and more and held + more > shares.storage_bytes:
+                return _too_much_of_client(held, more, shares.storage_bytes, payer == client)
         return None
+
+    @property
+    def _stored_bytes(self) -> int:
+        return self.retained_bytes + MESSAGE_OVERHEAD_BYTES * self.retained_messages
 
     def _payer(self, name: str, client: str) -> str:
         """For whom a message counts that ``client`` publishes to the topic."""
