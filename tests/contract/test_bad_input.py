@@ -177,6 +177,7 @@ ROUTES = [
     ("POST", "/v1/topics"),
     ("GET", "/v1/topics/chat"),
     ("PUT", "/v1/topics/chat"),
+    ("DELETE", "/v1/topics"),
     ("DELETE", "/v1/topics/chat"),
     ("POST", "/v1/topics/chat/messages"),
     ("GET", "/v1/topics/chat/messages"),
