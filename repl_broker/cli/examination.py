@@ -756,6 +756,13 @@ def not_a_node(response: httpx.Response) -> Finding:
     if response.is_redirect:
         where = response.headers.get("location", "")[:200]
         return problem("node", f"the answer is a redirect to {where!r}", "use that URL")
+    if object_of(response).get("code") == "unknown_host":
+        remedy = "name it in the node's [http] public_url, or list it in [http] hosts"
+        return problem(
+            "node",
+            f"the node is asked by a name that it does not serve: {detail(response)}",
+            remedy,
+        )
     if status in (502, 503, 504):
         found = f"a proxy answers {status}: it does not reach the node"
         return problem("node", found, "see that the node runs, and where the proxy looks for it")

@@ -351,9 +351,12 @@ def authority() -> Authority:
     return Authority()
 
 
-async def over_tls(tls: ssl.SSLContext, trust: ssl.SSLContext) -> list[Finding]:
+async def over_tls(
+    tls: ssl.SSLContext, trust: ssl.SSLContext, public_url: str | None = f"https://{NAME}"
+) -> list[Finding]:
     trio.socket.set_custom_hostname_resolver(Resolver())
-    async with serving(seconds_max=1000) as served:
+    config = configured(Config(), http={"public_url": public_url})
+    async with serving(config=config, seconds_max=1000) as served:
         async with bad_proxy(served.door.port, Wrongs(), tls) as port:
             return await examined(f"https://{NAME}:{port}", trust)
 
@@ -368,6 +371,15 @@ async def test_tls_with_http2_is_well(clock: MockClock, authority: Authority) ->
     assert of(found, "tls").verdict == "ok"
     assert of(found, "http2").verdict == "ok"
     assert of(found, "resume").verdict == "ok"
+
+
+async def test_a_name_that_the_node_does_not_serve_is_said(
+    clock: MockClock, authority: Authority
+) -> None:
+    found = await over_tls(authority.server(h2=True), authority.trust(), None)
+    assert of(found, "node").verdict == "problem"
+    assert f"'{NAME}:" in of(found, "node").found
+    assert "[http] public_url" in of(found, "node").remedy
 
 
 async def test_tls_without_http2_is_a_warning(clock: MockClock, authority: Authority) -> None:
