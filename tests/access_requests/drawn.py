@@ -377,10 +377,12 @@ class Drawing:
         topic = f"{SCRATCH}{self.number % 20}" if is_admin else self._random.choice(TOPICS)
         retention = json.dumps({"retention": {"messages": 1}})
         member = '{"id":"n9","raft_address":"127.0.0.1:9","http_url":"http://127.0.0.1:9"}'
+        wide = self._random.choice((">", "a.>", "*.t", "%3E"))
         writing = (
             ("POST", "/v1/topics", f'{{"name":"{topic}"}}'),
             ("PUT", f"/v1/topics/{self._spelled(topic)}", retention),
             ("DELETE", f"/v1/topics/{self._spelled(topic)}", ""),
+            ("DELETE", "/v1/topics?match=" + ("nothing.>" if is_admin else wide), ""),
             ("DELETE", "/v1/tokens/" + ("nobody" if is_admin else "root"), ""),
             ("POST", "/v1/cluster/members", "{}" if is_admin else member),
             ("POST", "/v1/cluster/leader", "{}" if is_admin else '{"id":"n2"}'),

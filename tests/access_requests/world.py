@@ -416,7 +416,9 @@ class World:
         if unknown := found.keys() - self.judge.known_names:
             raise Fault(f"these topics were made without a grant: {sorted(unknown)[:5]}")
         for topic in TOPICS:
-            if topic not in found or found[topic]["retention"] != RETENTION:
+            if topic not in found or found[topic]["retention"] != RETENTION | {
+                "idle_seconds": None
+            }:
                 raise Fault(f"the topic {topic!r} was changed: {found.get(topic)}")
 
 
