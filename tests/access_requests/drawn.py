@@ -408,7 +408,8 @@ class Drawing:
             "/v1/events/?topic=%3E", "/v1/events%3Ftopic=%3E", "/ui/../metrics", "/metrics/",
             "/ui/%2e%2e/metrics", "/metrics;x", "/v1/topics/a.t//messages", "/v1//topics",
         ))  # fmt: skip
-        if method in ("GET", "HEAD") and path.startswith(("/v1/topics", "/v1/events")):
+        is_call = method in ("GET", "HEAD") or (method == "DELETE" and path == "/v1/topics")
+        if is_call and path.startswith(("/v1/topics", "/v1/events")):
             method = "OPTIONS"
         self._is_plain = False
         return method, path, Wish(), b"", {}
