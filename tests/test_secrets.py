@@ -60,8 +60,10 @@ def test_what_looks_for_leaks_finds_them() -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    for name in ("URL", "CONFIG", "TOKEN", "TOKEN_FILE"):
+    for name in ("CONFIG", "TOKEN", "TOKEN_FILE"):
         monkeypatch.delenv(f"REPL_BROKER_{name}", raising=False)
+    # A node may run where the command looks by default; nobody is at this port.
+    monkeypatch.setenv("REPL_BROKER_URL", "http://127.0.0.1:1")
 
     def invoke(*arguments: str, **environ: str) -> Result:
         return CliRunner().invoke(main, [*arguments], env=environ, input=b"1\n")

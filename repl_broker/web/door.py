@@ -94,6 +94,7 @@ _READ_AHEAD_BYTES_MAX: Final = 64 * 1024
 _GATHERED_BYTES_MAX: Final = 16 * 1024
 # Body parts, of READ_BYTES at most, that wait for the application.
 _INBOX_PARTS_MAX: Final = 4
+FREE_PORT_ATTEMPTS: Final = 10  # to find a port that is free for every address of a host
 _ACCEPT_RETRY_SECONDS: Final = 0.1
 _LOOK_SECONDS_MIN: Final = 0.1  # between two looks through all Publishers for those that are late
 _GIVEN_UP_TOGETHER_MAX: Final = 8  # of those, until others have a turn
@@ -1331,6 +1332,20 @@ async def open_listeners(host: str, port: int, backlog: int) -> list[trio.Socket
         raise ConfigError(
             f"cannot listen on {_host_port((host, port))}: a port is 0 to 65535; choose another"
         )
+    attempts = 1 if port else FREE_PORT_ATTEMPTS
+    while True:
+        attempts -= 1
+        try:
+            return await _listen_everywhere(host, port, backlog)
+        except (OSError, UnicodeError) as error:
+            # The port that was free for the first address may be taken for the next.
+            if attempts and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                continue
+            reason = _reason(error)
+            raise ConfigError(f"cannot listen on {_host_port((host, port))}: {reason}") from error
+
+
+async def _listen_everywhere(host: str, port: int, backlog: int) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
     absent: OSError | None = None
     try:
@@ -1349,11 +1364,10 @@ async def open_listeners(host: str, port: int, backlog: int) -> list[trio.Socket
                 port = listeners[0].socket.getsockname()[1]
         if not listeners:
             raise absent or OSError(errno.EADDRNOTAVAIL, "no address")
-    except (OSError, UnicodeError) as error:
+    except BaseException:
         for listener in listeners:
             listener.socket.close()
-        reason = _reason(error)
-        raise ConfigError(f"cannot listen on {_host_port((host, port))}: {reason}") from error
+        raise
     return listeners
 
 

@@ -1382,6 +1382,24 @@ async def test_a_client_of_ipv4_keeps_its_address_where_both_are_served(
     assert "peer=127.0.0.1:" in caplog.text
 
 
+@needs_ipv6
+async def test_a_free_port_is_free_for_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the kernel finds for the first may be somebody's for the second."""
+    listen, taken = door_module._listen, list[int]()
+
+    async def once_taken(family: int, address: str, port: int, backlog: int) -> trio.SocketListener:
+        if port and not taken:
+            taken.append(port)
+            raise OSError(errno.EADDRINUSE, "taken")
+        return await listen(family, address, port, backlog)
+
+    monkeypatch.setattr(door_module, "_listen", once_taken)
+    listeners = await open_listeners("::", 0, 16)
+    assert len(taken) == 1
+    assert families(listeners) == [V6, V4]
+    Door(App(), listeners, DoorOptions()).stop(0)
+
+
 @pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 async def test_without_ipv6_every_address_is_that_of_ipv4(
     error: int, monkeypatch: pytest.MonkeyPatch
@@ -1461,4 +1479,4 @@ async def test_first_address_is_released_when_the_second_cannot_be_had(
     monkeypatch.setattr(door_module, "_listen", remember)
     with pytest.raises(ConfigError, match="another program listens there"):
         await open_listeners("127.0.0.1", 0, 16)
-    assert [one.socket.fileno() for one in opened] == [-1]
+    assert {one.socket.fileno() for one in opened} == {-1}
