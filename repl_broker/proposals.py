@@ -54,20 +54,18 @@ COMMIT_BUCKETS_SECONDS: Final = BOUNDS_SECONDS
 class Offer:
     """Commands that go into one entry together, in this order.
 
-    ``steps`` is how much work they are to apply: messages, about.
+    ``steps`` is how much work they are to apply: messages, about. It is light if each of
+    them is: what a peer sends on together stays what it was.
     """
 
-    __slots__ = ("commands", "encoded", "size", "steps")
+    __slots__ = ("commands", "encoded", "is_light", "size", "steps")
 
     def __init__(self, commands: Sequence[Command], encoded: Sequence[bytes]) -> None:
         self.commands = commands
         self.encoded = encoded
         self.size = sum(map(len, encoded))
         self.steps = sum(map(_steps, commands))
-
-    @property
-    def is_light(self) -> bool:
-        return self.steps <= LIGHT_STEPS_MAX and self.size <= LIGHT_BYTES_MAX
+        self.is_light = all(map(_is_light, commands, encoded))
 
 
 class Watch(Protocol):
@@ -123,6 +121,7 @@ class Proposal(Offer):
         encoded = encode_command(command)
         self.commands, self.encoded, self.size = (command,), (encoded,), len(encoded)
         self.steps = _steps(command)
+        self.is_light = _is_light(command, encoded)
         self.watch = watch
         self.started = trio.current_time()
         self.due = self.started + patience  # then it is seen whether there is hope
@@ -390,6 +389,10 @@ def _steps(command: Command) -> int:
         return 1
     messages = len(command.data)
     return messages if isinstance(command.topics, str) else messages * TOPIC_STEPS
+
+
+def _is_light(command: Command, encoded: bytes) -> bool:
+    return len(encoded) <= LIGHT_BYTES_MAX and _steps(command) <= LIGHT_STEPS_MAX
 
 
 def outcome_unknown() -> OutcomeUnknownError:

@@ -11,6 +11,8 @@ from trio.testing import wait_all_tasks_blocked
 from repl_broker.command import Publish
 from repl_broker.errors import OutcomeUnknownError, RequestError
 from repl_broker.proposals import (
+    LIGHT_BYTES_MAX,
+    LIGHT_STEPS_MAX,
     RECENT_ENTRIES_MAX,
     STEPS_MAX,
     Forwarded,
@@ -72,6 +74,17 @@ async def test_a_small_publish_waits_for_one_entry_of_batches_and_not_for_all() 
     entries = [proposals.take(1 << 20) for _ in range(4)]
     assert entries == [small, batches[:2], batches[2:4], batches[4:]]
     assert (proposals.take(1 << 20), proposals.waiting_bytes) == ([], 0)
+
+
+async def test_small_publishes_that_a_peer_sends_on_together_do_not_wait_as_a_batch() -> None:
+    proposals = Proposals()
+    batches = [batch(proposals) for _ in range(6)]
+    command = Publish("chat", (b"x" * 200,))
+    many = Forwarded("n2", (command,) * 1500, (encode_command(command),) * 1500)
+    proposals.add(many)
+    assert many.size > LIGHT_BYTES_MAX
+    assert many.steps > LIGHT_STEPS_MAX
+    assert [proposals.take(1 << 20) for _ in range(3)] == [[many], batches[:2], batches[2:4]]
 
 
 async def test_batches_go_although_small_publishes_never_cease() -> None:
