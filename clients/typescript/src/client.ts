@@ -1,3 +1,4 @@
+import { now } from "./clock.js";
 import { makeEmitter } from "./emitter.js";
 import { makeHttp, randomKey, type Token } from "./http.js";
 import { makeLanes } from "./lanes.js";
@@ -99,6 +100,7 @@ export interface Client {
   close(): void;
 }
 
+const ANSWERED_MS_MIN = 2000; // between two calls that wake the streams
 const AWAY_MS_MAX = 2000; // a page in which this much time passes was not put away
 
 /** A client of the broker. Nothing is sent before there is something to do. */
@@ -117,6 +119,7 @@ export function connect({
   const page = new AbortController(); // listening to it, until the client is closed
   let streams: Streams | undefined;
   let turn = 0;
+  let answeredAt = -Infinity; // when a call last woke the streams
   let away: ReturnType<typeof setTimeout> | undefined; // set while the page is put away
 
   async function resume(): Promise<void> {
@@ -164,6 +167,16 @@ export function connect({
   on(() => wake(true), "online", "offline");
   void resume();
 
+  /** The broker answers again: a stream that waits for its next attempt need not wait. */
+  async function answered<T>(call: Promise<T>): Promise<T> {
+    const answer = await call;
+    if (subscriptions.state() !== "live" && now() - answeredAt > ANSWERED_MS_MIN) {
+      answeredAt = now();
+      wake();
+    }
+    return answer;
+  }
+
   const subscribe: Client["subscribe"] = (filters, onMessage, options) => {
     page.signal.throwIfAborted(); // closed
     return subscriptions.add(filters, onMessage, options);
@@ -180,7 +193,7 @@ export function connect({
         ...options,
         signal: AbortSignal.any([page.signal, options.signal ?? page.signal]),
       }),
-    publish: (topic, data, options = {}) => publish(http, topic, data, options),
+    publish: (topic, data, options = {}) => answered(publish(http, topic, data, options)),
     history: (topic, { signal, ...options } = {}) => http.call("GET", `${topicPath(topic)}/messages${query(options)}`, signal),
     topics: topicsOf(http),
     close() {

@@ -3,7 +3,7 @@
 import fc from "fast-check";
 import { expect, test, vi } from "vitest";
 import { ConnectionError } from "../src/index.js";
-import { answering, asked, Body, open, pass, problem } from "./script.js";
+import { answering, asked, Body, json, open, pass, problem } from "./script.js";
 
 /** Answers streams with bodies that the test holds. */
 function bodies(): Body[] {
@@ -409,6 +409,37 @@ test("the network's return ends waiting, and replaces a connection that may be d
   await pass();
   expect(last(after())).toBe("0000000a-5");
   expect(streams[0]?.isGivenUp).toBe(true);
+});
+
+test("a publish that is answered ends waiting for the next attempt, once in two seconds", async () => {
+  vi.spyOn(Math, "random").mockReturnValue(0.999999);
+  let isDown = true;
+  const streams: Body[] = [];
+  answering(({ method, signal }) => {
+    if (method === "POST") return json({ id: "0000000a-2", topic: "t", time: "" }, 201);
+    if (isDown) throw new TypeError("refused");
+    const body = new Body(signal);
+    streams.push(body);
+    return body.response;
+  });
+  const { client } = open();
+  client.subscribe("t", () => {});
+  await pass();
+  const attempts = (): number => asked.filter(({ method }) => method === "GET").length;
+  expect(attempts()).toBe(1);
+  for (let n = 0; n < 5; n++) await client.publish("t", n);
+  await pass();
+  expect(attempts()).toBe(2); // not one with each publish
+  isDown = false;
+  await pass(2100);
+  await client.publish("t", 5);
+  await pass();
+  await last(streams).begin();
+  expect(client.state).toBe("live");
+  const before = attempts();
+  await client.publish("t", 6);
+  await pass();
+  expect(attempts()).toBe(before);
 });
 
 test("a page that is shown again ends waiting, and leaves a stream that lives", async () => {

@@ -139,6 +139,11 @@ interface Retention {
     messages: number;
     seconds: number;
     bytes: number;
+    /**
+     * Unused for this long, the topic is deleted: nothing was published to it, and no event stream
+     * followed it. `null`: never.
+     */
+    idle_seconds: number | null;
 }
 /** A topic: its settings, and what it retains now. */
 interface Topic {
