@@ -13,7 +13,7 @@ from tests.process.node import JSON, Client, Node, Stream
 
 pytestmark = pytest.mark.process
 
-RETENTION = {"messages": 3, "seconds": 3600, "bytes": 5000}
+RETENTION = {"messages": 3, "seconds": 3600, "bytes": 5000, "idle_seconds": None}
 SMALL = json.dumps({"name": "small", "retention": RETENTION}).encode()
 
 
