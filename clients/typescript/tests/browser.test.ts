@@ -44,7 +44,7 @@ describe.skipIf(!EXECUTABLE)("in Chromium", () => {
   beforeAll(async () => {
     [browser, broker] = await Promise.all([
       chromium.launch({ executablePath: EXECUTABLE as string, args: ARGUMENTS }),
-      Broker.start({ limits_heartbeat_seconds: 1 }),
+      Broker.start({ limits_heartbeat_seconds: 1, http_hosts: "insecure.test" }),
     ]);
   });
   afterAll(() => Promise.all([browser?.close(), broker?.remove()]));
