@@ -56,6 +56,11 @@ class Names:
         names: Iterator[str] = iter(self._sorted)
         return names
 
+    def irange(self, at: str) -> Iterator[str]:
+        """Those from ``at`` on. Not to be gone on with when any has come or gone."""
+        names: Iterator[str] = self._sorted.irange(at)
+        return names
+
     def add(self, name: str) -> None:
         """It is not there yet."""
         self._sorted.add(name)
@@ -74,7 +79,7 @@ class Names:
         steps = 0
         while steps < steps_max:
             steps += 1
-            name = next(self._sorted.irange(at), None)
+            name = next(self.irange(at), None)
             if name is None:
                 return Found(names, None, steps)
             end = AFTER_ALL

@@ -11,13 +11,17 @@ Part of the state machine: the same calls give the same keys on every node.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = ["Remembered", "RememberedKeys"]
 
 _Place = tuple[str, str]  # owner and key
+_Row = tuple[Any, ...]  # key, digest, first_seq, messages, time_ms; owner and client, if any
+TIME: Final = 4
+OWNER: Final = 5
+CLIENT: Final = 6
 
 
 class Remembered(NamedTuple):
@@ -31,11 +35,15 @@ class Remembered(NamedTuple):
 
 
 class RememberedKeys:
-    """Times never fall from one ``add`` to the next."""
+    """Times never fall from one ``add`` to the next.
+
+    Each is kept as its row in a snapshot: a plain tuple, which costs Python's collector nothing.
+    """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[_Place, Remembered] = OrderedDict()  # oldest first, as …
-        self._of: dict[str, deque[_Place]] = {}  # … those of each client
+        self._known: dict[_Place, _Row] = {}  # oldest first
+        self._order: deque[_Row] = deque()  # the same, and some that are forgotten already
+        self._of: dict[str, deque[_Place]] = {}  # those of each client, oldest first
         # (-count, client), with entries that are out of date; None until there are too many.
         self._most: list[tuple[int, str]] | None = None
 
@@ -43,30 +51,32 @@ class RememberedKeys:
         return len(self._known)
 
     def get(self, owner: str, key: str) -> Remembered | None:
-        return self._known.get((owner, key))
+        row = self._known.get((owner, key))
+        return None if row is None else Remembered(*row[1:5], *row[6:])
 
     def add(self, owner: str, key: str, remembered: Remembered) -> None:
         """Remember a key that is not."""
+        *known, client = remembered
+        row = (key, *known, *((owner, client) if owner or client else ()))
         place = owner, key
-        self._known[place] = remembered
-        keys = self._of.get(remembered.client)
+        self._known[place] = row
+        self._order.append(row)
+        keys = self._of.get(client)
         if keys is None:
-            keys = self._of[remembered.client] = deque()
+            keys = self._of[client] = deque()
         keys.append(place)
-        self._note(remembered.client, len(keys))
+        self._note(client, len(keys))
 
     @property
     def oldest_ms(self) -> int | None:
         """When the oldest was used."""
-        return next(iter(self._known.values())).time_ms if self._known else None
+        oldest = self._oldest()
+        return None if oldest is None else oldest[TIME]
 
     def forget_before(self, time_ms: int) -> None:
         """Forget those that were used before ``time_ms``."""
-        while self._known:
-            oldest = next(iter(self._known.values()))
-            if oldest.time_ms >= time_ms:
-                return
-            self._forget_oldest(oldest.client)
+        while (oldest := self._oldest()) is not None and oldest[TIME] < time_ms:
+            self._forget_oldest(oldest[CLIENT] if len(oldest) > CLIENT else "")
 
     def bound_client(self, client: str, share: int) -> None:
         """Forget what ``client`` has beyond its share; "" has none, and 0 is no limit."""
@@ -84,11 +94,8 @@ class RememberedKeys:
         while len(self._known) > most:
             self._forget_oldest(self._largest())
 
-    def to_wire(self) -> list[tuple[Any, ...]]:
-        return [
-            (key, *known[:4], *((owner, known.client) if owner or known.client else ()))
-            for (owner, key), known in self._known.items()
-        ]
+    def to_wire(self) -> list[_Row]:
+        return [*self._known.values()]
 
     @classmethod
     def from_wire(cls, rows: Iterable[tuple[Any, ...]]) -> RememberedKeys:
@@ -98,6 +105,16 @@ class RememberedKeys:
             keys.add(owner, key, Remembered(digest, first_seq, count, time_ms, client))
         return keys
 
+    def _oldest(self) -> _Row | None:
+        order, known = self._order, self._known
+        while order:
+            row = order[0]
+            owner = row[OWNER] if len(row) > OWNER else ""
+            if known.get((owner, row[0])) is row:
+                return row
+            order.popleft()
+        return None
+
     def _forget_oldest(self, client: str) -> None:
         keys = self._of[client]
         del self._known[keys.popleft()]
@@ -105,6 +122,8 @@ class RememberedKeys:
             self._note(client, len(keys))
         else:
             del self._of[client]
+        if len(self._order) > 2 * len(self._known) + 64:
+            self._order = deque(self._known.values())
 
     def _note(self, client: str, count: int) -> None:
         if self._most is not None:

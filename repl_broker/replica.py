@@ -69,14 +69,19 @@ from repl_broker.raft.log import (
     EntryKind,
     Member,
     Membership,
-    Snapshot,
     SnapshotMark,
     WriteBatch,
 )
 from repl_broker.raft.rpc import Append, Rpc, SnapshotReceived
-from repl_broker.snapshots import SnapshotReceiver, SnapshotRefusedError, send_snapshot
+from repl_broker.snapshots import (
+    SnapshotReceiver,
+    SnapshotRefusedError,
+    ask_for_room,
+    send_snapshot,
+)
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
+from repl_broker.taking import Mark, Taker
 from repl_broker.trace import apart
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from repl_broker.turnstile import Turnstile
@@ -333,15 +338,16 @@ class Replica:
         self._full_at = -1  # the commit index when there was no room for a proposal
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
-        self._receiver = SnapshotReceiver(storage, self._written)
+        self._receiver = SnapshotReceiver(storage, self._written, in_thread)
         self._snapshots_sent = 0
         self._snapshots_received = 0
+        self._taker = Taker(lambda: self.state, self._mark, in_thread)
         self._upkeep = Upkeep(
             storage,
             self._written,
             in_thread,
             state=lambda: self.state,
-            snapshot=self._snapshot,
+            taker=self._taker,
             durable=self._all_written,
             snapshot_entries=snapshot_entries,
         )
@@ -1330,8 +1336,6 @@ class Replica:
     async def _send_snapshot(self, peer: str) -> None:
         """Send the state as it is now to ``peer``, and tell the core how that went."""
         term = self._core.term
-        snapshot = self._snapshot()
-        log.info("sends a snapshot peer=%s index=%d", peer, snapshot.index)
 
         async def call(name: str, argument: Any) -> Any:
             if not self.leads or self._core.term != term:
@@ -1339,8 +1343,11 @@ class Replica:
             return await self.peers.call(peer, name, argument, seconds=PIECE_SECONDS_MAX)
 
         try:
+            await ask_for_room(call, self._mark(), term)  # before there is work
             with self._upkeep.held():
-                live = self.state.live_entries()
+                async with self._taker.one:
+                    snapshot, live = await self._taker.begin().finish()
+                log.info("sends a snapshot peer=%s index=%d", peer, snapshot.index)
                 await self._all_written()  # what is applied may not be on this disk yet
                 await send_snapshot(call, self._storage, snapshot, live, term, self._in_thread)
                 self._post(SnapshotSent(peer))
@@ -1371,12 +1378,11 @@ class Replica:
                     return
                 await trio.sleep(self.options.heartbeat_interval_seconds)
 
-    def _snapshot(self) -> Snapshot:
+    def _mark(self) -> Mark:
         index = self.state.applied_index
         term = self._core.log.term(index)
         assert term is not None, "the term of what was applied last is in memory"
-        membership = self._core.membership_at(index).encode()
-        return Snapshot(index, term, self.state.snapshot(), membership)
+        return Mark(index, term, self._core.membership_at(index).encode())
 
     async def _expire(self) -> None:
         while True:

@@ -15,7 +15,9 @@ place of log and state at once or not at all (storage.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 from zlib import crc32
@@ -26,8 +28,9 @@ from repl_broker.errors import ReplBrokerError
 from repl_broker.history import InThread
 from repl_broker.raft.log import Entry, EntryKind, Membership, Snapshot, SnapshotMark
 from repl_broker.storage import Storage
+from repl_broker.taking import Mark
 
-__all__ = ["SnapshotReceiver", "SnapshotRefusedError", "send_snapshot"]
+__all__ = ["SnapshotReceiver", "SnapshotRefusedError", "ask_for_room", "send_snapshot"]
 
 PIECE_BYTES: Final = 256 << 10  # a heartbeat waits for no more than this, and one large entry
 
@@ -39,11 +42,22 @@ class SnapshotRefusedError(ReplBrokerError):
     """A piece that does not fit: the sender has to begin again."""
 
 
+async def ask_for_room(call: Call, mark: Mark, term: int) -> None:
+    """Have the peer say whether it takes a snapshot now: making one is a lot of work.
+
+    It is a beginning of nothing, which each version knows how to refuse. Raises what
+    ``call`` raises.
+    """
+    await call(
+        "snapshot-begin", (secrets.token_hex(8), term, mark.index, mark.term, mark.membership, 0, 0)
+    )
+
+
 async def send_snapshot(
     call: Call,
     storage: Storage,
     snapshot: Snapshot,
-    live: Sequence[int],
+    live: array[int],
     term: int,
     in_thread: InThread,
 ) -> None:
@@ -53,6 +67,7 @@ async def send_snapshot(
     """
     transfer = secrets.token_hex(8)
     data = snapshot.data
+    checksum = await in_thread(crc32, data)
     await call(
         "snapshot-begin",
         (
@@ -62,22 +77,21 @@ async def send_snapshot(
             snapshot.term,
             snapshot.membership,
             len(data),
-            crc32(data),
+            checksum,
         ),
     )
     for offset in range(0, len(data), PIECE_BYTES):
         piece = data[offset : offset + PIECE_BYTES]
         await call("snapshot-state", (transfer, offset, piece, crc32(piece)))
-    wanted = set(live)
     after = sent = 0
     while entries := await in_thread(storage.history, after, snapshot.index, PIECE_BYTES):
         after = entries[-1].index
-        rows = [_row(entry) for entry in entries if entry.index in wanted]
+        rows = [_row(entry) for entry in entries if _has(live, entry.index)]
         if rows:
             sent += len(rows)
             await call("snapshot-entries", (transfer, rows))
-    if sent != len(wanted):
-        raise SnapshotRefusedError(f"{len(wanted) - sent} of its entries are not on this disk")
+    if sent != len(live):
+        raise SnapshotRefusedError(f"{len(live) - sent} of its entries are not on this disk")
     await call("snapshot-end", (transfer, sent))
 
 
@@ -91,7 +105,7 @@ class _Incoming:
     mark: SnapshotMark
     size: int
     checksum: int
-    state: bytearray = field(default_factory=bytearray)
+    state: bytearray | bytes = field(default_factory=bytearray)
     entries: int = 0
     staged: bool = False
 
@@ -103,11 +117,12 @@ class SnapshotReceiver:
     not while that is being installed.
     """
 
-    def __init__(self, storage: Storage, locked: Locked) -> None:
+    def __init__(self, storage: Storage, locked: Locked, in_thread: InThread) -> None:
         self.complete: tuple[SnapshotMark, bytes] | None = None
         self.installing = False
         self._storage = storage
         self._locked = locked  # runs a call in the writer's turn
+        self._in_thread = in_thread
         self._incoming: _Incoming | None = None
 
     async def begin(self, sender: str, argument: Any, own_term: int) -> None:
@@ -148,8 +163,10 @@ class SnapshotReceiver:
         """The leader's term and the mark of what is complete now."""
         transfer, count = msgspec.convert(argument, tuple[str, int])
         incoming = self._expect(sender, transfer)
-        state = bytes(incoming.state)
-        if len(state) != incoming.size or crc32(state) != incoming.checksum:
+        state = await self._state_of(incoming)
+        checksum = await self._in_thread(crc32, state)
+        self._expect(sender, transfer)  # another may have begun meanwhile
+        if len(state) != incoming.size or checksum != incoming.checksum:
             self._refuse("its state is cut short or damaged")
         if count != incoming.entries:
             self._refuse(f"{incoming.entries} of its {count} entries have arrived")
@@ -163,9 +180,17 @@ class SnapshotReceiver:
         if incoming.staged:
             return
         incoming.staged = True
-        mark = incoming.mark
-        snapshot = Snapshot(mark.index, mark.term, bytes(incoming.state), mark.membership.encode())
+        mark, state = incoming.mark, await self._state_of(incoming)
+        self._expect(incoming.sender, incoming.transfer)  # what is staged last is the newest
+        snapshot = Snapshot(mark.index, mark.term, state, mark.membership.encode())
         await self._locked(self._storage.begin_install, snapshot)
+
+    async def _state_of(self, incoming: _Incoming) -> bytes:
+        """All of it, once: it may be large."""
+        state = incoming.state
+        if not isinstance(state, bytes):
+            state = incoming.state = await self._in_thread(bytes, state)
+        return state
 
     def _expect(self, sender: str, transfer: str) -> _Incoming:
         incoming = self._incoming
@@ -176,6 +201,11 @@ class SnapshotReceiver:
     def _refuse(self, why: str) -> None:
         self._incoming = None
         raise SnapshotRefusedError(f"the snapshot is not sound: {why}")
+
+
+def _has(ascending: array[int], value: int) -> bool:
+    at = bisect_left(ascending, value)
+    return at < len(ascending) and ascending[at] == value
 
 
 def _row(entry: Entry) -> tuple[int, int, int, bytes, int]:

@@ -23,12 +23,12 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress
 from typing import Any, Final, NamedTuple
 
 import msgpack
 import msgspec
 
+from repl_broker.capture import SNAPSHOT_FORMAT, WITH_CLIENTS, WITH_REVOCATIONS, Capture
 from repl_broker.command import (
     Command,
     Configure,
@@ -48,8 +48,9 @@ from repl_broker.names import Names
 from repl_broker.patience import ENDLESS, Patience
 from repl_broker.remembered import Remembered, RememberedKeys
 from repl_broker.scan import Scan
+from repl_broker.segments import Segments
 from repl_broker.timeline import Timeline
-from repl_broker.wire import pack_settings, unpack_settings
+from repl_broker.wire import unpack_settings
 
 __all__ = [
     "ALL_DEFAULT",
@@ -68,12 +69,7 @@ __all__ = [
     "TopicsDeleted",
 ]
 
-SNAPSHOT_FORMAT: Final = 1
-WITH_REVOCATIONS: Final = 2  # the same, and a last field; written only where there are any
-WITH_CLIENTS: Final = 3  # longer rows and settings, where topics or keys have owners, or may idle
 MESSAGE_OVERHEAD_BYTES: Final = 64  # of the store and of memory, beside a message's data
-SPARSE_RATIO: Final = 4  # an entry is rewritten when so much of it is dead …
-SPARSE_BYTES_MIN: Final = 4096  # … and that much is to be won
 TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
 REVOCATIONS_MAX: Final = 100_000  # subjects whose tokens were revoked; about 20 MB
 ALL_STEPS: Final = 1 << 60
@@ -175,6 +171,7 @@ class Topic:
         "_sizes",
         "born_seq",
         "bytes",
+        "captured",
         "created_ms",
         "dropped",
         "holding",
@@ -205,6 +202,7 @@ class Topic:
         self.bytes = 0  # of data retained
         self.dropped = 0  # how many messages were trimmed since it was loaded; local
         self.oldest_ms = 0  # when the oldest retained message was published
+        self.captured = 0  # by which capture it was seen; local
         self.place = 0  # in the timeline, as are the next two; local
         self.lost_version = 0  # of its last loss; 0: there was none
         self.lost_at = 0  # the sequence number that had been given then
@@ -217,6 +215,9 @@ class Topic:
 
     def follow(self, default: Retention) -> None:
         """Take ``default`` for what the topic does not say itself."""
+        if self.own == ALL_DEFAULT:
+            self.retention = default
+            return
         messages, seconds, size, idle_seconds = self.own
         self.retention = Retention(
             default.messages if messages is None else messages,
@@ -338,107 +339,6 @@ class Topic:
         return topic
 
 
-# --- where data is -------------------------------------------------------------------------
-
-
-class _Segments:
-    """For each log entry that gave sequence numbers: the first one, the time, how many live.
-
-    Rows are in log order, so both entries and sequence numbers ascend.
-    """
-
-    __slots__ = (
-        "_dead_rows",
-        "entries",
-        "first_seqs",
-        "live",
-        "live_bytes",
-        "published",
-        "sparse",
-        "stored_bytes",
-        "times",
-    )
-
-    def __init__(self, columns: Sequence[bytes] = (b"",) * 6) -> None:
-        # For the rare entry of which some messages were refused (an unknown topic)
-        # or were repeats: the ordinals of those that were published.
-        self.published: dict[int, tuple[int, ...]] = {}
-        self.sparse: set[int] = set()  # entries that should be rewritten without their dead
-        self._load(columns)
-
-    def _load(self, columns: Sequence[bytes]) -> None:
-        self.entries = _unpack("Q", columns[0])
-        self.first_seqs = _unpack("Q", columns[1])
-        self.times = _unpack("Q", columns[2])
-        self.live = _unpack("I", columns[3])  # messages of the entry that are retained
-        self.live_bytes = _unpack("Q", columns[4])  # … and the size of their data
-        self.stored_bytes = _unpack("Q", columns[5])  # … and of all that the entry still has
-        self._dead_rows = 0
-
-    def row(self, seq: int) -> int:
-        """The row of the entry that gave ``seq``."""
-        return bisect_right(self.first_seqs, seq) - 1
-
-    def add(self, entry: int, first_seq: int, time_ms: int, count: int, size: int) -> None:
-        """``count`` messages of ``size`` bytes got the sequence numbers from ``first_seq`` on."""
-        if not self.entries or self.entries[-1] != entry:
-            self.entries.append(entry)
-            self.first_seqs.append(first_seq)
-            self.times.append(time_ms)
-            self.live.append(0)
-            self.live_bytes.append(0)
-            self.stored_bytes.append(0)
-        self.live[-1] += count
-        self.live_bytes[-1] += size
-        self.stored_bytes[-1] += size
-
-    def holds(self, entry: int) -> bool:
-        """Whether the newest entry, ``entry``, has a message that is retained."""
-        return bool(self.entries) and self.entries[-1] == entry and self.live[-1] > 0
-
-    def first_seq_since(self, time_ms: int) -> int:
-        """The first sequence number that was given at ``time_ms`` or later."""
-        row = bisect_left(self.times, time_ms)
-        return self.first_seqs[row] if row < len(self.first_seqs) else SEQUENCE_MAX
-
-    def release(self, sequences: array[int], sizes: array[int]) -> Iterator[int]:
-        """Messages, in order, are trimmed. Gives the entries of which they were the last."""
-        start = 0
-        while start < len(sequences):
-            row = self.row(sequences[start])
-            end = len(sequences)
-            if row + 1 < len(self.first_seqs):
-                end = bisect_left(sequences, self.first_seqs[row + 1], start)
-            self.live[row] -= end - start
-            self.live_bytes[row] -= sum(sizes[start:end])
-            start = end
-            if not self.live[row]:
-                self._dead_rows += 1
-                yield self.entries[row]
-            elif self.live_bytes[row] * SPARSE_RATIO + SPARSE_BYTES_MIN < self.stored_bytes[row]:
-                self.stored_bytes[row] = self.live_bytes[row]
-                self.sparse.add(self.entries[row])
-
-    def tidy(self) -> None:
-        """Forget dead rows once they are as many as the others."""
-        if self._dead_rows * 2 > len(self.live):
-            self._load(self.columns())
-            entries = set(self.entries)
-            self.published = {e: o for e, o in self.published.items() if e in entries}
-
-    def columns(self) -> list[bytes]:
-        """The rows that are not dead, column by column, as bytes."""
-        columns = (
-            self.entries,
-            self.first_seqs,
-            self.times,
-            self.live,
-            self.live_bytes,
-            self.stored_bytes,
-        )
-        return [array(c.typecode, compress(c, self.live)).tobytes() for c in columns]
-
-
 # --- the state machine ------------------------------------------------------------------------
 
 
@@ -462,7 +362,7 @@ class BrokerState:
         self.timeline = Timeline()  # this follows from them, too, as does …
         self._expiry = Expiry(self._due_ms)  # … when they are to be looked at
         self.generation = 0  # one more when a snapshot takes its place; local to a node
-        self._segments = _Segments()
+        self.segments = Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._revoked: list[str] = []  # by the entry that is being applied; local
         self._keys = RememberedKeys()
@@ -470,11 +370,13 @@ class BrokerState:
         self.idle_topics: dict[str, Topic] = {}  # … which of them may not idle for ever
         # Topics that were deleted: when, and the newest sequence number lost by it.
         # The oldest are folded into the floor: below it, losses are not known by name.
-        self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._tombstone_floor = 0
+        self.tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self.tombstone_floor = 0
         self._floor_version = 0  # of the timeline, when it moved; local
         # By subject, in the order of their times.
-        self.revocations: OrderedDict[str, Revocation] = OrderedDict()
+        self.revocations: dict[str, Revocation] = {}
+        self._capture: Capture | None = None  # what is to be told before anything changes; local
+        self._captures = 0  # so far
 
     # --- applying ---
 
@@ -499,11 +401,11 @@ class BrokerState:
                     ordinals.extend(range(offered, end))
                 offered = end
         if ordinals and len(ordinals) != offered:
-            self._segments.published[index] = tuple(ordinals)
+            self.segments.publish_only(index, tuple(ordinals))
         for name in dict.fromkeys(event.topic for event in events):  # in an order all share
             if name in self.topics:
                 self._trim(self.topics[name])
-        if not self._segments.holds(index):
+        if not self.segments.holds(index):
             self._dead.append(index)
         if self._revoked:
             revoked, self._revoked = tuple(self._revoked), []
@@ -555,12 +457,14 @@ class BrokerState:
         topic = self.topics.get(name)
         if topic is None:
             topic = self._add_topic(name, ALL_DEFAULT, client)
+        elif self._capture is not None:
+            self._capture.before_topic(topic)
         seq, time_ms, size = self.seq, self.time_ms, sum(map(len, data))
         if not len(topic):
             topic.oldest_ms = time_ms
             self._expiry.note(name, time_ms + topic.retention.seconds * 1000)
         topic.used_ms = time_ms
-        self._segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
+        self.segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
         for body in data:
             seq += 1
             topic.append(seq, len(body))
@@ -592,6 +496,7 @@ class BrokerState:
                 f"The topic {command.name!r} exists already; "
                 "PUT /v1/topics/{topic} changes its settings.",
             )
+        self._tell(topic)
         topic.own = own
         topic.follow(self.settings.retention)
         topic.used_ms = self.time_ms
@@ -621,30 +526,37 @@ class BrokerState:
     def _keep_topics(self, command: KeepTopics, events: list[Message | TopicDeleted]) -> Outcome:
         for name in command.names:
             if name in self.idle_topics:
+                self._tell(self.idle_topics[name])
                 self.idle_topics[name].used_ms = self.time_ms
         return TopicChanged(created=False)
 
     def _remove(self, topic: Topic, events: list[Message | TopicDeleted]) -> TopicDeleted:
         name = topic.name
+        self._tell(topic)
         del self.topics[name]
         self.names.remove(name)
+        if self._capture is not None:
+            self._capture.deleted(name)
         self.idle_topics.pop(name, None)
         self._drop_oldest(topic, len(topic))
         self._give_back(topic)
         self.timeline.end(topic)
-        self._tombstones[name] = (self.seq, topic.trimmed_seq)
-        if len(self._tombstones) > TOMBSTONES_MAX:
-            forgotten, (_, lost_seq) = self._tombstones.popitem(last=False)
+        self.tombstones[name] = (self.seq, topic.trimmed_seq)
+        if len(self.tombstones) > TOMBSTONES_MAX:
+            forgotten, (_, lost_seq) = self.tombstones.popitem(last=False)
             version = self.timeline.forget(forgotten)
-            if lost_seq > self._tombstone_floor:
-                self._tombstone_floor, self._floor_version = lost_seq, version
+            if lost_seq > self.tombstone_floor:
+                self.tombstone_floor, self._floor_version = lost_seq, version
         deleted = TopicDeleted(name, self.seq)
         events.append(deleted)
         return deleted
 
     def _configure(self, command: Configure, events: list[Message | TopicDeleted]) -> Outcome:
-        self.settings = command.settings
+        before, self.settings = self.settings.retention, command.settings
+        idle_changes = before.idle_seconds != self.settings.retention.idle_seconds
         for topic in self._by_name():
+            if idle_changes:
+                self._tell(topic)
             topic.follow(self.settings.retention)
             if topic.retention.idle_seconds is not None and topic.name not in self.idle_topics:
                 topic.used_ms = self.time_ms
@@ -661,7 +573,7 @@ class BrokerState:
         while room > 0 and (due := self._expiry.first()) and due.time_ms < self.time_ms:
             topic = self.topics[due.name]
             oldest_ms = self.time_ms - topic.retention.seconds * 1000
-            count = topic.count_below(self._segments.first_seq_since(oldest_ms))
+            count = topic.count_below(self.segments.first_seq_since(oldest_ms))
             assert count, "its oldest message is too old"
             count = min(count, room)
             self._drop_oldest(topic, count)
@@ -789,10 +701,12 @@ class BrokerState:
     def _add_topic(self, name: str, own: OwnRetention, client: str = "") -> Topic:
         topic = Topic(name, own, self.settings.retention, self.time_ms, self.seq)
         self.topics[name] = topic
+        if self._capture is not None:
+            self._capture.created(topic)
         if client:
             self._hold(topic, client)
         self._note_idle(topic)
-        tombstone = self._tombstones.pop(name, None)
+        tombstone = self.tombstones.pop(name, None)
         if tombstone is not None:
             topic.trimmed_seq = tombstone[1]
         self.names.add(name)
@@ -800,7 +714,7 @@ class BrokerState:
         return topic
 
     def _trim(self, topic: Topic) -> None:
-        limits, segments = topic.retention, self._segments
+        limits, segments = topic.retention, self.segments
         count = max(0, len(topic) - limits.messages)
         if topic.bytes > limits.bytes:
             count = max(count, topic.count_of_bytes(topic.bytes - limits.bytes))
@@ -812,7 +726,9 @@ class BrokerState:
     def _drop_oldest(self, topic: Topic, count: int) -> None:
         if not count:
             return
-        segments = self._segments
+        segments = self.segments
+        if self._capture is not None:
+            self._capture.before_topic(topic)
         sequences, sizes = topic.drop_oldest(count)
         self.timeline.trim(topic, sequences, self.seq)
         size = sum(sizes)
@@ -825,7 +741,7 @@ class BrokerState:
                 self._dead.append(entry)
         first_seq = topic.first_seq
         if first_seq is not None:
-            topic.oldest_ms = segments.times[segments.row(first_seq)]
+            topic.oldest_ms = segments.time_of(first_seq)
 
     # --- reading ---
 
@@ -848,12 +764,12 @@ class BrokerState:
         for name, _, lost_seq in self._deleted_since(after):
             if lost_seq > after and filters.matches(name):
                 lost[name] = lost_seq
-        if self._tombstone_floor > after and (
+        if self.tombstone_floor > after and (
             filters.patterns
             or len(topics) < len(filters.exact)
             or any(t.born_seq > after for t in topics)
         ):
-            lost[""] = self._tombstone_floor
+            lost[""] = self.tombstone_floor
         return lost
 
     def lost_seq(self, filters: FilterSet, after: int) -> int:
@@ -882,7 +798,7 @@ class BrokerState:
         if version >= newest:
             return newest, False
         exact = [self.topics.get(name, timeline.gone.get(name)) for name in filters.exact]
-        if self._tombstone_floor > after and self._floor_version > version:
+        if self.tombstone_floor > after and self._floor_version > version:
             known = (name in self.topics for name in filters.exact)
             born = any(t is not None and t.born_seq > after for t in exact)
             if filters.patterns or not all(known) or born:
@@ -905,25 +821,14 @@ class BrokerState:
 
     def _deleted_since(self, position_min: int) -> Iterator[tuple[str, int, int]]:
         # Newest first. A topic lost nothing above the position at which it was deleted.
-        for name, (position, lost_seq) in reversed(self._tombstones.items()):
+        for name, (position, lost_seq) in reversed(self.tombstones.items()):
             if position < position_min:
                 return
             yield name, position, lost_seq
 
     def locate(self, seq: int, topic: str, size: int) -> Location:
-        segments = self._segments
-        row = segments.row(seq)
-        entry = segments.entries[row]
-        ordinal = seq - segments.first_seqs[row]
-        published = segments.published.get(entry)
-        return Location(
-            seq,
-            topic,
-            size,
-            segments.times[row],
-            entry,
-            ordinal if published is None else published[ordinal],
-        )
+        entry, ordinal, time_ms = self.segments.place(seq)
+        return Location(seq, topic, size, time_ms, entry, ordinal)
 
     def expiry_due(self, now_ms: int) -> bool:
         """Whether an ``Expire`` command at ``now_ms`` would trim anything."""
@@ -942,33 +847,31 @@ class BrokerState:
 
     @property
     def entries(self) -> int:
-        """About how many log entries history is kept in."""
-        return len(self._segments.entries)
+        """How many log entries history is kept in."""
+        return self.segments.rows
 
     @property
     def has_dead(self) -> bool:
         """Whether a snapshot now would let entries go, or parts of them."""
-        return bool(self._dead or self._segments.sparse)
+        return bool(self._dead or self.segments.sparse)
 
     def take_dead(self, upto: int) -> list[int]:
         """Entries up to ``upto`` of which nothing is retained, since the last call."""
+        if upto >= self.applied_index:
+            dead, self._dead = self._dead, []
+            return dead
         dead = [entry for entry in self._dead if entry <= upto]
         self._dead = [entry for entry in self._dead if entry > upto]
-        self._segments.tidy()
         return dead
 
     def take_sparse(self, upto: int) -> list[int]:
         """Entries up to ``upto`` that are mostly dead, since the last call."""
-        sparse = {entry for entry in self._segments.sparse if entry <= upto}
-        self._segments.sparse -= sparse
+        sparse = {entry for entry in self.segments.sparse if entry <= upto}
+        self.segments.sparse -= sparse
         return sorted(sparse)
 
     def dead_ordinals(self, entry: int, commands: Sequence[Command]) -> set[int]:
         """Which of the messages that ``entry`` carries, from 0, no topic retains."""
-        segments = self._segments
-        row = bisect_left(segments.entries, entry)
-        if row == len(segments.entries) or segments.entries[row] != entry:
-            return set()
         names = [
             name
             for command in commands
@@ -979,8 +882,11 @@ class BrokerState:
                 else command.topics
             )
         ]
-        published = segments.published.get(entry, range(len(names)))
-        seqs = enumerate(published, segments.first_seqs[row])
+        found = self.segments.published(entry, len(names))
+        if found is None:
+            return set()
+        first_seq, published = found
+        seqs = enumerate(published, first_seq)
         live = {
             ordinal
             for seq, ordinal in seqs
@@ -990,35 +896,39 @@ class BrokerState:
 
     def live_entries(self) -> list[int]:
         """Entries of which some message is retained, in order."""
-        return list(compress(self._segments.entries, self._segments.live))
+        return self.segments.live_entries()
 
     # --- snapshots ---
 
+    def capture(self) -> Capture:
+        """What ``snapshot`` would give now, to be made in pieces. One at a time."""
+        assert self._capture is None, "the capture before has ended"
+        self._captures += 1
+        self._capture = Capture(self, self._captures, self._end_capture)
+        self.segments.watcher = self._capture
+        return self._capture
+
+    def _end_capture(self) -> None:
+        self._capture = self.segments.watcher = None
+
+    def _tell(self, topic: Topic) -> None:
+        """It is about to change."""
+        if self._capture is not None:
+            self._capture.before_topic(topic)
+
+    def keys_to_wire(self) -> list[tuple[Any, ...]]:
+        """The idempotency keys, oldest first."""
+        return self._keys.to_wire()
+
     def snapshot(self) -> bytes:
-        """The whole state as bytes; equal states give equal bytes."""
-        segments = self._segments
-        live = set(self.live_entries()) if segments.published else set()
-        settings = pack_settings(self.settings)
-        topics = [topic.to_wire() for topic in self._by_name()]
-        keys = self._keys.to_wire()
-        revocations = [(subject, *known) for subject, known in self.revocations.items()]
-        packed: bytes = msgpack.packb(
-            (
-                _format(settings, topics, keys, revocations),
-                self.applied_index,
-                self.seq,
-                self.time_ms,
-                settings,
-                topics,
-                segments.columns(),
-                sorted((e, o) for e, o in segments.published.items() if e in live),
-                keys,
-                [(name, *when) for name, when in self._tombstones.items()],
-                self._tombstone_floor,
-                *([revocations] if revocations else ()),
-            )
-        )
-        return packed
+        """The whole state as bytes, in one go; equal states give equal bytes."""
+        capture = self.capture()
+        try:
+            while capture.piece(ENDLESS):
+                pass
+            return b"".join(capture.parts())
+        finally:
+            capture.end()
 
     @classmethod
     def restore(cls, snapshot: bytes) -> BrokerState:
@@ -1059,17 +969,16 @@ class BrokerState:
                 state._hold(topic, row[8])
         state.retained_messages = sum(map(len, state.topics.values()))
         state.retained_bytes = sum(topic.bytes for topic in state.topics.values())
-        state._segments = _Segments(columns)
-        state._segments.published = dict(published)
+        state.segments = Segments.load(columns, published)
         state._keys = RememberedKeys.from_wire(keys)
-        state._tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
-        state._tombstone_floor = floor
-        gone = [_tombstone(name, *when, default) for name, when in state._tombstones.items()]
+        state.tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
+        state.tombstone_floor = floor
+        gone = [_tombstone(name, *when, default) for name, when in state.tombstones.items()]
         state.timeline.load(list(state.topics.values()), gone, seq)
         state._floor_version = state.timeline.version
-        state.revocations = OrderedDict(
-            (subject, Revocation(*known)) for found in last for subject, *known in found
-        )
+        state.revocations = {
+            subject: Revocation(*known) for found in last for subject, *known in found
+        }
         return state
 
     def digest(self) -> str:
@@ -1122,23 +1031,6 @@ def _too_much_of_client(held: int, added: int, most: int, is_own: bool) -> Refus
         f"and its share is {most:,} ([limits] storage_bytes_per_client). Delete some, shorten "
         "their retention, or raise the share.",
     )
-
-
-def _format(
-    settings: tuple[Any, ...],
-    topics: list[tuple[Any, ...]],
-    keys: list[tuple[Any, ...]],
-    revocations: list[tuple[Any, ...]],
-) -> int:
-    """The first format that has all of this."""
-    if (
-        len(settings) > 5
-        or len(settings[1]) > 3
-        or any(len(row) > 8 or len(row[1]) > 3 for row in topics)
-        or any(len(row) > 5 for row in keys)
-    ):
-        return WITH_CLIENTS
-    return WITH_REVOCATIONS if revocations else SNAPSHOT_FORMAT
 
 
 def _unpack(typecode: str, data: bytes) -> array[int]:

@@ -21,9 +21,9 @@ from typing import Any, Final
 import trio
 
 from repl_broker.history import InThread
-from repl_broker.raft.log import Snapshot
 from repl_broker.state import BrokerState
 from repl_broker.storage import Storage
+from repl_broker.taking import Taker
 from repl_broker.wire import decode_entry, without_messages
 
 __all__ = ["Upkeep"]
@@ -39,8 +39,8 @@ Written = Callable[..., Awaitable[None]]
 
 
 class Upkeep:
-    """Keeps the store small. ``state`` and ``snapshot`` give the newest; ``written`` runs a
-    call in the writer's turn; ``durable`` waits until all that was applied is on this disk."""
+    """Keeps the store small. ``state`` gives the newest; ``written`` runs a call in the
+    writer's turn; ``durable`` waits until all that was applied is on this disk."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Upkeep:
         in_thread: InThread,
         *,
         state: Callable[[], BrokerState],
-        snapshot: Callable[[], Snapshot],
+        taker: Taker,
         durable: Callable[[], Awaitable[None]],
         snapshot_entries: int,
     ) -> None:
@@ -60,7 +60,7 @@ class Upkeep:
         self._written = written
         self._in_thread = in_thread
         self._state = state
-        self._snapshot = snapshot
+        self._taker = taker
         self._durable = durable
         self._snapshot_entries = snapshot_entries
         self._written_bytes = 0  # since the last checkpoint
@@ -144,12 +144,16 @@ class Upkeep:
         Entries are applied as soon as a majority has them, which may be before this disk
         does. A snapshot saved then would cover entries that a crash leaves nowhere here.
         """
-        state, generation = self._state(), self.generation
-        self._unsnapped_bytes = 0
-        self._is_urgent = False
-        snapshot = self._snapshot()
-        index = snapshot.index
-        dead, sparse = state.take_dead(index), state.take_sparse(index)
+        async with self._taker.one:
+            if self.is_held:  # since it was looked last; when that is over, it is looked again
+                return
+            state, generation = self._state(), self.generation
+            self._unsnapped_bytes = 0
+            self._is_urgent = False
+            begun = self._taker.begin()
+            index = begun.index
+            dead, sparse = state.take_dead(index), state.take_sparse(index)
+            snapshot = (await begun.finish()).snapshot
 
         async def step(call: Callable[..., object], *arguments: Any) -> None:
             await self._written(call, *arguments, unless=lambda: self.generation != generation)

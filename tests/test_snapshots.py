@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any
 from zlib import crc32
@@ -13,8 +14,10 @@ from repl_broker.snapshots import (
     PIECE_BYTES,
     SnapshotReceiver,
     SnapshotRefusedError,
+    ask_for_room,
     send_snapshot,
 )
+from repl_broker.taking import Mark
 from tests.nodes import Disk
 
 MEMBERS = Membership((Member("n1", "n1:4081", "http://n1", voter=True, incarnation="1" * 16),))
@@ -34,7 +37,7 @@ class Receiving:
 
     def __init__(self) -> None:
         self.disk = Disk("n2")
-        self.receiver = SnapshotReceiver(self.disk, at_once)
+        self.receiver = SnapshotReceiver(self.disk, at_once, at_once)
         self.leader = Disk("n1")
         self.leader.write(WriteBatch(tuple(HISTORY)))
         self.asked: list[str] = []
@@ -76,7 +79,7 @@ class Receiving:
                     await self.receiver.end("n1", argument)
 
         snapshot = Snapshot(INDEX, 2, state, MEMBERS.encode())
-        await send_snapshot(call, self.leader, snapshot, live, TERM, at_once)
+        await send_snapshot(call, self.leader, snapshot, array("Q", live), TERM, at_once)
 
 
 def refusal(match: str) -> pytest.RaisesExc[SnapshotRefusedError]:
@@ -167,6 +170,19 @@ async def test_none_is_begun_while_one_is_put_in_place(moment: str) -> None:
     with refusal("another snapshot is being installed"):
         await receiving.begin("next")
     assert receiving.disk.staged is staged
+
+
+async def test_a_node_that_installs_one_says_so_before_another_is_made() -> None:
+    receiving = Receiving()
+
+    async def call(name: str, argument: Any) -> None:
+        assert name == "snapshot-begin"
+        await receiving.receiver.begin("n1", argument, receiving.own_term)
+
+    await ask_for_room(call, Mark(INDEX, 2, MEMBERS.encode()), TERM)
+    receiving.receiver.installing = True
+    with refusal("another snapshot is being installed"):
+        await ask_for_room(call, Mark(INDEX, 2, MEMBERS.encode()), TERM)
 
 
 async def test_another_that_begins_while_one_is_staged_is_not_mixed_with_it() -> None:
