@@ -66,6 +66,7 @@ HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
 ENVIRONMENT_PREFIX: Final = "REPL_BROKER_"
+LIKENESS: Final = 0.6  # of two names, by difflib, of which one may be a slip for the other
 
 # Many times what all keys take. A device gives bytes without end, and tomllib's time can grow with
 # the square of the size: 14 s for the worst file of so many bytes.
@@ -1419,8 +1420,8 @@ def read_table(
             read_value(known[name].kind.read, found, name, f"{where}{name}", values, problems)
         elif name not in tables:
             what = "table" if isinstance(found, dict) else "key"
-            hint = nearest(name, [*tables] if what == "table" else [*known])
-            problems.append(f"{where}unknown {what} {name}; did you mean {hint}?")
+            hint = meant(name, [*tables] if what == "table" else [*known])
+            problems.append(f"{where}unknown {what} {name}; {hint}")
         elif isinstance(found, dict):
             read_table(found, f"{name}.", where, values, problems)
         else:
@@ -1467,8 +1468,8 @@ def from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[st
         if known := by_variable.get(variable):
             read_value(known.kind.read_text, text, known.name, variable, values, problems)
         elif not is_foreign(variable, text):
-            hint = nearest(variable, [*by_variable])
-            problems.append(f"unknown environment variable {variable}; did you mean {hint}?")
+            hint = meant(variable, [*by_variable])
+            problems.append(f"unknown environment variable {variable}; {hint}")
     return values
 
 
@@ -1492,8 +1493,22 @@ def from_options(options: Mapping[str, object], problems: list[str]) -> dict[str
     return values
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The known name that looks most like this one; the same last part counts for most."""
+def meant(name: str, known: Sequence[str]) -> str:
+    """What to do about an unknown name: a question if another is near, else where to look."""
+    near = nearest(name, known)
+    if near is not None:
+        return f"did you mean {near}?"
+    if name.startswith(ENVIRONMENT_PREFIX):
+        return f"a variable is {ENVIRONMENT_PREFIX}<SECTION>_<KEY>, by a key of the configuration"
+    table = name.rpartition(".")[0]
+    own = [each for each in known if each.rpartition(".")[0] == table]
+    return f"known are {', '.join(own or sorted(table_names()))}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that may be meant; None if none is like it. The same part is enough."""
     last = name.rpartition(".")[2]
-    same = [each for each in known if "." in each and each.rpartition(".")[2] == last]
-    return difflib.get_close_matches(name, same or known, n=1, cutoff=0.0)[0]
+    same = [each for each in known if "." in each and last in each.split(".")[1:]]
+    by_rest = {each.removeprefix(ENVIRONMENT_PREFIX): each for each in same or known}
+    rest, least = name.removeprefix(ENVIRONMENT_PREFIX), 0.0 if same else LIKENESS
+    return next(map(by_rest.get, difflib.get_close_matches(rest, by_rest, 1, least)), None)

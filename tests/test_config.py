@@ -129,6 +129,8 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         'REPL_BROKER_LOG_LEVEL: wanted "debug", "info", "warning" or "error", '
         'found the string "loud"',
     )
+    with pytest.raises(InvalidConfigError, match="XYZ; a variable is REPL_BROKER_<SECTION>_<KEY>"):
+        load(environ={"REPL_BROKER_XYZ": "80"})
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,8 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
             "unknown table topics.retntion; did you mean topics.retention",
         ),
         ("[loging]", "F: unknown table loging; did you mean log?"),
+        ("[zzz]", "F: unknown table zzz; known are "),
+        ("[log]\nzzz = 1", "F: unknown key log.zzz; known are log.level, log.format"),
         ("http = 3", "F: http: wanted a table ([http]), found the integer 3"),
         ("[http.bind]\nx = 1", "F: http.bind: wanted HOST:PORT, as a string, found a table"),
         ("[http]\nbind = 4080", "F: http.bind: wanted HOST:PORT, as a string, found the integer 4"),
@@ -209,7 +213,7 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
             "raft.tls_certificate: cannot read c: No such file",
         ),
         ("[cluster]\nsecret_file = '/no/such'", "cannot read /no/such: No such file or directory"),
-        ('["a\\nb"]', "unknown table a\\nb; did you mean"),
+        ('["a\\nb"]', "unknown table a\\nb; known are"),
         (
             "[auth]\nmode = 'jwt'",
             'auth.mode "jwt" needs auth.secret_file (HS256) or',

@@ -15,12 +15,12 @@ from repl_broker.errors import RequestError
 from repl_broker.message import parse_event_id
 from repl_broker.subscription import Subscription
 from repl_broker.web.guard import asking
-from repl_broker.web.parameters import Query, read_query
+from repl_broker.web.parameters import TOKEN_NAME, Query, read_query
 
 __all__ = ["CURSOR_NAMES", "PATH", "QUERY_CURSOR", "QUERY_TOKEN", "Events", "open_subscription"]
 
 PATH: Final = "/v1/events"
-QUERY_TOKEN: Final = "access_token"  # noqa: S105  RFC 6750 section 2.3
+QUERY_TOKEN: Final = TOKEN_NAME
 EVENT_STREAM: Final = "text/event-stream"
 LAST_EVENT_ID: Final = "Last-Event-ID"
 # Under which clients that cannot set a header send it: event-source-polyfill and

@@ -18,12 +18,14 @@ from urllib.parse import unquote_plus
 from repl_broker.config import nearest
 from repl_broker.errors import RequestError
 from repl_broker.message import JsonLimits, compact_json
+from repl_broker.origins import COOKIE
 
 __all__ = [
     "LIMIT_DEFAULT",
     "LIMIT_MAX",
     "OBJECT_BYTES_MAX",
     "PASSED_OVER",
+    "TOKEN_NAME",
     "Query",
     "check_members",
     "read_integer",
@@ -35,6 +37,11 @@ __all__ = [
 
 # So that no cache answers: jQuery, Ext JS, Dojo; past, and within, Angular's service worker.
 PASSED_OVER: Final = ("_", "_dc", "dojo.preventCache", "ngsw-bypass", "ngsw-cache-bust")
+TOKEN_NAME: Final = "access_token"  # noqa: S105  RFC 6750 2.3
+# As others call it: Mercure's hub, and what people try.
+TOKEN_NAMES: Final = frozenset(
+    {TOKEN_NAME, "authorization", "token", "jwt", "bearer", "auth", "auth_token", "accesstoken"}
+)
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
 OBJECT_BYTES_MAX: Final = 64 << 10  # of a JSON body that is not a message
@@ -65,6 +72,8 @@ def read_query(
         if name not in known:
             if name in PASSED_OVER:
                 continue
+            if name.lower() in TOKEN_NAMES:
+                _refuse_token(name, known)
             if name.lower() not in also:
                 _refuse_unknown("query parameter", name, known)
             name = also[name.lower()]
@@ -157,10 +166,20 @@ def _kind(value: object) -> str:
 def _refuse_unknown(what: str, name: str, known: Sequence[str]) -> NoReturn:
     if not known:
         _refuse(f"Unknown {what} {_shown(name)}; there is none here.")
+    near = nearest(name[:_COMPARED_MAX], known)
+    hint = "" if near is None else f"; the nearest known one is {near!r}"
+    _refuse(f"Unknown {what} {_shown(name)}{hint}. Known: {', '.join(known)}.")
+
+
+def _refuse_token(name: str, known: Sequence[str]) -> NoReturn:
+    """A token where none is taken. Its value is not repeated."""
+    if TOKEN_NAME in known:
+        query = f"the query parameter {TOKEN_NAME!r}"
+    else:
+        query = f"{TOKEN_NAME!r} in the query of /v1/events, if [auth] allow_query_token is on"
     _refuse(
-        f"Unknown {what} {_shown(name)}; the nearest known one is "
-        f"{nearest(name[:_COMPARED_MAX], known)!r}. "
-        f"Known: {', '.join(known)}."
+        f"No token is taken from the query parameter {_shown(name)} here. Send it in the header "
+        f"'Authorization: Bearer …', as the cookie {COOKIE!r}, or as {query}."
     )
 
 

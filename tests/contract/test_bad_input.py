@@ -266,7 +266,7 @@ BAD_BODIES: list[tuple[str, str, bytes, tuple[str, ...]]] = [
     ("POST", "/v1/topics", b'{"name":"a","retention":5}', ("'retention'", "object")),
     ("POST", "/v1/topics", b'{"name":"a","retention":null}', ("'retention'", "object")),
     ("POST", "/v1/topics", b'{"name":"a","\\ud800":1}', ("ud800",)),
-    ("PUT", "/v1/topics/a", b'{"name":"a"}', ("'name'", "'retention'")),
+    ("PUT", "/v1/topics/a", b'{"name":"a"}', ("'name'", "Known: retention")),
     ("PUT", "/v1/topics/a", b'{"retention":{"message":5}}', ("'message'", "'messages'")),
     ("PUT", "/v1/topics/a", b'{"retention":{"messages":"5"}}', ("retention.messages", "a string")),
     ("PUT", "/v1/topics/a", b'{"retention":{"messages":true}}', ("a boolean",)),
@@ -285,7 +285,7 @@ BAD_BODIES: list[tuple[str, str, bytes, tuple[str, ...]]] = [
     ("POST", "/v1/cluster/members",
      b'{"id":"n 2","raft_address":"h:1","http_url":"http://h"}', ("id",)),
     ("POST", "/v1/cluster/leader", b'{"id":""}', ("id",)),
-    ("POST", "/v1/cluster/leader", b'{"node":"n2"}', ("'node'", "'id'")),
+    ("POST", "/v1/cluster/leader", b'{"node":"n2"}', ("'node'", "Known: id")),
 ]  # fmt: skip
 
 

@@ -42,6 +42,33 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_known_one() -> None:
     assert refusal(error)[1] == "Unknown query parameter 'x'; there is none here."
 
 
+@pytest.mark.parametrize("known", [("topic", "after", "lastEventId"), ("limit", "cursor")])
+@pytest.mark.parametrize("name", ["hub", "q", "x" * 100, "callback"])
+def test_a_name_that_is_like_none_is_not_said_to_be_near_one(
+    name: str, known: tuple[str, ...]
+) -> None:
+    with pytest.raises(RequestError) as error:
+        read_query(name.encode(), known)
+    assert refusal(error)[1].endswith(f"'. Known: {', '.join(known)}.")
+    assert "nearest" not in refusal(error)[1]
+
+
+@pytest.mark.parametrize("name", ["access_token", "authorization", "Authorization", "token"])
+def test_a_token_in_a_query_that_takes_none_is_sent_to_where_one_is_taken(name: str) -> None:
+    for known in (("topic", "after", "lastEventId"), ("limit",), ()):
+        with pytest.raises(RequestError) as error:
+            read_query(f"{name}=s3cret".encode(), known)
+        code, detail = refusal(error)
+        assert code == "invalid_parameter"
+        for word in (repr(name), "[auth] allow_query_token", "Authorization: Bearer", "cookie"):
+            assert word in detail
+        assert "nearest" not in detail
+        assert "s3cret" not in detail
+    assert read_query(b"access_token=a", ("access_token",)) == {"access_token": ["a"]}
+    with pytest.raises(RequestError, match="as the query parameter 'access_token'"):
+        read_query(b"authorization=a", ("access_token",))
+
+
 def test_a_single_parameter_given_twice_is_refused() -> None:
     with pytest.raises(RequestError, match="more than once"):
         read_query(b"after=a&after=a", ("after",))
