@@ -37,7 +37,7 @@ from repl_broker.errors import ConfigError, RequestError
 from repl_broker.filters import Filters
 from repl_broker.hosts import Hosts, parse_host
 from repl_broker.message import FilterSet
-from repl_broker.origins import COOKIE, Origins, foreign_page
+from repl_broker.origins import COOKIE, Origins
 from repl_broker.tokens import Verifier, refuse
 
 __all__ = ["COOKIE", "EVERYONE", "Access", "Asking", "Caller", "Credentials", "Identity", "Lease"]
@@ -335,7 +335,8 @@ class Access:
         """A browser sends the cookie whoever asks, so a write must come from a page that may."""
         origin, host = given.origin, parse_host(given.host)
         if not self.origins.may_write(origin, host, by_cookie=True):
-            raise RequestError("forbidden", foreign_page(origin, by_cookie=True), reason="origin")
+            detail = self.origins.foreign_page(origin, host, by_cookie=True)
+            raise RequestError("forbidden", detail, reason="origin")
 
     def _verify(self, token: str, now: float) -> Identity:
         assert self._verifier is not None, "the mode is jwt"

@@ -21,6 +21,7 @@ and proxies change ports; a listed ``host:port`` counts with that port alone.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ from urllib.parse import urlsplit
 from repl_broker.config import Config, read_host
 from repl_broker.errors import RequestError
 
-__all__ = ["Host", "Hosts", "parse_host", "unknown"]
+__all__ = ["Host", "Hosts", "parse_host"]
 
 ANY: Final = "*"
 LOOPBACK_NAME: Final = "localhost"
@@ -78,6 +79,7 @@ class Hosts:
         self._own = {Host(name, None) for name in _own_names(config)}  # None: with any port
         for name, port in filter(None, map(read_host, http.hosts)):
             self._own.add(Host(_less_root(name), port))
+        self._has_public = http.public_url is not None
         self._served: dict[str, Host | None] = {}
 
     def served(self, text: str) -> Host | None:
@@ -95,6 +97,29 @@ class Hosts:
         self._served[text] = found
         return found
 
+    def unknown(self, text: str) -> RequestError:
+        """What is told of a ``Host`` field with which nothing is served."""
+        shown = text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
+        host = parse_host(text)
+        if host is None:
+            detail = f"Host is {shown!r}; it must name one host, with a port or without."
+            return RequestError("malformed_request", detail)
+        detail = f"This node does not serve the host {shown!r}. {self._remedy(host)}"
+        return RequestError("unknown_host", detail)
+
+    def _remedy(self, host: Host) -> str:
+        name = _less_root(host.name)
+        listed = sorted(str(own.port) for own in self._own if own.name == name)
+        if listed:
+            return (
+                f"[http] hosts of its configuration lists that name with port {', '.join(listed)} "
+                "alone. If any port should do, list the name without one."
+            )
+        if (address := _usual(name)) is not None:
+            return f"An IP address is served in its usual form: ask {address}."
+        also = "" if self._has_public else " or, if it is that of a proxy, set [http] public_url"
+        return f"If it should, list it in [http] hosts of its configuration{also}."
+
     def _serves(self, host: Host) -> bool:
         if self._any or host.is_address:
             return True
@@ -108,19 +133,12 @@ class Hosts:
         )
 
 
-def unknown(text: str) -> RequestError:
-    """What is told of a ``Host`` field with which nothing is served."""
-    shown = text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
-    if parse_host(text) is None:
-        return RequestError(
-            "malformed_request",
-            f"Host is {shown!r}; it must name one host, with a port or without.",
-        )
-    return RequestError(
-        "unknown_host",
-        f"This node does not serve the host {shown!r}. If it should, list it in [http] hosts of "
-        "its configuration, or have [http] public_url name it.",
-    )
+def _usual(name: str) -> str | None:
+    """The IPv4 address that many read ``127.1`` or ``0x7f.0.0.1`` as; None of a name."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(name))
+    except (OSError, UnicodeError):
+        return None
 
 
 def _own_names(config: Config) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import sys
 import time
@@ -29,6 +30,7 @@ OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "message",
     "asctime",
     "taskName",
+    "seldom",
 }
 
 # It has a line for each span that finds no room; otel.py says what there is to say, once.
@@ -49,6 +51,7 @@ PLACE: Final = re.compile(r"(?:\b([a-z_]+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?([a-z]))
 PASSING_MAX: Final = 10
 JOINED_SECONDS: Final = 10.0
 KINDS_MAX: Final = 1024
+EXAMPLE_MAX: Final = 300  # characters of one that was only counted
 
 COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -108,39 +111,68 @@ def identify(record: logging.LogRecord) -> bool:
     return True
 
 
+class _Few:
+    """Those of one kind in a while: how many have passed, and how many are only counted."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.passed = 0
+        self.joined = 0
+        self.example = ""
+
+
 class Joined:
     """Lets a few warnings or errors of a kind pass in a while, and joins the others into a count.
 
     Of a kind are those with the same logger, message (before its values are filled in) and
-    type of exception. The last of the few says that more are only counted (``joined_for``);
-    the next that passes says how many they were (``joined``).
+    type of exception. The last of the few says that more are only counted (``joined_for``).
+    The next complaint after that time, of this kind or another, says how many they were
+    (``joined``) and what one of them was, by chance (``joined_example``), since it may not
+    have been about what the few were about. Lines that are few anyway (notices.py) all pass.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[int], int] = random.randrange,
+    ) -> None:
         self._clock = clock
-        self._kinds: dict[tuple[str, str, str], list[float]] = {}  # began, passed, joined
+        self._chance = chance
+        self._kinds: dict[tuple[str, str, str], _Few] = {}
+        self._owing: dict[tuple[str, str, str], _Few] = {}  # those of which some were joined
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING or hasattr(record, "seldom"):
             return True
         raised = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
         kind = (record.name, str(record.msg)[:256], raised)
         now = self._clock()
-        found = self._kinds.get(kind)
-        if found is None or now - found[0] >= JOINED_SECONDS:
+        few = self._kinds.get(kind)
+        if few is None or now - few.began >= JOINED_SECONDS:
             if len(self._kinds) >= KINDS_MAX:
                 self._kinds.clear()
-            self._kinds[kind] = [now, 1, 0]
-            if found is not None and found[2]:
-                record.joined = int(found[2])
-            return True
-        if found[1] >= PASSING_MAX:
-            found[2] += 1
+                self._owing.clear()
+            few = self._kinds[kind] = _Few(now)
+        elif few.passed >= PASSING_MAX:
+            few.joined += 1
+            if self._chance(few.joined) == 0:
+                few.example = f"{record.name}: {record.getMessage()}"[:EXAMPLE_MAX]
+            self._owing[kind] = few
             return False
-        found[1] += 1
-        if found[1] == PASSING_MAX:
-            record.joined_for = f"{JOINED_SECONDS - (now - found[0]):.0f}s"
+        few.passed += 1
+        if few.passed == PASSING_MAX:
+            record.joined_for = f"{JOINED_SECONDS - (now - few.began):.0f}s"
+        self._tell(record, kind, now)
         return True
+
+    def _tell(self, record: logging.LogRecord, kind: tuple[str, str, str], now: float) -> None:
+        """Say of a kind whose time is over how many were joined: of the record's own first."""
+        for each in (kind, next(iter(self._owing), kind)):
+            few = self._owing.get(each)
+            if few is not None and now - few.began >= JOINED_SECONDS:
+                record.joined, record.joined_example = few.joined, few.example
+                del self._owing[each]
+                return
 
 
 def named(record: logging.LogRecord) -> dict[str, object]:

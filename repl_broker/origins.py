@@ -17,13 +17,14 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-from repl_broker.config import Config
+from repl_broker.config import Config, is_origin
 from repl_broker.hosts import Host, parse_host
 
-__all__ = ["COOKIE", "Origins", "foreign_page"]
+__all__ = ["COOKIE", "Origins"]
 
 COOKIE: Final = "repl_broker_token"
 ANY: Final = "*"
+NAMELESS: Final = "null"  # the origin of a page that has none
 SHOWN_MAX: Final = 100  # characters of an origin that is refused
 ORIGIN_MAX: Final = 320  # characters
 KNOWN_MAX: Final = 1024  # pairs of an origin and a host that are remembered
@@ -67,6 +68,46 @@ class Origins:
             known = self._own[origin, host] = self._compare(origin, host)
         return known
 
+    def foreign_page(self, origin: str, host: Host | None, *, by_cookie: bool = False) -> str:
+        """What is told of an origin whose pages may not write."""
+        shown = origin if len(origin) <= SHOWN_MAX else f"{origin[: SHOWN_MAX - 3]}..."
+        whence = f"a page of {shown!r}" if origin else "no page that is named (Origin)"
+        writes = f"A write with the cookie {COOKIE}" if by_cookie else "A write"
+        remedy = self.remedy(origin, host, by_cookie=by_cookie)
+        return (
+            f"{writes} must come from a page of this node, or of an origin in [http] cors_origins "
+            f"of the configuration; this one is from {whence}. {remedy[0].upper()}{remedy[1:]}."
+        )
+
+    def remedy(self, origin: str, host: Host | None, *, by_cookie: bool = False) -> str:
+        """What to do so that pages of ``origin`` may; what was just tried has not helped."""
+        if not origin:
+            header = " or send the token in Authorization" if by_cookie else ""
+            return f"have the browser say which page it is, by Origin,{header}".rstrip(",")
+        if origin == NAMELESS:
+            return (
+                "serve the page over HTTP: a file, or a frame with the attribute sandbox, has no "
+                "origin that could be listed"
+            )
+        if not is_origin(origin) or origin == ANY:
+            return (
+                "serve the page over HTTP, as [http] cors_origins lists none but http and https "
+                "origins, as browsers write them"
+            )
+        page = urlsplit(origin)
+        if self._public is not None and self._public[1] == parse_name(page.netloc):
+            return (
+                "open the page by the URL in [http] public_url, or list it in [http] cors_origins"
+            )
+        if host is not None and host.name == parse_name(page.netloc):
+            return (
+                "list it in [http] cors_origins; or, if it is the node's own page behind a proxy, "
+                "set [http] public_url, and have the proxy pass Host on with its port"
+            )
+        if by_cookie and self._any:
+            return "list it by name in [http] cors_origins: for the cookie, * does not count"
+        return "list it in [http] cors_origins"
+
     def _compare(self, origin: str, host: Host | None) -> bool:
         found = _ORIGIN.fullmatch(origin)
         page = None if found is None else _place(found[1].lower(), found[2])
@@ -85,16 +126,9 @@ class Origins:
         return page == _place(page[0], host)
 
 
-def foreign_page(origin: str, *, by_cookie: bool = False) -> str:
-    """What is told, and logged, of an origin whose pages may not write."""
-    shown = origin if len(origin) <= SHOWN_MAX else f"{origin[: SHOWN_MAX - 3]}..."
-    whence = f"a page of {shown!r}" if origin else "no page that is named (Origin)"
-    writes = f"A write with the cookie {COOKIE}" if by_cookie else "A write"
-    return (
-        f"{writes} must come from a page of this node, or of an origin in [http] cors_origins of "
-        f"the configuration; this one is from {whence}. [http] public_url says what the node's own "
-        "origin is behind a proxy."
-    )
+def parse_name(authority: str) -> str:
+    host = parse_host(authority)
+    return "" if host is None else host.name
 
 
 def _place(scheme: str, authority: str | Host) -> tuple[str, str, int] | None:

@@ -194,7 +194,8 @@ def test_complaints_of_one_kind_are_written_a_few_times_and_then_counted() -> No
     stream = io.StringIO()
     log = logged(LogConfig(), stream)
     (handler,) = logging.getLogger().handlers
-    handler.filters = [*handler.filters[:-1], Joined(lambda: now)]
+    # The first that is only counted is the example.
+    handler.filters = [*handler.filters[:-1], Joined(lambda: now, lambda among: among - 1)]
     for number in range(1000):
         log.error("connection failed peer=%s", number)
         log.info("not a complaint number=%s", number)
@@ -214,9 +215,32 @@ def test_complaints_of_one_kind_are_written_a_few_times_and_then_counted() -> No
     assert sum(each["level"] == "info" for each in lines) == 1000
     now = 10.0
     log.error("connection failed peer=%s", "later")
-    assert json.loads(stream.getvalue().splitlines()[-1])["joined"] == 990
+    last = json.loads(stream.getvalue().splitlines()[-1])
+    example = "repl_broker.tests.logs: connection failed peer=10"
+    assert (last["joined"], last["joined_example"]) == (990, example)
     log.error("connection failed peer=%s", "later")
     assert "joined" not in json.loads(stream.getvalue().splitlines()[-1])
+
+
+def test_what_was_counted_is_told_by_the_next_complaint_of_any_kind() -> None:
+    now = 0.0
+    joined = Joined(lambda: now, lambda among: among - 1)
+
+    def complain(kind: str, *values: object) -> logging.LogRecord | None:
+        made = {"levelno": logging.ERROR, "name": "a", "msg": kind, "args": values}
+        record = logging.makeLogRecord(made)
+        return record if joined(record) else None
+
+    for number in range(12):
+        complain("of peers peer=%s", "n2" if number < 10 else "n3")
+        complain("of disks")
+    now = 20.0
+    told = []
+    for _ in range(3):
+        record = complain("of the hour")
+        assert record is not None
+        told.append((getattr(record, "joined", 0), getattr(record, "joined_example", "")))
+    assert told == [(2, "a: of peers peer=n3"), (2, "a: of disks"), (0, "")]
 
 
 def test_kinds_are_remembered_within_a_bound() -> None:

@@ -23,10 +23,10 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from repl_broker.access import COOKIE, Access, Credentials
+from repl_broker.admission import address_key
 from repl_broker.errors import RequestError
-from repl_broker.hosts import Host, unknown
+from repl_broker.hosts import Host
 from repl_broker.notices import Notices
-from repl_broker.origins import foreign_page
 
 __all__ = ["admits_read", "admits_write", "is_preflight", "register"]
 
@@ -36,7 +36,6 @@ READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # What Sec-Fetch-Site says of a page of the node's own, and of a person who typed the URL.
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
 READABLE: Final = "Access-Control-Allow-Origin"
-REMEDY: Final = "list it in http.cors_origins; http.public_url is the node's own behind a proxy"
 SHOWN_MAX: Final = 100  # characters of an origin
 
 
@@ -49,13 +48,13 @@ def admits_write(access: Access, given: Credentials) -> bool:
     return not origin or access.origins.may_write(origin, host, by_cookie=_by_cookie(given))
 
 
-def admits_read(access: Access, given: Credentials, notices: Notices) -> bool:
+def admits_read(access: Access, given: Credentials, notices: Notices, client: str) -> bool:
     """The same of a stream, whose page may be one that cannot read it: that is logged."""
     host = access.hosts.served(given.host)
     if host is None:
         return False
     if given.origin and not _may_read(access, given.origin, host):
-        _note_reader(notices, given.origin)
+        _note_reader(notices, client, access, given.origin, host)
     return True
 
 
@@ -66,14 +65,15 @@ def register(app: QuartTrio, access: Access, notices: Notices) -> None:
         try:
             g.host = _check_host(access)
         except RequestError as error:
-            notices.warn(log, "refused a host that is not served reason=%r", error.detail)
+            what = "refused a host that is not served reason=%r"
+            notices.warn(log, _client(), what, error.detail)
             raise
         try:
             _check_origin(access, g.host)
-        except RequestError:
+        except RequestError as error:
             origin = request.headers.get("Origin", "")[:SHOWN_MAX]
-            what = "refused a page of another origin origin=%r remedy=%r"
-            notices.warn(log, what, origin, REMEDY)
+            what = "refused a page of another origin origin=%r reason=%r"
+            notices.warn(log, _client(), what, origin, error.detail)
             raise
         g.let_in = True
 
@@ -81,7 +81,7 @@ def register(app: QuartTrio, access: Access, notices: Notices) -> None:
         origin = request.headers.get("Origin", "")
         unreadable = READABLE not in response.headers and g.get("let_in")
         if origin and unreadable and not access.origins.is_own(origin, g.host):
-            _note_reader(notices, origin)
+            _note_reader(notices, _client(), access, origin, g.host)
         return response
 
     app.before_request(check)
@@ -100,7 +100,7 @@ def _check_host(access: Access) -> Host | None:
     for text in named:
         host = access.hosts.served(text)
         if host is None:
-            raise unknown(text)
+            raise access.hosts.unknown(text)
     return host
 
 
@@ -113,7 +113,9 @@ def _check_origin(access: Access, host: Host | None) -> None:
     origin = origins[0] if origins else ""
     if request.method == "OPTIONS":
         if is_preflight() and not access.origins.may_read(origin):
-            raise RequestError("forbidden", foreign_page(origin), reason="origin")
+            raise RequestError(
+                "forbidden", access.origins.foreign_page(origin, host), reason="origin"
+            )
     elif request.method not in READS:
         cookies = "; ".join(headers.getlist("Cookie"))
         given = Credentials(headers.get("Authorization", ""), cookies, origin)
@@ -127,7 +129,8 @@ def _check_write(access: Access, given: Credentials, host: Host | None) -> None:
     else:  # no page; but one whose browser was made to leave the origin out is none of ours
         allowed = request.headers.get("Sec-Fetch-Site", "none").strip() in _OWN_SITE
     if not allowed:
-        raise RequestError("forbidden", foreign_page(origin, by_cookie=by_cookie), reason="origin")
+        detail = access.origins.foreign_page(origin, host, by_cookie=by_cookie)
+        raise RequestError("forbidden", detail, reason="origin")
 
 
 def is_preflight() -> bool:
@@ -144,6 +147,12 @@ def _may_read(access: Access, origin: str, host: Host) -> bool:
     return access.origins.may_read(origin) or access.origins.is_own(origin, host)
 
 
-def _note_reader(notices: Notices, origin: str) -> None:
+def _client() -> str:
+    return address_key(request.remote_addr or "")
+
+
+def _note_reader(
+    notices: Notices, client: str, access: Access, origin: str, host: Host | None
+) -> None:
     what = "a page of another origin cannot read answers origin=%r remedy=%r"
-    notices.warn(log, what, origin[:SHOWN_MAX], REMEDY)
+    notices.warn(log, client, what, origin[:SHOWN_MAX], access.origins.remedy(origin, host))

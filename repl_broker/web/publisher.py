@@ -254,7 +254,7 @@ class Publisher:
         if head is None:
             return None
         if isinstance(head, EventsHead):
-            if self._streams is None or not self._streams.admits(head):
+            if self._streams is None or not self._streams.admits(head, self.peer):
                 return None
         elif not self._publishing.admits(head):
             return None

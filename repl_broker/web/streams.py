@@ -51,9 +51,10 @@ class Streams:
         self._shell.origins = config.http.cors_origins
         self._log_access = config.http.access_log
 
-    def admits(self, head: EventsHead) -> bool:
+    def admits(self, head: EventsHead, peer: str) -> bool:
         """Whether the host is one that the node serves. If not, Quart says so."""
-        return admits_read(self._broker.access, head.credentials, self._broker.notices)
+        broker = self._broker
+        return admits_read(broker.access, head.credentials, broker.notices, client_of(peer))
 
     def open(self, head: EventsHead, transport: Transport, peer: str) -> Answer | None:
         """Give the socket to the fan-out, and None; or say why there is no stream."""

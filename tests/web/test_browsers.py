@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import pytest
 
-from repl_broker.config import Address, Config
+from repl_broker.config import Address, Config, is_origin
+from repl_broker.hosts import Hosts
+from repl_broker.origins import Origins
 from repl_broker.web import cors
 from tests.nodes import configured
 from tests.signing import SECRET, claims, hs256
@@ -402,22 +404,65 @@ async def test_what_is_refused_to_a_page_is_a_line_in_the_log_that_says_what_to_
         assert await told("Origin: http://[::1]", method="POST") == []
         (line,) = await told(f"Origin: {other}")
         assert repr(other) in line
-        assert "http.cors_origins" in line
+        assert "[http] cors_origins" in line
         (line,) = await told(f"Origin: {other}", method="POST")
         assert repr(other) in line
-        assert "http.cors_origins" in line
+        assert "[http] cors_origins" in line
         (line,) = await told(host="evil.example:4080")
         assert "evil.example:4080" in line
         assert "[http] hosts" in line
         preflight = ("Origin: https://third.example", "Access-Control-Request-Method: POST")
         (line,) = await told(*preflight, method="OPTIONS")
         assert "'https://third.example'" in line
-        # However many there are, and however long.
+        # However many there are, and however long; the lines above were this client's others.
         lines = [await told(f"Origin: https://{'x' * 500}{n}.example") for n in range(3)]
         assert sum(map(len, lines)) == 1
         assert len(lines[0][0]) < 400
         lines = [await told(f"Origin: https://{n}.example") for n in range(50)]
-        assert sum(map(len, lines)) < 10
+        assert sum(map(len, lines)) == 1
+
+
+# Of what is refused: configuration, host and origin, and words of the remedy. None is "list it"
+# where that would be refused, or changes nothing.
+REMEDIES: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
+    "a file": ({}, "[::1]", "null", "A file, or a frame"),
+    "a file, though all may": ({"cors_origins": ("*",)}, "[::1]", "null", "a file, or a frame"),
+    "an extension": ({}, "[::1]", "chrome-extension://abc", "none but http and https"),
+    "the word for all": ({}, "[::1]", "*", "none but http and https"),
+    "a default port": ({}, "[::1]", "https://a.example:443", "none but http and https"),
+    "a page": ({}, "[::1]", PAGE, "List it in [http] cors_origins"),
+    "a page, though all may": ({"cors_origins": ("*",)}, "[::1]", PAGE, "List it by name"),
+    "its own by TLS": ({}, "localhost:1", "https://localhost:2", "set [http] public_url"),
+    "not as the public URL has it": (
+        {"public_url": "https://broker.example"},
+        "broker.example",
+        "http://broker.example",
+        "Open the page by the URL in [http] public_url",
+    ),
+    "no page": ({}, "[::1]", "", "Have the browser say which page it is"),
+    "a host": ({}, "evil.example", "", "list it in [http] hosts"),
+    "a proxy's host": ({}, "evil.example", "", "set [http] public_url"),
+    "a listed host's port": ({"hosts": ("a.example:9",)}, "a.example:8", "", "port 9 alone"),
+    "half an address": ({}, "127.1", "", "ask 127.0.0.1"),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_remedy_is_one_that_helps_in_the_case(name: str) -> None:
+    http, text, origin, words = REMEDIES[name]
+    config = configured(http=http)
+    hosts, origins = Hosts(config), Origins(config)
+    host = hosts.served(text)
+    if host is None:
+        told = hosts.unknown(text).detail
+    else:
+        assert not origins.may_write(origin, host, by_cookie=True)
+        told = origins.foreign_page(origin, host, by_cookie=True)
+    assert words.lower() in told.lower()
+    if "list it" in told.lower() and host is not None:  # then that is possible, and helps
+        assert is_origin(origin)
+        listed = Origins(configured(config, http={"cors_origins": (origin,)}))
+        assert listed.may_write(origin, host, by_cookie=True)
 
 
 async def test_a_stream_that_its_page_cannot_read_is_told_of_as_well(
@@ -432,4 +477,4 @@ async def test_a_stream_that_its_page_cannot_read_is_told_of_as_well(
         assert served.asked == []
     (line,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert "'https://a.example'" in line
-    assert "http.cors_origins" in line
+    assert "[http] cors_origins" in line
