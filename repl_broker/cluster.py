@@ -218,6 +218,7 @@ def connect(
         on_lost=members.disown,
         on_received=replica.turn,
         known_index=lambda: members.known_index,
+        is_led=lambda: members.is_led,
         tls=certificates.peers if certificates.has_peers else None,
     )
     replica.peers = transport

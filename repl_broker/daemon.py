@@ -230,6 +230,8 @@ async def serve(
             if members is not None:
                 await nursery.start(cluster.run, transport, members, raft_listeners)
             await nursery.start(_run_replica, replica, partial(_part, broker, hub, door))
+            if members is not None:
+                await members.look_first()
             nursery.start_soon(room.run)
             nursery.start_soon(broker.idle.run)
             nursery.start_soon(access.run)

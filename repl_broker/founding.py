@@ -26,10 +26,11 @@ from repl_broker.message import time_text
 from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, WriteBatch
 from repl_broker.storage import Identity, Loaded, SqliteStorage
 
-__all__ = ["DISOWNED", "FOUNDINGS", "Recovery", "Standing", "found", "standing_of"]
+__all__ = ["DISOWNED", "FOUNDED", "FOUNDINGS", "Recovery", "Standing", "found", "standing_of"]
 
 FOUNDINGS: Final = "foundings"  # the note: a list of records, the newest last
-DISOWNED: Final = "disowned"  # the note: why a node that founded a cluster takes no part
+FOUNDED: Final = "founded"  # the note: when --bootstrap founded one with an empty store, in ms
+DISOWNED: Final = "disowned"  # the note: why a node takes no part, whose cluster should not be
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ __all__ = [
     "Itself",
     "Knock",
     "Loss",
+    "Lost",
     "Objection",
     "Part",
     "Proof",
@@ -85,8 +86,14 @@ class Removal(Objection):
 class Loss(Objection):
     """The cluster has a member of the node's name, with other data: it lost them."""
 
-    __slots__ = ()
+    __slots__ = ("member_at",)
     kind = "lost"
+    member_at: str  # the address at which that cluster has it
+
+    def __new__(cls, text: str, member_at: str = "") -> Loss:
+        loss = super().__new__(cls, text)
+        loss.member_at = member_at
+        return loss
 
 
 class Itself(Objection):
@@ -118,8 +125,14 @@ class Proof(NamedTuple):
 
 
 class Refused(NamedTuple):
+    """In the clear it is the first two; older nodes know, and say, no more than these."""
+
     kind: str
     reason: str
+    node_id: str = ""
+    cluster_id: str = ""
+    is_led: bool = False
+    member_at: str = ""  # of a Loss
 
 
 class Hello(NamedTuple):
@@ -131,6 +144,7 @@ class Hello(NamedTuple):
     commit_index: int  # up to which it knows the log, and that it was a member there; else 0
     peer_id: str  # whom it means to reach; empty: whoever is there
     peer_incarnation: str  # … as far as it knows
+    is_led: bool = False  # whether a leader, and so a majority, is there; older nodes say no
 
 
 class Welcome(NamedTuple):
@@ -138,6 +152,16 @@ class Welcome(NamedTuple):
     cluster_id: str
     node_id: str
     incarnation: str
+
+
+class Lost(NamedTuple):
+    """A node of another cluster knows this one as a member, with other data."""
+
+    reason: str
+    node_id: str = ""  # of the one who says so; empty if it is too old to say
+    cluster_id: str = ""
+    is_led: bool = False  # whether a majority of that cluster is there
+    member_at: str | None = None  # where it knows this node; None: it has reached this node there
 
 
 def lost_its_data(node_id: str, cluster_id: str) -> str:

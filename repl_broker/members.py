@@ -23,7 +23,7 @@ import trio
 
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
-from repl_broker.handshake import Hello, Itself, Loss, Removal, lost_its_data
+from repl_broker.handshake import Hello, Itself, Loss, Lost, Removal, lost_its_data
 from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
@@ -43,6 +43,9 @@ CALL_SECONDS: Final = 5
 CHANGE_SECONDS: Final = 4 * CALL_SECONDS  # for the leader, who may ask the node twice
 JOIN_RETRY_SECONDS: Final = 1
 WATCH_SECONDS: Final = 10  # between two looks around of a node that has a leader
+FIRST_LOOK_SECONDS: Final = 2  # that a founder waits for answers before it serves
+YOUNG_SECONDS: Final = 3600  # that a cluster has little to lose, and others may be on their way
+REASON_CHARACTERS_MAX: Final = 2000
 # What may be otherwise soon; any other refusal of a join ends the node.
 PASSING: Final = frozenset(
     {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
@@ -80,7 +83,7 @@ class Members:
     others, once it belongs to a cluster (``look_around``). ``rebuilt`` says that its store
     was restored or recovered, so that old members know it otherwise.
     ``on_adopted`` is called once a cluster has taken the node in, and
-    ``on_disowned`` when it turns out that it should not have founded one.
+    ``on_disowned`` when it turns out that its cluster should not have been founded.
     """
 
     def __init__(
@@ -105,12 +108,18 @@ class Members:
         self._changed = trio.Event()  # set when the members change
         self._elsewhere: dict[str, tuple[str, Address]] = {}  # by id: not there any more, but here
         self._noted: dict[Address, str] = {}  # what was logged of the addresses in ``join``
+        self._own: set[Address] = set()  # those in ``watch`` at which this node has found itself
+        self._stirred = trio.Event()  # set when there is something to tell the others
+        self._is_new = replica.is_empty
         replica.handlers |= {
             "change": self._on_change,
             "join": self._on_join,
             "who": self._on_who,
             "invite": self._on_invite,
+            "disown": self._on_disown,
         }
+        if self._is_new and self._founded:
+            replica.founds()
         self._actions: dict[str, Callable[[Any], Awaitable[None]]] = {
             "add": self._add,
             "update": self._update,
@@ -175,16 +184,40 @@ class Members:
     async def look_around(self) -> None:
         """Ask who is at ``watch``, for as long as that may be news.
 
-        A founder that is the only member may be one of another cluster, that has lost its
-        data: it is told there, and that comes to ``disown``. A member that hears no leader
-        may find others where they are now, if the addresses of all have changed.
+        A founder may be a member of another cluster, that has lost its data: it is told
+        there, and that comes to ``disown``. So it looks wherever it has no member of its
+        own. A member that hears no leader may find others where they are now, if the
+        addresses of all have changed. One that has been disowned tells its cluster.
         """
-        while self._watch:
-            is_led = self._is_led
-            if self._founded_alone or (self.has_joined and not is_led):
-                for address in self._watch:
-                    await self._look_at(address)
-            await trio.sleep(WATCH_SECONDS if is_led else JOIN_RETRY_SECONDS)
+        while True:
+            self._stirred = trio.Event()
+            is_led, all_told = self.is_led, True
+            if self._replica.disowned is not None:
+                all_told = await self._tell_disowned()
+            elif self._founded or (self.has_joined and not is_led):
+                await self._look(self._unknown if is_led else self._watch)
+            with trio.move_on_after(WATCH_SECONDS if is_led and all_told else JOIN_RETRY_SECONDS):
+                await self._stirred.wait()
+
+    async def look_first(self) -> None:
+        """Before a founder serves again: it may have been told by nobody yet.
+
+        A new one has asked before it founded (cluster.py).
+        """
+        if self._founded and not self._is_new:
+            with trio.move_on_after(FIRST_LOOK_SECONDS):
+                await self._look(self._unknown)
+
+    @property
+    def _unknown(self) -> list[Address]:
+        """Where there may be others than the members of this cluster, and this node."""
+        known = {member.raft_address for member in self._replica.membership.members}
+        return [each for each in self._watch if str(each) not in known and each not in self._own]
+
+    async def _look(self, addresses: Sequence[Address]) -> None:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                nursery.start_soon(self._look_at, address)
 
     async def _look_at(self, address: Address) -> None:
         try:
@@ -192,7 +225,11 @@ class Members:
                 (address.host, address.port), "who", None, seconds=CALL_SECONDS
             )
             there = msgspec.convert(found, Joiner)
-        except (PeerUnreachableError, PeerRefusedError, ValueError):
+        except PeerRefusedError as error:  # of a Loss ``disown`` has heard
+            if error.kind == Itself.kind:
+                self._own.add(address)
+            return
+        except (PeerUnreachableError, ValueError):
             return
         known = self._replica.membership.find(there.id)
         if known is None or there.id == self._me.id or str(address) == known.raft_address:
@@ -207,22 +244,48 @@ class Members:
             self._connect()
 
     @property
-    def _founded_alone(self) -> bool:
-        """Whether this node founded its cluster, with an empty store, and is the only member."""
-        replica = self._replica
-        founded = self._belongs and not replica.adopted and not self._rebuilt
-        return founded and replica.membership.ids == {self._me.id}
+    def _founded(self) -> bool:
+        """Whether this node founded its cluster, with an empty store."""
+        return self._belongs and not self._replica.adopted and not self._rebuilt
 
-    def disown(self, reason: str) -> None:
+    def disown(self, lost: Lost) -> None:
         """A cluster has this node as a member that lost its data. If it has founded another one
-        meanwhile, two take writes under one name: this one stops, and stays so when it is started
-        again. ('repl-broker cluster recover' makes it a cluster of its own.)"""
-        if self._founded_alone and self._replica.disowned is None:
-            self._replica.disown(reason)
-            self._say_disowned()
-            self._on_disowned()
+        meanwhile, two take writes under one name: this one stops, with all who have joined it,
+        and stays so when it is started again. ('repl-broker cluster recover' makes it a cluster
+        of its own.)"""
+        if self._replica.disowned is None and self._must_yield(lost):
+            self._take_no_part(lost.reason)
+
+    def _must_yield(self, lost: Lost) -> bool:
+        """Whether this node's cluster is the one that should not be.
+
+        A cluster that others have joined does not yield to the old data of one of its own
+        members. After its first hour it yields only to a cluster that takes writes itself
+        and has this node as a member at its address: nothing is won otherwise.
+        """
+        replica = self._replica
+        ids = replica.membership.ids
+        if not self._founded or lost.cluster_id == replica.cluster_id:
+            return False
+        if ids == {self._me.id}:
+            return True
+        if not lost.node_id or lost.node_id in ids:
+            return False
+        if replica.founded_seconds_ago < YOUNG_SECONDS:
+            return True
+        return lost.is_led and lost.member_at in (None, self._me.raft_address)
+
+    def _take_no_part(self, reason: str) -> None:
+        self._replica.disown(reason)
+        self._say_disowned()
+        self._connect()
+        self._on_disowned()
+        self._stirred.set()
 
     def _say_disowned(self) -> None:
+        if self._replica.adopted:  # the remedy is in the reason, which another has sent
+            log.error("takes no writes and is not ready reason=%r", self._replica.disowned)
+            return
         log.error(
             "takes no writes and is not ready: it founded a cluster while another has it as a "
             "member reason=%r remedy=%r",
@@ -231,8 +294,38 @@ class Members:
             "directory; 'repl-broker backup' saves what was published here",
         )
 
+    async def _tell_disowned(self) -> bool:
+        """Have all members of this cluster take no part either; whether all have heard it."""
+        replica, all_told = self._replica, True
+        reason = replica.disowned
+        if not replica.adopted:
+            reason = (
+                f"its cluster was founded by node {self._me.id!r}, which had lost its data; stop "
+                "this node, remove its data directory, and start it with --join and the address "
+                f"of a member of the other cluster. Node {self._me.id!r} was told: {reason}"
+            )
+
+        async def tell(peer: str) -> None:
+            nonlocal all_told
+            try:
+                await self._require_transport().call(peer, "disown", reason, seconds=CALL_SECONDS)
+            except PeerUnreachableError:
+                all_told = False
+            except PeerRefusedError:  # it is gone from here, or too old to know of this
+                pass
+
+        async with trio.open_nursery() as nursery:
+            for peer in sorted(replica.membership.ids - {self._me.id}):
+                nursery.start_soon(tell, peer)
+        return all_told
+
+    async def _on_disown(self, peer: str, argument: Any) -> None:
+        reason = msgspec.convert(argument, str)[:REASON_CHARACTERS_MAX]
+        if self._replica.disowned is None:
+            self._take_no_part(reason)
+
     async def _ask_to_join(self) -> None:
-        while not self._is_led:
+        while not self.is_led:
             refusals: list[str] = []
             accepted = False
             for address in self._join:
@@ -246,14 +339,14 @@ class Members:
             await self._wait_to_be_led(self._replica.patience if accepted else JOIN_RETRY_SECONDS)
 
     @property
-    def _is_led(self) -> bool:
+    def is_led(self) -> bool:
         """Whether a leader talks to this node, and its membership is committed."""
         replica = self._replica
         return replica.leader is not None and replica.node_id in replica.committed_membership.ids
 
     async def _wait_to_be_led(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
-            while not self._is_led:
+            while not self.is_led:
                 await self._replica.pause(self._replica.seen)
 
     async def _ask_one_to_join(self, address: Address, refusals: list[str]) -> bool:
@@ -341,7 +434,9 @@ class Members:
             if was_at == member.raft_address:
                 address = is_at
             addresses[member.id] = (address.host, address.port)
-        self._transport.set_peers(addresses, {m.id: m.incarnation for m in peers})
+        is_disowned = self._replica.disowned is not None  # then it calls nobody a lost member
+        incarnations = {} if is_disowned else {m.id: m.incarnation for m in peers}
+        self._transport.set_peers(addresses, incarnations)
 
     def admit(self, hello: Hello) -> str | None:
         """What speaks against talking to that node, which knows the secret."""
@@ -358,9 +453,11 @@ class Members:
             return None  # it asks to join, or this node does
         known = replica.membership.find(node_id)
         lost = known is not None and known.incarnation not in ("", incarnation)
+        lost = lost and replica.disowned is None  # one that should not be says nothing of others
         if hello.cluster_id != replica.cluster_id:
             if lost:
-                return Loss(lost_its_data(node_id, replica.cluster_id))
+                at = known.raft_address if known is not None else ""
+                return Loss(lost_its_data(node_id, replica.cluster_id), at)
             return (
                 f"node {replica.node_id!r} belongs to the cluster {replica.cluster_id}, "
                 f"and node {node_id!r} to {hello.cluster_id}"
@@ -500,7 +597,7 @@ class Members:
         if kind not in self._actions:
             raise ValueError(f"no change is called {kind[:64]!r}")
         try:
-            if relay:
+            if relay or self._replica.disowned is not None:  # which refuses
                 await self._by_leader(kind, inner)
             elif self._replica.leads:
                 await self._actions[kind](inner)

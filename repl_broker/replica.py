@@ -25,6 +25,7 @@ entries of which nothing is retained, checkpoints of the store.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
@@ -38,7 +39,7 @@ import trio
 
 from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish, Settings
 from repl_broker.errors import ReplBrokerError, RequestError, StorageError
-from repl_broker.founding import DISOWNED
+from repl_broker.founding import DISOWNED, FOUNDED
 from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
 from repl_broker.message import Message
@@ -286,6 +287,8 @@ class Replica:
         }
         self.removed = trio.Event()  # this node is no member any more
         self.disowned: str | None = None  # why nothing is written here: another cluster has it
+        self._founded_ms: int | None = None  # when it founded its cluster, with an empty store
+        self._notes: dict[str, object] = {}  # to be written as soon as it runs
         # By room.py: why the leader takes no publishes among these of a peer; what to
         # tell a client when the leader said that; whether no entries are taken from it.
         self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
@@ -433,8 +436,26 @@ class Replica:
     def disown(self, reason: str) -> None:
         """Take no writes any more, now and after any start: this should be no cluster."""
         self.disowned = reason
-        if self._nursery is not None:
-            self._nursery.start_soon(self._written, self._storage.write_notes, {DISOWNED: reason})
+        self._note(DISOWNED, reason)
+
+    def founds(self) -> None:
+        """Note that this node founds its cluster now."""
+        self._founded_ms = self._now_ms()
+        self._note(FOUNDED, self._founded_ms)
+
+    @property
+    def founded_seconds_ago(self) -> float:
+        """For how long there has been the cluster that this node founded; for ever, if that
+        cannot be told."""
+        if self._founded_ms is None or (past := self._now_ms() - self._founded_ms) < 0:
+            return math.inf
+        return past / 1000
+
+    def _note(self, name: str, value: object) -> None:
+        if self._nursery is None:
+            self._notes[name] = value
+        else:
+            self._start(self._written, self._storage.write_notes, {name: value})
 
     def statistics(self) -> ReplicaStatistics:
         core, proposals = self._core, self._proposals
@@ -730,6 +751,8 @@ class Replica:
         """Append a peer's commands; where they are. Never sent on (RAFT.md scenario 47)."""
         term, encoded = msgspec.convert(argument, tuple[int, tuple[bytes, ...]])
         self._require_leader(term)
+        if self.disowned is not None:  # the other has yet to hear of it
+            raise NotLeaderError
         commands = [decode_command(each) for each in encoded]
         if (why := self.admits(commands)) is not None:
             raise StoreFullError(f"{FULL}{why}")
@@ -780,6 +803,7 @@ class Replica:
         """
         loaded = await self._in_thread(self._storage.load)
         self.disowned = await self._in_thread(self._storage.note, DISOWNED)
+        self._founded_ms = await self._in_thread(self._storage.note, FOUNDED)
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot
@@ -842,6 +866,8 @@ class Replica:
                 nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._drive)
                 nursery.start_soon(self._lose_patience)
+                if self._notes:
+                    nursery.start_soon(self._written, self._storage.write_notes, self._notes)
                 if self.membership.voters == {self.node_id}:
                     await self._configured.wait()
                 task_status.started()

@@ -56,6 +56,7 @@ from repl_broker.handshake import (
     Itself,
     Knock,
     Loss,
+    Lost,
     Objection,
     Part,
     Proof,
@@ -169,10 +170,11 @@ class Transport:
     belongs to no cluster yet and whose name is empty; a ReplBrokerError that it
     raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
     against a peer that knows the secret, or None. ``on_removed`` is told when a
-    peer says that this node was removed, ``on_lost`` when one knows it with other
-    data; ``on_received`` is called when all RPCs that had arrived were given to
+    peer says that this node was removed, ``on_lost`` when one of another cluster knows
+    it with other data; ``on_received`` is called when all RPCs that had arrived were given to
     ``on_rpc``. ``known_index`` gives up to where this node knows the log, and that
-    it is a member there. ``key`` is the cluster's secret, stretched (handshake.py).
+    it is a member there, and ``is_led`` whether it hears a leader. ``key`` is the
+    cluster's secret, stretched (handshake.py).
     ``tls`` gives the contexts of a connection that begins; without it nothing is
     encrypted.
     """
@@ -187,9 +189,10 @@ class Transport:
         admit: Admit,
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,
-        on_lost: Callable[[str], None] = lambda reason: None,
+        on_lost: Callable[[Lost], None] = lambda lost: None,
         on_received: Callable[[], None] = lambda: None,
         known_index: Callable[[], int] = lambda: 0,
+        is_led: Callable[[], bool] = lambda: False,
         tls: Callable[[], PeerContexts] | None = None,
         options: TransportOptions | None = None,
     ) -> None:
@@ -203,6 +206,7 @@ class Transport:
         self._on_removed = on_removed
         self._on_lost = on_lost
         self._known_index = known_index
+        self._is_led = is_led
         self._on_received = on_received
         self._tls = tls
         self._links: dict[str, _Link] = {}
@@ -433,7 +437,9 @@ class Transport:
         objection = self._objection(hello, dialed_itself=answer.nonce in self._dialing)
         if objection is not None:
             kind = objection.kind if isinstance(objection, Objection) else Objection.kind
-            await frames.send(seal.close(Part.REFUSED, Refused(kind, str(objection))))
+            me, at = self.me, objection.member_at if isinstance(objection, Loss) else ""
+            about = (me.node_id, me.cluster_id, self._is_led(), at)
+            await frames.send(seal.close(Part.REFUSED, Refused(kind, str(objection), *about)))
             raise PeerRefusedError(objection)
         version = min(hello.version_max, PROTOCOL_MAX)
         await frames.send(seal.close(Part.WELCOME, Welcome(version, *_fields(self.me))))
@@ -441,7 +447,7 @@ class Transport:
 
     async def _refuse_stranger(self, frames: _Frames, reason: str) -> NoReturn:
         """The reason is for this node's log alone."""
-        await frames.send(Refused("refused", STRANGER))
+        await frames.send(("refused", STRANGER))
         raise PeerRefusedError(reason)
 
     def _objection(self, hello: Hello, *, dialed_itself: bool) -> str | None:
@@ -458,7 +464,8 @@ class Transport:
             return f"the one who was dialed is node {me.node_id!r}, not {hello.peer_id!r}"
         if hello.peer_incarnation not in ("", me.incarnation):
             lost = lost_its_data(me.node_id, hello.cluster_id)
-            self._on_lost(lost)
+            if hello.cluster_id:
+                self._on_lost(Lost(lost, hello.node_id, hello.cluster_id, hello.is_led))
             return lost
         return self._admit(hello)
 
@@ -914,6 +921,7 @@ class _Link:
             transport._known_index(),
             self._peer,
             known,
+            transport._is_led(),
         )
         await frames.send(seal.close(Part.HELLO, hello))
         verdict = await frames.receive()
@@ -927,7 +935,7 @@ class _Link:
         if refused.kind == Removal.kind:
             self._transport._on_removed(refused.reason)
         if refused.kind == Loss.kind:
-            self._transport._on_lost(refused.reason)
+            self._transport._on_lost(Lost(*refused[1:]))
         raise PeerRefusedError(refused.reason, kind=refused.kind)
 
     def _secrets_differ(self) -> PeerRefusedError:

@@ -21,7 +21,7 @@ import trio
 from repl_broker.broker import Broker
 from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
-from repl_broker.handshake import Hello, Loss, Removal
+from repl_broker.handshake import Hello, Loss, Lost, Removal, lost_its_data
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.raft.codec import decode_rpc, encode_rpc
@@ -102,6 +102,7 @@ class Network:
         await trio.sleep(DELAY_SECONDS)
         if sender in self.nodes and self.reaches(sender, receiver):
             if self._refuses(self.nodes[sender], self.nodes[receiver]):
+                self._tell_loss(self.nodes[sender], self.nodes[receiver])
                 return
             self.nodes[receiver].replica.receive(decode_rpc(data))
             self.nodes[receiver].replica.turn()
@@ -112,6 +113,16 @@ class Network:
         is_lost = known is not None and known.incarnation not in ("", acceptor.line.me.incarnation)
         clusters = {dialer.line.me.cluster_id, acceptor.line.me.cluster_id}
         return is_lost or len(clusters - {""}) > 1
+
+    def _tell_loss(self, dialer: ClusterNode, acceptor: ClusterNode) -> None:
+        """As the handshake does, with whoever is dialled under a name that another had."""
+        known = dialer.replica.membership.find(acceptor.id)
+        me = dialer.line.me
+        if dialer.replica.disowned is not None or known is None or not me.cluster_id:
+            return
+        if known.incarnation not in ("", acceptor.line.me.incarnation):
+            reason = lost_its_data(acceptor.id, me.cluster_id)
+            acceptor.members.disown(Lost(reason, dialer.id, me.cluster_id, dialer.members.is_led))
 
     async def ask(
         self, sender: str, receiver: str, name: str, argument: Any, seconds: float
@@ -134,12 +145,14 @@ class Network:
         me = self.nodes[sender].line.me
         known_index = self.nodes[sender].members.known_index
         identity = (me.cluster_id, me.node_id, me.incarnation)
+        about = (node.line.me.node_id, node.line.me.cluster_id, node.members.is_led)
         objection = node.members.admit(Hello(2, 2, *identity, known_index, node.id, ""))
         if objection is not None:
             if isinstance(objection, Removal):
                 self.nodes[sender].replica.removed.set()
             if isinstance(objection, Loss):
-                self.nodes[sender].members.disown(objection)
+                lost = Lost(str(objection), *about, objection.member_at)
+                self.nodes[sender].members.disown(lost)
             raise PeerRefusedError(objection)
         peer = sender if me.cluster_id else ""
         try:
@@ -210,6 +223,7 @@ class ClusterNode:
             await nursery.start(self.replica.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self.members.look_around)
+            await self.members.look_first()
             nursery.start_soon(self.broker.idle.run)
             task_status.started()
             await trio.sleep_forever()

@@ -6,6 +6,7 @@ As in test_cluster.py: whole nodes in one process, on the mock clock.
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from repl_broker.errors import ConfigError, RequestError
-from repl_broker.handshake import Hello, Loss, Removal
+from repl_broker.handshake import Hello, Loss, Lost, Removal
 from repl_broker.storage import Identity
-from tests.network import ClusterNode, running_cluster
+from tests.network import Cluster, ClusterNode, running_cluster
 from tests.nodes import ANYONE, Disk
 from tests.test_cluster import history, publish, seq_of
 
@@ -248,22 +249,223 @@ async def test_a_founder_that_lost_its_disk_stops_once_a_member_tells_it(
         assert await history(cluster["n1"].replica) == [b"to the right one"]
 
 
-@pytest.mark.parametrize("case", ["others have joined it", "rebuilt", "joined", "twice"])
-async def test_only_who_founded_a_cluster_of_itself_alone_is_disowned(
+REASON = "node 'n1' has lost its data"
+ELSEWHERE = "e" * 32
+
+
+@pytest.mark.parametrize("case", ["rebuilt", "joined", "its own cluster", "twice"])
+async def test_only_a_founder_is_disowned(
     autojump_clock: MockClock, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A node that was recovered, say, is known to old members with another incarnation."""
-    async with running_cluster(2 if case == "others have joined it" else 1) as cluster:
+    async with running_cluster(1) as cluster:
         node = cluster["n1"]
         if case == "joined":
             node = await cluster.start("n2", join=("n1",))
             await cluster.all_vote()
         node.members._rebuilt = case == "rebuilt"
+        by = node.replica.cluster_id if case == "its own cluster" else ELSEWHERE
         for _ in range(2):
-            node.members.disown("node 'n1' has lost its data")
+            node.members.disown(Lost(REASON, "n7", by, True))
         assert (node.replica.disowned is None) == (case != "twice")
         assert node.broker.ready == (case != "twice")
         assert len(lines_of(caplog, "takes no writes")) == (case == "twice")
+
+
+@pytest.mark.parametrize(
+    ("lost", "young", "old"),
+    [
+        (Lost(REASON), False, False),  # by an older node, which does not say more
+        (Lost(REASON, "n7", ELSEWHERE), True, False),  # what is left of another cluster
+        (Lost(REASON, "n7", ELSEWHERE, True), True, True),
+        (Lost(REASON, "n7", ELSEWHERE, True, "n1:4081"), True, True),
+        (Lost(REASON, "n7", ELSEWHERE, True, "n1.elsewhere:4081"), True, False),  # another n1
+        (Lost(REASON, "n2", ELSEWHERE, True), False, False),  # the old data of a member
+        (Lost(REASON, "n1", ELSEWHERE, True), False, False),
+    ],
+)
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_a_cluster_that_others_have_joined_yields_to_few(
+    autojump_clock: MockClock, lost: Lost, young: bool, old: bool, is_old: bool
+) -> None:
+    """Real clusters have founders, too: neither strangers nor a forgotten member end them."""
+    async with running_cluster(2) as cluster:
+        cluster.clock.now_ms += 3_600_000 * is_old
+        cluster["n1"].members.disown(lost)
+        await trio.sleep(1)
+        for node in cluster.running.values():
+            assert (node.replica.disowned is not None) == (old if is_old else young)
+
+
+async def test_how_old_a_cluster_is_does_not_begin_anew(autojump_clock: MockClock) -> None:
+    async with running_cluster(1) as cluster:
+        await trio.sleep(1)
+        cluster.kill("n1")
+        cluster.clock.now_ms += 3_600_000
+        node = await cluster.start("n1")
+        assert node.replica.founded_seconds_ago == 3600
+        cluster.clock.now_ms -= 7_200_000
+        assert node.replica.founded_seconds_ago > 1e9, "the clock was set"
+
+
+async def found_a_rival(cluster: Cluster, *others: str) -> None:
+    """The founder has lost its disk, founds again while cut off, and others join it there."""
+    cluster.kill("n1")
+    cluster.disks["n1"] = wiped("n1")
+    for node_id in others:
+        cluster.disks[node_id] = wiped(node_id)
+    cluster.cut("n1", *others)
+    await cluster.start("n1", watch=("n1", "n2", "n3"))
+    for node_id in others:
+        await cluster.start(node_id, join=("n1",))
+    await cluster.until(
+        lambda: cluster["n1"].replica.committed_membership.voters == {"n1", *others}, "the rival"
+    )
+
+
+async def acknowledging(cluster: Cluster) -> set[str]:
+    """The clusters that take writes, by any of their nodes."""
+    found = set()
+    for node in cluster.running.values():
+        try:
+            await node.broker.publish(ANYONE, "chat", b"1")
+        except RequestError:
+            continue
+        found.add(node.replica.cluster_id)
+    return found
+
+
+@pytest.mark.parametrize("founder_is_told_by", ["a look", "a member that dials it"])
+async def test_a_rival_that_others_have_joined_stops_as_a_whole(
+    autojump_clock: MockClock, founder_is_told_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once one had joined it, nobody looked any more, and two clusters took writes for good."""
+    async with running_cluster(3) as cluster:
+        real = cluster["n2"].replica.cluster_id
+        await found_a_rival(cluster, "n4", "n5")
+        assert len(await acknowledging(cluster)) == 2
+        if founder_is_told_by != "a look":
+            cluster["n1"].members._watch = ()
+        cluster.clock.now_ms += 86_400_000
+        cluster.heal()
+        await trio.sleep(15)
+        assert await acknowledging(cluster) == {real}
+        check_takes_no_part(cluster["n1"], LOST)
+        for node_id in ("n4", "n5"):
+            node = cluster[node_id]
+            assert not node.broker.ready
+            with pytest.raises(RequestError, match="was founded by node 'n1', which had") as no:
+                node.broker.check_ready()
+            assert "remove its data directory, and start it with --join" in no.value.detail
+            assert node.hub.closing
+            with pytest.raises(RequestError, match="was founded by node 'n1'"):
+                await node.broker.add_member(ANYONE, "n8", "n8:4081", "http://n8")
+        assert len(lines_of(caplog, "takes no writes and is not ready")) == 3
+        # It is known on the disk of each, whoever is there.
+        cluster.kill("n1")
+        for node_id in ("n4", "n5"):
+            cluster.kill(node_id)
+            await cluster.start(node_id)
+        await trio.sleep(10)
+        assert await acknowledging(cluster) == {real}
+        # The remedy, for one that is no member of the other cluster.
+        cluster.kill("n4")
+        cluster.disks["n4"] = wiped("n4")
+        await cluster.start("n4", join=("n2",))
+        await cluster.until(lambda: cluster["n4"].broker.ready, "it to be ready")
+
+
+@pytest.mark.parametrize("answers", ["at once", "late", "never"])
+async def test_a_founder_asks_at_join_before_it_serves_again(
+    autojump_clock: MockClock, answers: str
+) -> None:
+    """It had acknowledged what the real cluster never saw, until it was told."""
+    async with running_cluster(3) as cluster:
+        await found_a_rival(cluster)
+        cluster.kill("n1")
+        cluster.heal()
+        cluster.network.lost |= {("n2", "n1"), ("n3", "n1")}  # they do not dial it
+        for node_id in ("n2", "n3"):
+            cluster.network.ask_seconds[node_id] = {"at once": 0.1, "late": 1.5, "never": 60}[
+                answers
+            ]
+        began = trio.current_time()
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"))
+        assert (node.replica.disowned is None) == (answers == "never")
+        assert trio.current_time() - began <= 2.1
+
+
+async def test_a_new_cluster_and_one_that_is_whole_serve_without_asking(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        cluster.network.ask_seconds = dict.fromkeys(("n1", "n2", "n3", "n5"), 60)
+        began = trio.current_time()
+        await cluster.start("n5", watch=("n2", "n3"))
+        cluster.kill("n1")
+        await cluster.start("n1", watch=("n1", "n2", "n3"))
+        assert trio.current_time() - began < 0.5
+
+
+async def test_two_of_three_lost_their_disks_and_the_second_asked_the_first(
+    autojump_clock: MockClock,
+) -> None:
+    """The third is no majority, but has what was acknowledged; the two have nothing to lose yet."""
+    async with running_cluster(3) as cluster:
+        await cluster["n3"].replica.propose(publish(b"acknowledged"))
+        cluster.kill("n2")
+        await found_a_rival(cluster, "n2")
+        cluster.heal()
+        await trio.sleep(15)
+        assert await acknowledging(cluster) == set(), "a human has to say which"
+        assert "was founded by node 'n1'" in (cluster["n2"].replica.disowned or "")
+
+
+async def test_a_member_of_a_rival_hears_of_it_from_another_member(
+    autojump_clock: MockClock,
+) -> None:
+    """It does not reach the founder; with the third it is a majority that would go on."""
+    async with running_cluster(3) as cluster:
+        real = cluster["n2"].replica.cluster_id
+        await found_a_rival(cluster, "n4", "n5")
+        cluster.heal()
+        cluster.network.lost |= {("n1", "n5"), ("n5", "n1")}
+        await trio.sleep(30)
+        assert await acknowledging(cluster) == {real}
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_in_the_end_one_cluster_takes_writes_in_whatever_order_it_happens(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    """Cuts, ends and starts of all, while the emptied founder gathers others about it."""
+    order = random.Random(seed)
+    async with running_cluster(3) as cluster:
+        real = cluster["n2"].replica.cluster_id
+        await found_a_rival(cluster, *order.choice([(), ("n4",), ("n4", "n5")]))
+        joins = {node_id: () if node_id == "n1" else ("n1",) for node_id in cluster.disks}
+        for _ in range(order.randrange(12)):
+            node_id = order.choice([*cluster.disks])
+            what = order.choice(["cut", "heal", "end", "start", "old"])
+            if what == "cut":
+                cluster.cut(node_id)
+            elif what == "heal":
+                cluster.heal()
+            elif what == "old":
+                cluster.clock.now_ms += 3_600_000
+            elif what == "end" and node_id in cluster.running:
+                cluster.kill(node_id)
+            elif what == "start" and node_id not in cluster.running:
+                await cluster.start(node_id, join=joins[node_id], watch=("n2", "n3"))
+            await trio.sleep(order.choice([0.01, 0.3, 2, 11]))
+        cluster.heal()
+        for node_id in cluster.disks.keys() - cluster.running.keys():
+            await cluster.start(node_id, join=joins[node_id], watch=("n2", "n3"))
+        await trio.sleep(45)
+        assert not cluster.failures
+        assert await acknowledging(cluster) == {real}
+        for node in cluster.running.values():
+            assert node.broker.ready == (node.replica.cluster_id == real)
 
 
 async def test_a_founder_that_is_no_member_elsewhere_is_left_alone(

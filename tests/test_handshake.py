@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from trio.testing import memory_stream_pair
 
 from repl_broker.handshake import (
+    NONCE_BYTES,
     STRANGER,
     Hello,
     Loss,
+    Lost,
     Part,
     Proof,
     Refused,
@@ -65,7 +67,8 @@ class Hand:
         await self.frames.send(self.seal.close(Part.HELLO, hello(**changes)))
         verdict = await self.frames.receive()
         kind = Refused if verdict[0] == Part.REFUSED else Welcome
-        return self.seal.open(kind, verdict[0], verdict)
+        words = self.seal.open(kind, verdict[0], verdict)
+        return words[:2] if isinstance(words, Refused) else words
 
 
 def hello(**changes: Any) -> Hello:
@@ -385,22 +388,25 @@ async def test_one_of_an_older_handshake_is_refused_in_a_text_that_it_logs(
     assert "speaks an older protocol; upgrade it" in caplog.text
 
 
-@pytest.mark.parametrize("objection", ["no", Removal("gone"), Loss("lost")], ids=str)
+@pytest.mark.parametrize("objection", ["no", Removal("gone"), Loss("lost", "a:1")], ids=str)
 async def test_a_refusal_says_of_which_kind_it_is(objection: str) -> None:
     removals: list[str] = []
     a, b = Node("a"), Node("b", objection=objection)
     a.transport._on_removed = removals.append
+    b.transport._is_led = lambda: True
     async with running(b):
         with pytest.raises(PeerRefusedError, match=objection) as refused:
             await a.transport.call_address(b.address, "join", "me", seconds=5)
     assert refused.value.kind == getattr(objection, "kind", "refused")
     assert removals == (["gone"] if isinstance(objection, Removal) else [])
-    assert a.losses == (["lost"] if isinstance(objection, Loss) else [])
+    lost = Lost("lost", "b", CLUSTER, True, "a:1")
+    assert a.losses == ([lost] if isinstance(objection, Loss) else [])
 
 
 async def test_a_node_hears_that_it_lost_its_data_from_whoever_dials_it() -> None:
     """And the one who dials does not take that for itself."""
     a, b = Node("a"), Node("b", incarnation="drawn anew")
+    a.transport._is_led = lambda: True
     async with running(b):
         async with trio.open_nursery() as nursery:
             a.transport.set_peers({"b": b.address}, {"b": "incarnation of b"})
@@ -408,8 +414,18 @@ async def test_a_node_hears_that_it_lost_its_data_from_whoever_dials_it() -> Non
             with pytest.raises(PeerRefusedError, match="node 'b' has lost its data"):
                 await a.transport.call("b", "ask", 1, seconds=10)
             nursery.cancel_scope.cancel()
-    assert f"the cluster {CLUSTER} knows it with another incarnation" in b.losses[0]
+    (lost,) = {*b.losses}
+    assert f"the cluster {CLUSTER} knows it with another incarnation" in lost.reason
+    assert lost[1:] == ("a", CLUSTER, True, None), "it has reached it where it knows it"
     assert a.losses == []
+
+
+def test_words_of_older_nodes_lack_what_was_added_later() -> None:
+    seal = Seal(b"key", b"c" * NONCE_BYTES, b"a" * NONCE_BYTES, b"")
+    old_refusal = seal.close(Part.REFUSED, ("lost", "why"))
+    assert seal.open(Refused, Part.REFUSED, old_refusal) == Refused("lost", "why")
+    old_hello = seal.close(Part.HELLO, (2, 2, "cluster", "n1", "one", 7, "n2", "two"))
+    assert not seal.open(Hello, Part.HELLO, old_hello).is_led
 
 
 # --- the words themselves ---

@@ -19,7 +19,7 @@ from trio.testing import memory_stream_pair
 from repl_broker import transport as transport_module
 from repl_broker.certificates import PeerContexts
 from repl_broker.errors import ReplBrokerError
-from repl_broker.handshake import STRANGER, Hello
+from repl_broker.handshake import STRANGER, Hello, Lost
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
 from repl_broker.transport import (
@@ -60,7 +60,7 @@ class Node:
     ) -> None:
         self.heard: list[Rpc] = []
         self.unreachable: list[str] = []
-        self.losses: list[str] = []
+        self.losses: list[Lost] = []
         self.news = trio.Event()
         self.lost = trio.Event()
         self.transport = Transport(
