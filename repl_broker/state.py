@@ -49,7 +49,7 @@ from repl_broker.patience import ENDLESS, Patience
 from repl_broker.remembered import Remembered, RememberedKeys
 from repl_broker.scan import Scan
 from repl_broker.segments import Segments
-from repl_broker.timeline import Timeline
+from repl_broker.timeline import Gone, Timeline
 from repl_broker.wire import unpack_settings
 
 __all__ = [
@@ -303,7 +303,7 @@ class Topic:
         self.dropped += count
         self.trimmed_seq = sequences[-1]
         self._head = end
-        if end > 1024 and end * 2 > len(self._sequences):
+        if end == len(self._sequences) or (end > 1024 and end * 2 > len(self._sequences)):
             del self._sequences[:end]
             del self._sizes[:end]
             self._head = 0
@@ -372,7 +372,6 @@ class BrokerState:
         # The oldest are folded into the floor: below it, losses are not known by name.
         self.tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.tombstone_floor = 0
-        self._floor_version = 0  # of the timeline, when it moved; local
         # By subject, in the order of their times.
         self.revocations: dict[str, Revocation] = {}
         self._capture: Capture | None = None  # what is to be told before anything changes; local
@@ -544,9 +543,8 @@ class BrokerState:
         self.tombstones[name] = (self.seq, topic.trimmed_seq)
         if len(self.tombstones) > TOMBSTONES_MAX:
             forgotten, (_, lost_seq) = self.tombstones.popitem(last=False)
-            version = self.timeline.forget(forgotten)
-            if lost_seq > self.tombstone_floor:
-                self.tombstone_floor, self._floor_version = lost_seq, version
+            self.timeline.forget(forgotten)
+            self.tombstone_floor = max(self.tombstone_floor, lost_seq)
         deleted = TopicDeleted(name, self.seq)
         events.append(deleted)
         return deleted
@@ -797,12 +795,12 @@ class BrokerState:
         newest = timeline.look()
         if version >= newest:
             return newest, False
-        exact = [self.topics.get(name, timeline.gone.get(name)) for name in filters.exact]
-        if self.tombstone_floor > after and self._floor_version > version:
-            known = (name in self.topics for name in filters.exact)
-            born = any(t is not None and t.born_seq > after for t in exact)
-            if filters.patterns or not all(known) or born:
-                return newest, True
+        topics, gone = self.topics, timeline.gone
+        exact = [topics[n] if n in topics else gone.get(n) for n in filters.exact]
+        if timeline.floor.newest(after) > version and (
+            filters.patterns or any(t is None or t.born_seq > after for t in exact)
+        ):
+            return newest, True  # of a topic, or of its life before, that is not known by name
         if filters.patterns:
             return timeline.find_loss(filters, after, version, turn)
         lost = (t for t in exact if t is not None and t.trimmed_seq > after)
@@ -973,9 +971,8 @@ class BrokerState:
         state._keys = RememberedKeys.from_wire(keys)
         state.tombstones = OrderedDict((name, (p, lost)) for name, p, lost in tombstones)
         state.tombstone_floor = floor
-        gone = [_tombstone(name, *when, default) for name, when in state.tombstones.items()]
-        state.timeline.load(list(state.topics.values()), gone, seq)
-        state._floor_version = state.timeline.version
+        gone = [Gone(name, *when) for name, when in state.tombstones.items()]
+        state.timeline.load(list(state.topics.values()), gone, floor, seq)
         state.revocations = {
             subject: Revocation(*known) for found in last for subject, *known in found
         }
@@ -1005,13 +1002,6 @@ def _topic_not_found(name: str) -> Refused:
         "topic_not_found",
         f"The topic {name!r} does not exist; create it with PUT /v1/topics/{name}.",
     )
-
-
-def _tombstone(name: str, position: int, lost_seq: int, default: Retention) -> Topic:
-    """A topic that was deleted, as far as it is remembered."""
-    topic = Topic(name, ALL_DEFAULT, default, 0, position)
-    topic.trimmed_seq = lost_seq
-    return topic
 
 
 def _too_many_of_client(held: int, new: int, most: int) -> Refused:

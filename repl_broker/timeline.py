@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Final
 
+from repl_broker.floor import Floor
 from repl_broker.order import Order
 from repl_broker.patience import Patience
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from repl_broker.message import FilterSet
     from repl_broker.state import Topic
 
-__all__ = ["UNKNOWN", "Timeline"]
+__all__ = ["UNKNOWN", "Gone", "Timeline"]
 
 UNKNOWN: Final = 2  # a mark: neither that it does not match, 0, nor that it does, 1
 MARKS_BYTES_MAX: Final = 16 << 20  # of all filters together
@@ -34,16 +35,48 @@ FREE_MIN: Final = 1024  # places that are free, before marks are forgotten for t
 PIECE_MATCHES: Final = 16  # between two looks at the clock
 
 
+class Gone:
+    """A topic that was deleted, as far as it is remembered. It retains nothing."""
+
+    __slots__ = ("born_seq", "lost_at", "lost_version", "name", "place", "trimmed_seq")
+
+    def __init__(self, name: str, born_seq: int, trimmed_seq: int) -> None:
+        self.name = name
+        self.born_seq = born_seq  # or later, up to when it was deleted
+        self.trimmed_seq = trimmed_seq
+        self.place = self.lost_version = self.lost_at = 0  # as a Topic has them
+
+    @classmethod
+    def of(cls, topic: Topic) -> Gone:
+        gone = cls(topic.name, topic.born_seq, topic.trimmed_seq)
+        gone.place, gone.lost_version, gone.lost_at = (
+            topic.place,
+            topic.lost_version,
+            topic.lost_at,
+        )
+        return gone
+
+    def retains(self, seq: int) -> bool:
+        return False
+
+    def size_of(self, seq: int) -> int | None:
+        return None
+
+
+NOBODY: Final = Gone("", 0, 0)  # at a place that is free
+
+
 class Timeline:
     """What a BrokerState tells it of its topics, in order."""
 
     def __init__(self) -> None:
-        self.topics: list[Topic] = []  # by place
+        self.topics: list[Topic | Gone] = []  # by place
         self.version = 0  # of the last loss; local to a node
         self._seen = 0  # the version that a reader knows, at most
         self._messages = Order(lambda place, seq: self.topics[place].retains(seq))
         self._losses = Order(lambda place, version: self.topics[place].lost_version == version)
-        self.gone: dict[str, Topic] = {}  # deleted, and remembered by name
+        self.gone: dict[str, Gone] = {}  # deleted, and remembered by name
+        self.floor = Floor()  # what those lost that are not, by their versions then
         self._freed: list[int] = []  # places that marks may know
         self._free: list[int] = []
         self._marks: OrderedDict[FilterSet, bytearray] = OrderedDict()
@@ -58,6 +91,9 @@ class Timeline:
             topic.place, self.topics[gone.place] = gone.place, topic
             topic.lost_version, topic.lost_at = gone.lost_version, gone.lost_at
             return
+        self._give_place(topic)
+
+    def _give_place(self, topic: Topic | Gone) -> None:
         if not self._free and len(self._freed) > FREE_MIN + len(self.topics) // 2:
             self._forget_marks()
             self._free, self._freed = self._freed, []
@@ -84,32 +120,34 @@ class Timeline:
 
     def end(self, topic: Topic) -> None:
         """It was deleted, all that it had is trimmed, and it is remembered."""
-        self.gone[topic.name] = topic
+        self.topics[topic.place] = self.gone[topic.name] = Gone.of(topic)
 
-    def forget(self, name: str) -> int:
-        """One that was deleted is not remembered any more. Returns the version of that."""
-        topic = self.gone.pop(name)
-        self._forget_loss(topic)
-        self._freed.append(topic.place)
-        if self.version <= self._seen:
-            self.version += 1
-        return self.version
+    def forget(self, name: str) -> None:
+        """One that was deleted is not remembered any more; what it lost still is."""
+        gone = self.gone.pop(name)
+        if gone.trimmed_seq:
+            self.floor.add(gone.trimmed_seq, gone.lost_version)
+        self._forget_loss(gone)
+        self.topics[gone.place] = NOBODY
+        self._freed.append(gone.place)
 
-    def _forget_loss(self, topic: Topic) -> None:
+    def _forget_loss(self, topic: Topic | Gone) -> None:
         version, topic.lost_version = topic.lost_version, 0
         if version:
             self._losses.release((version,))
 
-    def load(self, topics: Sequence[Topic], gone: Sequence[Topic], seq: int) -> None:
-        """What a snapshot has; nothing was told before."""
-        for topic in (*topics, *gone):
-            self.begin(topic)
+    def load(self, topics: Sequence[Topic], gone: Sequence[Gone], floor: int, seq: int) -> None:
+        """What a snapshot has; nothing was told before. ``floor`` was lost by nobody knows whom."""
+        held: list[Topic | Gone] = [*topics, *gone]
+        for topic in held:
+            self._give_place(topic)
             if topic.trimmed_seq:
                 self.version += 1
                 topic.lost_version, topic.lost_at = self.version, seq
                 self._losses.append(self.version, topic.place, 1, seq)
-        for topic in gone:
-            self.end(topic)
+        self.gone = {each.name: each for each in gone}
+        if floor:
+            self.floor.add(floor, self.version)
         self._messages.load((topic.place, topic.sequences()) for topic in topics)
 
     # --- reading ---

@@ -59,7 +59,7 @@ LAYERS = (
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors", "order", "patience", "expiry"),
+    ("errors", "order", "floor", "patience", "expiry"),
     ("raft.*",),
     ("__init__",),
 )
@@ -75,6 +75,7 @@ PURE = (
         "capture",
         "segments",
         "timeline",
+        "floor",
         "order",
         "patience",
         "expiry",

@@ -378,6 +378,44 @@ async def test_a_loss_that_was_told_does_not_hide_a_later_one_of_another_topic()
             assert len(reader.named("gap")) == 2
 
 
+@pytest.mark.parametrize("filters", ["x", "x|other", "x.>|x", ">"])
+@pytest.mark.parametrize("is_reborn", [False, True])
+async def test_the_loss_of_a_topic_that_is_forgotten_meanwhile_is_told(
+    filters: str, is_reborn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic that lost something later was forgotten before it."""
+    monkeypatch.setattr("repl_broker.state.TOMBSTONES_MAX", 2)
+    monkeypatch.setattr("repl_broker.subscription.PAGE_MESSAGES_MAX", 2)
+
+    async def forget() -> None:
+        for name in ("e", "f"):
+            await node.replica.propose(CreateTopic(name))
+            await node.broker.delete_topic(ANYONE, name)
+
+    async with running_node() as node:
+        await publish(node, "other", 0)
+        await publish(node, "x", *range(10))
+        await publish(node, "late", 0)
+        await node.broker.delete_topic(ANYONE, "late")
+        await forget()
+        async with reading(node, *filters.split("|"), after=event_id(1)) as reader:
+            while not reader.messages:
+                await reader.read()
+            position = reader.cursor
+            if filters == ">":  # it has been told of "late"
+                assert len(reader.named("gap")) == 1
+            reader.events.clear()
+            await node.broker.delete_topic(ANYONE, "x")
+            await forget()
+            if is_reborn:
+                await node.replica.propose(CreateTopic("x"))
+            last = await publish(node, "other" if filters == ">" else "x", "new")
+            await reader.read_until(last)
+    assert reader.messages == ["new"]
+    (gap,) = reader.named("gap")  # else messages are missing, and nothing was said
+    assert json.loads(gap["data"])["after"] == position
+
+
 # --- silence ---
 
 

@@ -14,6 +14,7 @@ from repl_broker.command import (
     Configure,
     CreateTopic,
     DeleteTopic,
+    Expire,
     Publish,
     Retention,
     Settings,
@@ -21,7 +22,7 @@ from repl_broker.command import (
 from repl_broker.message import FilterSet
 from repl_broker.patience import ENDLESS, Looks
 from repl_broker.scan import Scan
-from repl_broker.state import BrokerState
+from repl_broker.state import TOMBSTONES_MAX, BrokerState, Topic
 from repl_broker.timeline import FREE_MIN
 from tests.nodes import read_in_pieces
 
@@ -33,44 +34,111 @@ def applied(state: BrokerState, *commands: Command) -> None:
     state.apply(state.applied_index + 1, 1, commands)
 
 
-def anything(chance: random.Random, state: BrokerState) -> None:
-    """Something that may happen to topics."""
-    name = chance.choice(NAMES)
-    match chance.randrange(8):
-        case 0:
-            applied(state, CreateTopic(name, chance.choice([1, 3, 1000]), replace=True))
-        case 1 if name in state.topics:
-            applied(state, DeleteTopic(name))
-        case _:
-            applied(state, Publish(name, (b"x",) * chance.choice([1, 1, 2, 9])))
+class World:
+    """A state, and what a list of all that was ever lost knows: whose, and in which step."""
+
+    def __init__(self, chance: random.Random, remembered: int) -> None:
+        self.chance = chance
+        self.remembered = remembered  # topics that are gone
+        self.state = BrokerState()
+        self.step = 0
+        self.owner: dict[int, str] = {}
+        self.lost: dict[int, int] = {}  # by sequence number, when
+        self.born: dict[str, int] = {}  # by name, of topics that are there or remembered
+        self.gone: dict[str, int] = {}  # … of those remembered, where they were deleted
+        self.nameless: set[int] = set()  # lost by topics that are not remembered
+
+    def apply(self, *commands: Command) -> None:
+        for command in commands:
+            self.step += 1
+            before, seq = {*self.state.topics}, self.state.seq
+            applied(self.state, command)
+            topics = self.state.topics
+            if isinstance(command, Publish) and isinstance(command.topics, str):
+                self.owner |= dict.fromkeys(range(seq + 1, self.state.seq + 1), command.topics)
+            held = {s for topic in topics.values() for s in topic.sequences()}
+            self.lost |= dict.fromkeys({*self.owner} - {*self.lost} - held, self.step)
+            for name in {*topics} - before:
+                self.born[name] = seq
+                self.gone.pop(name, None)
+            for name in before - {*topics}:
+                self.gone[name] = self.state.seq
+            while len(self.gone) > self.remembered:
+                name = next(iter(self.gone))
+                del self.gone[name], self.born[name]
+                self.nameless |= {s for s in self.lost if self.owner[s] == name}
+
+    def forget_some(self) -> None:
+        """More topics are deleted, which lose nothing."""
+        for number in range(self.chance.randrange(self.remembered + 2)):
+            self.apply(CreateTopic(f"e.{number}"), DeleteTopic(f"e.{number}"))
+
+    def anything(self) -> None:
+        """Something that may happen to topics."""
+        chance, name = self.chance, self.chance.choice(NAMES)
+        match chance.randrange(10):
+            case 0:
+                self.apply(CreateTopic(name, chance.choice([1, 3, 1000]), replace=True))
+            case 1 | 2 if name in self.state.topics:
+                self.apply(DeleteTopic(name))
+            case 3 if self.remembered < 1000:
+                self.forget_some()
+            case _:
+                self.apply(Publish(name, (b"x",) * chance.choice([1, 1, 2, 9])))
+
+    def restart(self) -> None:
+        self.state = BrokerState.restore(self.state.snapshot())
+        self.born |= self.gone  # it is not known any more when they began
+
+    def must_tell(self, filters: FilterSet, after: int, knows: int) -> bool:
+        """Whether a message of ``filters`` above ``after`` was lost after the step ``knows``."""
+        return any(
+            seq > after and step > knows and filters.matches(self.owner[seq])
+            for seq, step in self.lost.items()
+        )
+
+    def may_tell(self, filters: FilterSet, after: int, knows: int) -> bool:
+        """… or some message was of which nobody knows that it is not of ``filters``."""
+        if self.must_tell(filters, after, knows):
+            return True
+        is_open = any(self.born.get(name, self.state.seq + 1) > after for name in filters.exact)
+        return bool(filters.patterns or is_open) and any(
+            seq > after and self.lost[seq] > knows for seq in self.nameless
+        )
 
 
 class Reader:
-    """A stream's way: a cursor, and what it was told is lost, by looking at all topics."""
+    """A stream's way: a cursor, and up to which step it knows what is lost."""
 
-    def __init__(self, chance: random.Random, state: BrokerState) -> None:
-        self.chance = chance
-        self.state = state
-        self.filters = FilterSet(chance.choice(FILTERS))
-        self.seq = chance.randrange(state.seq + 1)
-        self.version = -1
-        self.told: dict[str, int] = {}
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.chance = world.chance
+        self.state = world.state
+        self.filters = FilterSet(self.chance.choice(FILTERS))
+        self.seq = self.chance.randrange(self.state.seq + 1)
+        self.version = self.knows = -1
         self.scan: Scan | None = None
 
     def look(self) -> None:
         """A piece: either a loss, or what is next."""
-        losses = self.state.losses(self.filters, self.seq)
-        is_new = any(lost > self.told.get(name, 0) for name, lost in losses.items())
         turn = Looks(self.chance.choice([1, 2, 9]))
+        if self.is_told_all(turn):
+            self.read_on(turn)
+
+    def is_told_all(self, turn: Looks) -> bool:
+        """Look for a loss; whether there is none that it does not know of."""
+        asked = self.filters, self.seq, self.knows
         self.version, found = self.state.find_loss(self.filters, self.seq, self.version, turn)
         if found:
-            assert is_new
-            self.told, self.version = losses, self.state.timeline.look()
-            return
+            assert self.world.may_tell(*asked)
+            assert self.state.losses(self.filters, self.seq)
+            self.version, self.knows = self.state.timeline.look(), self.world.step
+            return False
         if self.version < self.state.timeline.version:
-            return  # it has not looked at all
-        assert not is_new
-        self.read_on(turn)
+            return False  # it has not looked at all
+        assert not self.world.must_tell(*asked), "a loss that is passed over in silence"
+        self.knows = self.world.step
+        return True
 
     def read_on(self, turn: Looks) -> None:
         if self.scan is None or self.chance.random() < 0.2:
@@ -94,30 +162,63 @@ def test_readers_get_what_is_there_and_hear_of_what_was_lost(seed: int) -> None:
     chance = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:
         read_in_pieces(patch, chance)
-        patch.setattr("repl_broker.state.TOMBSTONES_MAX", chance.choice([1, 1000]))
+        remembered = chance.choice([1, 2, 3, 1000])
+        patch.setattr("repl_broker.state.TOMBSTONES_MAX", remembered)
         patch.setattr("repl_broker.timeline.FREE_MIN", 0)
         patch.setattr("repl_broker.timeline.PIECE_MATCHES", 1)
         patch.setattr("repl_broker.scan.PIECE_MATCHES", 1)
-        state = BrokerState()
-        applied(state, Configure(Settings(True, Retention(6, 1000, 1000), 9, 9)))
+        world = World(chance, remembered)
+        world.apply(Configure(Settings(True, Retention(6, 1000, 1000), 9, 9)))
         readers: list[Reader] = []
         for _ in range(chance.randrange(60)):
             if chance.random() < 0.5:
-                anything(chance, state)
+                world.anything()
             elif chance.random() < 0.3:
-                readers.append(Reader(chance, state))
+                readers.append(Reader(world))
             elif readers:
                 chance.choice(readers).look()
         if chance.random() < 0.3:
-            state = BrokerState.restore(state.snapshot())
-            readers = [Reader(chance, state) for _ in FILTERS]
+            world.restart()
+            readers = [Reader(world) for _ in FILTERS]
         for reader in readers:
             for _ in range(500):
                 reader.look()
+                if chance.random() < 0.02:
+                    world.anything()
+                state = world.state
                 if reader.seq == state.seq and reader.version == state.timeline.version:
                     break
             else:
                 raise AssertionError("it never gets level")
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=4 * settings().max_examples)
+def test_losses_of_topics_that_are_forgotten_in_any_order_are_told(seed: int) -> None:
+    """Readers that are midway, while topics go, and are not remembered any more."""
+    chance = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        remembered = chance.choice([1, 2, 3])
+        patch.setattr("repl_broker.state.TOMBSTONES_MAX", remembered)
+        patch.setattr("repl_broker.timeline.FREE_MIN", 0)
+        patch.setattr("repl_broker.timeline.PIECE_MATCHES", 1)
+        world = World(chance, remembered)
+        readers: list[Reader] = []
+        for _ in range(chance.choice([1, 2])):
+            for name in chance.sample(NAMES, len(NAMES)):
+                world.apply(Publish(name, (b"x",) * chance.choice([1, 2])))
+            readers += [Reader(world) for _ in range(6)]
+            for name in chance.sample(NAMES, chance.randrange(len(NAMES) + 1)):
+                if chance.random() < 0.8:
+                    world.apply(DeleteTopic(name))
+                if chance.random() < 0.6:
+                    world.forget_some()
+                for reader in readers:
+                    if chance.random() < 0.5:
+                        reader.is_told_all(Looks(chance.choice([1, 9])))
+        for reader in readers:
+            while not reader.is_told_all(Looks(9)):
+                pass
 
 
 def test_a_place_is_given_away_only_once_nothing_is_known_of_it(
@@ -132,6 +233,30 @@ def test_a_place_is_given_away_only_once_nothing_is_known_of_it(
             applied(state, Publish(f"keep.{number}", (b"1",)))
             assert len(state.scan(pattern, 0, 10**6)) == number // 100 + 1
     assert len(state.timeline.topics) < 4 * FREE_MIN
+
+
+def test_of_topics_that_are_gone_their_names_are_kept_and_not_their_histories() -> None:
+    state = BrokerState()
+    for number in range(3 * TOMBSTONES_MAX):
+        applied(state, Publish(f"go.{number}", (b"1",) * 3), DeleteTopic(f"go.{number}"))
+    applied(state, Publish("stay", (b"1",)))
+    state = BrokerState.restore(state.snapshot())
+    applied(state, Publish("go.0", (b"1",)), DeleteTopic("go.0"))
+    kept = state.timeline.topics
+    assert [topic.name for topic in kept if isinstance(topic, Topic)] == ["stay"]
+    assert len({id(topic) for topic in kept}) <= TOMBSTONES_MAX + 2
+    assert not {*map(type, state.timeline.gone.values())} & {Topic}
+
+
+def test_a_history_that_is_empty_takes_no_room() -> None:
+    state = BrokerState()
+    applied(state, Publish("t", (b"1",) * 1000))
+    state.apply(2, 10**12, [Expire(5000)])
+    assert state.retained_messages == 0
+    topic = state.topics["t"]
+    assert len(topic._sequences) == len(topic._sizes) == 0
+    applied(state, Publish("t", (b"1",)))
+    assert [*topic.sequences()] == [1001]
 
 
 def test_marks_are_bounded_for_all_filters_together(monkeypatch: pytest.MonkeyPatch) -> None:
