@@ -191,6 +191,7 @@ async def serve(
             join = config.cluster.join
             await replica.load(joins=True)
         hub.position = replica.state.seq
+        _set_apart()
         listeners = _passed(sockets) or await _listen(config.http.bind)
         raft_listeners = await _listen(config.raft.bind) if clustered else []
         members = None
@@ -405,9 +406,14 @@ def _calm_the_collector() -> None:
     thousands of connections a look takes as long as there are young objects, and all
     messages wait meanwhile: so it is not as seldom as would be cheapest.
     """
+    _set_apart()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _set_apart() -> None:
+    """What the log has given stays, too, and with it what will hold all that comes later."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _publish(hub: Hub, replica: Replica, access: Access, applied: Applied) -> None:

@@ -32,7 +32,7 @@ class Expiry:
 
     def __init__(self, due_ms: Callable[[str], int | None]) -> None:
         self._due_ms = due_ms
-        self._heap: list[Due] = []
+        self._heap: list[tuple[int, str]] = []  # plain: the collector need not look at them
         self._noted: dict[str, int] = {}  # the times in the heap that count
 
     def note(self, name: str, time_ms: int) -> None:
@@ -40,13 +40,13 @@ class Expiry:
         noted = self._noted.get(name)
         if noted is None or time_ms < noted:
             self._noted[name] = time_ms
-            heapq.heappush(self._heap, Due(time_ms, name))
+            heapq.heappush(self._heap, (time_ms, name))
 
     def first(self) -> Due | None:
         """The topic that is due first, and when; None if no topic holds anything."""
         heap, noted = self._heap, self._noted
         while heap:
-            found = heap[0]
+            found = Due(*heap[0])
             if noted.get(found.name) != found.time_ms:
                 heapq.heappop(heap)  # an earlier one was noted since, and has been put right
                 continue
@@ -57,6 +57,6 @@ class Expiry:
                 heapq.heappop(heap)
                 del noted[found.name]
             else:
-                heapq.heapreplace(heap, Due(time_ms, found.name))
+                heapq.heapreplace(heap, (time_ms, found.name))
                 noted[found.name] = time_ms
         return None

@@ -50,6 +50,7 @@ from repl_broker.remembered import Remembered, RememberedKeys
 from repl_broker.scan import Scan
 from repl_broker.segments import Segments
 from repl_broker.timeline import Gone, Timeline
+from repl_broker.untracked import untrack
 from repl_broker.wire import unpack_settings
 
 __all__ = [
@@ -209,6 +210,8 @@ class Topic:
         self._sequences = array("Q")
         self._sizes = array("I")
         self._head = 0  # everything before it is trimmed, and cut off now and then
+        for each in (self, self._sequences, self._sizes):
+            untrack(each)
 
     def __len__(self) -> int:
         return len(self._sequences) - self._head
@@ -334,7 +337,8 @@ class Topic:
         if fields[8:]:
             topic.used_ms = fields[9]
         topic.trimmed_seq, topic.oldest_ms = trimmed_seq, oldest_ms
-        topic._sequences, topic._sizes = _unpack("Q", sequences), _unpack("I", sizes)
+        topic._sequences.frombytes(sequences)
+        topic._sizes.frombytes(sizes)
         topic.bytes = sum(topic._sizes)
         return topic
 
@@ -1021,9 +1025,3 @@ def _too_much_of_client(held: int, added: int, most: int, is_own: bool) -> Refus
         f"and its share is {most:,} ([limits] storage_bytes_per_client). Delete some, shorten "
         "their retention, or raise the share.",
     )
-
-
-def _unpack(typecode: str, data: bytes) -> array[int]:
-    values = array(typecode)
-    values.frombytes(data)
-    return values

@@ -59,7 +59,7 @@ LAYERS = (
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors", "order", "floor", "patience", "expiry"),
+    ("errors", "order", "floor", "patience", "expiry", "untracked"),
     ("raft.*",),
     ("__init__",),
 )
@@ -72,6 +72,7 @@ PURE = (
         "masking",
         "handshake",
         "scan",
+        "untracked",
         "capture",
         "segments",
         "timeline",
