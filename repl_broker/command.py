@@ -120,7 +120,8 @@ class Expire(msgspec.Struct, frozen=True):
     """Trim what has grown too old by the entry's time, in topics that nobody publishes to.
 
     What is due first goes first. ``steps_max`` bounds the work, so that there may be more
-    to trim; 0: all of it, as entries of old logs have it.
+    to trim. 0: all of it, and all that is beyond any other limit, as entries of old logs
+    have it. That looks at every topic, and is not proposed any more.
     """
 
     steps_max: int = 0

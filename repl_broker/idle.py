@@ -37,7 +37,7 @@ from repl_broker.command import Command, DeleteTopics, Expire, KeepTopics
 from repl_broker.errors import RequestError
 from repl_broker.filters import Filters
 from repl_broker.hub import Hub
-from repl_broker.replica import Replica
+from repl_broker.replica import EXPIRY_STEPS_MAX, Replica
 from repl_broker.state import BrokerState, Topic
 from repl_broker.turnstile import Turn
 
@@ -198,7 +198,7 @@ class IdleTopics:
             if self._reign is not reign or not await self._propose(DeleteTopics(part, before_ms)):
                 return
         if is_unseen:  # nothing else may be written, and the log's time would stand still
-            await self._propose(Expire())
+            await self._propose(Expire(EXPIRY_STEPS_MAX))
 
     # --- both ---
 

@@ -571,7 +571,10 @@ class BrokerState:
         return TopicChanged(created=False)
 
     def _expire(self, command: Expire, events: list[Message | TopicDeleted]) -> Outcome:
-        room = command.steps_max or ALL_STEPS
+        if not command.steps_max:  # as old logs have it: whatever is beyond any limit
+            for topic in self._by_name():
+                self._trim(topic)
+        room = command.steps_max
         while room > 0 and (due := self._expiry.first()) and due.time_ms < self.time_ms:
             topic = self.topics[due.name]
             oldest_ms = self.time_ms - topic.retention.seconds * 1000

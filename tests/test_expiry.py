@@ -111,6 +111,92 @@ def test_nodes_that_came_there_in_other_ways_trim_the_same(seed: int) -> None:
     assert pieces == 0 or whole.retained_messages == node.state.retained_messages
 
 
+class OldTopic:
+    """What a topic holds: sequence number, time and size of each message."""
+
+    def __init__(self, own: tuple[int | None, ...]) -> None:
+        self.own = own
+        self.held: list[tuple[int, int, int]] = []
+
+    def trim(self, default: Retention, now_ms: int) -> None:
+        messages, seconds, size = (
+            said or given
+            for said, given in zip(
+                self.own, (default.messages, default.seconds, default.bytes), strict=True
+            )
+        )
+        while self.held and (
+            len(self.held) > messages
+            or self.held[0][1] < now_ms - seconds * 1000
+            or (len(self.held) > 1 and sum(held[2] for held in self.held) > size)
+        ):
+            del self.held[0]
+
+
+def old_entry(
+    topics: dict[str, OldTopic], default: Retention, seq: int, now_ms: int, entry: list[Command]
+) -> tuple[Retention, int]:
+    """What the first version did with an entry: all limits of all topics, at each Expire."""
+    published = set()
+    for command in entry:
+        match command:
+            case Publish(str(name), data):
+                topic = topics.setdefault(name, OldTopic((None,) * 3))
+                topic.held += [(seq + n, now_ms, len(body)) for n, body in enumerate(data, 1)]
+                seq += len(data)
+                published.add(name)
+            case CreateTopic(name, messages, seconds, size):
+                topics.setdefault(name, OldTopic(())).own = (messages, seconds, size)
+                topics[name].trim(default, now_ms)
+            case DeleteTopic(name):
+                topics.pop(name, None)
+            case Configure(new):
+                default = new.retention
+                for topic in topics.values():
+                    topic.trim(default, now_ms)
+            case Expire():
+                for topic in topics.values():
+                    topic.trim(default, now_ms)
+    for name in published & {*topics}:
+        topics[name].trim(default, now_ms)
+    return default, seq
+
+
+OWN = st.sampled_from([None, 1, 2, 5])
+OLD_NAMES = st.sampled_from(NAMES[:3])
+OLD_RETENTIONS = st.builds(
+    Retention, st.sampled_from([1, 2, 9]), st.sampled_from([1, 9]), st.sampled_from([1, 4, 99])
+)
+OLD_PUBLISHES = st.builds(
+    Publish, OLD_NAMES, st.lists(st.sampled_from([b"", b"1", b"333"]), min_size=1).map(tuple)
+)
+OLD_WIDENINGS = st.builds(CreateTopic, OLD_NAMES, OWN, OWN, OWN, st.just(True)) | st.builds(
+    lambda retention: Configure(Settings(True, retention, 9, 9)), OLD_RETENTIONS
+)
+OLD_ENTRIES = st.lists(
+    st.one_of(OLD_PUBLISHES, OLD_WIDENINGS, st.builds(DeleteTopic, OLD_NAMES), st.just(Expire())),
+    max_size=5,
+) | st.tuples(OLD_PUBLISHES, st.just(Expire()), OLD_WIDENINGS).map(list)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 700, 4000]), OLD_ENTRIES), max_size=8))
+@settings(max_examples=4 * settings().max_examples)
+def test_an_old_log_gives_the_state_that_it_gave(log: list[tuple[int, list[Command]]]) -> None:
+    state = BrokerState()
+    default, seq, now_ms = state.settings.retention, 0, 1
+    topics: dict[str, OldTopic] = {}
+    for passed_ms, entry in log:
+        now_ms += passed_ms
+        state.apply(state.applied_index + 1, now_ms, entry)
+        default, seq = old_entry(topics, default, seq, now_ms, entry)
+        assert state.seq == seq
+        assert {name: [*topic.sequences()] for name, topic in state.topics.items()} == {
+            name: [held[0] for held in topic.held] for name, topic in topics.items()
+        }
+        if passed_ms:
+            state = BrokerState.restore(state.snapshot())
+
+
 def test_one_entry_trims_no_more_than_it_may() -> None:
     node = Node()
     node.apply(*(Publish(name, (b"x",) * 100) for name in NAMES))

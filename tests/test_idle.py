@@ -241,6 +241,7 @@ async def test_the_log_is_brought_on_before_a_leader_goes_by_its_own_clock(
         with seen(node) as commands:
             await trio.sleep(2 + SOON_SECONDS)
         assert [type(command) for command in commands] == [Expire, DeleteTopics]
+        assert all(c.steps_max for c in commands if isinstance(c, Expire)), "its work is bounded"
 
 
 async def test_a_node_that_is_cut_off_for_a_while_keeps_its_topics_and_for_long_does_not(
