@@ -12,12 +12,16 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Final
 
 __all__ = ["Order"]
 
 BLOCK_NUMBERS: Final = 1024
 SPARSE_RATIO: Final = 4  # a block is written anew when so much of it is released
+WINDOW_NUMBERS: Final = 1 << 22  # that are loaded at once
+DENSE_RATIO: Final = 8  # so much room is taken for each number, rather than sorting pairs
+NOBODY: Final = 0xFFFF_FFFF  # is no owner
 
 
 class _Block:
@@ -144,17 +148,25 @@ class Order:
     def load(self, held: Iterable[tuple[int, Sequence[int]]], mark: int = 0) -> None:
         """Owners and all the numbers that each has, when nothing was appended yet."""
         assert not self._blocks
-        found: dict[int, list[int]] = {}
+        windows: dict[int, list[tuple[int, Sequence[int]]]] = {}
         for owner, numbers in held:
-            for number in numbers:
-                found.setdefault(number // BLOCK_NUMBERS, []).append(number << 32 | owner)
-        for key in sorted(found):
-            pairs = sorted(found.pop(key))
-            owners = array("I", (pair & 0xFFFF_FFFF for pair in pairs))
-            block = _Block(pairs[0] >> 32, owners, mark)
-            block.written = array("Q", (pair >> 32 for pair in pairs))
-            self._blocks.append(block)
-            self._firsts.append(block.first)
+            start = 0
+            while start < len(numbers):
+                window = numbers[start] // WINDOW_NUMBERS
+                end = len(numbers)
+                if numbers[-1] // WINDOW_NUMBERS != window:
+                    end = bisect_left(numbers, (window + 1) * WINDOW_NUMBERS, start)
+                windows.setdefault(window, []).append((owner, numbers[start:end]))
+                start = end
+        for window in sorted(windows):
+            numbers, owners = _in_order(windows.pop(window))
+            for start in range(0, len(numbers), BLOCK_NUMBERS):
+                part = numbers[start : start + BLOCK_NUMBERS]
+                block = _Block(part[0], owners[start : start + BLOCK_NUMBERS], mark)
+                if part[-1] - part[0] >= len(part):
+                    block.written = part
+                self._blocks.append(block)
+                self._firsts.append(block.first)
 
     def runs(self, after: int, mark_min: int = -1) -> Iterator[tuple[Sequence[int], array[int]]]:
         """Numbers above ``after`` in order, and their owners, BLOCK_NUMBERS at most at a time.
@@ -170,3 +182,28 @@ class Order:
             low = bisect_right(numbers, after)
             if low < len(numbers):
                 yield numbers[low:], block.owners[low:]
+
+
+def _in_order(held: list[tuple[int, Sequence[int]]]) -> tuple[array[int], array[int]]:
+    """All the numbers of some owners in order, and whose each is; there are some."""
+    first = min(numbers[0] for _, numbers in held)
+    span = max(numbers[-1] for _, numbers in held) - first + 1
+    total = sum(len(numbers) for _, numbers in held)
+    if span > total * DENSE_RATIO:
+        pairs = sorted(number << 32 | owner for owner, numbers in held for number in numbers)
+        return array("Q", (p >> 32 for p in pairs)), array("I", (p & NOBODY for p in pairs))
+    room = array("I", (NOBODY,)) * span
+    for owner, numbers in held:
+        at, count = numbers[0] - first, len(numbers)
+        if numbers[-1] - numbers[0] < count:
+            room[at : at + count] = array("I", (owner,)) * count
+        else:
+            for number in numbers:
+                room[number - first] = owner
+    every = range(first, first + span)
+    if total == span:
+        return array("Q", every), room
+    return (
+        array("Q", compress(every, map(NOBODY.__ne__, room))),
+        array("I", filter(NOBODY.__ne__, room)),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,17 @@ class Held:
         assert len(self.order) == len(self.owners)
 
 
+def loaded(held: Held) -> Held:
+    """The same, from all that there is."""
+    again = Held()
+    again.owners = dict(held.owners)
+    numbers: dict[int, array[int]] = {}
+    for number, owner in sorted(held.owners.items()):
+        numbers.setdefault(owner, array("Q")).append(number)
+    again.order.load(numbers.items())
+    return again
+
+
 STEPS = st.lists(
     st.tuples(st.just("append"), st.integers(0, 5), st.integers(1, 9), st.integers(0, 3))
     | st.tuples(st.just("release"), st.integers(0, 5), st.integers(1, 9), st.integers(0, 3)),
@@ -71,12 +84,19 @@ def test_what_lives_is_found_in_order_from_any_number_on(
                 held.release(own[skip : skip + count] or sorted(held.owners)[: count // 2])
             held.check()
             held.check(after)
-        again = Held()
-        again.owners = dict(held.owners)
-        owners = set(held.owners.values())
-        again.order.load((o, [n for n, x in held.owners.items() if x == o]) for o in owners)
+        for window, ratio in ((8, 1), (8, 100), (1 << 22, 1), (1 << 22, 8)):
+            patch.setattr(order_module, "WINDOW_NUMBERS", window)
+            patch.setattr(order_module, "DENSE_RATIO", ratio)
+            again = loaded(held)
+            again.check()
+            again.check(after)
+        assert all(len(block.owners) <= 8 for block in again.order._blocks)
+        for number in sorted(again.owners)[::2]:  # it goes on as the first does
+            again.release([number])
+            again.check()
+        again.next = held.next
+        again.append(1, 3)
         again.check()
-        again.check(after)
 
 
 def test_what_was_marked_before_is_passed_over_in_blocks() -> None:
