@@ -60,11 +60,6 @@ class Order:
         """How many live."""
         return sum(block.live for block in self._blocks)
 
-    @property
-    def first(self) -> int:
-        """None that lives is less; 1, if there are none."""
-        return self._firsts[0] if self._firsts else 1
-
     def append(self, number: int, owner: int, count: int = 1, mark: int = 0) -> None:
         """The ``count`` numbers from ``number`` on are ``owner``'s. ``mark`` never falls."""
         while count > 0:

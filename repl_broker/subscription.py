@@ -91,7 +91,8 @@ class Subscription:
     __slots__ = (
         "_after", "_before", "_channel", "_ended", "_filters", "_gap_reason", "_generation",
         "_heartbeat_seconds", "_hub", "_losses_version", "_prelude", "_reason", "_replica",
-        "_resuming", "_scan", "_scope", "_seq", "_told_deletions", "ahead", "lease", "place",
+        "_resuming", "_scan", "_scope", "_seeks_first", "_seq", "_told_deletions", "ahead", "lease",
+        "place",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +120,7 @@ class Subscription:
         self._losses_version = -1  # losses up to it were looked at
         self._gap_reason: str | None = None  # a gap is to be told, before anything else
         self._scan: Scan | None = None  # of the log, while it is read
+        self._seeks_first = False  # the first that is retained, to tell where it begins
         self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
         self._ended = False
         self._prelude: Iterator[bytes] = iter(())
@@ -228,7 +230,8 @@ class Subscription:
 
     def find_place(self) -> None:
         """See whether the tail reaches back to where the stream is."""
-        if self.place is None and not self._resuming and self._gap_reason is None:
+        is_reading = self._resuming or self._seeks_first or self._gap_reason is not None
+        if self.place is None and not is_reading:
             channel, told = self._require_channel(), self._told_deletions
             offset = channel.offset_after(self._seq, told)
             if offset is not None:
@@ -255,22 +258,36 @@ class Subscription:
                 self._seq = after.seq
         else:
             if after == "earliest":
-                self._losses_version = state.timeline.look()  # what is lost was not asked for
-                self._seq = self._first_position()
+                self._seeks_first = True
+                if not self._is_short or not self._seek_first(Looks(LOOKS_AT_ONCE)):
+                    return  # it is told where it begins when that is found
             else:
                 self._seq = state.seq
                 told = state.deletions(self._filters, state.seq)
                 self.place = Place(self._require_channel().end, state.seq, tuple(told))
             yield self._subscribed(Cursor(epoch, self._seq))
 
-    def _first_position(self) -> int:
-        """Before all that is retained: just before the first of these filters, if that is near."""
-        state, filters = self._state, self._filters
-        if filters.patterns and sum(map(len, filters.filters)) > SHORT_FILTERS:
-            return state.timeline.first_position()
-        scan = Scan(state, filters, 0)
-        first = scan.take(Looks(LOOKS_AT_ONCE), 1)
-        return first[0].seq - 1 if first else scan.position
+    @property
+    def _is_short(self) -> bool:
+        """Whether a look at what the filters match takes next to no time."""
+        filters = self._filters
+        return not filters.patterns or sum(map(len, filters.filters)) <= SHORT_FILTERS
+
+    def _seek_first(self, turn: Patience) -> bool:
+        """Go to just before the first message of these filters; whether that is found.
+
+        A cursor further back would lie before what they lost, and whoever resumed from it
+        would be told of a gap.
+        """
+        state = self._state
+        scan = self._scan = self._scan or Scan(state, self._filters, 0)
+        found = scan.take(turn, 1)
+        if not found and scan.position < state.seq:
+            return False
+        self._seq = found[0].seq - 1 if found else state.seq
+        self._scan, self._seeks_first = None, False
+        self._losses_version = state.timeline.look()  # what is lost was not asked for
+        return True
 
     async def _reach(self, cursor: Cursor) -> bytes | None:
         """Wait until this node is where the client is; a gap if no node is."""
@@ -340,6 +357,9 @@ class Subscription:
         state = self._state
         if self._generation != state.generation:
             self._generation, self._losses_version, self._scan = state.generation, -1, None
+        if self._seeks_first:
+            found = self._seek_first(turn)
+            return self._subscribed(Cursor(self._hub.epoch, self._seq)) if found else _MORE
         if self._gap_reason is None:
             self._losses_version, is_lost = state.find_loss(
                 self._filters, self._seq, self._losses_version, turn

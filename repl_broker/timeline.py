@@ -157,10 +157,6 @@ class Timeline:
         self._seen = self.version
         return self.version
 
-    def first_position(self) -> int:
-        """The sequence number before the first message that is there."""
-        return self._messages.first - 1
-
     def runs(self, after: int) -> Iterator[tuple[Sequence[int], array[int]]]:
         """Sequence numbers above ``after``, in pieces, and the places of their topics."""
         return self._messages.runs(after)

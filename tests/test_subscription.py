@@ -128,6 +128,57 @@ async def test_earliest_gives_everything_that_is_retained_and_no_gap() -> None:
             assert not reader.named("gap")
 
 
+LONG = [f"{letter * 200}.*" for letter in "uvw"]
+
+
+@pytest.mark.parametrize("filters", [["m.*"], ["m.*", *LONG], ["m.a"], ["z.*"], ["z.>", *LONG]])
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_stream_from_the_earliest_begins_behind_all_that_its_filters_lost(
+    filters: list[str], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long they are, and however much of others' comes first."""
+    read_in_pieces(monkeypatch, random.Random(seed))
+    async with running_node() as node:
+        await publish(node, "others", *range(20))
+        await node.replica.propose(CreateTopic("m.a", 1))
+        await publish(node, "m.a", *range(30))
+        await publish(node, "others", *range(20))
+        async with reading(node, *filters, after="earliest") as reader:
+            (subscribed,) = await reader.read()
+        begins = 49 if FilterSet(filters).matches("m.a") else 70
+        assert (subscribed["event"], subscribed["id"]) == ("subscribed", event_id(begins))
+        assert json.loads(subscribed["data"])["position"] == event_id(begins)
+        await node.broker.delete_topic(ANYONE, "others")
+        last = await publish(node, "z.z" if begins == 70 else "m.b", "new")
+        async with reading(node, *filters, "m.b", after=reader.cursor) as reader:
+            await reader.read_until(last)
+        assert not reader.named("gap")
+        assert reader.messages == ([29, "new"] if begins == 49 else ["new"])
+
+
+async def test_what_is_lost_while_the_first_message_is_sought_was_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("repl_broker.subscription.LOOKS_AT_ONCE", 0)
+    monkeypatch.setattr("repl_broker.turnstile.PIECE_SECONDS", -1)
+    monkeypatch.setattr("repl_broker.order.BLOCK_NUMBERS", 3)
+    monkeypatch.setattr("repl_broker.scan.NEAR_MESSAGES", 1000)
+    async with running_node() as node:
+        await publish(node, "others", *range(20))
+        await publish(node, "m.a", *range(10))
+        subscription = node.broker.subscribe(ANYONE, ["m.*", *LONG], "earliest")
+        async with subscription as stream:
+            assert await stream.read_log() is None, "it is not found yet"
+            assert stream.place is None
+            await node.replica.propose(CreateTopic("m.a", 2, replace=True))
+            reader = Reader(stream)
+            await reader.read()
+            assert reader.cursor == event_id(28)
+            await reader.read_until(await publish(node, "m.a", "new"))
+    assert not reader.named("gap")
+    assert reader.messages == [8, 9, "new"]
+
+
 async def test_a_topic_that_does_not_exist_yet_is_waited_for() -> None:
     async with running_node() as node, reading(node, "new.topic", after="earliest") as reader:
         await reader.read()
