@@ -277,4 +277,4 @@ def _note_expiry(file: Path, certificate: object) -> None:
     seconds = ssl.cert_time_to_seconds(certificate["notAfter"])
     days = int((seconds - time.time()) // DAY_SECONDS)
     level = logging.WARNING if days < DAYS_LEFT_WARNED else logging.INFO
-    log.log(level, "certificate file=%s days_left=%d", file, days)
+    log.log(level, "certificate file=%r days_left=%d", str(file), days)

@@ -175,8 +175,8 @@ class Room:
         if was != is_full:
             outcome = "publishes are refused" if is_full else "it is over"
             level = logging.WARNING if is_full else logging.INFO
-            figures = (self._free, self._stored_bytes)
-            log.log(level, "%s, %s free_bytes=%d stored_bytes=%d", what, outcome, *figures)
+            text = f"{what}, {outcome} free_bytes=%d stored_bytes=%d"
+            log.log(level, text, self._free, self._stored_bytes)
 
     def _own_reason(self) -> str | None:
         if self._disk_full:

@@ -388,15 +388,16 @@ class SqliteStorage:
             was_open = tighten(self._folder / name for name in names)
         except PermissionError:
             log.warning(
-                "others may read the store, and this user cannot change that folder=%s "
-                "remedy='chmod 600 its files'", self._folder,
-            )  # fmt: skip
+                "others may read the store, and this user cannot change that folder=%r remedy=%r",
+                str(self._folder),
+                "chmod 600 its files",
+            )
         except OSError as error:
             raise self._unwritable(error) from None
         else:
             if was_open:
                 files = ",".join(path.name for path in was_open)
-                log.warning("others could read the store; not any more files=%s", files)
+                log.warning("others could read the store; not any more files=%r", files)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)

@@ -28,6 +28,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import ssl
@@ -93,6 +94,7 @@ PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
 # RFC 8446 section 6: alert, fatal, protocol_version. For who speaks TLS where none is wanted.
 NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 ADDRESSES_MAX: Final = 4  # of one name that are tried
+NAME: Final = re.compile(r"[\w.-]{1,64}")  # what stands in the log as it is
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
 
@@ -216,7 +218,7 @@ class Transport:
         self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
         self._strangers: dict[_Frames, _Stranger] = {}  # handshakes, the oldest first
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str, str]] = set()
         self._refused = 0
         self._garbage = 0
         self._dropped = 0
@@ -368,16 +370,19 @@ class Transport:
             await self._listen(hello, frames)
         except (PeerRefusedError, trio.TooSlowError) as error:
             self._refused += 1
-            self._warn("peer refused %s reason=%r", frames.peer, str(error) or "it said too little")
+            reason = str(error) or "it said too little"
+            text = "peer refused peer=%s address=%s reason=%r"
+            self._warn(text, frames.peer, frames.address, reason)
         except (ValueError, msgspec.ValidationError) as error:
             self._garbage += 1
-            self._warn("peer sent garbage %s error=%r", frames.peer, str(error))
+            where = frames.peer, frames.address
+            self._warn("peer sent garbage peer=%s address=%s error=%r", *where, str(error))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("peer left %s", frames.peer)
+            log.debug("peer left peer=%s address=%s", frames.peer, frames.address)
         except Exception:
             # An error of ours ends this connection, and nothing else.
             self._garbage += 1
-            log.exception("failed to serve %s", frames.peer)
+            log.exception("failed to serve peer=%s address=%s", frames.peer, frames.address)
 
     async def _meet(self, frames: _Frames, patience: trio.CancelScope) -> Hello:
         """Who it is, within a bound of time and of strangers."""
@@ -406,14 +411,14 @@ class Transport:
         oldest = next(f for f, stranger in self._strangers.items() if stranger.address == crowd)
         self._strangers.pop(oldest).patience.cancel()
 
-    def _warn(self, text: str, peer: str, reason: str) -> None:
+    def _warn(self, text: str, peer: str, address: str, reason: str) -> None:
         """Once for each peer and reason: who is refused comes back again and again."""
-        line = (peer, reason)
+        line = (peer, address, reason)
         level = logging.DEBUG if line in self._warned else logging.WARNING
         if len(self._warned) >= WARNED_MAX:
             self._warned.clear()
         self._warned.add(line)
-        log.log(level, text, peer, reason[:REASON_CHARACTERS_MAX])
+        log.log(level, text, peer, address, reason[:REASON_CHARACTERS_MAX])
 
     async def _welcome(self, frames: _Frames) -> Hello:
         """What a peer says of itself that knows the secret, and is admitted."""
@@ -841,8 +846,9 @@ class _Link:
         except trio.TooSlowError:
             log.debug("no handshake in time peer=%s", self._where)
         except (ValueError, msgspec.ValidationError) as error:
-            where = f"peer={self._where} address={self.address[0]}"
-            self._transport._warn("no peer answers there %s error=%r", where, str(error))
+            where = self._where, self.address[0]
+            text = "no peer answers there peer=%s address=%s error=%r"
+            self._transport._warn(text, *where, str(error))
         finally:
             self._disconnect()
 
@@ -1011,12 +1017,12 @@ class _Frames:
     def __init__(self, line: _Line, bytes_max: int) -> None:
         self.line = line
         self.bytes_max = bytes_max
-        self.peer = f"peer=unknown address={_remote_address(line.stream)}"  # for the log
+        self.peer, self.address = "unknown", _remote_address(line.stream)  # for the log
         self._received = bytearray()
 
     def name(self, node_id: str) -> None:
         """Who the other says that it is, proved or not."""
-        self.peer = f"peer={node_id[:64]!r} address={_remote_address(self.line.stream)}"
+        self.peer = node_id if NAME.fullmatch(node_id) else repr(node_id[:64])
 
     async def send(self, frame: tuple[Any, ...]) -> None:
         """For the handshake, when nobody else sends."""

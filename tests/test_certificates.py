@@ -273,7 +273,10 @@ def test_a_certificate_that_expires_soon_is_warned_of(
         Certificates(http_config(files))
     (record,) = caplog.records
     assert record.levelno == level
-    assert record.getMessage() == f"certificate file={files['tls_certificate']} days_left={days}"
+    assert (
+        record.getMessage()
+        == f"certificate file={str(files['tls_certificate'])!r} days_left={days}"
+    )
 
 
 def test_config_check_finds_what_a_node_would_refuse(tmp_path: Path, authority: trustme.CA) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
+import repl_broker
 from repl_broker.config import LogConfig
-from repl_broker.logs import Joined, configure
+from repl_broker.logs import PLACE, Joined, configure
 from repl_broker.trace import CURRENT, Request, apart
 
 
@@ -72,6 +76,57 @@ def test_what_a_message_calls_by_name_is_a_member_of_the_object() -> None:
     }
     assert "nothing" not in second
     assert third["message"] == "by name peer=n2"
+
+
+PACKAGE: Final = Path(repl_broker.__file__).parent
+FIELD: Final = re.compile(r"\b[a-z_]+=%[-+ #0]*\d*(?:\.\d+)?[a-z]")
+LEVELS: Final = ("debug", "info", "warning", "error", "exception", "critical", "log")
+# A value of these may have blanks: it stands in quotes, lest it look like several fields.
+WORDS: Final = frozenset(
+    ("error", "example", "file", "files", "folder", "like", "problem", "reason", "remedy", "what")
+)
+
+
+def log_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """The messages of a module: what is logged, and whatever has a place for a field."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            named, name = node.func.value, node.func.attr
+            if isinstance(named, ast.Name) and named.id in ("log", "logger") and name in LEVELS:
+                text = node.args[name == "log"]
+                if isinstance(text, ast.Constant):
+                    assert isinstance(text.value, str)
+                    yield node.lineno, text.value
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if FIELD.search(node.value):
+                yield node.lineno, node.value
+
+
+def amiss(text: str) -> Iterator[str]:
+    for place in PLACE.finditer(text):
+        name, form = place.groups()
+        if form and not name:
+            yield "a value without a name is no member of the JSON object"
+        if name in WORDS and form != "r":
+            yield f"{name} may have blanks, and is not quoted"
+    if re.search(r"\b[a-z_]+=[^%\s]", text):
+        yield "what is written out is no member of the JSON object"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_each_field_that_the_code_logs_has_a_place_of_its_own(path: Path) -> None:
+    """A placeholder that held "peer=n1 address=…" made one line, and no members."""
+    for line, text in log_texts(ast.parse(path.read_text())):
+        assert [*amiss(text)] == [], f"{path.name}:{line}: {text!r}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["peer refused %s reason=%r", "a reason=%s", "folder=%r remedy='chmod'", "%s free_bytes=%d"],
+)
+def test_a_field_without_a_place_of_its_own_is_noticed(text: str) -> None:
+    ((_, found),) = {*log_texts(ast.parse(f"log.error({text!r}, x)"))}
+    assert [*amiss(found)]
 
 
 @pytest.mark.parametrize("form", ["json", "console"])

@@ -514,7 +514,7 @@ class Door:
         try:
             return client.opens_stream()
         except Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self.note_failure("connection failed", f"peer={client.peer}", failure)
+            self.note_failure("connection failed peer=%s", (client.peer,), failure)
             client.transport.abort()
             return True
         finally:
@@ -530,7 +530,7 @@ class Door:
                     client = self._receive(client.transport, rest.data)
                 self._open.add(client)
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self.note_failure("connection failed", f"peer={client.peer}", failure)
+            self.note_failure("connection failed peer=%s", (client.peer,), failure)
         finally:
             self._open.discard(client)
             client.transport.abort()
@@ -566,13 +566,14 @@ class Door:
                     await trio.lowlevel.checkpoint()
             await trio.sleep_until(max(nearest, now + _LOOK_SECONDS_MIN))
 
-    def note_failure(self, what: str, whom: str, failure: BaseException) -> None:
-        """Count and log, in one line, an exception that ended a connection."""
+    def note_failure(self, text: str, whom: tuple[str, ...], failure: BaseException) -> None:
+        """Count and log, in one line, an exception that ended a connection. ``text`` has a
+        place for each of ``whom``."""
         self._failed += 1
         first = next(_leaves(failure))
         reason = " ".join(f"{type(first).__name__}: {first}".split())
-        logger.error(f"{what} %s error=%r", whom, reason)
-        logger.debug(f"{what} %s", whom, exc_info=failure)
+        logger.error(f"{text} error=%r", *whom, reason)
+        logger.debug(text, *whom, exc_info=failure)
 
     async def _refuse(self, transport: Transport, problem: _Problem) -> None:
         """Answer 429 and read on for a moment, lest a reset overtakes the answer."""
@@ -894,7 +895,12 @@ class Connection:
         except* _ClientGoneError:
             pass
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
-            self._door.note_failure("application failed", self._describe(scope), failure)
+            # The path as it was sent (h11 lets visible ASCII in only), less the
+            # query, which may hold a token.
+            assert scope["type"] == "http"
+            whom = (self.peer, scope["method"], scope["raw_path"].decode("ascii"))
+            text = "application failed peer=%s method=%s path=%s"
+            self._door.note_failure(text, whom, failure)
         finally:
             inbox.close()
         if not inbox.disconnected and not self._over:
@@ -903,13 +909,6 @@ class Connection:
                 await self._protocol.refuse(
                     _Problem.known("internal_error", "The log of the node tells what failed.")
                 )
-
-    def _describe(self, scope: Scope) -> str:
-        # The path as it was sent (h11 lets visible ASCII in only), less the
-        # query, which may hold a token.
-        assert scope["type"] == "http"
-        path = scope["raw_path"].decode("ascii")
-        return f"peer={self.peer} method={scope['method']} path={path}"
 
     async def _part(self) -> None:
         """Close, so that the client still gets what was sent to it."""
