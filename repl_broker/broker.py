@@ -679,13 +679,10 @@ class Broker:
         if self._replica.disowned is not None:
             raise disowned_error(self._replica.disowned)
         if not self._replica.ready:
-            known = self._replica.leader is not None
-            raise RequestError(
-                "no_leader",
-                "The node has not caught up with its cluster yet."
-                if known
-                else "The node knows no leader.",
-            )
+            if self._replica.leader is not None:
+                raise RequestError("no_leader", "The node has not caught up with its cluster yet.")
+            objections = self._members.objections() if self._members is not None else ""
+            raise RequestError("no_leader", f"The node knows no leader. {objections}".rstrip())
 
     @property
     def ready(self) -> bool:

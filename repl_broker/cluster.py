@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -80,6 +81,8 @@ async def find_cluster(
     refusals: list[str] = []
 
     async def ask(address: Address) -> None:
+        if await _is_own(address, config):
+            return
         try:
             answer = await transport.call_address(
                 (address.host, address.port), "who", None, seconds=FIND_SECONDS
@@ -102,6 +105,43 @@ async def find_cluster(
     if found:
         log.warning("does not bootstrap: there is a cluster address=%s", found[0])
     return bool(found)
+
+
+async def _is_own(address: Address, config: Config) -> bool:
+    """Whether this node itself is to listen at ``address``, by whichever name.
+
+    In doubt it is another's: it is dialled, and nobody answers.
+    """
+    raft = config.raft
+    if address in (raft.bind, raft.advertise):
+        return True
+    if address.port != raft.bind.port:
+        return False
+    hosts = await _hosts_of(address)
+    if _is_wildcard(raft.bind.host):
+        return any(map(_is_of_this_machine, hosts))
+    return bool(hosts & await _hosts_of(raft.bind))
+
+
+async def _hosts_of(address: Address) -> set[str]:
+    """The addresses of its name; none if it has none, or that takes too long to find out."""
+    with trio.move_on_after(FIND_SECONDS):
+        try:
+            found = await trio.socket.getaddrinfo(address.host, address.port)
+        except OSError:
+            return set()
+        return {str(each[4][0]) for each in found}
+    return set()
+
+
+def _is_of_this_machine(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
 
 
 async def _no_request(peer: str, name: str, argument: object) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "Refused",
     "Removal",
     "Seal",
+    "Version",
     "Welcome",
     "lost_its_data",
     "stretch",
@@ -94,6 +95,13 @@ class Loss(Objection):
         loss = super().__new__(cls, text)
         loss.member_at = member_at
         return loss
+
+
+class Version(Objection):
+    """The two have no version of the protocol in common."""
+
+    __slots__ = ()
+    kind = "version"
 
 
 class Itself(Objection):

@@ -23,7 +23,16 @@ import trio
 
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
-from repl_broker.handshake import Hello, Itself, Loss, Lost, Removal, lost_its_data
+from repl_broker.handshake import (
+    Hello,
+    Itself,
+    Loss,
+    Lost,
+    Objection,
+    Removal,
+    Version,
+    lost_its_data,
+)
 from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
@@ -46,6 +55,16 @@ WATCH_SECONDS: Final = 10  # between two looks around of a node that has a leade
 FIRST_LOOK_SECONDS: Final = 2  # that a founder waits for answers before it serves
 YOUNG_SECONDS: Final = 3600  # that a cluster has little to lose, and others may be on their way
 REASON_CHARACTERS_MAX: Final = 2000
+OBJECTIONS_MAX: Final = 5
+OBJECTIONS: Final = {
+    "older": "speaks an older protocol (stop all nodes, and start them with one version)",
+    Version.kind: "speaks another protocol (stop all nodes, and start them with one version)",
+    "stranger": "has another secret or version (compare [cluster] secret_file and 'repl-broker "
+    "version' on both)",
+    Loss.kind: "knows this node with other data (this one lost its own; see its log)",
+    Removal.kind: "has removed this node",
+    Objection.kind: "refuses this node, or is refused (see its log)",
+}
 # What may be otherwise soon; any other refusal of a join ends the node.
 PASSING: Final = frozenset(
     {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
@@ -160,6 +179,17 @@ class Members:
     def statistics(self) -> TransportStatistics:
         """What the connections to peers count."""
         return self._require_transport().statistics()
+
+    def objections(self) -> str:
+        """Why there may be no majority: the peers that are refused, or refuse, in a sentence.
+
+        For anybody to read: it has ids and remedies, and no addresses.
+        """
+        found = [
+            f"{peer} {OBJECTIONS.get(kind, OBJECTIONS[Objection.kind])}"
+            for peer, kind in sorted(self._require_transport().refusals().items())[:OBJECTIONS_MAX]
+        ]
+        return f"Not talked to: {'; '.join(found)}." if found else ""
 
     # --- tasks ---
 

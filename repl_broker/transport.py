@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import random
 import re
@@ -64,6 +65,7 @@ from repl_broker.handshake import (
     Refused,
     Removal,
     Seal,
+    Version,
     Welcome,
     lost_its_data,
     words_of,
@@ -95,6 +97,7 @@ PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
 NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 ADDRESSES_MAX: Final = 4  # of one name that are tried
 NAME: Final = re.compile(r"[\w.-]{1,64}")  # what stands in the log as it is
+OLDER_SECONDS: Final = 30  # that a peer is taken for one of an older version
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
 
@@ -219,6 +222,7 @@ class Transport:
         self._nursery: trio.Nursery | None = None
         self._strangers: dict[_Frames, _Stranger] = {}  # handshakes, the oldest first
         self._warned: set[tuple[str, str, str]] = set()
+        self._older: dict[str, float] = {}  # peers of protocol 1, and when they dialled
         self._refused = 0
         self._garbage = 0
         self._dropped = 0
@@ -325,6 +329,14 @@ class Transport:
         link = self._links.get(peer)
         return link is not None and link.connected
 
+    def refusals(self) -> dict[str, str]:
+        """The peers that cannot be talked to because they refuse this node, or it them: of which
+        kind that is (handshake.py), or "older"."""
+        apart = {peer: link for peer, link in self._links.items() if not link.connected}
+        found = {p: str(link.refusal_kind) for p, link in apart.items() if link.refusal_kind}
+        recent = trio.current_time() - OLDER_SECONDS
+        return found | {p: "older" for p in apart if self._older.get(p, -math.inf) > recent}
+
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
             sum(link.connected for link in self._links.values()),
@@ -424,6 +436,7 @@ class Transport:
         """What a peer says of itself that knows the secret, and is admitted."""
         frame = await frames.receive()
         if isinstance(frame, tuple) and frame[:1] == ("hello",):  # of protocol 1
+            self._note_older(frame)
             await self._refuse_stranger(frames, "it speaks an older protocol; upgrade it")
         if words_of(Knock, "knock", frame).version != HANDSHAKE:
             await self._refuse_stranger(frames, "it speaks a newer protocol; upgrade this node")
@@ -445,10 +458,16 @@ class Transport:
             me, at = self.me, objection.member_at if isinstance(objection, Loss) else ""
             about = (me.node_id, me.cluster_id, self._is_led(), at)
             await frames.send(seal.close(Part.REFUSED, Refused(kind, str(objection), *about)))
-            raise PeerRefusedError(objection)
+            raise PeerRefusedError(objection, kind=kind)
         version = min(hello.version_max, PROTOCOL_MAX)
         await frames.send(seal.close(Part.WELCOME, Welcome(version, *_fields(self.me))))
         return hello
+
+    def _note_older(self, frame: tuple[Any, ...]) -> None:
+        """Of one that says it is a peer. It proves nothing; no more than that is believed."""
+        said = frame[4] if len(frame) > 4 else None
+        if isinstance(said, str) and said in self._links:
+            self._older[said] = trio.current_time()
 
     async def _refuse_stranger(self, frames: _Frames, reason: str) -> NoReturn:
         """The reason is for this node's log alone."""
@@ -461,7 +480,7 @@ class Transport:
         if dialed_itself:
             return Itself(f"node {me.node_id!r} has dialed itself")
         if hello.version_max < PROTOCOL_MIN or hello.version_min > PROTOCOL_MAX:
-            return (
+            return Version(
                 f"node {me.node_id!r} speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the "
                 f"other {hello.version_min} to {hello.version_max}; upgrade the older one"
             )
@@ -769,6 +788,7 @@ class _Link:
         self.connected = False
         self.incarnation = ""  # of the peer, the last time
         self.refusal: PeerRefusedError | None = None  # why the peer would not talk, the last time
+        self.refusal_kind: str | None = None  # of the last attempt, if it ended by a refusal
         self._transport = transport
         self._peer = peer  # empty: whoever listens there
         self._life = trio.CancelScope()
@@ -833,9 +853,11 @@ class _Link:
 
     async def _try(self) -> None:
         """One connection, from dialling to its end."""
+        refusal_kind = None
         try:
             await self._connect_and_talk()
         except PeerRefusedError as error:
+            refusal_kind = error.kind
             if self._peer and str(self.refusal) != str(error):  # else who asked is told
                 log.error("refused by peer=%s reason=%r", self._where, str(error))
             self.refusal = error
@@ -850,6 +872,7 @@ class _Link:
             text = "no peer answers there peer=%s address=%s error=%r"
             self._transport._warn(text, *where, str(error))
         finally:
+            self.refusal_kind = refusal_kind
             self._disconnect()
 
     async def _connect_and_talk(self) -> None:
@@ -956,7 +979,8 @@ class _Link:
         """That it is whom this node means, as the other has found, too."""
         where = f"{self.address[0]}:{self.address[1]}"
         if not PROTOCOL_MIN <= welcome.version <= PROTOCOL_MAX:
-            raise PeerRefusedError(f"{where} wants to speak protocol {welcome.version}")
+            text = f"{where} wants to speak protocol {welcome.version}"
+            raise PeerRefusedError(text, kind=Version.kind)
         if self._peer and welcome.node_id != self._peer:
             raise PeerRefusedError(f"{where} is node {welcome.node_id!r}, not {self._peer!r}")
         if known and welcome.incarnation != known:

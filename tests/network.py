@@ -73,6 +73,9 @@ class Line:
     ) -> Any:
         return await self._network.ask(self._node_id, address[0], name, argument, seconds)
 
+    def refusals(self) -> dict[str, str]:
+        return {}
+
     def statistics(self) -> TransportStatistics:
         connected = sum(map(self.is_connected, self._network.nodes.keys() - {self._node_id}))
         return TransportStatistics(connected, 0, 0, 0, 0)

@@ -15,6 +15,7 @@ from repl_broker.certificates import Certificates
 from repl_broker.cluster import (
     SECRET_BYTES_MAX,
     SECRET_BYTES_MIN,
+    _is_own,
     find_cluster,
     is_clustered,
     own_record,
@@ -28,6 +29,7 @@ from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership
 from repl_broker.replica import Replica
 from tests.authority import peer_config, write
 from tests.nodes import Clock, Disk, configured
+from tests.test_cluster_tcp import Names
 from tests.test_transport import SECRET, Node, running
 
 JOIN = configured(cluster={"join": (Address("n9", 4081),)})
@@ -264,6 +266,32 @@ async def test_a_node_that_belongs_to_a_cluster_is_found(
     async with running(asked):
         assert await found_at(asked.address)
     assert "does not bootstrap: there is a cluster" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bind", "advertise", "host", "is_own"),
+    [
+        ("127.0.0.1", None, "127.0.0.1", True),
+        ("127.0.0.1", None, "itself", True),  # whose name leads to it
+        ("0.0.0.0", "public.example", "127.0.0.1", True),
+        ("0.0.0.0", "public.example", "public.example", True),  # and to nobody
+        ("127.0.0.1", None, "127.0.0.2", False),  # another on this machine
+        ("0.0.0.0", None, "192.0.2.1", False),
+        ("0.0.0.0", None, "public.example", False),
+    ],
+)
+@pytest.mark.parametrize("same_port", [True, False])
+async def test_a_founder_passes_over_its_own_address(
+    bind: str, advertise: str | None, host: str, is_own: bool, same_port: bool
+) -> None:
+    """It said that it had found no cluster there."""
+    trio.socket.set_custom_hostname_resolver(Names(itself="127.0.0.1"))
+    raft: dict[str, Any] = {"bind": Address(bind, 4081)}
+    if advertise is not None:
+        raft["advertise"] = Address(advertise, 4081)
+    config = configured(None, raft=raft)
+    address = Address(host, 4081 if same_port else 4082)
+    assert await _is_own(address, config) == (is_own and same_port)
 
 
 @pytest.mark.parametrize(

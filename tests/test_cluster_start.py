@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.handshake import Hello, Loss, Lost, Removal
 from repl_broker.storage import Identity
-from tests.network import Cluster, ClusterNode, running_cluster
+from tests.network import Cluster, ClusterNode, Line, running_cluster
 from tests.nodes import ANYONE, Disk
 from tests.test_cluster import history, publish, seq_of
 
@@ -182,6 +182,35 @@ async def test_a_removed_node_is_known_however_many_were_removed_after_it(
                     identity = (me.cluster_id, me.node_id, me.incarnation)
                     index = other.members.known_index
                     assert each.members.admit(Hello(2, 2, *identity, index, "", "")) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("older", "n2 speaks an older protocol (stop all nodes, and start them with one version)"),
+        ("version", "n2 speaks another protocol (stop all nodes"),
+        ("stranger", "n2 has another secret or version (compare [cluster] secret_file and"),
+        ("lost", "n2 knows this node with other data"),
+        ("removed", "n2 has removed this node"),
+        ("anything", "n2 refuses this node, or is refused (see its log)"),
+    ],
+)
+async def test_who_is_not_ready_says_which_peers_are_refused(
+    autojump_clock: MockClock, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_cluster(3) as cluster:
+        refused = {"n2": kind}
+        monkeypatch.setattr(Line, "refusals", lambda line: refused)
+        cluster["n1"].broker.check_ready()
+        cluster.cut("n1")
+        await trio.sleep(20)
+        with pytest.raises(RequestError) as no:
+            cluster["n1"].broker.check_ready()
+        assert f"The node knows no leader. Not talked to: {words}" in no.value.detail
+        refused.clear()
+        with pytest.raises(RequestError) as no:
+            cluster["n1"].broker.check_ready()
+        assert no.value.detail == "The node knows no leader."
 
 
 # --- founders ---

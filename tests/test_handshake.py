@@ -321,7 +321,7 @@ async def test_another_protocol_version_is_told_what_to_do(oldest: int, newest: 
     """RAFT.md scenario 49: in words that both sides understand, and log."""
     async with dialed(Node("a")) as hand:
         kind, reason = await hand.greet(version_min=oldest, version_max=newest)
-    assert kind == "refused"
+    assert kind == "version"
     spoken = f"speaks protocol 2 to 2, the other {oldest} to {newest}; upgrade the older one"
     assert spoken in reason
 
@@ -349,7 +349,7 @@ async def test_a_newer_node_speaks_to_an_older_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("repl_broker.transport.PROTOCOL_MAX", 3)
     async with dialed(Node("a")) as hand:
         kind, reason = await hand.greet(version_min=4, version_max=4)
-        assert kind == "refused"
+        assert kind == "version"
         assert "speaks protocol 2 to 3" in reason
     async with dialed(Node("a")) as hand:
         assert (await hand.greet(version_min=2, version_max=2)).version == 2
@@ -418,6 +418,34 @@ async def test_a_node_hears_that_it_lost_its_data_from_whoever_dials_it() -> Non
     assert f"the cluster {CLUSTER} knows it with another incarnation" in lost.reason
     assert lost[1:] == ("a", CLUSTER, True, None), "it has reached it where it knows it"
     assert a.losses == []
+
+
+async def test_a_peer_that_is_refused_is_named_with_the_kind_of_refusal() -> None:
+    """All that was said was that there is no leader."""
+    a, b = Node("a"), Node("b", b"another secret that is long enough")
+    async with running(b):
+        async with trio.open_nursery() as nursery:
+            a.transport.set_peers({"b": b.address, "c": ("127.0.0.1", 1), "x": ("127.0.0.1", 1)})
+            nursery.start_soon(a.transport.run, [])
+            with pytest.raises(PeerRefusedError):
+                await a.transport.call("b", "ask", 1, seconds=10)
+            while not a.transport.refusals():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            assert a.transport.refusals() == {"b": "stranger"}
+            for said in (OLD_HELLO, OLD_HELLO[:3], (*OLD_HELLO[:4], 7), (*OLD_HELLO[:4], "y")):
+                async with dialed(a) as hand:
+                    await hand.frames.send(said)
+                    assert await hand.frames.receive() == ("refused", STRANGER)
+            assert a.transport.refusals() == {"b": "stranger", "x": "older"}
+            a.transport._older["x"] -= 60
+            assert a.transport.refusals() == {"b": "stranger"}
+            nursery.cancel_scope.cancel()
+
+
+async def test_versions_that_have_nothing_in_common_are_a_kind_of_refusal() -> None:
+    async with dialed(Node("a")) as hand:
+        kind, reason = await hand.greet(version_min=9, version_max=9)
+        assert (kind, "upgrade the older one" in reason) == ("version", True)
 
 
 def test_words_of_older_nodes_lack_what_was_added_later() -> None:

@@ -97,9 +97,10 @@ def log_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 if isinstance(text, ast.Constant):
                     assert isinstance(text.value, str)
                     yield node.lineno, text.value
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if FIELD.search(node.value):
-                yield node.lineno, node.value
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if FIELD.search(node.value):
+            yield node.lineno, node.value
 
 
 def amiss(text: str) -> Iterator[str]:

@@ -794,7 +794,10 @@ def hint(response: httpx.Response) -> str:
         case "rate_limited" | "too_many_connections":
             return "wait, or raise the limit that is named"
         case "no_leader":
-            return "see that a majority of the nodes runs and that they reach each other"
+            return (
+                "see what the ready check says, that a majority of the nodes runs, and that they "
+                "reach each other"
+            )
     return "the answer says what to do"
 
 
