@@ -174,6 +174,7 @@ async def test_what_is_lost_while_the_first_message_is_sought_was_not_asked_for(
             reader = Reader(stream)
             await reader.read()
             assert reader.cursor == event_id(28)
+            await reader.read_until(event_id(30))
             await reader.read_until(await publish(node, "m.a", "new"))
     assert not reader.named("gap")
     assert reader.messages == [8, 9, "new"]
