@@ -21,6 +21,7 @@ With ``[auth] mode = "none"`` everyone is EVERYONE, who may do everything.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -38,7 +39,7 @@ from repl_broker.filters import Filters
 from repl_broker.hosts import Hosts, parse_host
 from repl_broker.message import FilterSet
 from repl_broker.origins import COOKIE, Origins
-from repl_broker.tokens import Verifier, refuse
+from repl_broker.tokens import Claims, Verifier, refuse
 
 __all__ = ["COOKIE", "EVERYONE", "Access", "Asking", "Caller", "Credentials", "Identity", "Lease"]
 
@@ -101,6 +102,7 @@ class Identity:
     issued_at: float | None  # seconds since 1970, as is …
     ends_at: float  # … until when it is taken
     token: str | None = field(repr=False)  # None: there is none
+    holder: str = ""  # what stands for whoever has a token without a name, at any address
 
     @property
     def subject_key(self) -> str:
@@ -118,6 +120,11 @@ class Identity:
 
     def may_publish(self, topic: str) -> bool:
         return self.admin or any(grants.publish.covers(topic) for grants in self.grants)
+
+    @property
+    def publishes(self) -> bool:
+        """Whether there is any topic that it may publish to."""
+        return self.admin or any(bool(grants.publish) for grants in self.grants)
 
     def may_subscribe(self, wanted: str) -> bool:
         """Whether one of its filters covers the whole of this one."""
@@ -148,14 +155,21 @@ class Caller(NamedTuple):
         return self.identity.subject_key or self.address
 
     @property
+    def holder(self) -> str:
+        """Who keeps something in the cluster. Unlike ``client`` it is the same at any address for a
+        token without a subject: those that allow the same are one. An address stands only for
+        whoever has no token."""
+        return self.identity.subject_key or self.identity.holder or self.address
+
+    @property
     def share(self) -> str:
         """In whose share of what all need it counts; "" for an administrator, in nobody's."""
-        return "" if self.identity.admin else self.client
+        return "" if self.identity.admin else self.holder
 
     @property
     def owner(self) -> str:
         """Whose idempotency keys these are; "" where all are one, because there are no tokens."""
-        return "" if self.identity is EVERYONE else self.client
+        return "" if self.identity is EVERYONE else self.holder
 
 
 class Lease:
@@ -306,7 +320,8 @@ class Access:
             return asking.address
 
     def admits(self, given: Credentials, topic: str | None) -> bool:
-        """Whether a publish to ``topic``, if it is one, looks allowed, so that its body is read.
+        """Whether a publish to ``topic``, or to any topics, looks allowed, so that room is kept
+        for its body, and it is read.
 
         It is a refusal before the work; the broker decides.
         """
@@ -314,7 +329,7 @@ class Access:
             who = self.identify(given, write=True)
         except RequestError:
             return False
-        return topic is None or who.may_publish(topic)
+        return who.publishes if topic is None else who.may_publish(topic)
 
     def _token(self, given: Credentials, *, write: bool) -> str:
         """The token that is given: a header beats the query beats the cookie."""
@@ -349,6 +364,7 @@ class Access:
             claims.issued_at,
             claims.expires_at + self._auth.leeway_seconds,
             token,
+            "" if claims.subject is not None else _holder(claims),
         )
 
     def _remember(self, token: str, who: Identity) -> None:
@@ -499,6 +515,12 @@ class Access:
     def revoke_all(self) -> None:
         """The state was replaced: there may be revocations of anyone."""
         self.revoke([subject for subject in self._leases if subject is not None])
+
+
+def _holder(claims: Claims) -> str:
+    """What tokens without a subject have in common that allow the same, renewed ones too."""
+    allowed = (sorted(claims.publish), sorted(claims.subscribe), claims.admin)
+    return f"grants {hashlib.blake2b(repr(allowed).encode(), digest_size=16).hexdigest()}"
 
 
 def _bearer(authorization: str) -> str:

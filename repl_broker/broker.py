@@ -568,7 +568,8 @@ class Broker:
     def _lease(self, caller: Caller, wanted: FilterSet) -> Lease | Seat | None:
         """What a stream has for as long as there is one: its right, and its place in a share."""
         lease, most = self.access.lease(caller.identity, wanted), self._shares.streams
-        client = self._sharer(caller) if most else ""
+        # Of streams those have a share who read, each at its address, and not all with one token.
+        client = caller.client if most and self._sharer(caller) else ""
         return self._seats.take(client, most, lease) if client else lease
 
     def _cursor(self, text: str) -> Cursor | str:

@@ -11,8 +11,9 @@ serves, whoever asks for whatever,
     its own names               of [http] public_url and bind, and of what its peers are told
     [http] hosts                what the operator lists, or "*" for all
 
-and no other, unless ``[auth] mode = "jwt"`` and no hosts are listed: then a page
-from nowhere has no token, and its cookies are those of another name.
+and no other, unless ``[auth] mode = "jwt"``, no hosts are listed, and nothing is granted to
+whoever has no token: then a page from nowhere has none, and its cookies are those of another
+name.
 
 A name counts with any port, since it is the name that leads somewhere, and tunnels
 and proxies change ports; a listed ``host:port`` counts with that port alone.
@@ -75,7 +76,12 @@ class Hosts:
 
     def __init__(self, config: Config) -> None:
         http = config.http
-        self._any = ANY in http.hosts or (config.auth.mode == "jwt" and not http.hosts)
+        auth = config.auth
+        # A page whose name was pointed here has no token; but it needs none for what anyone may do.
+        needs_token = auth.mode == "jwt" and not (
+            auth.anonymous.publish or auth.anonymous.subscribe
+        )
+        self._any = ANY in http.hosts or (needs_token and not http.hosts)
         self._own = {Host(name, None) for name in _own_names(config)}  # None: with any port
         for name, port in filter(None, map(read_host, http.hosts)):
             self._own.add(Host(_less_root(name), port))

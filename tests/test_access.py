@@ -182,7 +182,9 @@ def test_a_write_with_the_cookie_must_come_from_a_page_that_may(
     make: Callable[..., Access], origin: str, host: str, allowed: bool
 ) -> None:
     access = make({"cors_origins": ("*", "https://app.example")})
-    given = Credentials(cookie=f"repl_broker_token={token()}", origin=origin, host=host)
+    given = Credentials(
+        cookie=f"repl_broker_token={token(repl_broker=grants(('a',)))}", origin=origin, host=host
+    )
     assert reader(access, given).subject == "ann"  # a read
     assert access.admits(given, None) is allowed
     if allowed:
@@ -191,6 +193,22 @@ def test_a_write_with_the_cookie_must_come_from_a_page_that_may(
         assert refusal(lambda: access.identify(given, write=True)) == ("forbidden", "origin")
     by_header = given._replace(authorization=f"Bearer {token()}")
     assert access.identify(by_header, write=True).subject == "ann"
+
+
+def test_room_for_a_batch_over_topics_is_kept_for_those_who_may_publish_somewhere(
+    make: Callable[..., Access],
+) -> None:
+    """Which topics these are is in the body; who may publish to none sends it in vain."""
+    access = make()
+    for said, allowed in (
+        (Credentials(), False),
+        (with_bearer("x.y.z"), False),
+        (with_bearer(token()), False),
+        (with_bearer(token(repl_broker=grants((), ("a",)))), False),
+        (with_bearer(token(repl_broker=grants(("a",)))), True),
+        (with_bearer(token(repl_broker=grants(admin=True))), True),
+    ):
+        assert access.admits(said, None) is allowed
 
 
 def test_behind_a_proxy_the_public_url_says_what_is_ones_own(make: Callable[..., Access]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -116,16 +117,32 @@ async def test_rates_and_keys_are_those_of_the_subject_else_of_the_address(
 ) -> None:
     async with running_node(config=config) as node:
         access = node.broker.access
-        for asking, client in (
-            (by(token(sub="ann")), "token ann"),
-            (by(token(sub=None)), "192.0.2.1"),
-            (ANYONE, "127.0.0.1"),
-        ):
+        for asking, client in ((by(token(sub="ann")), "token ann"), (ANYONE, "127.0.0.1")):
             caller = access.caller(asking, write=False)
-            assert (caller.client, caller.owner) == (client, client)
+            assert (caller.client, caller.owner, caller.share) == (client, client, client)
     async with running_node() as node:
         caller = node.broker.access.caller(ANYONE, write=False)
         assert (caller.client, caller.owner) == ("127.0.0.1", "")
+
+
+async def test_keys_of_a_token_without_a_subject_are_its_own_at_any_address(
+    config: Config,
+) -> None:
+    """An address is a rate's client, and nobody who keeps something: it changes, and is shared."""
+    async with running_node(config=config) as node:
+        access = node.broker.access
+
+        def owner(address: str, *grants: tuple[str, ...], **changed: Any) -> str:
+            asking = by(token(*grants, sub=None, **changed))._replace(address=address)
+            caller = access.caller(asking, write=False)
+            assert caller.client == address
+            assert caller.share == caller.owner
+            return caller.owner
+
+        first = owner("192.0.2.1", ("a", "b"))
+        assert first == owner("192.0.2.9", ("b", "a"), exp=int(time.time()) + 999), "it was renewed"
+        others = {owner("192.0.2.1", ("a",)), owner("192.0.2.1", ("b",)), owner("192.0.2.1")}
+        assert len({first, "192.0.2.1"} | others) == 5
 
 
 async def test_a_rate_is_held_whichever_call_publishes(config: Config) -> None:

@@ -77,7 +77,14 @@ from repl_broker.web.base import Base
 from repl_broker.web.body import ASK_FOR_BODY, body_is_late
 from repl_broker.web.chunks import Chunks
 from repl_broker.web.counts import Counted
-from repl_broker.web.head import begins_in_place, coming_bytes, head_end, is_plain
+from repl_broker.web.head import (
+    FIELDS_MAX,
+    begins_in_place,
+    coming_bytes,
+    has_too_many_fields,
+    head_end,
+    is_plain,
+)
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
@@ -1090,7 +1097,8 @@ class _Protocol(H11Protocol):
                 431,
                 "headers_too_large",
                 "The request header is too large",
-                f"At most {self.config.h11_max_incomplete_size} bytes are taken.",
+                f"The head of a request has at most {self.config.h11_max_incomplete_size} bytes "
+                f"([limits] header_bytes) and {FIELDS_MAX} fields.",
             )
         if status_code == 501:
             return _Problem(
@@ -1183,6 +1191,8 @@ class _StrictHttp(h11.Connection):
         end = head_end(data)
         if end > self.head_bytes_max:  # h11 only counts what is not complete yet
             raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        if end and has_too_many_fields(data[:end]):
+            raise h11.RemoteProtocolError("the head has too many fields", error_status_hint=431)
         if end and not is_plain(data[:end]):
             raise h11.RemoteProtocolError("the head has a form that can be read in two ways")
 

@@ -30,11 +30,13 @@ import httptools
 from repl_broker.access import Credentials
 from repl_broker.web.base import FORWARDED_PREFIX
 
-__all__ = ["EVENTS_BEGINS", "HEAD_ENDS", "EventsHead", "PublishHead", "begins_in_place"]
-__all__ += ["coming_bytes", "head_end", "is_plain", "read_head"]
+__all__ = ["EVENTS_BEGINS", "FIELDS_MAX", "HEAD_ENDS", "EventsHead", "PublishHead"]
+__all__ += ["begins_in_place", "coming_bytes", "has_too_many_fields", "head_end", "is_plain"]
+__all__ += ["read_head"]
 
 logger = logging.getLogger(__name__)
 
+FIELDS_MAX: Final = 256  # of a head; browsers send some twenty
 HEAD_ENDS: Final = b"\r\n\r\n"
 PUBLISH_BEGINS: Final = b"POST /v1/"
 EVENTS_BEGINS: Final = b"GET /v1/events"
@@ -135,6 +137,11 @@ def coming_bytes(data: bytes) -> int:
     return 0 if digits is None else max(0, end + int(digits[0]) - len(data))
 
 
+def has_too_many_fields(head: bytes) -> bool:
+    """Whether a whole head has more fields than are read: short ones cost as much as long ones."""
+    return head.count(b"\n") > FIELDS_MAX + 2  # the request line, and the blank one
+
+
 def read_head(head: bytes) -> Head | None:
     """The publish or stream that a whole head asks for; None for whatever else, and in doubt.
 
@@ -153,6 +160,8 @@ def read_head(head: bytes) -> Head | None:
 
 
 def _look_at(head: bytes) -> Head | None:
+    if has_too_many_fields(head):
+        return None
     # A traceparent is another one in each request: the head without it may be known.
     traced = _TRACEPARENT.search(head) if _TRACEPARENT_BEGINS in head else None
     if traced is not None:

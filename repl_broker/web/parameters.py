@@ -24,6 +24,7 @@ __all__ = [
     "LIMIT_DEFAULT",
     "LIMIT_MAX",
     "OBJECT_BYTES_MAX",
+    "PARAMETERS_MAX",
     "PASSED_OVER",
     "TOKEN_NAME",
     "Query",
@@ -42,6 +43,7 @@ TOKEN_NAME: Final = "access_token"  # noqa: S105  RFC 6750 2.3
 TOKEN_NAMES: Final = frozenset(
     {TOKEN_NAME, "authorization", "token", "jwt", "bearer", "auth", "auth_token", "accesstoken"}
 )
+PARAMETERS_MAX: Final = 512  # of a query: filters, and what libraries add
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
 OBJECT_BYTES_MAX: Final = 64 << 10  # of a JSON body that is not a message
@@ -64,6 +66,9 @@ def read_query(
     case, though they may come in any; values are in the order of the query, whatever the names.
     Raises ``invalid_parameter``.
     """
+    count = query_string.count(b"&") + 1
+    if count > PARAMETERS_MAX:
+        _refuse(f"The query has {count} parameters; at most {PARAMETERS_MAX} are read.")
     query: dict[str, list[str]] = {}
     for pair in query_string.split(b"&"):
         if not pair:

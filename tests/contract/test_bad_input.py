@@ -404,6 +404,17 @@ async def test_headers_over_the_limit_are_refused(launch: Launch) -> None:
         check_problem(answer, 431, "headers_too_large", "1024")
 
 
+async def test_a_head_of_many_fields_is_refused_on_every_route(node: Node) -> None:
+    for method, path in (("GET", "/healthz"), ("GET", "/v1/events?topic=a")):
+        good = await node.send(request_bytes(method, "/healthz", ["a: b"] * 200))
+        assert good.status == 200
+        bad = await node.send(request_bytes(method, path, ["a: b"] * 300))
+        check_problem(bad, 431, "headers_too_large", "256 fields")
+    fields = ["a: b"] * 300 + ["Content-Type: application/json", "Content-Length: 1"]
+    publish = request_bytes("POST", "/v1/topics/a/messages", fields, b"1")
+    check_problem(await node.send(publish), 431, "headers_too_large", "256 fields")
+
+
 async def test_a_transfer_coding_that_is_not_known_is_refused(node: Node) -> None:
     request = request_bytes("POST", "/v1/messages", ["Transfer-Encoding: gzip, chunked"])
     check_problem(await node.send(request), 501, "transfer_coding_not_implemented")

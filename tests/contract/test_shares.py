@@ -47,8 +47,8 @@ def lines(*topics: str) -> bytes:
 
 
 async def test_one_client_cannot_take_all_topics(launch: Launch, tmp_path: Path) -> None:
-    """By default, as the operator gets it."""
-    async with shared(launch, tmp_path) as node:
+    """By default, as the operator gets it, but for the size of a batch."""
+    async with shared(launch, tmp_path, batch_messages=100_000) as node:
         body = lines(*(f"m.{number}" for number in range(99_999)))
         refused = await node.client.post("/v1/messages", content=body, headers=NDJSON | EVE)
         check_problem(refused, 409, "too_many_topics", "its share is 50,000")

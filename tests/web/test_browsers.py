@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from repl_broker.config import Address, Config, is_origin
+from repl_broker.config import Address, AnonymousConfig, Config, is_origin
 from repl_broker.hosts import Hosts
 from repl_broker.origins import Origins
 from repl_broker.web import cors
@@ -84,7 +84,8 @@ def model(config: Config, more: tuple[str, ...], host: str, origin: str, method:
     """The status that a request gets; 0 for any that is no refusal."""
     if host in MALFORMED:
         return 400
-    if config.auth.mode == "jwt" and not config.http.hosts:
+    needs_token = config.auth.mode == "jwt" and not config.auth.anonymous.publish
+    if needs_token and not config.http.hosts:
         more = (*PUBLIC, *LISTED, *PORTED, *OTHERS)
     if host not in (*ALWAYS, *more):
         return 421
@@ -126,7 +127,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("in_place", [True, False], ids=["door", "Quart"])
-@pytest.mark.parametrize("mode", ["none", "jwt"])
+@pytest.mark.parametrize("mode", ["none", "jwt", "jwt, and what anyone may do"])
 @pytest.mark.parametrize("name", HTTP)
 async def test_every_host_with_every_origin_is_answered_as_the_model_says(
     name: str, mode: str, in_place: bool, secret: Path
@@ -134,8 +135,11 @@ async def test_every_host_with_every_origin_is_answered_as_the_model_says(
     http, more = HTTP[name]
     config = configured(http=http)
     token: tuple[str, ...] = ()
-    if mode == "jwt":
-        config = configured(config, auth={"mode": "jwt", "secret_file": secret})
+    if mode != "none":
+        anonymous = AnonymousConfig(publish=("wall",) if mode != "jwt" else ())
+        config = configured(
+            config, auth={"mode": "jwt", "secret_file": secret, "anonymous": anonymous}
+        )
         token = (f"Authorization: Bearer {hs256(claims(repl_broker={'admin': True}))}",)
     published = refused = 0
     async with serving(in_place=in_place, config=config, seconds_max=60) as served:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from repl_broker.errors import RequestError
 from repl_broker.web.parameters import (
+    PARAMETERS_MAX,
     _once,
     check_members,
     read_integer,
@@ -83,6 +84,17 @@ def test_what_libraries_and_caches_add_is_passed_over(query: str) -> None:
     assert read_query(query.encode(), ()) == {}
     with pytest.raises(RequestError, match="Unknown query parameter"):
         read_query(f"{query[0]}x=1".encode(), ("topic",))  # as others of such names are not
+
+
+def test_a_query_of_many_parameters_is_refused_before_they_are_read() -> None:
+    """Each costs a look, also one that is passed over or empty."""
+    for part in (b"_&", b"&", b"topic=a&"):
+        with pytest.raises(RequestError) as error:
+            read_query(part * PARAMETERS_MAX, ("topic",), ("topic",))
+        code, detail = refusal(error)
+        assert code == "invalid_parameter"
+        assert f"{PARAMETERS_MAX + 1} parameters; at most {PARAMETERS_MAX}" in detail
+        read_query(part * (PARAMETERS_MAX - 1), ("topic",), ("topic",))
 
 
 def test_other_names_of_a_parameter_count_in_the_order_of_the_query() -> None:
