@@ -145,6 +145,19 @@ async def test_keys_of_a_token_without_a_subject_are_its_own_at_any_address(
         assert len({first, "192.0.2.1"} | others) == 5
 
 
+@pytest.mark.parametrize("place", [0, 15, 16, 17, 4999])
+async def test_each_topic_of_a_long_batch_is_looked_at(config: Config, place: int) -> None:
+    ann = by(token(("a.>",), sub="ann"))
+    names = [f"a.{number}" for number in range(5000)]
+    names[place] = "b"
+    body = "".join(f'{{"topic":"{name}","data":1}}\n' for name in names).encode()
+    async with running_node(config=config) as node:
+        assert await code_of(lambda: node.broker.publish_many(ann, body)) == "forbidden"
+        assert node.replica.state.seq == 0
+        allowed = body.replace(b'"b"', b'"a.b"')
+        assert (await node.broker.publish_many(ann, allowed)).count == 5000
+
+
 async def test_a_rate_is_held_whichever_call_publishes(config: Config) -> None:
     config = configured(config, limits={"publishes_per_second": 1, "publish_burst": 3})
     ann = by(token(("a",), sub="ann"))
