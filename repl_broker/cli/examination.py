@@ -58,6 +58,9 @@ BODY_BYTES_MAX: Final = 8 << 20  # of an answer; /openapi.json and /metrics are 
 LATE_SECONDS_MAX: Final = 1.0  # from the answer to a publish until the event is there
 HEARTBEAT_SECONDS: Final = 15
 CERTIFICATE_DAYS_MIN: Final = 14
+TOPIC: Final = "_doctor"
+# What is to remain of an examination: a few of the canaries, until nobody has looked for an hour.
+TOPIC_RETENTION: Final = {"messages": 100, "seconds": 3600, "idle_seconds": 3600}
 MEMBERS_MAX: Final = 16  # asked for their versions
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -76,7 +79,7 @@ class Orders:
     """What to examine, and how thoroughly."""
 
     url: str  # without a slash at the end
-    topic: str = "_doctor"
+    topic: str = TOPIC
     token: str | None = field(default=None, repr=False)
     origin: str | None = None
     idle_seconds: float = 2.0
@@ -261,6 +264,7 @@ class Examination:
     # --- streams ---
 
     async def stream_and_canaries(self) -> None:
+        await self.make_topic()
         async with self.first_stream() as stream:
             ids = await self.publish()
             if stream is not None and ids:
@@ -378,6 +382,16 @@ class Examination:
             self.tell(finding)
 
     # --- canaries ---
+
+    async def make_topic(self) -> None:
+        """Have the doctor's own topic keep little, and go by itself.
+
+        Whoever may not do that has it made by the first publish, as one of another name is: what
+        is published there later is not the doctor's, and is kept as the operator wants it.
+        """
+        if self.orders.topic == TOPIC:
+            wanted = {"name": TOPIC, "retention": TOPIC_RETENTION}
+            await self.ask("POST", "/v1/topics", json=wanted)  # one that is there stays as it is
 
     async def publish(self) -> list[str]:
         """Publish the canaries, one after the other; their event ids."""

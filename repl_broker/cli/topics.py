@@ -194,8 +194,8 @@ def retention_text(topic: dict[str, object]) -> str:
 def delete(topic: str | None, match: str | None, yes: bool, url: str, as_json: bool) -> None:
     """Delete TOPIC and its history, for good; or with --match many of them.
 
-    If --match breaks off half way, what is deleted stays deleted, and the same
-    again deletes the rest.
+    If --match is interrupted, the topics that it has deleted stay deleted; run it
+    again to delete the rest.
     """
     from repl_broker.cli.client import Client
     from repl_broker.message import FilterSet, check_topic

@@ -133,6 +133,18 @@ async def test_through_a_good_proxy_all_is_well(clock: MockClock) -> None:
     assert "not tested" in found["idle"][0].found
 
 
+@pytest.mark.parametrize(("topic", "few"), [("_doctor", True), ("orders", False)])
+async def test_the_doctors_own_topic_goes_by_itself(
+    topic: str, few: bool, clock: MockClock
+) -> None:
+    async with serving(seconds_max=1000) as served:
+        await examined(f"http://127.0.0.1:{served.door.port}", topic=topic)
+        topics = served.node.replica.state.topics
+        assert [*topics] == [topic]
+        kept = topics[topic].retention
+    assert ((kept.idle_seconds, kept.messages) == (3600, 100)) == few
+
+
 async def test_every_finding_that_is_not_ok_has_a_remedy(clock: MockClock) -> None:
     found = await through(Wrongs(holds_heads=True, request=without("Last-Event-ID")))
     for each in (each for findings in found.values() for each in findings):
@@ -287,9 +299,13 @@ async def test_a_server_that_says_nothing_is_told_in_time(clock: MockClock) -> N
 
 
 async def test_a_topic_that_may_not_be_made_is_said(clock: MockClock) -> None:
-    found = await through(Wrongs(), configured(Config(), topics={"auto_create": False}))
+    config = configured(Config(), topics={"auto_create": False})
+    found = await through(Wrongs(), config, topic="orders")
     assert problems(found) == {"stream"}
     assert "--topic" in found["stream"][0].remedy
+    assert problems(await through(Wrongs(), config)) == set(), (
+        "its own it may make, as all may here"
+    )
 
 
 async def test_the_token_is_sent_and_a_refusal_is_said(clock: MockClock) -> None:
