@@ -31,7 +31,7 @@ from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config, exposed
-from repl_broker.errors import ReplBrokerError
+from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.founding import FOUNDINGS
 from repl_broker.hub import Hub
@@ -41,7 +41,7 @@ from repl_broker.replica import Replica
 from repl_broker.room import Room
 from repl_broker.service import Service, lost_terminal
 from repl_broker.state import Applied
-from repl_broker.storage import SqliteStorage
+from repl_broker.storage import STORE_NAME, SqliteStorage
 from repl_broker.systemd import Manager, PassedSocket
 from repl_broker.traces import open_tracing
 from repl_broker.web.app import create_app, reload_app
@@ -55,6 +55,8 @@ __all__ = ["Running", "run", "serve"]
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
+HTTP_SETTING: Final = "--http HOST:PORT or [http] bind"
+RAFT_SETTING: Final = "--raft HOST:PORT or [raft] bind"
 OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
 SWITCH_SECONDS: Final = 0.001  # for which a thread may keep the event loop from going on
@@ -166,6 +168,8 @@ async def serve(
     _tell_exposed(config)
     service = service or Service()
     tracing = open_tracing(config, os.environ)
+    if not (config.node.data_dir / STORE_NAME).exists():  # a refused start leaves none behind
+        await _check_ports(config, sockets, clustered=bootstrap or bool(config.cluster.join))
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
     hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
     replica = Replica(
@@ -192,8 +196,8 @@ async def serve(
             await replica.load(joins=True)
         hub.position = replica.state.seq
         _set_apart()
-        listeners = _passed(sockets) or await _listen(config.http.bind)
-        raft_listeners = await _listen(config.raft.bind) if clustered else []
+        listeners = _passed(sockets) or await _listen(config.http.bind, HTTP_SETTING)
+        raft_listeners = await _listen(config.raft.bind, RAFT_SETTING) if clustered else []
         members = None
         if clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
@@ -279,8 +283,23 @@ async def serve(
     )
 
 
-async def _listen(address: Address) -> list[trio.SocketListener]:
-    return await open_listeners(address.host, address.port, BACKLOG)
+async def _check_ports(config: Config, sockets: Sequence[PassedSocket], *, clustered: bool) -> None:
+    """Raises ConfigError: nobody can listen there just now."""
+    found = [] if sockets else await _listen(config.http.bind, HTTP_SETTING)
+    try:
+        if clustered:
+            found += await _listen(config.raft.bind, RAFT_SETTING)
+    finally:
+        for listener in found:
+            listener.socket.close()
+
+
+async def _listen(address: Address, setting: str) -> list[trio.SocketListener]:
+    """``setting`` is by what somebody chooses another address."""
+    try:
+        return await open_listeners(address.host, address.port, BACKLOG)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({setting})") from error
 
 
 def _passed(sockets: Sequence[PassedSocket]) -> list[trio.SocketListener]:

@@ -373,7 +373,8 @@ class SqliteStorage:
             by = f" (process {holder})" if holder.isdigit() else ""
             raise StoreLockedError(
                 f"the data directory {str(self._folder)!r} is in use by a running node{by}; "
-                "stop that one first, or choose another with --data-dir"
+                "stop that one first, or give this one a directory and a port of its own, by "
+                "--data-dir DIRECTORY --http HOST:PORT"
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

@@ -66,6 +66,12 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         line = refusal("--data-dir", str(tmp_path / "second"), "--http", address)
         assert address in line
         assert "another program listens there" in line
+        assert "--http HOST:PORT" in line
+        assert not (tmp_path / "second").exists(), "nothing is left behind"
+        raft = ("--raft", address, "--http", "127.0.0.1:0", "--bootstrap")
+        line = refusal("--data-dir", str(tmp_path / "second"), *raft)
+        assert "--raft HOST:PORT" in line
+        assert not (tmp_path / "second").exists()
         node.publish("chat", "undisturbed")
 
 
@@ -74,6 +80,7 @@ def test_a_data_directory_that_a_running_node_holds(tmp_path: Path) -> None:
         node.start()
         line = refusal_with(node.data_dir)
         assert f"in use by a running node (process {node.process.pid})" in line
+        assert "--data-dir DIRECTORY --http HOST:PORT" in line  # either alone leads to the other
         node.publish("chat", "undisturbed")
 
 
