@@ -68,6 +68,12 @@ class Origins:
             known = self._own[origin, host] = self._compare(origin, host)
         return known
 
+    def scheme(self, host: Host) -> str:
+        """By which clients come to ``host``, as far as is known here."""
+        if self._public is not None and host.name == self._public[1]:
+            return self._public[0]
+        return "https" if self._is_tls else "http"
+
     def foreign_page(self, origin: str, host: Host | None, *, by_cookie: bool = False) -> str:
         """What is told of an origin whose pages may not write."""
         shown = origin if len(origin) <= SHOWN_MAX else f"{origin[: SHOWN_MAX - 3]}..."

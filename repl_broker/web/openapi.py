@@ -105,7 +105,8 @@ on. Its claim `repl_broker` has `publish` and `subscribe`, which are arrays of f
 **Web pages.** A write that has an `Origin`, as those of browsers have, must come from a page of the
 node's own origin, or of one in `[http] cors_origins`; one with the cookie must have an `Origin`.
 Pages of those origins may read answers. `Host` must be a name that the node serves: `localhost`, an
-IP address, that of `[http] public_url`, or one in `[http] hosts`.
+IP address, that of `[http] public_url`, or one in `[http] hosts`. With `[auth] mode = "jwt"` and an
+empty `[http] hosts` it may be any.
 
 **Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429, 503 and 507 come with
 `Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)

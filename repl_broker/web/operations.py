@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from html import escape
 from typing import Final
 
 from msgspec.json import encode as encode_json
-from quart import Response, request
+from quart import Response, g, request
 
 from repl_broker.broker import Broker
 from repl_broker.web import metrics, openapi, page
@@ -21,6 +22,7 @@ from repl_broker.web.parameters import read_query
 __all__ = ["Operations"]
 
 HTML: Final = "text/html; charset=utf-8"
+_EXAMPLE: Final = openapi.EXAMPLE_URL.encode()
 
 
 class Operations:
@@ -64,7 +66,15 @@ class Operations:
             "Content-Security-Policy": page.CONTENT_SECURITY_POLICY,
             "Referrer-Policy": "no-referrer",
         }
-        return answer(self._page, HTML, headers=headers)
+        return answer(self._page.replace(_EXAMPLE, self._asked_url()), HTML, headers=headers)
+
+    def _asked_url(self) -> bytes:
+        """By which this page was asked for, in HTML; it leads to the node, as far as is known."""
+        host = g.host  # it is served: its text is what a host may have, and no more
+        if host is None:
+            return _EXAMPLE
+        url = f"{self._broker.access.origins.scheme(host)}://{request.headers['Host']}{base_here()}"
+        return escape(url).encode("ascii", "xmlcharrefreplace")
 
 
 # All nodes have the same.

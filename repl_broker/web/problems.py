@@ -207,9 +207,11 @@ async def _from_http_exception(error: Exception) -> Response:
             headers={"Allow": allowed},
         )
     if error.code == 404:
+        base = base_here()
         return problem(
             "not_found",
-            f"There is nothing at {request.path!r}; /docs and /openapi.json list what there is.",
+            f"There is nothing at {request.path!r}; {base}/docs and {base}/openapi.json list what "
+            "there is.",
         )
     if error.code is not None and error.code < 500:
         return problem("malformed_request", "The request cannot be read as HTTP.")

@@ -108,10 +108,12 @@ def _operation(method: str, path: str, operation: Object) -> Iterator[str]:
         for body in [_content(response) if not found else "problem"]
     )
     yield _table(("status", "when", "body"), rows)
+    headers: dict[str, str] = {}  # several answers may have the same
     for response in operation["responses"].values():
         for name, header in response.get("headers", {}).items():
             if name not in ("Retry-After", "X-Request-Id"):
-                yield f"Header `{name}`: {header['description']}"
+                headers[f"Header `{name}`: {header['description']}"] = name
+    yield from headers
     for response in operation["responses"].values():
         media = response["content"].get("application/json", {}) if "content" in response else {}
         if "example" in media:

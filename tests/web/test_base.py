@@ -151,6 +151,34 @@ async def test_a_base_is_of_its_request_alone(in_place: bool) -> None:
                 assert (await own_references(client, request))[0].startswith(f"{base}/docs#")
 
 
+@pytest.mark.parametrize(
+    ("public_url", "host", "fields", "url"),
+    [
+        (None, "127.0.0.1:4099", (), "http://127.0.0.1:4099"),
+        (None, "[::1]:80", ("X-Forwarded-Prefix: /below",), "http://[::1]:80/below"),
+        ("https://x.example/own/", "x.example", (), "https://x.example/own"),
+        ("https://x.example/own/", "localhost:1", (), "http://localhost:1/own"),
+    ],
+)
+async def test_the_examples_of_the_page_lead_to_where_it_was_asked_for(
+    public_url: str | None, host: str, fields: tuple[str, ...], url: str
+) -> None:
+    config = configured(http={"public_url": public_url, "trusted_proxies": LOCAL})
+    async with serving(config=config) as served, connect(served.door) as client:
+        lines = ("GET /docs HTTP/1.1", f"Host: {host}", *fields, "", "")
+        await client.send("\r\n".join(lines).encode())
+        page = (await client.receive_answer()).body.decode()
+    assert f"curl {url}/openapi.json" in page
+    assert "127.0.0.1:4080" not in page
+
+
+async def test_what_is_not_there_is_told_with_where_the_description_is() -> None:
+    config = configured(http={"public_url": "https://x.example/own/"})
+    async with serving(config=config) as served, connect(served.door) as client:
+        detail = json.loads((await client.get("/nowhere")).body)["detail"]
+    assert detail.endswith("; /own/docs and /own/openapi.json list what there is.")
+
+
 async def test_links_of_pages_are_relative() -> None:
     async with serving() as served, connect(served.door) as client:
         for path in ("/docs", "/ui/"):
