@@ -825,9 +825,10 @@ class LimitsConfig:
         Whole("bytes", 0, 1024 * 1024 * GiB),
         "All messages that are retained of the topics that one client has created, counted as for "
         "storage_bytes. A publish beyond it to these topics is refused with 507 storage_full, "
-        "whoever it comes from, unless from one with the right admin. Not set: half of "
-        "storage_bytes (rounded up) with auth.mode jwt, and no limit with none. For the rest the "
-        "same holds as for topics_per_client.",
+        "whoever publishes, except with the right admin. A client is a token's subject, or an "
+        "address where there is no token. 0: no limit. Not set: half of storage_bytes (rounded "
+        "up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without a token "
+        "share its address. In a cluster, what the leader's file says counts.",
         example='"1 GiB"',
     )
     disk_free_bytes: int = key(
@@ -842,9 +843,10 @@ class LimitsConfig:
         None,
         Whole("streams", 0, 1_000_000),
         "The most event streams that one client may have open on this node; one more is answered "
-        "429 too_many_streams. Not set: half of connections (rounded up) with auth.mode jwt, and "
-        "no limit with none. For the rest the same holds as for topics_per_client, but that each "
-        "node goes by its own file.",
+        "429 too_many_streams. A client is a token's subject, or an address where there is no "
+        "token; with the right admin there is no limit. 0: no limit. Not set: half of connections "
+        "(rounded up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without "
+        "a token share its address.",
         example="100",
     )
     streams_bytes: int = key(
@@ -870,9 +872,11 @@ class LimitsConfig:
         None,
         Whole("keys", 0, 10_000_000),
         "How many idempotency keys of one client are remembered; beyond it, its own oldest go. If "
-        "there are more of all than idempotency_keys, the oldest go of the client with the most. "
-        "Not set: half of idempotency_keys (rounded up) with auth.mode jwt, and no limit with "
-        "none. For the rest the same holds as for topics_per_client.",
+        "all clients together have more than idempotency_keys, the oldest of the client with the "
+        "most go. A client is a token's subject, or an address where there is no token; with the "
+        "right admin there is no limit. 0: no limit. Not set: half of idempotency_keys (rounded "
+        "up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without a token "
+        "share its address. In a cluster, what the leader's file says counts.",
         example="1000",
     )
     idempotency_seconds: int = key(
@@ -995,8 +999,8 @@ class AuthConfig:
     leeway_seconds: int = key(
         10,
         Whole("seconds", 0, 300),
-        "How far the issuer's clock may be off: this long after exp, and this long before nbf and "
-        "iat, a token is taken. A stream ends as much later.",
+        "How far the issuer's clock may be off: a token is valid from this long before its nbf and "
+        "iat until this long after its exp. Its streams end that much later, too.",
     )
     token_seconds_max: int = key(
         30 * DAY,

@@ -1,4 +1,4 @@
-"""When the oldest message of each topic will be too old: the next one, without looking at all.
+"""When the oldest message of each topic will be too old: the next, without a look at each topic.
 
 For each topic that holds something a time is noted that is not later than its
 own. Times of topics that lose messages move on all the time, and nobody is told:

@@ -1,4 +1,4 @@
-"""Topics' names in the order of their code points, found by filters without looking at all.
+"""Topics' names in the order of their code points, found by filters without a look at each.
 
 Names lie in one sorted list. A search asks its filters from where on a name could
 match (``Leaps.seek``) and the list for the first name there, in turns, so it

@@ -307,7 +307,7 @@ def _issued(said: float | None, now: float, leeway: float) -> float | None:
     """When a token was issued, as far as revocations are concerned.
 
     One that is dated further ahead than rounding explains is by a clock that is ahead, by the
-    leeway at most; so much earlier it may have been issued.
+    leeway at most; it may have been issued that much earlier.
     """
     return said - leeway if said is not None and said > now + AHEAD_SECONDS else said
 

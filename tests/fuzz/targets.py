@@ -542,7 +542,7 @@ def handshake_dialer(data: bytes) -> None:
     received = trio.run(attack, clock=MockClock(autojump_threshold=0))
     assert heard == []
     for words in (b"hello", KEY, b"c" * 32, *OWN):
-        assert words not in received, "who it is it says to one who has proved himself"
+        assert words not in received, "it tells its name only to a peer that has proved itself"
 
 
 @target(
