@@ -97,11 +97,12 @@ class DeleteTopic(msgspec.Struct, frozen=True):
 class DeleteTopics(msgspec.Struct, frozen=True):
     """Remove those of the topics that there are, and their history.
 
-    With ``idle_before_ms``, only those whose time without use was over then.
+    With ``used``, one for each, they are idle: only those go whose last use is still in
+    that entry.
     """
 
     names: tuple[str, ...]
-    idle_before_ms: int | None = None
+    used: tuple[int, ...] | None = None
 
 
 class KeepTopics(msgspec.Struct, frozen=True):

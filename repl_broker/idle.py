@@ -1,22 +1,25 @@
 """Topics that go when nobody uses them: this node's part in finding out which those are.
 
     every node     its streams follow it, and a quarter of its time is over ──▶ KeepTopics
-    the leader     its time was over, and no node has spoken up since       ──▶ DeleteTopics
+    the leader     its time is over, and some seconds more ──▶ DeleteTopics
 
-How long a topic was not used is in the state, by the log's time: publishing to it,
-setting it and ``KeepTopics`` begin it anew. Only topics with ``idle_seconds`` are
-looked at, each of them once a second, a few at a time.
+The log has which entry used a topic last: it published to it, set it or kept it. How
+long ago that was no clock of day can say, since each may be wrong, and the log's time
+with it. So each node looks at the topics with ``idle_seconds`` once a second, a few at
+a time, and notes by its own steady clock when it found that a topic had been used
+(``Topic.sight``); a node that becomes the leader goes by what it saw before. What
+happened before a node started, it has not seen.
 
 Nothing is removed in haste, since a wrong removal cannot be undone and a late one
 costs little:
 
-- The log's time may jump: a leader whose clock is ahead, a machine that slept. So
-  what counts is how far it had come, *for everyone to see*, SETTLE_SECONDS ago; by
-  then each node has told what it follows.
+- A use was before the look that found it. The leader counts from that look, and waits
+  SETTLE_SECONDS more for all nodes to tell what they follow. A node counts from the look
+  before that when it asks whether to tell, and tells at once where it does not know.
 - Streams come back after a restart or a failover. So a new leader, or one that stood
-  still, waits HOLD_SECONDS before it removes what was not used since it began.
-- ``DeleteTopics`` says up to when a topic must have been idle, and the state looks
-  again as it applies it: whoever spoke up in between has kept its topic.
+  still, waits HOLD_SECONDS before it removes what was not used since it began, for all it knows.
+- ``DeleteTopics`` says which entry is taken for the last use, and the state looks again
+  as it applies it: whoever used the topic in between has kept it.
 
 A node that is cut off from the others for three quarters of a topic's time cannot keep
 it: its streams are told ``topic-deleted`` when it is back.
@@ -24,8 +27,8 @@ it: its streams are told ``topic-deleted`` when it is back.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,12 +36,12 @@ from typing import Final
 
 import trio
 
-from repl_broker.command import Command, DeleteTopics, Expire, KeepTopics
+from repl_broker.command import Command, DeleteTopics, KeepTopics
 from repl_broker.errors import RequestError
 from repl_broker.filters import Filters
 from repl_broker.hub import Hub
-from repl_broker.replica import EXPIRY_STEPS_MAX, Replica
-from repl_broker.state import BrokerState, Topic
+from repl_broker.replica import Replica
+from repl_broker.state import BrokerState, Sight, Topic
 from repl_broker.turnstile import Turn
 
 __all__ = ["Batch", "IdleTopics", "batches"]
@@ -70,30 +73,37 @@ class Batch:
         self.messages += len(topic)
 
 
-def batches(state: Callable[[], BrokerState], names: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """The topics of ``names`` that there are, in parts of bounded size."""
+def batches(state: Callable[[], BrokerState], picked: Mapping[str, int]) -> Iterator[DeleteTopics]:
+    """What removes the topics of ``picked``, by name their last use, in parts of bounded size."""
+
+    def removal() -> DeleteTopics:
+        return DeleteTopics(tuple(batch.names), tuple(picked[name] for name in batch.names))
+
     batch = Batch()
-    for name in names:
+    for name, used_index in picked.items():
         topic = state().topics.get(name)
-        if topic is not None:
+        if topic is not None and topic.used_index == used_index:
             batch.add(topic)
         if batch.is_full:
-            yield tuple(batch.names)
+            yield removal()
             batch = Batch()
     if batch.names:
-        yield tuple(batch.names)
+        yield removal()
 
 
 @dataclass(slots=True)
 class _Reign:
-    """Since when this node leads, and sees time go on evenly. Seconds are Trio's."""
+    """This node leads, and time goes on evenly. Seconds are Trio's."""
 
     term: int
     began: float
-    began_ms: int  # by the log
-    looked: float
-    looked_ms: int
-    seen: deque[tuple[float, int]] = field(default_factory=deque)  # when, and the log's time then
+    looked: float  # the last time that somebody asked whether it goes on
+
+    def goes_on(self, replica: Replica) -> bool:
+        """Whether it does; to be asked every few seconds at least."""
+        before, self.looked = self.looked, trio.current_time()
+        is_even = self.looked - before <= STANDSTILL_SECONDS
+        return is_even and _leads(replica) and replica.term == self.term
 
 
 class IdleTopics:
@@ -104,7 +114,7 @@ class IdleTopics:
         self._hub = hub
         self._opened: set[str] = set()  # filters: a stream may be gone before anyone looks
         self._look_now = trio.Event()
-        self._reign: _Reign | None = None
+        self._looked = -math.inf  # when it saw all uses up to then
 
     def opened(self, filters: Collection[str]) -> None:
         """A stream opens that follows these."""
@@ -112,8 +122,8 @@ class IdleTopics:
         if not topics or len(self._opened) >= OPENED_MAX:
             return
         self._opened.update(filters)
-        now_ms = self._replica.time_ms()
-        if any(_is_due(topics[name], now_ms) for name in filters if name in topics):
+        now = trio.current_time()
+        if any(_is_due(topics[name], now) for name in filters if name in topics):
             self._look_now.set()
 
     async def run(self) -> None:
@@ -128,20 +138,27 @@ class IdleTopics:
             with trio.move_on_after(LOOK_SECONDS):
                 await self._look_now.wait()
             self._look_now = trio.Event()
-            if self._replica.state.idle_topics:
-                await self._keep()
+            await self._keep()
 
     async def _keep(self) -> None:
-        """Tell the log which topics streams of this node follow, of those it should be told of."""
+        """Look at all; tell the log which of them streams of this node follow, if it is time."""
         opened, self._opened = Filters(self._opened), set()
-        now_ms = self._replica.time_ms()
+        generation, after = self._replica.state.generation, self._looked
+        self._looked = trio.current_time() if self._replica.ready else -math.inf
 
         def is_kept(topic: Topic) -> bool:
-            return _is_due(topic, now_ms) and (
+            now = trio.current_time()
+            if topic.sight is None or topic.sight.used_index != topic.used_index:
+                # After a snapshot took the place of the state, all is seen for the first time.
+                is_old = self._replica.state.generation == generation
+                topic.sight = Sight(topic.used_index, after if is_old else -math.inf, now)
+            return _is_due(topic, now) and (
                 opened.covers(topic.name) or self._hub.subscribers(topic.name) > 0
             )
 
-        names = await self._pick(is_kept)
+        names = [*await self._pick(is_kept)]
+        if self._replica.state.generation != generation:
+            self._looked = -math.inf
         for start in range(0, len(names), BATCH_TOPICS):
             part = tuple(names[start : start + BATCH_TOPICS])
             if not await self._propose(KeepTopics(part)):
@@ -151,68 +168,46 @@ class IdleTopics:
     # --- the leader ---
 
     async def _remove_always(self) -> None:
+        reign: _Reign | None = None
         while True:
-            reign = self._reign = self._look()
+            if reign is None or not reign.goes_on(self._replica):
+                now = trio.current_time()
+                reign = _Reign(self._replica.term, now, now) if _leads(self._replica) else None
             if reign is not None and self._replica.state.idle_topics:
                 await self._remove(reign)
             # The sooner it notices that it leads, the fewer topics count as older than that.
             await trio.sleep(LOOK_SECONDS if reign is not None else LOOK_SECONDS / 20)
 
-    def _look(self) -> _Reign | None:
-        """How long this node leads already; None if it does not."""
-        replica, reign = self._replica, self._reign
-        if not (replica.leads and replica.ready):
-            return None
-        now, now_ms, log_ms = trio.current_time(), replica.time_ms(), replica.state.time_ms
-        if (
-            reign is None
-            or reign.term != replica.term
-            or now - reign.looked > STANDSTILL_SECONDS
-            or now_ms - reign.looked_ms > STANDSTILL_SECONDS * 1000
-        ):
-            reign = _Reign(replica.term, now, log_ms, now, now_ms)
-        reign.looked, reign.looked_ms = now, now_ms
-        reign.seen.append((now, log_ms))
-        while len(reign.seen) > 1 and reign.seen[1][0] <= now - SETTLE_SECONDS:
-            reign.seen.popleft()
-        return reign
-
     async def _remove(self, reign: _Reign) -> None:
-        """Remove the topics whose time was over when everyone could see it."""
-        seen_at, before_ms = reign.seen[0]
-        if seen_at > reign.looked - SETTLE_SECONDS:
-            return
-        since_ms = reign.began_ms if reign.looked < reign.began + HOLD_SECONDS else -1
-        log_ms, is_unseen = self._replica.state.time_ms, False
+        """Remove the topics whose time is over."""
+        now = trio.current_time()
+        held = reign.began if now < reign.began + HOLD_SECONDS else -math.inf
 
-        def is_over(topic: Topic) -> bool:
-            nonlocal is_unseen
-            idle_at_ms = topic.idle_at_ms
-            if idle_at_ms is None or topic.used_ms <= since_ms:
+        def may_go(topic: Topic) -> bool:
+            idle_seconds, sight = topic.retention.idle_seconds, topic.sight
+            if idle_seconds is None or sight is None or sight.used_index != topic.used_index:
                 return False
-            is_unseen |= log_ms < idle_at_ms <= reign.looked_ms
-            return idle_at_ms <= before_ms
+            is_over = sight.before <= now - idle_seconds - SETTLE_SECONDS
+            return is_over and sight.after >= held
 
-        names = await self._pick(is_over)
-        for part in batches(lambda: self._replica.state, names):
-            if self._reign is not reign or not await self._propose(DeleteTopics(part, before_ms)):
+        picked = await self._pick(may_go)
+        for removal in batches(lambda: self._replica.state, picked):
+            if not reign.goes_on(self._replica) or not await self._propose(removal):
                 return
-        if is_unseen:  # nothing else may be written, and the log's time would stand still
-            await self._propose(Expire(EXPIRY_STEPS_MAX))
 
     # --- both ---
 
-    async def _pick(self, is_wanted: Callable[[Topic], bool]) -> list[str]:
-        """The names of the topics with idle time that are wanted, looked at in pieces."""
+    async def _pick(self, is_wanted: Callable[[Topic], bool]) -> dict[str, int]:
+        """The topics that are wanted, each with its last use; looked at in pieces."""
         names = list(self._replica.state.idle_topics)
-        picked: list[str] = []
+        picked: dict[str, int] = {}
 
         def look(start: int, turn: Turn) -> int:
             while start < len(names) and not turn.is_over:
                 topics = self._replica.state.idle_topics
                 for name in names[start : start + PIECE_TOPICS]:
                     if name in topics and is_wanted(topics[name]):
-                        picked.append(name)
+                        picked[name] = topics[name].used_index
                 start += PIECE_TOPICS
             return start
 
@@ -229,7 +224,13 @@ class IdleTopics:
         return False
 
 
-def _is_due(topic: Topic, now_ms: int) -> bool:
+def _leads(replica: Replica) -> bool:
+    return replica.leads and replica.ready
+
+
+def _is_due(topic: Topic, now: float) -> bool:
     """Whether the log should hear that the topic is followed, if it is."""
-    idle_seconds = topic.retention.idle_seconds
-    return idle_seconds is not None and now_ms - topic.used_ms >= idle_seconds * 1000 // KEEP_AFTER
+    idle_seconds, sight = topic.retention.idle_seconds, topic.sight
+    if idle_seconds is None or sight is None:
+        return False
+    return now - sight.after >= idle_seconds / KEEP_AFTER

@@ -152,6 +152,14 @@ ALL_DEFAULT: Final[OwnRetention] = (None, None, None, None)
 # --- a topic ----------------------------------------------------------------------------
 
 
+class Sight(NamedTuple):
+    """What this node saw of a topic's last use, in seconds of its own steady clock."""
+
+    used_index: int  # the entry of that use
+    after: float  # it was later than this; minus infinity: how long ago is not known
+    before: float  # … and earlier than this
+
+
 class Holding:
     """What the topics are, and hold, that a client created: for its shares."""
 
@@ -183,8 +191,9 @@ class Topic:
         "own",
         "place",
         "retention",
+        "sight",
         "trimmed_seq",
-        "used_ms",
+        "used_index",
     )
 
     def __init__(
@@ -192,8 +201,10 @@ class Topic:
     ) -> None:
         self.name = name
         self.holding: Holding | None = None  # of the client that created it, if it has shares
-        # When it was last published to, set or followed; holds only while it may not idle for ever.
-        self.used_ms = created_ms
+        # The entry that last published to it, set it or said that it is followed; holds only
+        # while it may not idle for ever.
+        self.used_index = 0
+        self.sight: Sight | None = None  # of that; local, for idle.py
         self.own = own  # what the topic says itself; None stands for the default
         self.retention = default
         self.follow(default)
@@ -233,12 +244,6 @@ class Topic:
     def due_ms(self) -> int | None:
         """Its oldest message is too old once it is later than this; None if there is none."""
         return self.oldest_ms + self.retention.seconds * 1000 if len(self) else None
-
-    @property
-    def idle_at_ms(self) -> int | None:
-        """When it will have been idle for as long as it may be; None if that is for ever."""
-        idle_seconds = self.retention.idle_seconds
-        return None if idle_seconds is None else self.used_ms + idle_seconds * 1000
 
     @property
     def first_seq(self) -> int | None:
@@ -317,7 +322,7 @@ class Topic:
         later: tuple[Any, ...] = ()
         if self.holding is not None or idles:
             client = "" if self.holding is None else self.holding.client
-            later = (client, self.used_ms if idles else 0)
+            later = (client, self.used_index if idles else 0)
         return (
             self.name,
             self.own if self.own[3] is not None else self.own[:3],
@@ -335,7 +340,7 @@ class Topic:
         name, own, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields[:8]
         topic = cls(name, own if len(own) > 3 else (*own, None), default, created_ms, born_seq)
         if fields[8:]:
-            topic.used_ms = fields[9]
+            topic.used_index = fields[9]
         topic.trimmed_seq, topic.oldest_ms = trimmed_seq, oldest_ms
         topic._sequences.frombytes(sequences)
         topic._sizes.frombytes(sizes)
@@ -466,7 +471,7 @@ class BrokerState:
         if not len(topic):
             topic.oldest_ms = time_ms
             self._expiry.note(name, time_ms + topic.retention.seconds * 1000)
-        topic.used_ms = time_ms
+        topic.used_index = self.applied_index
         self.segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
         for body in data:
             seq += 1
@@ -502,7 +507,7 @@ class BrokerState:
         self._tell(topic)
         topic.own = own
         topic.follow(self.settings.retention)
-        topic.used_ms = self.time_ms
+        topic.used_index = self.applied_index
         self._note_idle(topic)
         self._trim(topic)
         self._note_due(topic)
@@ -515,13 +520,11 @@ class BrokerState:
     def _delete_topics(
         self, command: DeleteTopics, events: list[Message | TopicDeleted]
     ) -> Outcome:
-        count, before_ms = 0, command.idle_before_ms
-        for name in command.names:
-            topic = self.topics.get(name)
-            if topic is None:
-                continue
-            idle_at_ms = topic.idle_at_ms
-            if before_ms is None or (idle_at_ms is not None and idle_at_ms <= before_ms):
+        count = 0
+        used_indexes = command.used or (None,) * len(command.names)
+        for name, used in zip(command.names, used_indexes, strict=True):
+            topic = self.topics.get(name) if used is None else self.idle_topics.get(name)
+            if topic is not None and used in (None, topic.used_index):
                 self._remove(topic, events)
                 count += 1
         return TopicsDeleted(count)
@@ -530,7 +533,7 @@ class BrokerState:
         for name in command.names:
             if name in self.idle_topics:
                 self._tell(self.idle_topics[name])
-                self.idle_topics[name].used_ms = self.time_ms
+                self.idle_topics[name].used_index = self.applied_index
         return TopicChanged(created=False)
 
     def _remove(self, topic: Topic, events: list[Message | TopicDeleted]) -> TopicDeleted:
@@ -559,9 +562,10 @@ class BrokerState:
         for topic in self._by_name():
             if idle_changes:
                 self._tell(topic)
+            idle_seconds = topic.retention.idle_seconds
             topic.follow(self.settings.retention)
-            if topic.retention.idle_seconds is not None and topic.name not in self.idle_topics:
-                topic.used_ms = self.time_ms
+            if topic.retention.idle_seconds != idle_seconds:
+                topic.used_index = self.applied_index
             self._note_idle(topic)
             self._trim(topic)
             self._note_due(topic)
@@ -705,6 +709,7 @@ class BrokerState:
 
     def _add_topic(self, name: str, own: OwnRetention, client: str = "") -> Topic:
         topic = Topic(name, own, self.settings.retention, self.time_ms, self.seq)
+        topic.used_index = self.applied_index
         self.topics[name] = topic
         if self._capture is not None:
             self._capture.created(topic)

@@ -71,8 +71,8 @@ def encode_command(command: Command) -> bytes:
             fields = (EXPIRE, *((steps_max,) if steps_max else ()))
         case RevokeTokens(subject, keep_seconds):
             fields = (REVOKE_TOKENS, subject, keep_seconds)
-        case DeleteTopics(names, idle_before_ms):
-            fields = (DELETE_TOPICS, names, idle_before_ms)
+        case DeleteTopics(names, used):
+            fields = (DELETE_TOPICS, names, used)
         case KeepTopics(names):
             fields = (KEEP_TOPICS, names)
     return _ENCODE(fields)
@@ -152,8 +152,10 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return Expire(steps_max)
         case (6, subject, keep_seconds):
             return RevokeTokens(subject, keep_seconds)
-        case (7, names, idle_before_ms):
-            return DeleteTopics(names, idle_before_ms)
+        case (7, names, None):
+            return DeleteTopics(names)
+        case (7, names, tuple(used)) if len(used) == len(names):
+            return DeleteTopics(names, used)
         case (8, names):
             return KeepTopics(names)
     raise ValueError(

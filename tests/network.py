@@ -11,7 +11,7 @@ disk is memory, and a connection is a call; both outlive a node that is killed.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -180,7 +180,7 @@ class ClusterNode:
         *,
         join: tuple[str, ...] = (),
         watch: tuple[str, ...] = (),
-        clock: Clock,
+        clock: Callable[[], int],
     ) -> None:
         self.id = node_id
         self.disk = disk
@@ -251,6 +251,7 @@ class Cluster:
         self.network.nursery = nursery
         self.config = config
         self.clock = Clock()
+        self.ahead_ms: dict[str, int] = {}  # by how much a node's clock is
         self.disks: dict[str, Disk] = {}
         self.failures: dict[str, BaseException] = {}  # of nodes that ended by themselves
         self._scopes: dict[str, trio.CancelScope] = {}
@@ -268,7 +269,13 @@ class Cluster:
     ) -> ClusterNode:
         disk = self.disks.setdefault(node_id, Disk(node_id))
         node = ClusterNode(
-            self.network, node_id, disk, self.config, join=join, watch=watch, clock=self.clock
+            self.network,
+            node_id,
+            disk,
+            self.config,
+            join=join,
+            watch=watch,
+            clock=lambda: self.clock() + self.ahead_ms.get(node_id, 0),
         )
         self.network.nodes[node_id] = node
         await self._nursery.start(self._run, node)

@@ -809,7 +809,7 @@ class ModelTopic:
     own: OwnRetention
     retention: Retention
     client: str
-    used_ms: int
+    used: int
     messages: list[Stored] = field(default_factory=list)
 
     def follow(self, default: Retention) -> None:
@@ -820,10 +820,6 @@ class ModelTopic:
             size or default.bytes,
             (default.idle_seconds if idle is None else idle) or None,
         )
-
-    def was_idle_at(self, now_ms: int) -> bool:
-        idle = self.retention.idle_seconds
-        return idle is not None and self.used_ms + idle * 1000 <= now_ms
 
     @property
     def stored_bytes(self) -> int:
@@ -869,25 +865,31 @@ class Model:
                     outcome = self.create(command)
                 case DeleteTopic(name):
                     outcome = self.delete(name, applied.events)
-                case DeleteTopics(names, before_ms):
+                case DeleteTopics(names, None):
+                    gone = [
+                        self.delete(name, applied.events) for name in names if name in self.topics
+                    ]
+                    outcome = TopicsDeleted(len(gone))
+                case DeleteTopics(names, used):
                     gone = [
                         self.delete(name, applied.events)
-                        for name in names
+                        for name, index in zip(names, used, strict=True)
                         if name in self.topics
-                        and (before_ms is None or self.topics[name].was_idle_at(before_ms))
+                        and self.topics[name].retention.idle_seconds is not None
+                        and self.topics[name].used == index
                     ]
                     outcome = TopicsDeleted(len(gone))
                 case KeepTopics(names):
                     for name in {*names} & {*self.topics}:
-                        self.topics[name].used_ms = self.time_ms
+                        self.topics[name].used = self.index
                     outcome = TopicChanged(False)
                 case Configure(new):
                     self.settings = new
                     for topic in self.topics.values():
-                        stayed = topic.retention.idle_seconds is None
+                        before = topic.retention.idle_seconds
                         topic.follow(new.retention)
-                        if stayed:
-                            topic.used_ms = self.time_ms
+                        if topic.retention.idle_seconds != before:
+                            topic.used = self.index
                         topic.trim(self.time_ms)
                     self.forget_keys()
                     outcome = TopicChanged(False)
@@ -924,7 +926,7 @@ class Model:
             stored = Stored(message, self.index, ordinal + number)
             if name not in self.topics:
                 self.add(name, command.client)
-            self.topics[name].used_ms = self.time_ms
+            self.topics[name].used = self.index
             self.topics[name].messages.append(stored)
             self.published.append(stored)
             events.append(message)
@@ -955,7 +957,7 @@ class Model:
         return None
 
     def add(self, name: str, client: str, own: OwnRetention = ALL_DEFAULT) -> None:
-        self.topics[name] = ModelTopic(own, self.settings.retention, client, self.time_ms)
+        self.topics[name] = ModelTopic(own, self.settings.retention, client, self.index)
         self.topics[name].follow(self.settings.retention)
         self.deleted = [deleted for deleted in self.deleted if deleted.topic != name]
 
@@ -970,7 +972,7 @@ class Model:
         if not command.replace:
             return Refused("topic_exists", "")
         topic.own = own
-        topic.used_ms = self.time_ms
+        topic.used = self.index
         topic.follow(self.settings.retention)
         topic.trim(self.time_ms)
         return TopicChanged(False)
@@ -1076,7 +1078,12 @@ COMMANDS = st.one_of(
         CLIENTS,
     ),
     st.builds(DeleteTopic, NAMES),
-    st.builds(DeleteTopics, NAME_LISTS, st.none() | st.integers(10_000, 30_000)),
+    st.builds(DeleteTopics, NAME_LISTS),
+    NAME_LISTS.flatmap(
+        lambda names: st.tuples(*[st.integers(1, 30)] * len(names)).map(
+            lambda used: DeleteTopics(names, used)
+        )
+    ),
     st.builds(KeepTopics, NAME_LISTS),
     st.builds(Configure, SETTINGS),
     st.just(Expire()),
@@ -1204,10 +1211,9 @@ class Comparison:
             seqs = [s.message.seq for s in expected.messages]
             assert list(after_each(topic)) == seqs
             assert topic.retention == expected.retention
-            idle_seconds = expected.retention.idle_seconds
-            assert topic.idle_at_ms == (
-                None if idle_seconds is None else expected.used_ms + idle_seconds * 1000
-            )
+            idles = expected.retention.idle_seconds is not None
+            assert (name in state.idle_topics) == idles
+            assert not idles or topic.used_index == expected.used
             assert (len(topic), topic.bytes) == (
                 len(seqs),
                 sum(len(s.message.data) for s in expected.messages),
@@ -1510,9 +1516,10 @@ def test_what_is_trimmed_is_accounted_for_alike_after_a_restart(node: Node) -> N
 
 def test_a_topic_that_was_idle_is_removed_with_what_it_holds(node: Node) -> None:
     node.apply(CreateTopic("job", idle_seconds=10), Publish("job", (b"1",)), at=5000)
-    assert node.state.topics["job"].idle_at_ms == 15_000
-    assert node.do(DeleteTopics(("job",), 14_999), at=20_000) == TopicsDeleted(0)
-    applied = node.apply(DeleteTopics(("job", "missing"), 15_000), at=20_000)
+    used = node.state.topics["job"].used_index
+    assert used == node.state.applied_index
+    assert node.do(DeleteTopics(("job",), (used + 1,))) == TopicsDeleted(0)
+    applied = node.apply(DeleteTopics(("job", "missing"), (used, used)))
     assert applied == Applied([TopicsDeleted(1)], [TopicDeleted("job", 1)])
     assert node.history() == []
     assert node.state.idle_topics == {}
@@ -1524,19 +1531,26 @@ def test_a_topic_that_was_idle_is_removed_with_what_it_holds(node: Node) -> None
         Publish("job", (b"1",)),
         CreateTopic("job", idle_seconds=10, replace=True),
         KeepTopics(("missing", "job")),
+        configured(retention=replace(WIDE, idle_seconds=20)),
     ],
 )
-def test_a_topic_that_is_used_begins_its_idle_time_anew(node: Node, use: Command) -> None:
-    node.do(CreateTopic("job", idle_seconds=10), at=1000)
-    node.do(use, at=8000)
+@pytest.mark.parametrize("at", [0, 1000, 10**12], ids=["back", "the same", "ahead"])
+def test_a_topic_that_is_used_is_not_idle_whatever_the_clocks_say(
+    node: Node, use: Command, at: int
+) -> None:
+    idling = configured(retention=replace(WIDE, idle_seconds=10))
+    node.apply(idling, CreateTopic("job"), at=1000)
+    created = node.state.applied_index
+    node.do(use, at=at)
     node.state = BrokerState.restore(node.state.snapshot())
-    assert node.do(DeleteTopics(("job",), 17_999), at=30_000) == TopicsDeleted(0)
-    assert node.do(DeleteTopics(("job",), 18_000), at=30_000) == TopicsDeleted(1)
+    assert node.do(DeleteTopics(("job",), (created,)), at=10**13) == TopicsDeleted(0)
+    assert node.do(DeleteTopics(("job",), (created + 1,)), at=0) == TopicsDeleted(1)
 
 
 def test_a_topic_that_may_idle_for_ever_is_never_removed_for_that(node: Node) -> None:
     node.do(CreateTopic("a"), at=1000)
-    assert node.do(DeleteTopics(("a",), 10**15), at=9000) == TopicsDeleted(0)
+    used = node.state.topics["a"].used_index
+    assert node.do(DeleteTopics(("a",), (used,)), at=9000) == TopicsDeleted(0)
     assert node.do(DeleteTopics(("a",)), at=9000) == TopicsDeleted(1)
 
 
@@ -1545,12 +1559,10 @@ def test_a_default_of_idle_time_begins_when_it_is_set_and_a_topic_may_leave_it_o
 ) -> None:
     node.apply(CreateTopic("a"), CreateTopic("own", idle_seconds=0), at=1000)
     idling = replace(WIDE, idle_seconds=10)
+    begins = node.state.applied_index + 1
     for at in (60_000, 65_000):  # the same again changes nothing
         node.do(configured(retention=idling), at=at)
-    assert {name: t.idle_at_ms for name, t in node.state.topics.items()} == {
-        "a": 70_000,
-        "own": None,
-    }
+    assert {name: t.used_index for name, t in node.state.idle_topics.items()} == {"a": begins}
     assert node.state.topics["own"].retention.idle_seconds is None
     node.do(configured(retention=WIDE), at=66_000)
     assert node.state.idle_topics == {}

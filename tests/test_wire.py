@@ -56,7 +56,10 @@ COMMANDS = st.one_of(
     PUBLISHES,
     st.builds(CreateTopic, NAMES, MAYBE, MAYBE, MAYBE, st.booleans(), MAYBE | st.just(0), WHOSE),
     st.builds(DeleteTopic, NAMES),
-    st.builds(DeleteTopics, st.lists(NAMES).map(tuple), MAYBE),
+    st.builds(DeleteTopics, st.lists(NAMES).map(tuple)),
+    st.lists(st.tuples(NAMES, COUNTS), min_size=1).map(
+        lambda idle: DeleteTopics(*map(tuple, zip(*idle, strict=True)))  # type: ignore[arg-type]
+    ),
     st.builds(KeepTopics, st.lists(NAMES).map(tuple)),
     st.builds(
         Configure,
@@ -121,7 +124,7 @@ def test_an_entry_has_one_form(time_ms: int, commands: list[Command]) -> None:
             [4, True, [1, 2, 3], 4, 5, 0, [6, 7, 8]],
         ),
         (DeleteTopics(("a", "b")), [7, ["a", "b"], None]),
-        (DeleteTopics(("a",), 5), [7, ["a"], 5]),
+        (DeleteTopics(("a", "b"), (5, 6)), [7, ["a", "b"], [5, 6]]),
         (KeepTopics(("a", "b")), [8, ["a", "b"]]),
     ],
 )
