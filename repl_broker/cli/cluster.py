@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from repl_broker.cli.confirmation import asked
 from repl_broker.cli.options import (
     KeyType,
     UrlType,
@@ -160,9 +161,9 @@ def recover(file: Path | None, data_dir: Path | None, yes: bool, as_json: bool) 
     with Recovery(data_dir_of(file, data_dir)) as recovery:
         found = recovery.standing.as_json()
         if not (yes and as_json):
-            click.echo(account(found), err=as_json)
+            click.echo(account(found), err=as_json or not yes)
         if not yes:
-            confirm(found["node"], as_json)
+            confirm(found["node"])
         record = recovery.carry_out(time.time_ns() // 1_000_000)
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else outcome(record["new"]))
 
@@ -194,10 +195,8 @@ Recovering makes {node} the only member, of a cluster with a new id and a new ep
 """
 
 
-def confirm(node: str, as_json: bool) -> None:
-    answer = click.prompt(
-        f"Type the node's id ({node}) to go on", default="", show_default=False, err=as_json
-    )
+def confirm(node: str) -> None:
+    answer = asked(f"Type the node's id ({node}) to go on: ")
     if answer != node:
         raise click.ClickException(f"the node is {node!r}, not {answer!r}; nothing was changed")
 

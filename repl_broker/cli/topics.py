@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from repl_broker.cli.confirmation import confirm
 from repl_broker.cli.options import KeyType, given_token, json_option, url_option
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def retention_text(topic: dict[str, object]) -> str:
 @click.option(
     "--match", metavar="FILTER", help="Delete all topics that match it, as in 'jobs.>', instead."
 )
-@click.option("--yes", is_flag=True, help="Do not ask. Only a terminal is asked.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where no terminal can be asked.")
 @url_option
 @json_option
 def delete(topic: str | None, match: str | None, yes: bool, url: str, as_json: bool) -> None:
@@ -204,13 +204,11 @@ def delete(topic: str | None, match: str | None, yes: bool, url: str, as_json: b
         raise click.UsageError("give TOPIC, or --match FILTER, and not both")
     if topic is not None:
         check_topic(topic)
-        what = topic
     else:
         FilterSet([match or ""])
-        what = f"all topics that match {match}"
-    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
-        click.confirm(f"Delete {what} and {'its' if topic else 'their'} messages?", abort=True)
     with Client(url, token=given_token()) as client:
+        if not yes:
+            confirm(lambda: question(client, topic, match))
         if topic is not None:
             client.call("DELETE", f"/v1/topics/{topic}")
             click.echo(json.dumps({"deleted": topic}) if as_json else f"deleted {topic}")
@@ -220,4 +218,17 @@ def delete(topic: str | None, match: str | None, yes: bool, url: str, as_json: b
     if as_json:
         click.echo(json.dumps({"match": match, "count": count}))
     else:
-        click.echo(f"deleted {thousands(count)} topics that match {match}")
+        click.echo(f"deleted {topics_matching(count, match)}")
+
+
+def question(client: Client, topic: str | None, match: str | None) -> str:
+    if topic is not None:
+        return f"Delete {topic} and its messages?"
+    count = sum(len(page) for page in pages(client, match))
+    return f"Delete {topics_matching(count, match)}, and all their messages?"
+
+
+def topics_matching(count: object, match: str | None) -> str:
+    if count == 1:
+        return f"1 topic that matches {match}"
+    return f"{thousands(count)} topics that match {match}"

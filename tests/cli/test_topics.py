@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Run
 from tests.cli.fake_broker import EPOCH, FakeBroker, answer, problem
+from tests.process.node import environment
 
 TOPIC: dict[str, Any] = {
     "name": "chat",
@@ -129,27 +135,80 @@ def test_show_is_for_people_or_json(run: Run, broker: FakeBroker) -> None:
 
 def test_delete_says_what_it_did(run: Run, broker: FakeBroker) -> None:
     broker.steps = [answer(204, None), answer(204, None)]
-    assert run("topics", "delete", "chat", "--url", broker.url).stdout == "deleted chat\n"
+    result = run("topics", "delete", "chat", "--yes", "--url", broker.url)
+    assert result.stdout == "deleted chat\n"
     as_json = run("topics", "delete", "chat", "--yes", "--json", "--url", broker.url)
     assert json.loads(as_json.stdout) == {"deleted": "chat"}
     assert [(r.method, r.path) for r in broker.seen] == [("DELETE", "/v1/topics/chat")] * 2
 
 
 def test_many_are_deleted_by_a_filter(run: Run, broker: FakeBroker) -> None:
-    broker.steps = [answer(200, {"count": 1234}), answer(200, {"count": 0})]
-    result = run("topics", "delete", "--match", "jobs.>", "--url", broker.url)
-    assert result.stdout == "deleted 1,234 topics that match jobs.>\n"
-    as_json = run("topics", "delete", "--match", ">", "--json", "--url", broker.url)
+    broker.steps = [answer(200, {"count": count}) for count in (1234, 0, 1)]
+    delete = ("topics", "delete", "--yes", "--url", broker.url)
+    assert run(*delete, "--match", "jobs.>").stdout == "deleted 1,234 topics that match jobs.>\n"
+    as_json = run(*delete, "--match", ">", "--json")
     assert json.loads(as_json.stdout) == {"match": ">", "count": 0}
-    assert [(r.method, r.path) for r in broker.seen] == [("DELETE", "/v1/topics")] * 2
-    assert [r.query for r in broker.seen] == [{"match": ["jobs.>"]}, {"match": [">"]}]
+    assert run(*delete, "--match", "a").stdout == "deleted 1 topic that matches a\n"
+    assert [(r.method, r.path) for r in broker.seen] == [("DELETE", "/v1/topics")] * 3
+    assert [r.query for r in broker.seen] == [{"match": [m]} for m in ("jobs.>", ">", "a")]
 
 
 def test_what_was_deleted_before_it_broke_off_is_said(run: Run, broker: FakeBroker) -> None:
     broker.steps = [problem("outcome_unknown", "Topics that were deleted before that: 2,000.")]
-    result = run("topics", "delete", "--match", "jobs.>", "--url", broker.url)
+    result = run("topics", "delete", "--match", "jobs.>", "--yes", "--url", broker.url)
     assert result.exit_code == 1
     assert "deleted before that: 2,000" in result.stderr
+
+
+@pytest.mark.parametrize("what", [["chat"], ["--match", "jobs.>"], ["--match", ">", "--json"]])
+@pytest.mark.parametrize("stdin", [b"", b"y\n", b"yes\n"])
+def test_nothing_is_deleted_where_nobody_can_be_asked(
+    run: Run, broker: FakeBroker, what: list[str], stdin: bytes
+) -> None:
+    result = run("topics", "delete", *what, "--url", broker.url, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "give --yes" in result.stderr
+    assert broker.seen == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("typed", "status"), [(b"y\n", 0), (b"YES\n", 0), (b"\n", 1), (b"n\n", 1), (b"\x04", 2)]
+)
+@pytest.mark.parametrize("what", [["chat"], ["--match", "jobs.>"]])
+def test_a_terminal_is_asked_wherever_the_output_goes(
+    broker: FakeBroker, tmp_path: Path, what: list[str], typed: bytes, status: int
+) -> None:
+    two = answer(200, {"topics": [{"name": "jobs.1"}, {"name": "jobs.2"}], "next": "jobs.2"})
+    one = answer(200, {"topics": [{"name": "jobs.3"}], "next": None})
+    many = what != ["chat"]
+    broker.steps = [two, one, answer(200, {"count": 3})] if many else [answer(204, None)]
+    ours, theirs = pty.openpty()
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "repl_broker", "topics", "delete", *what, "--url", broker.url],
+            stdin=theirs, stdout=out, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+    os.close(theirs)
+    assert process.stderr is not None
+    try:
+        said = b""
+        while not said.endswith(b"[y/N]: ") and (more := process.stderr.read(1)):
+            said += more
+        asked = b"Delete 3 topics that match jobs.>, and all" if many else b"Delete chat and its"
+        assert asked in said
+        assert all(request.method == "GET" for request in broker.seen), "it waits"
+        os.write(ours, typed)
+        process.stderr.read()
+        assert process.wait(30) == status
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        os.close(ours)
+    deleted = [request.method for request in broker.seen].count("DELETE")
+    assert deleted == (status == 0)
+    assert ((tmp_path / "out").read_bytes() == b"") == (status != 0), "no question in the output"
 
 
 @pytest.mark.parametrize(
