@@ -114,7 +114,8 @@ class IdleTopics:
         self._hub = hub
         self._opened: set[str] = set()  # filters: a stream may be gone before anyone looks
         self._look_now = trio.Event()
-        self._looked = -math.inf  # when it saw all uses up to then
+        self._looked = -math.inf  # when it saw all uses up to then …
+        self._generation = -1  # … in which state
 
     def opened(self, filters: Collection[str]) -> None:
         """A stream opens that follows these."""
@@ -135,30 +136,33 @@ class IdleTopics:
 
     async def _keep_always(self) -> None:
         while True:
-            with trio.move_on_after(LOOK_SECONDS):
+            if self._replica.ready:
+                await self._keep()
+                wait_seconds = LOOK_SECONDS
+            else:  # there is nobody to tell; and what is missed now cannot be dated
+                self._looked = -math.inf
+                wait_seconds = LOOK_SECONDS / 20
+            with trio.move_on_after(wait_seconds):
                 await self._look_now.wait()
             self._look_now = trio.Event()
-            await self._keep()
 
     async def _keep(self) -> None:
         """Look at all; tell the log which of them streams of this node follow, if it is time."""
         opened, self._opened = Filters(self._opened), set()
-        generation, after = self._replica.state.generation, self._looked
-        self._looked = trio.current_time() if self._replica.ready else -math.inf
+        before, self._generation = self._generation, self._replica.state.generation
+        after, self._looked = self._looked, trio.current_time()
 
         def is_kept(topic: Topic) -> bool:
             now = trio.current_time()
             if topic.sight is None or topic.sight.used_index != topic.used_index:
                 # After a snapshot took the place of the state, all is seen for the first time.
-                is_old = self._replica.state.generation == generation
-                topic.sight = Sight(topic.used_index, after if is_old else -math.inf, now)
+                is_dated = before == self._generation == self._replica.state.generation
+                topic.sight = Sight(topic.used_index, after if is_dated else -math.inf, now)
             return _is_due(topic, now) and (
                 opened.covers(topic.name) or self._hub.subscribers(topic.name) > 0
             )
 
         names = [*await self._pick(is_kept)]
-        if self._replica.state.generation != generation:
-            self._looked = -math.inf
         for start in range(0, len(names), BATCH_TOPICS):
             part = tuple(names[start : start + BATCH_TOPICS])
             if not await self._propose(KeepTopics(part)):
@@ -171,12 +175,18 @@ class IdleTopics:
         reign: _Reign | None = None
         while True:
             if reign is None or not reign.goes_on(self._replica):
-                now = trio.current_time()
-                reign = _Reign(self._replica.term, now, now) if _leads(self._replica) else None
+                reign = self._begin()
             if reign is not None and self._replica.state.idle_topics:
                 await self._remove(reign)
             # The sooner it notices that it leads, the fewer topics count as older than that.
             await trio.sleep(LOOK_SECONDS if reign is not None else LOOK_SECONDS / 20)
+
+    def _begin(self) -> _Reign | None:
+        if not _leads(self._replica):
+            return None
+        self._look_now.set()  # so that what is used from now on can be told apart
+        now = trio.current_time()
+        return _Reign(self._replica.term, now, now)
 
     async def _remove(self, reign: _Reign) -> None:
         """Remove the topics whose time is over."""

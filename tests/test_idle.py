@@ -22,7 +22,7 @@ from repl_broker.idle import HOLD_SECONDS, LOOK_SECONDS, SETTLE_SECONDS
 from repl_broker.message import Cursor
 from repl_broker.proposals import Watch
 from repl_broker.replica import Replica
-from repl_broker.state import Outcome
+from repl_broker.state import BrokerState, Outcome
 from repl_broker.subscription import Subscription
 from tests.network import Cluster, ClusterNode, running_cluster
 from tests.nodes import ANYONE, Node, configured, events, running_node
@@ -365,6 +365,26 @@ async def test_a_stream_of_a_node_that_has_just_begun_keeps_what_was_nearly_over
         async with subscribe(follower, "job"):
             await trio.sleep(100)
             assert names(leader) == ["job"]
+
+
+async def test_what_a_snapshot_brought_was_used_nobody_knows_when(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_node() as node:
+        broker_idle = node.broker.idle
+        await create(node, "job", seconds=200)
+        async with subscribe(node, "job"):
+            await broker_idle._keep()
+            await trio.sleep(LOOK_SECONDS)
+            await create(node, "other", seconds=200)
+            with seen(node) as commands:
+                await broker_idle._keep()
+                assert commands == [], "it was used just now"
+                restored = BrokerState.restore(node.replica.state.snapshot())
+                restored.generation = node.replica.state.generation + 1
+                node.replica.state = restored
+                await broker_idle._keep()
+                assert commands == [KeepTopics(("job",))]
 
 
 async def test_a_new_leader_goes_by_what_it_saw_before_it_led(autojump_clock: MockClock) -> None:

@@ -244,6 +244,7 @@ async def test_a_topic_that_nobody_uses_is_gone_by_itself(
     """In time that passes; the rest of it is in tests/test_idle.py."""
     monkeypatch.setattr(idle, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(idle, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(idle, "HOLD_SECONDS", 0)
     await node.client.put("/v1/topics/job", json={"retention": {"idle_seconds": 1}})
     await node.publish("job", 1)
     await node.publish("stays", 2)
