@@ -34,7 +34,7 @@ from repl_broker.command import (
     Shares,
 )
 from repl_broker.config import Config, client_shares
-from repl_broker.errors import RequestError
+from repl_broker.errors import NOTHING_CHANGED, RequestError
 from repl_broker.filters import Filters
 from repl_broker.hub import Hub, HubStatistics
 from repl_broker.idle import Batch, IdleTopics
@@ -417,10 +417,11 @@ class Broker:
                     count += outcome.topics
         except RequestError as error:
             error.extra["count"] = count
-            error.detail += (
-                f" Topics that were deleted before that: {count:,}. They stay deleted; ask again "
-                "for the rest."
-            )
+            if count:
+                gone = "1 topic was" if count == 1 else f"{count:,} topics were"
+                error.detail = error.detail.replace(NOTHING_CHANGED, "") + (
+                    f" Before that {gone} deleted, for good; ask again for the rest."
+                )
             raise
         return count
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "NOTHING_CHANGED",
     "PROBLEMS",
     "ConfigError",
     "OutcomeUnknownError",
@@ -92,8 +93,11 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
 }
 
 
+NOTHING_CHANGED: Final = " Nothing was changed."  # at the end of a detail
+
+
 class RequestError(ReplBrokerError):
-    """A request that was refused, and changed nothing.
+    """A request that was refused, and changed nothing (but see Broker.delete_topics).
 
     ``code`` is a key of PROBLEMS; ``detail`` tells the reader what was wrong
     with this request and what to do; ``extra`` joins the problem object, for

@@ -38,7 +38,7 @@ import msgspec
 import trio
 
 from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish, Settings
-from repl_broker.errors import ReplBrokerError, RequestError, StorageError
+from repl_broker.errors import NOTHING_CHANGED, ReplBrokerError, RequestError, StorageError
 from repl_broker.founding import DISOWNED, FOUNDED
 from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
@@ -130,7 +130,7 @@ class NotLeaderError(ReplBrokerError):
 
 
 def disowned_error(reason: str) -> RequestError:
-    return RequestError("no_leader", f"This node takes no part: {reason}. Nothing was changed.")
+    return RequestError("no_leader", f"This node takes no part: {reason}.{NOTHING_CHANGED}")
 
 
 class Peers(Protocol):
@@ -552,10 +552,10 @@ class Replica:
             return RequestError(
                 "no_leader",
                 "The node knows no leader: a majority of the cluster's voters must run and "
-                "reach each other. Nothing was changed.",
+                f"reach each other.{NOTHING_CHANGED}",
             )
         return RequestError(
-            "no_leader", "The leader takes no writes at the moment. Nothing was changed."
+            "no_leader", f"The leader takes no writes at the moment.{NOTHING_CHANGED}"
         )
 
     async def read_barrier(self) -> None:

@@ -109,8 +109,9 @@ IP address, that of `[http] public_url`, or one in `[http] hosts`. With `[auth] 
 empty `[http] hosts` it may be any.
 
 **Errors** are RFC 9457 problems (`{PROBLEM_JSON}`) with a stable `code`. 429, 503 and 507 come with
-`Retry-After`. A request that is refused has changed nothing; only `outcome_unknown` (504)
-leaves that open, and there a repeat with the same `Idempotency-Key` is safe.
+`Retry-After`. A request that is refused has changed nothing, with two exceptions:
+`outcome_unknown` (504) leaves it open, and there a repeat with the same `Idempotency-Key` is safe;
+and a `DELETE /v1/topics?match=` that is interrupted says in `count` how many topics it had deleted.
 
 **Clusters.** Any node takes any request: one that does not lead has the leader carry out what
 changes something. What a node acknowledged, and what was acknowledged by another before, it
@@ -483,8 +484,8 @@ def _delete_topics() -> Object:
         "Delete topics that a filter matches",
         "With their history; `count` says how many there were. Their subscribers get `event: "
         "topic-deleted` for each, and stay. They go in the order of their names, up to 1,000 at a "
-        "time. If that breaks off, the problem has the `count` of those that are gone; asking "
-        "again deletes the rest.",
+        "time. If that is interrupted, the problem has the `count` of those that are gone, "
+        "whatever its code; asking again deletes the rest.",
         parameters=[
             _query(
                 "match",
