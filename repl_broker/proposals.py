@@ -18,7 +18,7 @@ the node cannot learn whether its command was appended at all. Then a command
 that may be repeated is, and any other ends as ``outcome_unknown``.
 
 There are two lines of those that wait, and entries are made of one and the other in
-turn: batches, which take long to write and to apply, and all else. So a publish
+turn: batches and removals, which take long to write or to apply, and all else. So a publish
 waits for one entry of batches, and not for all the batches that came before it.
 No order is lost: whoever waits in one line has had no answer yet, nor has anyone in
 the other.
@@ -35,7 +35,16 @@ from typing import Final, Protocol
 
 import trio
 
-from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish
+from repl_broker.command import (
+    Command,
+    Configure,
+    CreateTopic,
+    DeleteTopic,
+    DeleteTopics,
+    Expire,
+    KeepTopics,
+    Publish,
+)
 from repl_broker.errors import OutcomeUnknownError, RequestError
 from repl_broker.histogram import BOUNDS_SECONDS
 from repl_broker.state import Outcome
@@ -47,6 +56,8 @@ STEPS_MAX: Final = 10_000  # of one entry, unless a single command is more: some
 LIGHT_STEPS_MAX: Final = 1000  # of what does not wait behind batches …
 LIGHT_BYTES_MAX: Final = 64 << 10  # … and its size
 TOPIC_STEPS: Final = 4  # of a message in a batch over several topics
+REMOVAL_STEPS: Final = 500  # of what removes a topic's messages: how many, only the state knows
+KEPT_TOPICS_OF_STEP: Final = 4
 RECENT_ENTRIES_MAX: Final = 1024  # applied ones whose outcomes are kept for who comes late
 COMMIT_BUCKETS_SECONDS: Final = BOUNDS_SECONDS
 
@@ -385,10 +396,20 @@ class Proposals:
 
 
 def _steps(command: Command) -> int:
-    if not isinstance(command, Publish):
-        return 1
-    messages = len(command.data)
-    return messages if isinstance(command.topics, str) else messages * TOPIC_STEPS
+    match command:
+        case Publish(topics, data):
+            return len(data) if isinstance(topics, str) else len(data) * TOPIC_STEPS
+        case DeleteTopic() | CreateTopic(replace=True):
+            return REMOVAL_STEPS
+        case DeleteTopics(names):
+            return min(max(len(names), 1) * REMOVAL_STEPS, STEPS_MAX)
+        case Expire(steps_max):
+            return min(steps_max or STEPS_MAX, STEPS_MAX)
+        case Configure():  # it looks at all topics
+            return STEPS_MAX
+        case KeepTopics(names):
+            return 1 + len(names) // KEPT_TOPICS_OF_STEP
+    return 1
 
 
 def _is_light(command: Command, encoded: bytes) -> bool:

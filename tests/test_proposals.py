@@ -8,7 +8,18 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repl_broker.command import Publish
+from repl_broker.command import (
+    Command,
+    Configure,
+    CreateTopic,
+    DeleteTopic,
+    DeleteTopics,
+    Expire,
+    KeepTopics,
+    Publish,
+    Retention,
+    Settings,
+)
 from repl_broker.errors import OutcomeUnknownError, RequestError
 from repl_broker.proposals import (
     LIGHT_BYTES_MAX,
@@ -95,6 +106,41 @@ async def test_batches_go_although_small_publishes_never_cease() -> None:
         proposed(proposals)
         taken += proposals.take(1 << 20)
     assert large in taken
+
+
+@pytest.mark.parametrize(
+    ("command", "most"),
+    [
+        (DeleteTopic("a"), 20),
+        (CreateTopic("a", replace=True), 20),  # it may keep less than before
+        (DeleteTopics(("a", "b")), 10),
+        (DeleteTopics(("a",) * 1000, (1,) * 1000), 1),
+        (DeleteTopics(()), 20),
+        (Expire(2500), 4),
+        (Expire(10**6), 1),
+        (Expire(), 1),
+        (Configure(Settings(True, Retention(1, 1, 1), 1, 1)), 1),
+        (KeepTopics(("a",) * 1000), 39),
+        (CreateTopic("a"), 100),
+    ],
+)
+async def test_what_takes_long_to_apply_does_not_go_in_numbers(command: Command, most: int) -> None:
+    proposals = Proposals()
+    for _ in range(100):
+        proposals.add(Proposal(command))
+    sizes = []
+    while entry := proposals.take(1 << 20):
+        sizes.append(len(entry))
+    assert (max(sizes), sum(sizes)) == (most, 100)
+
+
+async def test_a_publish_waits_for_no_more_than_one_entry_of_removals() -> None:
+    proposals = Proposals()
+    for _ in range(5):
+        proposals.add(Proposal(Expire(10_000)))
+        proposals.add(Proposal(DeleteTopics(("a",) * 1000)))
+    small = proposed(proposals)
+    assert small in proposals.take(1 << 20) + proposals.take(1 << 20)
 
 
 @pytest.mark.parametrize("seed", range(20))
