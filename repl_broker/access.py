@@ -440,7 +440,7 @@ class Access:
     def _deny(self, who: Identity, what: str, needed: str) -> RequestError:
         if who.anonymous:
             return refuse("missing", f"{what} needs a token with {needed}; there is no token.")
-        return RequestError("forbidden", f"{what} needs {needed}, which the token has not.")
+        return RequestError("forbidden", f"{what} needs {needed}, which the token does not have.")
 
     # --- streams ---
 

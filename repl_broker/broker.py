@@ -752,10 +752,11 @@ def _accepted(outcome: Outcome) -> Outcome:
 
 def _check_key(key: str) -> str:
     if _KEY.fullmatch(key) is None:
+        shown = repr(key) if len(key) <= 64 else f"{key[:64]!r}… ({len(key):,} characters)"
         raise RequestError(
             "invalid_parameter",
-            f"The Idempotency-Key {key[:64]!r} is not valid: use 1 to 255 visible ASCII "
-            "characters, for instance a UUID.",
+            f"The Idempotency-Key {shown} is not valid: use 1 to 255 visible ASCII characters, for "
+            "instance a UUID.",
         )
     return key
 

@@ -181,9 +181,9 @@ def read_secret(config: Config) -> bytes:
     check_secret_text(secret, f"[cluster] secret_file: {path}")
     if len(set(secret)) < SECRET_VALUES_MIN:
         raise ConfigError(
-            f"the secret in {str(path)!r} has {len(set(secret))} different characters; wanted at "
-            f"least {SECRET_VALUES_MIN}, and none that can be guessed: make one with openssl rand "
-            "-hex 32"
+            f"the secret in {str(path)!r} has too few different characters: {len(set(secret))}; "
+            f"wanted at least {SECRET_VALUES_MIN}, and none that can be guessed: make one with "
+            "openssl rand -hex 32"
         )
     return secret
 

@@ -92,7 +92,7 @@ def read_keys(file: Path) -> KeySet:
         raise ConfigError(f"{where} is not JSON") from None
     found = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(found, list):
-        raise ConfigError(f'{where} is no JSON Web Key Set: wanted {{"keys":[…]}} (RFC 7517)')
+        raise ConfigError(f'{where} is not a JSON Web Key Set: wanted {{"keys":[…]}} (RFC 7517)')
     keys: dict[tuple[str, ...], tuple[int, KeyEntry]] = {}  # by what they are made of
     notes: list[str] = []
     if len(found) > KEYS_MAX:

@@ -1019,9 +1019,9 @@ def _topic_not_found(name: str) -> Refused:
 def _too_many_of_client(held: int, new: int, most: int) -> Refused:
     return Refused(
         "too_many_topics",
-        f"The client has created {held:,} of the topics that there are, {new:,} more are asked "
-        f"for, and its share is {most:,} ([limits] topics_per_client). Delete some, let them go "
-        "when they are idle (retention.idle_seconds), or raise the share.",
+        f"The client's share is {most:,} topics ([limits] topics_per_client); it has {held:,}, and "
+        f"asks for {new:,} more. Delete some, let them go when they are idle "
+        "(retention.idle_seconds), or raise the share.",
     )
 
 

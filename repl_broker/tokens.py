@@ -15,6 +15,7 @@ Whether a token was revoked since, and what its claims allow, is access.py's.
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 import warnings
@@ -63,6 +64,8 @@ TOKEN_BYTES_MAX: Final = 8192
 SUBJECT_CHARACTERS_MAX: Final = 255
 KEYS_TRIED_MAX: Final = 8  # for a token that names none, or one that several have
 DATE_MAX: Final = 2**53  # of a NumericDate, in seconds
+SHOWN_MAX: Final = 64  # characters of what a token says, in an error …
+LISTED_MAX: Final = 4  # … and audiences
 # By which a token may be dated ahead and still be newer than a revocation: issuers round iat up to
 # the next second, and clocks are never quite the same.
 AHEAD_SECONDS: Final = 2
@@ -175,8 +178,8 @@ class Verifier:
         if parts is None:
             raise refuse(
                 "malformed",
-                f"The token is no JSON Web Token in the compact form of at most {TOKEN_BYTES_MAX} "
-                "bytes (RFC 7519).",
+                "The token is not a JSON Web Token in the compact form (RFC 7519), of at most "
+                f"{TOKEN_BYTES_MAX} bytes.",
             )
         header = _object(parts[1])
         if header is None or "crit" in header or "b64" in header:
@@ -238,12 +241,17 @@ class Verifier:
         if now >= expires_at + leeway:
             raise refuse("expired", "The token has expired; get a new one.")
         if not_before is not None and now < not_before - leeway:
-            raise refuse("not_yet_valid", "The token is not valid yet (nbf).")
+            early = math.ceil(not_before - now)
+            raise refuse(
+                "not_yet_valid",
+                f"The token is not valid for another {early} seconds (nbf), and [auth] "
+                f"leeway_seconds is {leeway}: wait, or set the issuer's clock, or this node's.",
+            )
         if issued_at is not None and now < issued_at - leeway:
             raise refuse(
                 "not_yet_valid",
-                "The token was issued in the future (iat), by more than [auth] leeway_seconds "
-                f"({leeway}): set the issuer's clock, or this node's.",
+                f"The token was issued {math.ceil(issued_at - now)} seconds in the future (iat), "
+                f"and [auth] leeway_seconds is {leeway}: set the issuer's clock, or this node's.",
             )
         if expires_at - (now if issued_at is None else issued_at) > auth.token_seconds_max:
             raise refuse(
@@ -268,14 +276,24 @@ class Verifier:
             raise refuse("audience", "The claim aud must be a string, or an array of strings.")
         # RFC 7519 section 4.1.3: who does not find itself there must refuse.
         if (named or self._auth.audience is not None) and self._auth.audience not in named:
-            raise refuse("audience", "The token is not for this broker (aud).")
+            said = f"is for {_listed(named)}" if named else "names no audience"
+            wanted = self._auth.audience
+            raise refuse(
+                "audience",
+                f"The token {said} (aud), and [auth] audience is not set."
+                if wanted is None
+                else f"The token {said} (aud), and not for {wanted!r} ([auth] audience).",
+            )
 
     def _check_issuer(self, payload: Mapping[str, Any]) -> None:
         issuer = payload.get("iss", "")
         if not isinstance(issuer, str):
             raise refuse("issuer", "The claim iss must be a string.")
         if self._auth.issuer is not None and issuer != self._auth.issuer:
-            raise refuse("issuer", "The token is of another issuer (iss).")
+            said = f"is of the issuer {_shown(issuer)}" if issuer else "names no issuer"
+            raise refuse(
+                "issuer", f"The token {said} (iss), and not {self._auth.issuer!r} ([auth] issuer)."
+            )
 
 
 # What is_subject takes.
@@ -408,7 +426,7 @@ def _date(payload: Mapping[str, Any], name: str) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise refuse("claims", f"The claim {name} must be a number of seconds since 1970.")
     if not 0 <= found <= DATE_MAX:  # which NaN is not, either
-        raise refuse("claims", f"The claim {name} is out of range.")
+        raise refuse("claims", f"The claim {name} must be 0 to {DATE_MAX} (seconds since 1970).")
     return float(found)
 
 
@@ -424,6 +442,16 @@ def _grants(found: object) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     return _filters(found, "publish"), _filters(found, "subscribe"), admin
 
 
+def _shown(text: str) -> str:
+    """What a token says, short enough for an error; what cannot be seen is escaped."""
+    return ascii(text) if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]!a}…"
+
+
+def _listed(values: Sequence[str]) -> str:
+    more = len(values) - LISTED_MAX
+    return ", ".join(map(_shown, values[:LISTED_MAX])) + (f" and {more} more" if more > 0 else "")
+
+
 def _filters(found: Mapping[str, object], name: str) -> tuple[str, ...]:
     filters = found.get(name, [])
     if not isinstance(filters, list) or len(filters) > FILTERS_MAX:
@@ -434,5 +462,9 @@ def _filters(found: Mapping[str, object], name: str) -> tuple[str, ...]:
         )
     for each in filters:
         if not isinstance(each, str) or not is_filter(each):
-            raise refuse("claims", f"The member {name} of the claim {CLAIM} has what is no filter.")
+            shown = _shown(each) if isinstance(each, str) else "something that is not a string"
+            raise refuse(
+                "claims",
+                f"The member {name} of the claim {CLAIM} has {shown}, where a filter is wanted.",
+            )
     return tuple(filters)

@@ -110,6 +110,32 @@ def test_what_is_wrong_with_the_claims_is_told(
     assert reason(verifier, hs256(payload)) == why
 
 
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ({"aud": "x"}, "The token is for 'x' (aud), and not for 'us' ([auth] audience)."),
+        ({"aud": [*"abcdef"]}, "is for 'a', 'b', 'c', 'd' and 2 more (aud)"),
+        ({"aud": "y" * 500}, "'" + "y" * 64 + "'… (aud)"),
+        ({"aud": "\u202e"}, "is for '\\u202e' (aud)"),
+        ({"aud": []}, "names no audience (aud), and not for 'us'"),
+        ({"iss": "x"}, "is of the issuer 'x' (iss), and not 'here' ([auth] issuer)"),
+        ({"iss": ""}, "names no issuer (iss)"),
+        ({"nbf": NOW + 70.5}, "not valid for another 71 seconds (nbf), and [auth] leeway_seconds"),
+        ({"iat": NOW + 70}, "issued 70 seconds in the future (iat), and [auth] leeway_seconds is"),
+        ({"exp": 2.0**60}, "exp must be 0 to 9007199254740992 (seconds since 1970)"),
+        ({"repl_broker": {"publish": ["a..b"]}}, "publish of the claim repl_broker has 'a..b',"),
+        ({"repl_broker": {"publish": ["a", [1]]}}, "has something that is not a string, where"),
+    ],
+)
+def test_a_refusal_says_what_the_token_has_and_what_is_wanted(
+    secret_file: Path, claims: dict[str, object], words: str
+) -> None:
+    verifier = Verifier(AuthConfig("jwt", secret_file, audience="us", issuer="here"))
+    with pytest.raises(RequestError) as refused:
+        verifier.verify(hs256(GOOD | {"aud": "us", "iss": "here"} | claims), NOW)
+    assert words in refused.value.detail
+
+
 @pytest.mark.parametrize("name", ["exp", "nbf", "iat", "sub", "jti", "iss", "aud", "repl_broker"])
 def test_a_claim_that_is_null_is_of_the_wrong_type(verifier: Verifier, name: str) -> None:
     assert reason(verifier, hs256(GOOD | {name: None})) in ("claims", "issuer", "audience")
@@ -268,8 +294,8 @@ def test_the_list_of_algorithms_is_all_that_is_taken(tmp_path: Path, secret_file
     [
         ("{", "is not JSON"),
         ("[" * 5000, "is not JSON"),
-        ("[]", "is no JSON Web Key Set"),
-        ('{"keys":{}}', "is no JSON Web Key Set"),
+        ("[]", "is not a JSON Web Key Set"),
+        ('{"keys":{}}', "is not a JSON Web Key Set"),
         ('{"keys":[]}', "has no key for RS256, ES256, EdDSA"),
         ('{"keys":[1]}', "has no key for .* it is no JSON object"),
         (json.dumps({"keys": [{}] * 65}), "has 65 keys; the limit is 64"),

@@ -157,7 +157,7 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, object], None]
             try:
                 value = plain_token(value) or None
             except ValueError as error:
-                raise click.BadParameter(f"this is no token: {error}", ctx, param) from None
+                raise click.BadParameter(f"this is not a token: {error}", ctx, param) from None
         ctx.meta[name] = value
 
     return keep

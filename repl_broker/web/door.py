@@ -112,6 +112,11 @@ _ACCEPTED_TOGETHER_MIN: Final = 10
 _ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
 _EVERY_IPV4: Final = (socket.AF_INET, "0.0.0.0")  # noqa: S104  # nosec B104  # where asked for
 _AUTHORITY: Final = re.compile(rb"[^/?#]*+")
+# What h11 says of requests that it cannot parse, and what we do.
+_COMPLAINTS: Final = {
+    "Missing mandatory Host: header": "The Host field is missing; HTTP/1.1 requires it (RFC 9112).",
+    "Found multiple Host: headers": "The Host field is given more than once; give it once.",
+}
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = (3, 8)
@@ -1107,7 +1112,11 @@ class _Protocol(H11Protocol):
                 "The transfer coding is not implemented",
                 "Use Transfer-Encoding: chunked, or Content-Length.",
             )
-        return _malformed("What was sent cannot be parsed as a request (RFC 9112).")
+        return _malformed(
+            _COMPLAINTS.get(
+                self._http.complaint, "What was sent cannot be parsed as a request (RFC 9112)."
+            )
+        )
 
     async def _maybe_recycle(self) -> None:
         self._is_head = False  # of the next request nothing is known
@@ -1134,6 +1143,7 @@ class _StrictHttp(h11.Connection):
     head_bytes_max = 0
     origin = ""
     """Of the page that asks, as far as a head has been read or was refused."""
+    complaint = ""  # of what could not be parsed
     _chunks: Chunks | None = None  # of the body that is being read, if it has any
 
     @property
@@ -1157,7 +1167,8 @@ class _StrictHttp(h11.Connection):
         begun = self.trailing_data[0] if self.their_state is h11.IDLE else b""
         try:
             event = self._next_event(begun)
-        except h11.RemoteProtocolError:
+        except h11.RemoteProtocolError as error:
+            self.complaint = str(error)
             self.origin = self.origin or cors.origin_in(begun)
             raise
         if isinstance(event, h11.Request):

@@ -110,7 +110,7 @@ def check_members(found: Mapping[str, object], known: Sequence[str], where: str 
     """Refuse members that are not ``known``. ``where`` is the object's own name, if nested."""
     for name in found:
         if name not in known:
-            _refuse_unknown(f"member{f' of {where!r}' if where else ''}", name, known)
+            _refuse_unknown(f"member of the object {where!r}" if where else "member", name, known)
 
 
 def read_text(found: Mapping[str, object], name: str) -> str:
@@ -124,9 +124,12 @@ def read_text(found: Mapping[str, object], name: str) -> str:
 
 
 def read_integer(
-    found: Mapping[str, object], name: str, minimum: int, maximum: int, where: str
+    found: Mapping[str, object], name: str, minimum: int, maximum: int, where: str, of: str
 ) -> int | None:
-    """A member that is a whole number in a range; None if it is not there."""
+    """A member that is a whole number in a range; None if it is not there.
+
+    ``where`` is the object that it is in, ``of`` its unit, as in "of seconds".
+    """
     if name not in found:
         return None
     value = found[name]
@@ -134,9 +137,17 @@ def read_integer(
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        _refuse(f"The member {full_name!r} is {_kind(value)}; give a whole number.")
+        shown = f", {_shown(value)}" if isinstance(value, str) else ""
+        _refuse(
+            f"The member {full_name!r} is {_kind(value)}{shown}; give a whole number {of}, "
+            f"{minimum} to {maximum}."
+        )
     if not minimum <= value <= maximum:
-        _refuse(f"The member {full_name!r} is out of range; give {minimum} to {maximum}.")
+        shown = f"{value}" if abs(value) < 10**_SAFE_DIGITS else "far beyond that"
+        _refuse(
+            f"The member {full_name!r} must be a whole number {of}, {minimum} to {maximum}; it is "
+            f"{shown}."
+        )
     return value
 
 

@@ -38,6 +38,14 @@ RETENTION_RANGES: Final = {
 }
 
 
+_UNITS: Final = {
+    "messages": "messages",
+    "seconds": "seconds",
+    "bytes": "bytes",
+    "idle_seconds": "seconds",
+}
+
+
 class Topics:
     """``/v1/topics`` and ``/v1/topics/{topic}``."""
 
@@ -106,7 +114,7 @@ class Topics:
     ) -> tuple[TopicView, bool]:
         given = _retention(found)
         numbers = {
-            key: read_integer(given, key, least, most, "retention")
+            key: read_integer(given, key, least, most, "retention", f"of {_UNITS[key]}")
             for key, (least, most) in RETENTION_RANGES.items()
         }
         return await self._broker.create_topic(

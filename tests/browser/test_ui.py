@@ -578,7 +578,7 @@ def test_the_page_asks_for_a_token_and_does_everything_with_it(
         assert_accessible(page)
         for wrong, words in (
             ("garbage", "is no JSON Web Token"),
-            (token(("a",), ("a",)), "needs admin, which the token has not"),
+            (token(("a",), ("a",)), "needs admin, which the token does not have"),
         ):
             page.locator("#token-value").fill(wrong)
             page.keyboard.press("Enter")

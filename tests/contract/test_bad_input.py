@@ -374,6 +374,21 @@ async def test_what_is_not_http_is_refused(node: Node, request_line: bytes) -> N
 
 
 @pytest.mark.parametrize(
+    ("fields", "words"),
+    [("", "Host field is missing"), ("Host: a\r\nHost: b\r\n", "more than once")],
+)
+async def test_it_is_said_what_is_wrong_with_host(node: Node, fields: str, words: str) -> None:
+    answer = await node.send(f"GET /healthz HTTP/1.1\r\n{fields}\r\n".encode())
+    check_problem(answer, 400, "malformed_request", words)
+
+
+async def test_a_long_idempotency_key_is_shown_in_part(node: Node) -> None:
+    headers = {**JSON, "Idempotency-Key": "k" * 300}
+    response = await node.client.post("/v1/topics/chat/messages", content=b"1", headers=headers)
+    check_problem(response, 400, "invalid_parameter", f"'{'k' * 64}'… (300 characters)")
+
+
+@pytest.mark.parametrize(
     "host", ["user@localhost", "a,b", "é", "x:99999", "a..b", ".", "", "[::1", "xn--a:x"]
 )
 async def test_a_host_that_is_none_is_refused(launch: Launch, host: str) -> None:

@@ -191,7 +191,9 @@ def test_members_that_are_given_twice_are_found_in_linear_time() -> None:
 
 def test_members_are_checked_by_name() -> None:
     check_members({"name": 1}, ("name", "retention"))
-    with pytest.raises(RequestError, match=r"member of 'retention' 'message'.*'messages'"):
+    with pytest.raises(
+        RequestError, match=r"member of the object 'retention' 'message'.*'messages'"
+    ):
         check_members({"message": 1}, ("messages", "bytes"), "retention")
 
 
@@ -207,11 +209,29 @@ def test_text_must_be_there_and_be_text() -> None:
     ("value", "result"), [(1, 1), (9, 9), (5.0, 5)], ids=["least", "most", "a whole float"]
 )
 def test_whole_numbers_in_range_are_read(value: object, result: int) -> None:
-    assert read_integer({"n": value}, "n", 1, 9, "r") == result
-    assert read_integer({}, "n", 1, 9, "r") is None
+    assert read_integer({"n": value}, "n", 1, 9, "r", "of seconds") == result
+    assert read_integer({}, "n", 1, 9, "r", "of seconds") is None
 
 
 @pytest.mark.parametrize("value", [0, 10, 10**18, 1.5, float("inf"), True, "5", None, [], {}])
 def test_other_numbers_are_refused(value: object) -> None:
-    with pytest.raises(RequestError, match=r"'r\.n' is"):
-        read_integer({"n": value}, "n", 1, 9, "r")
+    with pytest.raises(RequestError, match=r"'r\.n' (is|must be) .*of seconds, 1 to 9"):
+        read_integer({"n": value}, "n", 1, 9, "r", "of seconds")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-5, "must be a whole number of seconds, 1 to 9; it is -5."),
+        (0, "it is 0."),
+        (10**18, "it is far beyond that."),
+        ("5s", "is a string, '5s'; give a whole number of seconds, 1 to 9."),
+        ("x" * 1000, "is a string, '" + "x" * 61 + "...'; give"),
+        (None, "is null; give a whole number of seconds"),
+    ],
+)
+def test_a_number_that_is_refused_is_shown(value: object, words: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        read_integer({"n": value}, "n", 1, 9, "r", "of seconds")
+    assert refused.value.detail.startswith("The member 'r.n' ")
+    assert words in refused.value.detail
