@@ -1434,7 +1434,7 @@ def test_one_batch_of_a_client_takes_no_more_than_its_share_of_topics() -> None:
     refused = refusal(node.do(Publish(names, (b"1",) * 4, client="eve")))
     assert refused.code == "too_many_topics"
     assert "4 more" in refused.detail
-    assert "its share is 3 ([limits] topics_per_client)" in refused.detail
+    assert "share is 3 topics ([limits] topics_per_client)" in refused.detail
     assert node.state.topics == {}
     node.do(Publish(names[:3], (b"1",) * 3, client="eve"))
     assert refusal(node.do(CreateTopic("m.4", client="eve"))).code == "too_many_topics"
