@@ -374,7 +374,7 @@ async def test_the_store_is_not_tidied_at_every_turn_while_a_snapshot_is_sent(
         monkeypatch.setattr(leader.disk, "tidy", tidy)
         monkeypatch.setattr(cluster.network, "_answer", slow)
         await cluster.start(behind)
-        await trio.sleep(1)
+        await trio.sleep(15)  # it was asked first whether it can take one
         assert leader.replica._upkeep.is_held
         before = tidied
         for number in range(COUNT):
