@@ -577,7 +577,7 @@ def test_the_page_asks_for_a_token_and_does_everything_with_it(
         expect(why).to_contain_text("needs a token with admin")
         assert_accessible(page)
         for wrong, words in (
-            ("garbage", "is no JSON Web Token"),
+            ("garbage", "is not a JSON Web Token"),
             (token(("a",), ("a",)), "needs admin, which the token does not have"),
         ):
             page.locator("#token-value").fill(wrong)
