@@ -15,8 +15,7 @@ import os
 import resource
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,21 +25,18 @@ from typing import Final
 import trio
 from quart_trio import QuartTrio
 
-from repl_broker import __version__, cluster, logs
+from repl_broker import __version__, logs
 from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config, exposed
 from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
-from repl_broker.founding import FOUNDINGS
 from repl_broker.hub import Hub
-from repl_broker.members import Members
+from repl_broker.node import Node
 from repl_broker.reload import LIVE, Hook, Reloader
 from repl_broker.replica import Replica
-from repl_broker.room import Room
 from repl_broker.service import Service, lost_terminal
-from repl_broker.state import Applied
 from repl_broker.storage import STORE_NAME, SqliteStorage
 from repl_broker.systemd import Manager, PassedSocket
 from repl_broker.traces import open_tracing
@@ -171,49 +167,15 @@ async def serve(
     if not (config.node.data_dir / STORE_NAME).exists():  # a refused start leaves none behind
         await _check_ports(config, sockets, clustered=bootstrap or bool(config.cluster.join))
     storage = await trio.to_thread.run_sync(SqliteStorage, config.node.data_dir, config.node.id)
-    hub = Hub(storage.identity.epoch, config.limits.tail_bytes)
-    replica = Replica(
-        storage,
-        Broker.settings(config),
-        now_ms=lambda: time.time_ns() // 1_000_000,
-        on_applied=lambda applied: _publish(hub, replica, access, applied),
-        on_restored=lambda: _restored(hub, replica, access),
-        on_members=lambda changed: members.follow(changed) if members else None,
-        snapshot_entries=config.raft.snapshot_entries,
-        core_options=cluster.core_options(config),
-    )
+    make_broker = Broker if tracing is None else tracing.broker
+    node = Node(config, storage, access, certificates, make_broker=make_broker)
+    replica, hub = node.replica, node.hub
     try:
-        join = () if bootstrap else config.cluster.join
-        await replica.load(joins=bool(join))
-        clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
-        key = await cluster.read_key(config) if clustered else b""
-        if (
-            bootstrap
-            and replica.is_empty
-            and await cluster.find_cluster(replica, config, key, certificates)
-        ):
-            join = config.cluster.join
-            await replica.load(joins=True)
-        hub.position = replica.state.seq
+        await node.load(bootstrap=bootstrap)
         _set_apart()
         listeners = _passed(sockets) or await _listen(config.http.bind, HTTP_SETTING)
-        raft_listeners = await _listen(config.raft.bind, RAFT_SETTING) if clustered else []
-        members = None
-        if clustered:
-            me = cluster.own_record(config, replica, raft_listeners, listeners)
-            members = Members(
-                replica,
-                me,
-                join=join,
-                watch=config.cluster.join,
-                rebuilt=bool(await trio.to_thread.run_sync(storage.note, FOUNDINGS)),
-                on_adopted=partial(_adopted, hub, replica),
-                on_disowned=hub.close,
-            )
-            transport = cluster.connect(replica, members, key, certificates)
-        make_broker = Broker if tracing is None else tracing.broker
-        room = Room(replica, config.limits, storage.free_bytes)
-        broker = make_broker(replica, hub, config, members, room, access)
+        raft_listeners = await _listen(config.raft.bind, RAFT_SETTING) if node.clustered else []
+        broker = await node.connect(listeners, raft_listeners)
         app = create_app(broker, config, apps or {}, lambda: door.statistics())
         publishing = Publishing(broker, config)
         streams = Streams(broker, Fanout(replica, hub, _fanout_options(config)), config)
@@ -232,14 +194,7 @@ async def serve(
         )
         trio.lowlevel.add_instrument(broker.turns)
         async with trio.open_nursery() as nursery:
-            if members is not None:
-                await nursery.start(cluster.run, transport, members, raft_listeners)
-            await nursery.start(_run_replica, replica, partial(_part, broker, hub, door))
-            if members is not None:
-                await members.look_first()
-            nursery.start_soon(room.run)
-            nursery.start_soon(broker.idle.run)
-            nursery.start_soon(access.run)
+            await nursery.start(node.run, partial(_part, broker, hub, door))
             async with trio.open_nursery() as serving:
                 await serving.start(door.run)
                 url = _url(config, door)
@@ -271,7 +226,7 @@ async def serve(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await replica.close()
+            await node.close()
             await trio.to_thread.run_sync(storage.close)
             if tracing is not None:
                 await tracing.close()
@@ -378,11 +333,6 @@ def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio, access
     return Hook("pages", LIVE["pages"], apply)
 
 
-def _adopted(hub: Hub, replica: Replica) -> None:
-    """A cluster has taken this node in: ids are of its epoch now."""
-    hub.epoch = replica.epoch
-
-
 async def _either(*events: trio.Event) -> None:
     """Wait until one of them is set."""
     async with trio.open_nursery() as nursery:
@@ -393,20 +343,6 @@ async def _either(*events: trio.Event) -> None:
 
         for event in events:
             nursery.start_soon(wait, event)
-
-
-async def _run_replica(
-    replica: Replica,
-    part: Callable[[], Awaitable[None]],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run the log; if it fails, ``part`` before the error ends the node."""
-    try:
-        await replica.run(task_status=task_status)
-    except Exception:
-        await part()
-        raise
 
 
 async def _part(broker: Broker, hub: Hub, door: Door) -> None:
@@ -433,18 +369,6 @@ def _set_apart() -> None:
     """What the log has given stays, too, and with it what will hold all that comes later."""
     gc.collect()
     gc.freeze()
-
-
-def _publish(hub: Hub, replica: Replica, access: Access, applied: Applied) -> None:
-    hub.publish(applied.events, replica.state.seq)
-    if applied.revoked:
-        access.revoke(applied.revoked)
-
-
-def _restored(hub: Hub, replica: Replica, access: Access) -> None:
-    """A snapshot of the leader's took the place of the state."""
-    hub.jump(replica.state.seq)
-    access.revoke_all()
 
 
 def _options(config: Config) -> DoorOptions:

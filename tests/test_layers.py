@@ -26,6 +26,7 @@ LAYERS = (
     ("web.*",),
     ("traces",),
     ("otel",),
+    ("node",),
     ("cluster", "broker"),
     ("fanout",),
     ("subscription",),
