@@ -631,7 +631,7 @@ class Broker:
         return await self.describe_cluster()
 
     async def describe_cluster(self) -> dict[str, object]:
-        """The cluster as this node sees it, in the shape of DESIGN section 4.
+        """The cluster as this node sees it, as the API shows it.
 
         For the node itself: it asks for no right.
         """
@@ -762,7 +762,7 @@ def _check_key(key: str) -> str:
 
 
 def _digest(form: str, topics: str | tuple[str, ...], data: tuple[bytes, ...]) -> bytes:
-    """Tells requests apart: the form counts, since the answers differ in shape."""
+    """Tells requests apart: the form counts, because the answers differ in shape."""
     digest = hashlib.blake2b(form.encode(), digest_size=16)
     for part in (topics,) if isinstance(topics, str) else topics:
         digest.update(b"%d:%b" % (len(part), part.encode()))

@@ -47,7 +47,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings that all nodes must share, since they decide what a command does."""
+    """The settings that all nodes must share, because they decide what a command does."""
 
     auto_create: bool
     retention: Retention  # of topics that do not say otherwise

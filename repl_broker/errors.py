@@ -9,7 +9,7 @@
         └── OutcomeUnknownError   … except this: the write may or may not be kept
 
 A message names the value, the limit and the remedy. A RequestError carries a
-stable ``code`` (DESIGN section 4) that the HTTP side turns into an RFC 9457
+stable ``code`` that the HTTP side turns into an RFC 9457
 problem and the command line into one line.
 """
 
@@ -41,7 +41,7 @@ class StorageError(ReplBrokerError):
     """The store failed, or holds something that it must not hold.
 
     After one of these from a write nothing more is acknowledged: what a failed
-    fsync left on disk is unknown (RAFT.md section 2, "fsyncgate").
+    fsync left on disk is unknown ("fsyncgate", PostgreSQL 2018).
     """
 
 

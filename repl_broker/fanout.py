@@ -112,8 +112,8 @@ class FanoutStatistics(NamedTuple):
     readers: int
     lagging: int  # of them wait to be writable, or for the log
     unsent_bytes: int  # begun to be sent to readers that stalled; shared ones count each time
-    dead: int  # were dropped since they acknowledged nothing
-    failed: int  # were dropped since an error of the node ended them
+    dead: int  # were dropped because they acknowledged nothing
+    failed: int  # were dropped because an error of the node ended them
 
 
 class Reader:

@@ -1,6 +1,6 @@
 """Messages' data, by where it is in the log: a cache over the store.
 
-What was just written or read is in memory, since readers that fall a little
+What was just written or read is in memory, because readers that fall a little
 behind ask for it at once. A disk that gives back something else than was
 written is not trusted any more: ``damaged`` ends the node.
 """
@@ -69,7 +69,7 @@ class History:
             self._cache.move_to_end(entry)
         if missing := sorted(wanted - found.keys()):
             for entry, data in (await self._read(missing)).items():
-                # Kept, since a reader takes a large entry in many small pieces.
+                # Kept, because a reader takes a large entry in many small pieces.
                 found[entry] = decode_messages(data)
                 self._keep(entry, found[entry])
         messages = []

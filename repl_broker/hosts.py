@@ -15,7 +15,7 @@ and no other, unless ``[auth] mode = "jwt"``, no hosts are listed, and nothing i
 whoever has no token: then a page from nowhere has none, and its cookies are those of another
 name.
 
-A name counts with any port, since it is the name that leads somewhere, and tunnels
+A name counts with any port, because it is the name that leads somewhere, and tunnels
 and proxies change ports; a listed ``host:port`` counts with that port alone.
 """
 

@@ -4,13 +4,13 @@
     the leader     its time is over, and some seconds more ──▶ DeleteTopics
 
 The log has which entry used a topic last: it published to it, set it or kept it. How
-long ago that was no clock of day can say, since each may be wrong, and the log's time
+long ago that was no clock of day can say, because each may be wrong, and the log's time
 with it. So each node looks at the topics with ``idle_seconds`` once a second, a few at
 a time, and notes by its own steady clock when it found that a topic had been used
 (``Topic.sight``); a node that becomes the leader goes by what it saw before. What
 happened before a node started, it has not seen.
 
-Nothing is removed in haste, since a wrong removal cannot be undone and a late one
+Nothing is removed in haste, because a wrong removal cannot be undone and a late one
 costs little:
 
 - A use was before the look that found it. The leader counts from that look, and waits

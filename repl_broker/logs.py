@@ -127,7 +127,7 @@ class Joined:
     Of a kind are those with the same logger, message (before its values are filled in) and
     type of exception. The last of the few says that more are only counted (``joined_for``).
     The next complaint after that time, of this kind or another, says how many they were
-    (``joined``) and what one of them was, by chance (``joined_example``), since it may not
+    (``joined``) and what one of them was, by chance (``joined_example``), because it may not
     have been about what the few were about. Lines that are few anyway (notices.py) all pass.
     """
 

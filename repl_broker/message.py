@@ -1,9 +1,9 @@
 """What travels: messages, the topics they belong to, and the ids that order them.
 
-The words are DESIGN section 3's. A *message* is one JSON value published to one
-*topic*. It has a cluster-wide sequence number, ``seq`` (1, 2, 3 …), and an
-*event id*, ``<epoch>-<seq>``, which is opaque to clients and valid on every
-node. A *filter* is a topic, or a pattern with NATS's wildcards.
+A *message* is one JSON value published to one *topic*. It has a cluster-wide
+sequence number, ``seq`` (1, 2, 3 …), and an *event id*, ``<epoch>-<seq>``,
+which is opaque to clients and valid on every node. A *filter* is a topic, or
+a pattern with NATS's wildcards.
 
 JSON is checked here and then kept as bytes: numbers, escapes, duplicate keys
 and the order of members reach the subscriber as they were published. Only
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 TOPIC_BYTES_MAX: Final = 255
-FILTERS_MAX: Final = 128  # filters one stream may have (DESIGN section 4)
+FILTERS_MAX: Final = 128  # filters one stream may have
 SEQUENCE_MAX: Final = 2**63 - 1
 
 _TOPIC = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")

@@ -7,7 +7,7 @@ and with each to another origin; no page can change that. What is no browser, sa
     write   … or one of the node's own: of [http] public_url, or of the host that is asked
 
 ``*`` in cors_origins is all pages, but not for a request that the cookie speaks for,
-since a browser adds that by itself. An origin that is not named (``null``: a
+because a browser adds that by itself. An origin that is not named (``null``: a
 sandboxed frame, a file) is one of those all, and nobody's else.
 """
 

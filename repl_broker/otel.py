@@ -6,7 +6,7 @@
     └ deliver   until the streams of this node that are level have it; one for each set of filters
 
 Only this node's part is traced: a follower that has the leader append the command
-sees that as ``propose``, and what other nodes deliver is in no trace, since the
+sees that as ``propose``, and what other nodes deliver is in no trace, because the
 log does not carry one. Streams that lag, and those under TLS, are not in ``deliver``.
 
 Spans are made when their ends are known, from times that were noted on the way.

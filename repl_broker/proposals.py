@@ -156,7 +156,7 @@ class Proposal(Offer):
 
 
 class Forwarded(Offer):
-    """Commands that a peer sent on to this node, since it leads."""
+    """Commands that a peer sent on to this node, because it leads."""
 
     __slots__ = ("decided", "peer", "place")
 
@@ -418,6 +418,6 @@ def _is_light(command: Command, encoded: bytes) -> bool:
 
 def outcome_unknown() -> OutcomeUnknownError:
     return OutcomeUnknownError(
-        "The node could not learn whether the write is kept, since the leader was lost or the "
+        "The node could not learn whether the write is kept, because the leader was lost or the "
         "node stopped; ask again with the same Idempotency-Key."
     )

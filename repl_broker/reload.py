@@ -3,7 +3,7 @@
 All of a file is taken, or nothing: one that has problems changes nothing. What is
 taken is applied by hooks, one for each part of the node. A hook that fails (a
 certificate that does not fit its key) leaves its part as it was; the others go on.
-Every hook is called each time, since the files that keys name may have changed
+Every hook is called each time, because the files that keys name may have changed
 while the keys have not.
 """
 

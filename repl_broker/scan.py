@@ -34,7 +34,7 @@ __all__ = ["NEAR_MESSAGES", "Scan"]
 BY_TOPIC_MAX: Final = 256
 NEAR_MESSAGES: Final = 4096  # so few are gone through in order, whatever the filters
 PIECE_NAMES: Final = 32  # between two looks at the clock
-LOOKS_MAX: Final = 64  # until it goes in order, since finding the topics takes too long
+LOOKS_MAX: Final = 64  # until it goes in order, because finding the topics takes too long
 PIECE_MATCHES: Final = 16
 
 

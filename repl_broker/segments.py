@@ -92,13 +92,7 @@ class Block:
     def copy(self) -> Block:
         """The same rows, which stay as they are now."""
         block = Block()
-        block.entries, block.first_seqs, block.times = (
-            self.entries[:],
-            self.first_seqs[:],
-            self.times[:],
-        )
-        block.live, block.live_bytes = self.live[:], self.live_bytes[:]
-        block.stored_bytes = self.stored_bytes[:]
+        block.take(column[:] for column in self.columns)
         block.published, block.dead = self.published.copy(), self.dead
         return block
 

@@ -56,7 +56,7 @@ class Service:
         self._stopping = False
 
     async def extend_start(self) -> None:
-        """Until the node serves: more time, again and again, since a long log takes long to read.
+        """Until the node serves: more time, again and again: a long log takes long to read.
 
         Not for ever: a disk that hangs would keep the manager waiting.
         """

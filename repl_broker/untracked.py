@@ -2,7 +2,7 @@
 
 A node that holds 100,000 topics has several objects for each, and the collector
 stops everything while it looks through all of them. What cannot be part of a cycle,
-since it refers only to numbers, bytes, names and settings, is as well off without: it goes,
+because it refers only to numbers, bytes, names and settings, is as well off without: it goes,
 as before, when nothing refers to it any more.
 """
 

@@ -86,6 +86,16 @@ async def dialed(node: Node, key: bytes = SECRET) -> AsyncIterator[Hand]:
             await theirs.aclose()
 
 
+async def relay(listener: _Frames, hand: Hand) -> None:
+    """Have the node that dials and the one that is dialed speak with each other, to the end."""
+    await listener.receive()
+    await hand.knock()
+    await listener.send(("challenge", hand.challenge))
+    for _ in range(2):
+        await hand.frames.send(await listener.receive())
+        await listener.send(await hand.frames.receive())
+
+
 @asynccontextmanager
 async def dialing(node: Node, error: type[Exception], match: str) -> AsyncIterator[_Frames]:
     """The frames of whoever ``node`` dials, believing it to be b; it fails with ``error``."""
@@ -220,12 +230,7 @@ async def test_a_nodes_challenge_that_is_sent_back_to_it_opens_nothing() -> None
     a = Node("a")
     async with dialing(a, PeerRefusedError, "has dialed itself") as listener:
         async with dialed(a, key=b"") as hand:
-            await listener.receive()
-            await hand.knock()
-            await listener.send(("challenge", hand.challenge))
-            for _ in range(2):
-                await hand.frames.send(await listener.receive())
-                await listener.send(await hand.frames.receive())
+            await relay(listener, hand)
     assert not a.transport._inbound
 
 
@@ -235,12 +240,7 @@ async def test_a_challenge_that_is_given_to_another_node_makes_no_other_peer() -
     a, c = Node("a"), Node("c")
     async with dialing(c, PeerRefusedError, "was dialed is node 'a', not 'b'") as listener:
         async with dialed(a, key=b"") as hand:
-            await listener.receive()
-            await hand.knock()
-            await listener.send(("challenge", hand.challenge))
-            for _ in range(2):
-                await hand.frames.send(await listener.receive())
-                await listener.send(await hand.frames.receive())
+            await relay(listener, hand)
     assert not a.transport._inbound
     assert a.transport.statistics().refused == 1
 

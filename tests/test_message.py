@@ -29,6 +29,7 @@ from repl_broker.message import (
     split_topic_ndjson,
     time_text,
 )
+from tests.test_names import naive_match
 
 LIMITS = JsonLimits(message_bytes=1 << 20, batch_messages=1000, depth=64)
 
@@ -234,17 +235,6 @@ def test_equal_sets_are_one_key_whatever_the_order_and_repeats() -> None:
     assert one != FilterSet(["a"])
     assert one != frozenset(["a", "b.*"])
     assert (one.exact, one.patterns) == ({"a"}, {"b.*"})
-
-
-def naive_match(pattern: str, topic: str) -> bool:
-    """NATS's rules, token by token."""
-    have = topic.split(".")
-    for n, token in enumerate(wanted := pattern.split(".")):
-        if token == ">":
-            return len(have) > n
-        if n >= len(have) or token not in ("*", have[n]):
-            return False
-    return len(have) == len(wanted)
 
 
 TOKENS = st.sampled_from(["a", "b", "ab", "-", "A"])

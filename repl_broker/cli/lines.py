@@ -26,10 +26,10 @@ BATCH_BYTES_MAX: Final = 1024 * 1024
 PAUSE_SECONDS: Final = 0.02  # nothing more for so long: the input has paused
 WAIT_SECONDS_MAX: Final = 0.05  # after the first line of a batch, however fast they come
 READ_BYTES: Final = 256 * 1024
-# The largest that a node can be told to take ([limits] message_bytes): a longer
-# line is hopeless, and without this limit one line could take all the memory.
 BYTE_ORDER_MARK: Final = "\ufeff".encode()  # of UTF-8: some editors write it, and it says nothing
 UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+# The largest that a node can be told to take ([limits] message_bytes): a longer
+# line is hopeless, and without this limit one line could take all the memory.
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 

@@ -51,7 +51,7 @@ class Identified:
 
 
 class AccessLog:
-    """ASGI around ``app``. The query is left out, since it may hold a token.
+    """ASGI around ``app``. The query is left out, because it may hold a token.
 
     An event stream's line comes when the stream ends. ``status=-`` is a client
     that left before the answer began. It is written as long as ``on`` is set.

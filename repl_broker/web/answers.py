@@ -17,7 +17,7 @@ JSON: Final = "application/json"
 def answer(
     body: bytes, content_type: str, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer of the API: never kept by a cache, since the next one may differ."""
+    """An answer of the API: never kept by a cache, because the next one may differ."""
     response = Response(body, status, content_type=content_type)
     response.headers["Cache-Control"] = "no-store"
     for name, value in (headers or {}).items():

@@ -7,7 +7,7 @@ and ``Origin``, which page it is (origins.py). A request is refused
     421 unknown_host   if the node does not serve that host
     403 forbidden      if it would write, or asks whether it may, and its page may not
 
-and there is a line in the log, since neither a browser nor a page says much. A page
+and there is a line in the log, because neither a browser nor a page says much. A page
 that may not read is answered all the same, without the fields that would let it.
 
 Both ways through the door ask here. In place a request is only let in

@@ -3,7 +3,7 @@
 Only origins that the configuration lists are answered, by name, or all of them
 with ``*``. Credentials (cookies) are never allowed: a token travels in a header. So
 a page may send whatever header fields it likes; a preflight allows those that it
-asks for, since libraries add their own (``X-Requested-With``, ``baggage``).
+asks for, because libraries add their own (``X-Requested-With``, ``baggage``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NAMES: Final = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+|[ \t]*,[ \t]*)*+")
 def register(app: QuartTrio, origins: Callable[[], Collection[str]]) -> None:
     """Allow ``origins`` to read what ``app`` answers; with none, pages of this node only.
 
-    They are asked for at each answer, since they may change while the node serves.
+    They are asked for at each answer, because they may change while the node serves.
     """
 
     async def allow(response: Response) -> Response:

@@ -1,4 +1,4 @@
-"""The event stream (DESIGN section 4): Server-Sent Events, for as long as the client stays."""
+"""The event stream: Server-Sent Events, for as long as the client stays."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Events:
 class _EventStream(ResponseBody):
     """A Subscription as Quart streams it: entered when the answer begins, left with the client.
 
-    It is no generator, since a generator must not be left by cancellation.
+    It is no generator, because a generator must not be left by cancellation.
     """
 
     def __init__(self, subscription: Subscription) -> None:

@@ -34,7 +34,7 @@ __all__ = ["Object", "document"]
 
 Object = dict[str, Any]
 
-# What any request can get, since it is decided before, or in spite of, its route.
+# What any request can get, because it is decided before, or in spite of, its route.
 COMMON_CODES: Final = (
     "malformed_request",
     "invalid_parameter",
@@ -428,7 +428,7 @@ def _revoke_tokens() -> Object:
         "(`iat`) before now, or do not say when, and the streams that were opened with them end "
         "with `event: token-expired`. Tokens that are issued from the next second on are valid. A "
         "token that is dated more than two seconds ahead counts as issued `auth.leeway_seconds` "
-        "earlier than it says, since its issuer's clock is ahead.",
+        "earlier than it says, because its issuer's clock is ahead.",
         parameters=[
             {
                 "name": "sub",

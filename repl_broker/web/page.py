@@ -117,7 +117,7 @@ def _inline(text: str) -> str:
 
 
 def _code_block(text: str) -> str:
-    # Reachable by keyboard, since it may scroll sideways.
+    # Reachable by keyboard, because it may scroll sideways.
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
 

@@ -68,7 +68,7 @@ def read_query(
     """
     count = query_string.count(b"&") + 1
     if count > PARAMETERS_MAX:
-        _refuse(f"The query has {count} parameters; at most {PARAMETERS_MAX} are read.")
+        _refuse(f"The query has {count} parameters; at most {PARAMETERS_MAX} fit. Send fewer.")
     query: dict[str, list[str]] = {}
     for pair in query_string.split(b"&"):
         if not pair:

@@ -20,7 +20,7 @@ EXAMPLE: Final = (
     "connect-src 'self' http://127.0.0.1:* http://localhost:*; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-# What a browser shows as text, or not at all, since it is told not to guess (nosniff).
+# What a browser shows as text, or not at all, because it is told not to guess (nosniff).
 INERT: Final = frozenset(
     {
         *("application/json", "application/problem+json", "text/event-stream", "text/plain"),
