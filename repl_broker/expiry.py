@@ -3,7 +3,8 @@
 For each topic that holds something a time is noted that is not later than its
 own. Times of topics that lose messages move on all the time, and nobody is told:
 a noted time is put right when it comes to the front. So a topic costs a step when it
-gets its first message, and one each time its noted time is reached.
+gets its first message, and one each time its noted time is reached. One that is deleted
+is forgotten at once: what there is in memory follows the topics that there are.
 
 What comes to the front is the least there is, by time and name, whenever it was
 noted: nodes that hold the same have the same order.
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = ["Due", "Expiry"]
+
+STALE_MIN: Final = 64  # entries that do not count any more, before they are looked for
 
 
 class Due(NamedTuple):
@@ -42,13 +45,20 @@ class Expiry:
             self._noted[name] = time_ms
             heapq.heappush(self._heap, (time_ms, name))
 
+    def forget(self, name: str) -> None:
+        """The topic holds nothing any more, and is gone."""
+        noted, heap = self._noted, self._heap
+        if noted.pop(name, None) is not None and len(heap) > 2 * len(noted) + STALE_MIN:
+            self._heap = [(time_ms, name) for name, time_ms in noted.items()]
+            heapq.heapify(self._heap)
+
     def first(self) -> Due | None:
         """The topic that is due first, and when; None if no topic holds anything."""
         heap, noted = self._heap, self._noted
         while heap:
             found = Due(*heap[0])
             if noted.get(found.name) != found.time_ms:
-                heapq.heappop(heap)  # an earlier one was noted since, and has been put right
+                heapq.heappop(heap)  # an earlier one was noted since, or it is forgotten
                 continue
             time_ms = self._due_ms(found.name)
             if time_ms == found.time_ms:

@@ -545,6 +545,7 @@ class BrokerState:
             self._capture.deleted(name)
         self.idle_topics.pop(name, None)
         self._drop_oldest(topic, len(topic))
+        self._expiry.forget(name)
         self._give_back(topic)
         self.timeline.end(topic)
         self.tombstones[name] = (self.seq, topic.trimmed_seq)

@@ -18,22 +18,27 @@ from repl_broker.command import (
     Retention,
     Settings,
 )
-from repl_broker.expiry import Expiry
+from repl_broker.expiry import Due, Expiry
 from repl_broker.state import EXPIRY_STEPS_OF_TOPIC, BrokerState
 
 NAMES = [f"t{number}" for number in range(6)]
 
 
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.none() | st.integers(0, 9)), max_size=60))
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), st.none() | st.integers(0, 9)), max_size=60),
+    st.randoms(use_true_random=False),
+)
 @settings(max_examples=4 * settings().max_examples)
 def test_what_is_due_first_is_found_though_only_earlier_times_are_noted(
-    changes: list[tuple[str, int | None]],
+    changes: list[tuple[str, int | None]], chance: random.Random
 ) -> None:
     due: dict[str, int] = {}
     expiry = Expiry(due.get)
     for name, time_ms in changes:
         before = due.pop(name, None)
-        if time_ms is not None:
+        if time_ms is None and chance.random() < 0.5:  # deleted, or only empty
+            expiry.forget(name)
+        elif time_ms is not None:
             due[name] = time_ms
             if before is None or time_ms < before:
                 expiry.note(name, time_ms)
@@ -41,6 +46,17 @@ def test_what_is_due_first_is_found_though_only_earlier_times_are_noted(
             assert expiry.first() == min(((at, n) for n, at in due.items()), default=None)
     assert expiry.first() == min(((at, n) for n, at in due.items()), default=None)
     assert len(expiry._noted) <= len(NAMES)
+
+
+def test_topics_that_are_gone_are_not_kept_until_their_time() -> None:
+    state = BrokerState()
+    for number in range(2000):
+        name = f"job.{number}"
+        state.apply(state.applied_index + 1, 1, [Publish(name, (b"1",)), Publish("kept", (b"1",))])
+        state.apply(state.applied_index + 1, 1, [DeleteTopic(name)])
+    assert len(state._expiry._noted) == 1
+    assert len(state._expiry._heap) < 100
+    assert state._expiry.first() == Due(1 + 86_400_000, "kept")
 
 
 class Node:
