@@ -180,6 +180,7 @@ class Broker:
         self._config = config
         self._limits = _json_limits(config)
         self._shares = client_shares(config)
+        self._has_shares = any(self._shares)
         self._seats = Seats()
         self.idle = IdleTopics(replica, hub)
         self._checks = Checks()
@@ -194,6 +195,7 @@ class Broker:
         self._config = config
         self._limits = _json_limits(config)
         self._shares = client_shares(config)
+        self._has_shares = any(self._shares)
         self.admission.reload(config.limits)
         if self._room is not None:
             self._room.reload(config.limits)
@@ -207,13 +209,15 @@ class Broker:
     def settings(config: Config) -> Settings:
         """What of the configuration every node of a cluster must share."""
         r, shares = config.topics.retention, client_shares(config)
+        # Where there are no clients with shares, nothing is to be told apart.
+        of_publishers = config.auth.mode == "jwt" or any(shares)
         return Settings(
             config.topics.auto_create,
             Retention(r.messages, r.seconds, r.bytes, r.idle_seconds or None),
             config.limits.idempotency_keys,
             config.limits.idempotency_seconds,
             config.limits.topics,
-            Shares(shares.topics, shares.storage_bytes, shares.idempotency_keys),
+            Shares(shares.topics, shares.storage_bytes, shares.idempotency_keys, of_publishers),
         )
 
     @property
@@ -309,9 +313,13 @@ class Broker:
         """The client whose shares this counts for; "" for one that may have all it wants.
 
         Where there are no tokens everyone is an administrator, and addresses have
-        shares only if the configuration says so.
+        shares only if the configuration says so: this node's, or the leader's.
         """
-        return caller.client if self.access.is_open and any(self._shares) else caller.share
+        if self.access.is_open and (
+            self._has_shares or self._replica.state.settings.shares.has_limits
+        ):
+            return caller.client
+        return caller.share
 
     async def _checked(
         self, check: Callable[[bytes, JsonLimits], T], body: bytes, client: str

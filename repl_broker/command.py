@@ -6,7 +6,7 @@ entry's time: applying it reads no clock and no local setting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -40,9 +40,16 @@ class Retention:
 class Shares:
     """The most that belongs to one client, of what all need; 0: no limit."""
 
-    topics: int = 0
-    storage_bytes: int = 0  # of its topics, MESSAGE_OVERHEAD_BYTES for each message included
+    topics: int = 0  # that it created
+    storage_bytes: int = 0  # of its messages, MESSAGE_OVERHEAD_BYTES for each included
     idempotency_keys: int = 0
+    # A message counts for whoever publishes it. Not so in logs from before there was a choice:
+    # there it counts for whoever created its topic, and those that were published then still do.
+    of_publishers: bool = False
+
+    @property
+    def has_limits(self) -> bool:
+        return bool(self.topics or self.storage_bytes or self.idempotency_keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,12 @@ class Settings:
     idempotency_seconds: int  # … and for so long
     topics: int = 0  # at most; 0: as many as are asked for
     shares: Shares = Shares()
+
+    def after(self, before: Settings) -> Settings:
+        """These, where ``before`` are in force: what counts for publishers goes on to."""
+        if self.shares.of_publishers or not before.shares.of_publishers:
+            return self
+        return replace(self, shares=replace(self.shares, of_publishers=True))
 
 
 class Publish(msgspec.Struct, frozen=True):

@@ -823,10 +823,10 @@ class LimitsConfig:
     storage_bytes_per_client: int | None = key(
         None,
         Whole("bytes", 0, 1024 * 1024 * GiB),
-        "All messages that are retained of the topics that one client has created, counted as for "
-        "storage_bytes. A publish beyond it to these topics is refused with 507 storage_full, "
-        "whoever publishes, except with the right admin. A client is a token's subject, or an "
-        "address where there is no token. 0: no limit. Not set: half of storage_bytes (rounded "
+        "All messages that one client has published and that are retained, in whosever topics, "
+        "counted as for storage_bytes. A publish beyond it is refused with 507 storage_full. A "
+        "client is a token's subject, or an address where there is no token; with the right admin "
+        "there is no limit. 0: no limit. Not set: half of storage_bytes (rounded "
         "up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without a token "
         "share its address. In a cluster, what the leader's file says counts.",
         example='"1 GiB"',

@@ -1336,9 +1336,11 @@ class Replica:
             if seen.role is Role.LEADER and seen.has_committed:
                 await self.wait_applied(self._core.committed_index)
                 is_new = self._core.log.last_index <= 1
-                if (is_new or self.state.settings != self._settings) and not self._closing:
+                before = self.state.settings
+                settings = self._settings.after(before)
+                if (is_new or before != settings) and not self._closing:
                     with suppress(RequestError):  # another leader's business, then
-                        await self.propose(Configure(self._settings))
+                        await self.propose(Configure(settings))
                 self._configured.set()
                 if seen != self.seen:
                     continue

@@ -22,7 +22,7 @@ import hashlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -46,6 +46,7 @@ from repl_broker.expiry import Expiry
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 from repl_broker.names import Names
 from repl_broker.patience import ENDLESS, Patience
+from repl_broker.payers import Part, Payers
 from repl_broker.remembered import Remembered, RememberedKeys
 from repl_broker.scan import Scan
 from repl_broker.segments import Segments
@@ -161,12 +162,15 @@ class Sight(NamedTuple):
 
 
 class Holding:
-    """What the topics are, and hold, that a client created: for its shares."""
+    """What counts for a client's shares: the topics that it created, and what is retained for it.
 
-    __slots__ = ("bytes", "client", "topics")
+    A message counts for the client that published it; in entries from before
+    ``Shares.of_publishers``, for the one that created its topic, whoever published.
+    """
 
-    def __init__(self, client: str) -> None:
-        self.client = client
+    __slots__ = ("bytes", "topics")
+
+    def __init__(self) -> None:
         self.topics = 0
         self.bytes = 0  # MESSAGE_OVERHEAD_BYTES for each message included
 
@@ -181,14 +185,15 @@ class Topic:
         "born_seq",
         "bytes",
         "captured",
+        "client",
         "created_ms",
         "dropped",
-        "holding",
         "lost_at",
         "lost_version",
         "name",
         "oldest_ms",
         "own",
+        "payers",
         "place",
         "retention",
         "sight",
@@ -200,7 +205,8 @@ class Topic:
         self, name: str, own: OwnRetention, default: Retention, created_ms: int, born_seq: int
     ) -> None:
         self.name = name
-        self.holding: Holding | None = None  # of the client that created it, if it has shares
+        self.client = ""  # that created it, and has shares
+        self.payers: Payers | None = None  # None: all its messages count for ``client``
         # The entry that last published to it, set it or said that it is followed; holds only
         # while it may not idle for ever.
         self.used_index = 0
@@ -286,6 +292,22 @@ class Topic:
         """Those of all that it retains."""
         return self._sequences[self._head :]
 
+    def charge(self, seq: int, payer: str) -> None:
+        """What is appended from ``seq`` on counts for ``payer``."""
+        if self.payers is None:
+            if payer == self.client:
+                return
+            self.payers = Payers()
+            if self.first_seq is not None:
+                self.payers.append(self.first_seq, self.client)
+        self.payers.append(seq, payer)
+
+    def parts(self, sequences: array[int], sizes: array[int]) -> Iterable[Part]:
+        """For whom its oldest messages count, which these are; all that do for somebody."""
+        if self.payers is not None:
+            return (part for part in self.payers.parts(sequences, sizes) if part.client)
+        return (Part(self.client, len(sizes), sum(sizes)),) if self.client and sizes else ()
+
     def append(self, seq: int, size: int) -> None:
         self._sequences.append(seq)
         self._sizes.append(size)
@@ -303,10 +325,15 @@ class Topic:
             size -= self._sizes[row]
         return len(self) - 1
 
+    def oldest(self, count: int) -> tuple[array[int], array[int]]:
+        """Sequence numbers and sizes of the ``count`` oldest."""
+        start, end = self._head, self._head + count
+        return self._sequences[start:end], self._sizes[start:end]
+
     def drop_oldest(self, count: int) -> tuple[array[int], array[int]]:
         """Sequence numbers and sizes of the ``count`` oldest, which are trimmed now."""
-        start, end = self._head, self._head + count
-        sequences, sizes = self._sequences[start:end], self._sizes[start:end]
+        end = self._head + count
+        sequences, sizes = self.oldest(count)
         self.bytes -= sum(sizes)
         self.dropped += count
         self.trimmed_seq = sequences[-1]
@@ -315,14 +342,27 @@ class Topic:
             del self._sequences[:end]
             del self._sizes[:end]
             self._head = 0
+        if self.payers is not None:
+            self._cut_payers()
         return sequences, sizes
+
+    def _cut_payers(self) -> None:
+        first_seq = self.first_seq
+        if first_seq is None:
+            self.payers = None
+            return
+        assert self.payers is not None
+        self.payers.cut(first_seq)
+        if len(self.payers) == 1 and self.payers.last == self.client:
+            self.payers = None
 
     def to_wire(self) -> tuple[Any, ...]:
         idles = self.retention.idle_seconds is not None
         later: tuple[Any, ...] = ()
-        if self.holding is not None or idles:
-            client = "" if self.holding is None else self.holding.client
-            later = (client, self.used_index if idles else 0)
+        if self.client or idles or self.payers is not None:
+            later = (self.client, self.used_index if idles else 0)
+        if self.payers is not None:
+            later += (self.payers.to_wire(self._sequences[self._head]),)
         return (
             self.name,
             self.own if self.own[3] is not None else self.own[:3],
@@ -340,7 +380,9 @@ class Topic:
         name, own, created_ms, born_seq, trimmed_seq, oldest_ms, sequences, sizes = fields[:8]
         topic = cls(name, own if len(own) > 3 else (*own, None), default, created_ms, born_seq)
         if fields[8:]:
-            topic.used_index = fields[9]
+            topic.client, topic.used_index = fields[8:10]
+        if fields[10:]:
+            topic.payers = Payers.from_wire(fields[10])
         topic.trimmed_seq, topic.oldest_ms = trimmed_seq, oldest_ms
         topic._sequences.frombytes(sequences)
         topic._sizes.frombytes(sizes)
@@ -375,7 +417,8 @@ class BrokerState:
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._revoked: list[str] = []  # by the entry that is being applied; local
         self._keys = RememberedKeys()
-        self._holdings: dict[str, Holding] = {}  # by client; this follows from the topics, as does
+        # By client, of all that have anything; this follows from the topics, as does …
+        self._holdings: dict[str, Holding] = {}
         self.idle_topics: dict[str, Topic] = {}  # … which of them may not idle for ever
         # Topics that were deleted: when, and the newest sequence number lost by it.
         # The oldest are folded into the floor: below it, losses are not known by name.
@@ -443,11 +486,12 @@ class BrokerState:
         if client and (refused := self._beyond_share(client, command.topics, data)) is not None:
             return refused
         first_seq = self.seq + 1
+        payer = client if self.settings.shares.of_publishers else None
         if isinstance(command.topics, str):
-            self._append(command.topics, data, events, client)
+            self._append(command.topics, data, events, client, payer)
         else:
             for name, body in zip(names, data, strict=True):
-                self._append(name, (body,), events, client)
+                self._append(name, (body,), events, client, payer)
         if command.key is not None:
             known = Remembered(command.digest, first_seq, len(data), self.time_ms, client)
             self._keys.add(command.owner, command.key, known)
@@ -461,7 +505,9 @@ class BrokerState:
         data: tuple[bytes, ...],
         events: list[Message | TopicDeleted],
         client: str,
+        payer: str | None,
     ) -> None:
+        """Publish to one topic. ``payer`` None: they count for whoever created it."""
         topic = self.topics.get(name)
         if topic is None:
             topic = self._add_topic(name, ALL_DEFAULT, client)
@@ -472,6 +518,10 @@ class BrokerState:
             topic.oldest_ms = time_ms
             self._expiry.note(name, time_ms + topic.retention.seconds * 1000)
         topic.used_index = self.applied_index
+        if payer is None:
+            payer = topic.client
+        if payer != topic.client or topic.payers is not None:
+            topic.charge(seq + 1, payer)
         self.segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
         for body in data:
             seq += 1
@@ -481,8 +531,8 @@ class BrokerState:
         self.seq = seq
         self.retained_messages += len(data)
         self.retained_bytes += size
-        if topic.holding is not None:
-            topic.holding.bytes += size + MESSAGE_OVERHEAD_BYTES * len(data)
+        if payer:
+            self._holding(payer).bytes += size + MESSAGE_OVERHEAD_BYTES * len(data)
 
     def _forget_keys(self) -> None:
         self._keys.forget_before(self.time_ms - self.settings.idempotency_seconds * 1000)
@@ -546,7 +596,8 @@ class BrokerState:
         self.idle_topics.pop(name, None)
         self._drop_oldest(topic, len(topic))
         self._expiry.forget(name)
-        self._give_back(topic)
+        if topic.client:
+            self._give_back(topic.client, 1, 0)
         self.timeline.end(topic)
         self.tombstones[name] = (self.seq, topic.trimmed_seq)
         if len(self.tombstones) > TOMBSTONES_MAX:
@@ -612,8 +663,8 @@ class BrokerState:
     ) -> Refused | None:
         """Why ``client`` may not have this, by shares; None if it may.
 
-        A topic's messages count for the client that created it. It is decided here, of
-        all that is done in one order: a look before the log would let many pass at once.
+        It is decided here, of all that is done in one order: a look before the log would let
+        many pass at once.
         """
         shares, holding = self.settings.shares, self._holdings.get(client)
         names = (topics,) if isinstance(topics, str) else topics
@@ -625,46 +676,49 @@ class BrokerState:
         size = sum(map(len, data)) + MESSAGE_OVERHEAD_BYTES * len(data)
         if not shares.storage_bytes or self._stored_bytes + size <= shares.storage_bytes:
             return None  # nobody can have more than there is
-        added: dict[str, int] = {}  # by client; "" has no share
-        if isinstance(topics, str):
-            added[self._payer(topics, client)] = size
-        else:
-            for name, body in zip(topics, data, strict=True):
-                payer = self._payer(name, client)
-                added[payer] = added.get(payer, 0) + len(body) + MESSAGE_OVERHEAD_BYTES
+        added = {client: size} if shares.of_publishers else self._by_creator(client, topics, data)
         for payer, more in added.items():
             held = self._holdings[payer].bytes if payer in self._holdings else 0
             if payer and more and held + more > shares.storage_bytes:
-                return _too_much_of_client(held, more, shares.storage_bytes, payer == client)
+                return _too_much_of_client(held, more, shares.storage_bytes)
         return None
 
     @property
     def _stored_bytes(self) -> int:
         return self.retained_bytes + MESSAGE_OVERHEAD_BYTES * self.retained_messages
 
-    def _payer(self, name: str, client: str) -> str:
-        """For whom a message counts that ``client`` publishes to the topic."""
-        topic = self.topics.get(name)
-        if topic is None:
-            return client
-        return "" if topic.holding is None else topic.holding.client
+    def _by_creator(
+        self, client: str, topics: str | tuple[str, ...], data: tuple[bytes, ...]
+    ) -> dict[str, int]:
+        """What ``client`` publishes, as it counted before it counted for whoever publishes."""
+        added: dict[str, int] = {}  # by client; "" has no share
+        names = (topics,) * len(data) if isinstance(topics, str) else topics
+        for name, body in zip(names, data, strict=True):
+            payer = self.topics[name].client if name in self.topics else client
+            added[payer] = added.get(payer, 0) + len(body) + MESSAGE_OVERHEAD_BYTES
+        return added
 
-    def _hold(self, topic: Topic, client: str) -> None:
-        """The topic counts for ``client``, with what it holds."""
+    def _holding(self, client: str) -> Holding:
+        """What counts for ``client``, which is about to be more."""
         holding = self._holdings.get(client)
         if holding is None:
-            holding = self._holdings[client] = Holding(client)
-        holding.topics += 1
-        holding.bytes += topic.bytes + MESSAGE_OVERHEAD_BYTES * len(topic)
-        topic.holding = holding
+            holding = self._holdings[client] = Holding()
+        return holding
 
-    def _give_back(self, topic: Topic) -> None:
-        """The topic is gone, and empty: it counts for nobody any more."""
-        holding = topic.holding
-        if holding is not None:
-            holding.topics -= 1
-            if not holding.topics:
-                del self._holdings[holding.client]
+    def _hold(self, topic: Topic) -> None:
+        """Count a topic from a snapshot, and what it holds, for those for whom they count."""
+        if topic.client:
+            self._holding(topic.client).topics += 1
+        for client, messages, size in topic.parts(*topic.oldest(len(topic))):
+            self._holding(client).bytes += size + MESSAGE_OVERHEAD_BYTES * messages
+
+    def _give_back(self, client: str, topics: int, size: int) -> None:
+        """Topics, or messages, are gone that counted for ``client``."""
+        holding = self._holdings[client]
+        holding.topics -= topics
+        holding.bytes -= size
+        if not holding.topics and not holding.bytes:
+            del self._holdings[client]
 
     def _due_ms(self, name: str) -> int | None:
         topic = self.topics.get(name)
@@ -715,7 +769,8 @@ class BrokerState:
         if self._capture is not None:
             self._capture.created(topic)
         if client:
-            self._hold(topic, client)
+            topic.client = client
+            self._holding(client).topics += 1
         self._note_idle(topic)
         tombstone = self.tombstones.pop(name, None)
         if tombstone is not None:
@@ -740,13 +795,17 @@ class BrokerState:
         segments = self.segments
         if self._capture is not None:
             self._capture.before_topic(topic)
+        is_mixed = topic.payers is not None
+        if is_mixed:
+            for client, messages, size in topic.parts(*topic.oldest(count)):
+                self._give_back(client, 0, size + MESSAGE_OVERHEAD_BYTES * messages)
         sequences, sizes = topic.drop_oldest(count)
         self.timeline.trim(topic, sequences, self.seq)
         size = sum(sizes)
         self.retained_messages -= count
         self.retained_bytes -= size
-        if topic.holding is not None:
-            topic.holding.bytes -= size + MESSAGE_OVERHEAD_BYTES * count
+        if topic.client and not is_mixed:
+            self._give_back(topic.client, 0, size + MESSAGE_OVERHEAD_BYTES * count)
         for entry in segments.release(sequences, sizes):
             if entry != self.applied_index:  # apply() sees to its own
                 self._dead.append(entry)
@@ -973,11 +1032,10 @@ class BrokerState:
         default = settings.retention
         state.topics = {f[0]: Topic.from_wire(f, default) for f in topics}
         state.names = Names(state.topics)
-        for row, topic in zip(topics, state.topics.values(), strict=True):
+        for topic in state.topics.values():
             state._note_idle(topic)
             state._note_due(topic)
-            if row[8:] and row[8]:
-                state._hold(topic, row[8])
+            state._hold(topic)
         state.retained_messages = sum(map(len, state.topics.values()))
         state.retained_bytes = sum(topic.bytes for topic in state.topics.values())
         state.segments = Segments.load(columns, published)
@@ -1026,11 +1084,11 @@ def _too_many_of_client(held: int, new: int, most: int) -> Refused:
     )
 
 
-def _too_much_of_client(held: int, added: int, most: int, is_own: bool) -> Refused:
-    whose = "this client" if is_own else "the client that created one of these topics"
+def _too_much_of_client(held: int, added: int, most: int) -> Refused:
     return Refused(
         "storage_full",
-        f"The topics of {whose} hold {held:,} bytes, {added:,} more are to be published to them, "
-        f"and its share is {most:,} ([limits] storage_bytes_per_client). Delete some, shorten "
-        "their retention, or raise the share.",
+        f"The client's share is {most:,} bytes of messages ([limits] storage_bytes_per_client); "
+        f"those that are kept for it take {held:,}, and these would take {added:,} more. There is "
+        "room again when some are too old, or topics that it published to are trimmed or deleted; "
+        "else raise the share.",
     )

@@ -91,7 +91,8 @@ def pack_settings(s: Settings) -> tuple[Any, ...]:
         s.idempotency_seconds,
     )
     if shares != Shares():
-        return (*packed, s.topics, (shares.topics, shares.storage_bytes, shares.idempotency_keys))
+        most = (shares.topics, shares.storage_bytes, shares.idempotency_keys)
+        return (*packed, s.topics, (*most, True) if shares.of_publishers else most)
     return (*packed, s.topics) if s.topics else packed
 
 
@@ -105,8 +106,8 @@ def unpack_settings(fields: Sequence[Any]) -> Settings | None:
                     return Settings(auto_create, retention, keys, seconds)
                 case [topics]:
                     return Settings(auto_create, retention, keys, seconds, topics)
-                case [topics, (most_topics, most_bytes, most_keys)]:
-                    shares = Shares(most_topics, most_bytes, most_keys)
+                case [topics, (_, _, _) | (_, _, _, True) as most]:
+                    shares = Shares(*most)
                     return Settings(auto_create, retention, keys, seconds, topics, shares)
     return None
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio
 
 from repl_broker.access import Asking, Credentials
 from repl_broker.broker import Broker
+from repl_broker.command import Shares
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
-from tests.nodes import ANYONE, configured, running_node
+from tests.nodes import ANYONE, Node, configured, running_node
 from tests.signing import SECRET, bearer, token
 
 # What the node asks of its own broker: no door calls these.
@@ -143,6 +147,26 @@ async def test_keys_of_a_token_without_a_subject_are_its_own_at_any_address(
         assert first == owner("192.0.2.9", ("b", "a"), exp=int(time.time()) + 999), "it was renewed"
         others = {owner("192.0.2.1", ("a",)), owner("192.0.2.1", ("b",)), owner("192.0.2.1")}
         assert len({first, "192.0.2.1"} | others) == 5
+
+
+async def test_a_share_that_only_the_leaders_file_sets_holds_for_each_address() -> None:
+    def counted(node: Node) -> dict[str, int]:
+        return {client: held.topics for client, held in node.replica.state._holdings.items()}
+
+    other = ANYONE._replace(address="192.0.2.1")
+    async with running_node() as node:
+        await node.broker.publish(ANYONE, "a", b"1")
+        assert counted(node) == {}
+        shares = Shares(topics=1)
+        node.replica.reconfigure(replace(node.replica.state.settings, shares=shares))
+        with trio.fail_after(5):
+            while node.replica.state.settings.shares != shares:
+                await trio.lowlevel.checkpoint()
+        for asking in (ANYONE, other):
+            await node.broker.publish(asking, f"of.{asking.address.replace('.', '-')}", b"1")
+            call = partial(node.broker.publish, asking, "b", b"1")
+            assert await code_of(call) == "too_many_topics"
+        assert counted(node) == {"127.0.0.1": 1, "192.0.2.1": 1}
 
 
 @pytest.mark.parametrize("place", [0, 15, 16, 17, 4999])

@@ -52,13 +52,15 @@ class History:
         chance = self.chance
         idle = chance.choice([None, 5]) if self.has_clients else None
         retention = Retention(chance.choice([2, 4]), chance.choice([6, 30]), 50, idle)
-        shares = Shares(0, 0, 5) if self.has_clients else Shares()
+        shares = Shares()
+        if self.has_clients:
+            shares = Shares(0, 0, 5, of_publishers=chance.random() < 0.9)
         return Settings(chance.random() < 0.7, retention, 9, chance.choice([9, 20]), 0, shares)
 
     def command(self) -> Command:
         chance = self.chance
         name, others = chance.choice(NAMES), tuple(chance.sample(NAMES, 2))
-        client = chance.choice(["", "ann"]) if self.has_clients else ""
+        client = chance.choice(["", "ann", "bob"]) if self.has_clients else ""
         idle = chance.choice([None, 0, 7]) if self.has_clients else None
         key = chance.choice([None, f"key-{chance.randrange(30)}"])
         match chance.randrange(16):

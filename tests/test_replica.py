@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repl_broker.command import Command, CreateTopic, DeleteTopic, Publish
+from repl_broker.command import Command, CreateTopic, DeleteTopic, Publish, Shares
 from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet
 from repl_broker.raft.core import TellCommit
@@ -612,3 +612,22 @@ async def test_other_settings_are_agreed_on_while_the_node_leads() -> None:
         replica.reconfigure(settings)
         await wait_all_tasks_blocked()
         assert replica.statistics().last_index == last, "the same again is no entry"
+
+
+async def test_what_counts_for_publishers_goes_on_to_whatever_the_next_leader_is_told() -> None:
+    async with running_node() as node:
+        replica = node.replica
+        before = replica.state.settings
+        for shares, agreed in (
+            (Shares(9, 9, 9, of_publishers=True), Shares(9, 9, 9, of_publishers=True)),
+            (Shares(), Shares(of_publishers=True)),
+            (Shares(topics=5), Shares(topics=5, of_publishers=True)),
+        ):
+            replica.reconfigure(replace(before, shares=shares))
+            with trio.fail_after(5):
+                while replica.state.settings.shares != agreed:
+                    await trio.lowlevel.checkpoint()
+            last = replica.statistics().last_index
+            replica.reconfigure(replace(before, shares=shares))
+            await wait_all_tasks_blocked()
+            assert replica.statistics().last_index == last, "what is in force is no entry"

@@ -801,7 +801,12 @@ class Stored:
     message: Message
     entry: int
     ordinal: int
+    payer: str  # for whom it counts
     retained: bool = True
+
+    @property
+    def bytes(self) -> int:
+        return MESSAGE_OVERHEAD_BYTES + len(self.message.data)
 
 
 @dataclass
@@ -820,10 +825,6 @@ class ModelTopic:
             size or default.bytes,
             (default.idle_seconds if idle is None else idle) or None,
         )
-
-    @property
-    def stored_bytes(self) -> int:
-        return sum(MESSAGE_OVERHEAD_BYTES + len(s.message.data) for s in self.messages)
 
     def trim(self, now_ms: int) -> None:
         limits = self.retention
@@ -923,9 +924,10 @@ class Model:
         outcome = Published(len(self.published) + 1, len(names), self.time_ms)
         for number, (name, data) in enumerate(zip(names, command.data, strict=True)):
             message = Message(len(self.published) + 1, name, self.time_ms, data)
-            stored = Stored(message, self.index, ordinal + number)
             if name not in self.topics:
                 self.add(name, command.client)
+            payer = self.payer(name, command.client)
+            stored = Stored(message, self.index, ordinal + number, payer)
             self.topics[name].used = self.index
             self.topics[name].messages.append(stored)
             self.published.append(stored)
@@ -946,15 +948,23 @@ class Model:
         has_new = not set(names) <= set(self.topics)
         if shares.topics and has_new and [*owners.values()].count(client) > shares.topics:
             return Refused("too_many_topics", "")
-        kept = dict.fromkeys(owners.values(), 0)
-        for topic in self.topics.values():
-            kept[topic.client] += topic.stored_bytes
-        for name, body in zip(names, data, strict=False):
-            kept[owners[name]] += MESSAGE_OVERHEAD_BYTES + len(body)
-        paying = {owners[name] for name in names} - {""}
-        if data and shares.storage_bytes and any(kept[p] > shares.storage_bytes for p in paying):
-            return Refused("storage_full", "")
-        return None
+        paying = [self.payer(name, client) for name in names]
+        kept = dict.fromkeys(paying, 0)
+        for stored in self.retained():
+            kept[stored.payer] = kept.get(stored.payer, 0) + stored.bytes
+        for payer, body in zip(paying, data, strict=False):
+            kept[payer] += MESSAGE_OVERHEAD_BYTES + len(body)
+        beyond = {p for p in paying if p and kept[p] > shares.storage_bytes}
+        return Refused("storage_full", "") if data and shares.storage_bytes and beyond else None
+
+    def payer(self, name: str, client: str) -> str:
+        """For whom a message counts that ``client`` publishes to the topic."""
+        if self.settings.shares.of_publishers or name not in self.topics:
+            return client
+        return self.topics[name].client
+
+    def retained(self) -> Iterator[Stored]:
+        return (stored for topic in self.topics.values() for stored in topic.messages)
 
     def add(self, name: str, client: str, own: OwnRetention = ALL_DEFAULT) -> None:
         self.topics[name] = ModelTopic(own, self.settings.retention, client, self.index)
@@ -1035,7 +1045,11 @@ RETENTIONS = st.builds(
     st.sampled_from([None, None, 1, 5]),
 )  # fmt: skip
 SHARES = st.just(Shares()) | st.builds(
-    Shares, st.sampled_from([0, 1, 2]), st.sampled_from([0, 70, 300]), st.sampled_from([0, 1, 2])
+    Shares,
+    st.sampled_from([0, 1, 2]),
+    st.sampled_from([0, 70, 300]),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
 )
 SETTINGS = st.builds(
     Settings, st.booleans() | st.just(True), RETENTIONS, st.sampled_from([0, 1, 2, 9]),
@@ -1127,7 +1141,9 @@ KEYED_STEPS = st.tuples(
 )
 SHARED_SETTINGS = st.builds(
     Settings, st.just(True), st.just(Retention(2, 9, 1000)), st.just(0), st.just(100), st.just(0),
-    st.builds(Shares, st.integers(0, 3), st.sampled_from([0, 70, 140, 280])),
+    st.builds(
+        Shares, st.integers(0, 3), st.sampled_from([0, 70, 140, 280]), st.just(0), st.booleans()
+    ),
 )  # fmt: skip
 SHARED_STEPS = st.tuples(
     SHARED_SETTINGS,
@@ -1141,6 +1157,7 @@ SHARED_STEPS = st.tuples(
             st.builds(Publish, NAMES, BATCHES, client=CLIENTS),
             st.builds(CreateTopic, NAMES, st.sampled_from([None, 1]), client=CLIENTS),
             st.builds(DeleteTopics, NAME_LISTS),
+            st.just(Expire()),
             SHARED_SETTINGS.map(Configure),
         )
     ),
@@ -1228,13 +1245,13 @@ class Comparison:
 
     def check_holdings(self) -> None:
         """What is counted as things come and go is what there is."""
-        topics = self.model.topics.values()
+        topics, kept = self.model.topics.values(), [*self.model.retained()]
         expected = {
             client: (
                 sum(t.client == client for t in topics),
-                sum(t.stored_bytes for t in topics if t.client == client),
+                sum(s.bytes for s in kept if s.payer == client),
             )
-            for client in {t.client for t in topics} - {""}
+            for client in {*(t.client for t in topics), *(s.payer for s in kept)} - {""}
         }
         for state in (self.node.state, self.twin):
             held = {c: (h.topics, h.bytes) for c, h in state._holdings.items()}
@@ -1453,22 +1470,71 @@ def test_topics_count_for_whoever_created_them_until_they_are_deleted() -> None:
     assert sorted(node.state.topics) == ["b", "c"]
 
 
-def test_bytes_count_for_whoever_created_the_topic_and_trimming_gives_them_back() -> None:
-    node = sharing(storage_bytes=3 * (MESSAGE_OVERHEAD_BYTES + 10))
-    node.apply(CreateTopic("a", client="ann"), CreateTopic("b", 1, client="bob"))
-    assert isinstance(node.do(Publish("a", (b"x" * 10,) * 3, client="ann")), Published)
-    refused = refusal(node.do(Publish("a", (b"x",), client="ann")))
-    assert refused.code == "storage_full"
-    assert "this client hold 222 bytes, 65 more" in refused.detail
-    assert "its share is 222 ([limits] storage_bytes_per_client)" in refused.detail
-    refused = refusal(node.do(Publish(("b", "a"), (b"x", b"x"), client="bob")))
-    assert "the client that created one of these topics" in refused.detail
-    assert node.state.topics["b"].bytes == 0, "all or none"
+def test_a_message_counts_for_whoever_published_it_and_trimming_gives_it_back() -> None:
+    node = sharing(storage_bytes=3 * (MESSAGE_OVERHEAD_BYTES + 10), of_publishers=True)
+    node.apply(CreateTopic("ann's", client="ann"), CreateTopic("all", 4))
+    assert isinstance(node.do(Publish("ann's", (b"x" * 10,) * 3, client="bob")), Published)
+    for topic in ("ann's", "all", "new"):
+        refused = refusal(node.do(Publish(topic, (b"x",), client="bob")))
+        assert refused.code == "storage_full"
+        assert "share is 222 bytes of messages" in refused.detail
+        assert "([limits] storage_bytes_per_client)" in refused.detail
+        assert "kept for it take 222, and these would take 65 more" in refused.detail
+        assert "raise the share" in refused.detail
+    assert isinstance(node.do(Publish("ann's", (b"x" * 10,) * 2, client="ann")), Published)
+    both = Publish(("ann's", "all"), (b"x" * 10,) * 2, client="ann")
+    assert refusal(node.do(both)).code == "storage_full"
+    assert len(node.state.topics["all"]) == 0, "all or none"
+    assert isinstance(node.do(Publish("ann's", (b"x" * 999,))), Published), "nobody's"
+    node.do(CreateTopic("ann's", messages=3, replace=True))
+    assert isinstance(node.do(Publish("all", (b"x" * 10,) * 3, client="bob")), Published)
+    node.do(Publish("all", (b"y",) * 3))
+    assert isinstance(node.do(Publish("all", (b"x" * 10,) * 2, client="bob")), Published)
+
+
+def test_what_was_published_before_it_counted_for_publishers_counts_for_the_creator_still() -> None:
+    """By whichever entry a node was restored, and whatever it had counted before."""
+    old, new = Shares(0, 300), Shares(0, 300, 0, True)
+
+    def using(shares: Shares) -> Configure:
+        return Configure(Settings(True, WIDE, 4, 100, shares=shares))
+
+    entries: list[list[Command]] = [
+        [using(old), CreateTopic("ann's", client="ann"), CreateTopic("all")],
+        [Publish(("ann's", "all"), (b"1", b"2"), client="bob"), Publish("ann's", (b"3",))],
+        [using(new)],
+        [Publish(("ann's", "all"), (b"4", b"5"), client="bob"), Publish("ann's", (b"6",))],
+        [Publish("ann's", (b"7",), client="ann"), Publish("all", (b"8",), client="eve")],
+    ]
+    states = [BrokerState()]
+    for index, commands in enumerate(entries, 1):
+        for state in states:
+            state.apply(index, 0, commands)
+        states.append(BrokerState.restore(states[0].snapshot()))
+    size = MESSAGE_OVERHEAD_BYTES + 1
+    for state in states:
+        held = {client: (h.topics, h.bytes) for client, h in state._holdings.items()}
+        assert held == {"ann": (1, 3 * size), "bob": (0, 2 * size), "eve": (0, size)}
+    assert len({state.digest() for state in states}) == 1
+    for state in states:
+        state.apply(6, 0, [DeleteTopic("ann's"), DeleteTopic("all")])
+        assert state._holdings == {}
+
+
+def test_a_message_costs_nothing_to_tell_apart_while_one_client_publishes(node: Node) -> None:
+    node.do(Configure(Settings(True, WIDE, 4, 100, shares=Shares(of_publishers=True))))
+    node.apply(CreateTopic("ann's", client="ann"), CreateTopic("all"))
     for _ in range(9):
-        assert isinstance(node.do(Publish("b", (b"x" * 10,), client="bob")), Published)
-    assert isinstance(node.do(Publish("a", (b"x",))), Published), "an administrator has no share"
-    node.do(CreateTopic("a", messages=1, replace=True))
-    assert isinstance(node.do(Publish("a", (b"x" * 10,), client="ann")), Published)
+        node.apply(Publish("ann's", (b"1",), client="ann"), Publish("all", (b"1",)))
+    assert [topic.payers for topic in node.state.topics.values()] == [None, None]
+    for _ in range(9):
+        node.do(Publish("all", (b"1",), client="bob"))
+    payers = node.state.topics["all"].payers
+    assert payers is not None
+    assert len(payers) == 2, "what was nobody's, and bob's"
+    node.do(CreateTopic("all", 1, replace=True))
+    node.do(Publish("all", (b"1",)))
+    assert node.state.topics["all"].payers is None
 
 
 def test_another_owners_key_is_another_key(node: Node) -> None:

@@ -79,10 +79,47 @@ async def test_one_client_cannot_take_all_of_the_store(launch: Launch, tmp_path:
         assert (await publish(node, EVE, "m.1", body)).status_code == 201
         assert (await publish(node, EVE, "m.2", body)).status_code == 201
         refused = await publish(node, EVE, "m.1", body)
-        check_problem(refused, 507, "storage_full", "its share is 1,000")
+        check_problem(refused, 507, "storage_full", "share is 1,000 bytes")
         assert refused.headers["retry-after"]
         assert (await publish(node, ANN, "other", body)).status_code == 201
         assert (await publish(node, ROOT, "m.1", body)).status_code == 201
+
+
+async def test_a_topic_of_an_administrators_is_no_way_around_a_share(
+    launch: Launch, tmp_path: Path
+) -> None:
+    async with shared(launch, tmp_path, storage_bytes_per_client=1000) as node:
+        body = json.dumps("x" * 400).encode()
+        assert (await node.client.put("/v1/topics/shared", headers=ROOT)).status_code == 201
+        for _ in range(2):
+            assert (await publish(node, EVE, "shared", body)).status_code == 201
+        refused = await publish(node, EVE, "shared", body)
+        check_problem(refused, 507, "storage_full", "share is 1,000 bytes of messages")
+        assert "[limits] storage_bytes_per_client" in refused.json()["detail"]
+        batch = lines("m.1") + b'{"topic":"shared","data":%b}\n' % body
+        many = await node.client.post("/v1/messages", content=batch, headers=NDJSON | EVE)
+        check_problem(many, 507, "storage_full")
+        missing = await node.client.get("/v1/topics/m.1", headers=ROOT)
+        check_problem(missing, 404, "topic_not_found")
+        for who in (ANN, ROOT, ROOT, ROOT):  # it is not full for others
+            assert (await publish(node, who, "shared", body)).status_code == 201
+        gone = await node.client.delete("/v1/topics/shared", headers=ROOT)
+        assert gone.status_code == 204
+        assert (await publish(node, EVE, "shared", body)).status_code == 201
+
+
+async def test_nobody_uses_up_the_share_of_a_neighbour_by_publishing_to_its_topic(
+    launch: Launch, tmp_path: Path
+) -> None:
+    async with shared(launch, tmp_path, storage_bytes_per_client=1000) as node:
+        body = json.dumps("x" * 400).encode()
+        assert (await publish(node, ANN, "shared")).status_code == 201  # the topic is Ann's
+        for _ in range(2):
+            assert (await publish(node, EVE, "shared", body)).status_code == 201
+        check_problem(await publish(node, EVE, "shared", body), 507, "storage_full")
+        for topic in ("shared", "other"):
+            assert (await publish(node, ANN, topic, body)).status_code == 201
+        check_problem(await publish(node, ANN, "other", body), 507, "storage_full")
 
 
 async def test_half_of_the_store_is_the_share_that_nobody_has_set(
@@ -91,7 +128,7 @@ async def test_half_of_the_store_is_the_share_that_nobody_has_set(
     async with shared(launch, tmp_path, storage_bytes=1001) as node:
         big = json.dumps("x" * 435).encode()
         assert (await publish(node, EVE, "m.1", big)).status_code == 201
-        check_problem(await publish(node, EVE, "m.1"), 507, "storage_full", "its share is 501")
+        check_problem(await publish(node, EVE, "m.1"), 507, "storage_full", "share is 501 bytes")
         assert (await publish(node, ANN, "m.2")).status_code == 201
 
 
@@ -273,3 +310,17 @@ async def test_shares_hold_over_all_nodes(tmp_path: Path, launch: Launch) -> Non
         gone = await second.client.delete("/v1/topics?match=>", headers=ROOT)
         assert gone.json() == {"count": 3}
         assert (await publish(first, EVE, "m.3")).status_code == 201
+
+
+async def test_bytes_count_for_who_publishes_whichever_node_takes_them(
+    tmp_path: Path, launch: Launch
+) -> None:
+    limits = {"storage_bytes_per_client": 1000}
+    async with three_nodes(tmp_path, ROOT, auth=tokens(tmp_path), limits=limits) as three:
+        body = json.dumps("x" * 200).encode()
+        assert (await publish(three.nodes[0], ANN, "shared")).status_code == 201
+        for node in three.nodes:
+            assert (await publish(node, EVE, "shared", body)).status_code == 201
+        for node in three.nodes:
+            check_problem(await publish(node, EVE, "shared", body), 507, "storage_full")
+            assert (await publish(node, ANN, "shared", body)).status_code == 201
