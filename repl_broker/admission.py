@@ -159,7 +159,8 @@ class Admission:
         self._rate_limited += 1
         raise RequestError(
             "rate_limited",
-            f"Only {rate.per_second} {what} a second are taken of one client ([limits] {key}).",
+            f"One client's limit of {what} is {rate.per_second} a second ([limits] {key}). Slow "
+            "down, and come back after Retry-After.",
             retry_after=self._spread(wait),
         )
 

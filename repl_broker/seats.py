@@ -46,8 +46,9 @@ class Seats:
         if taken >= most:
             raise RequestError(
                 "too_many_streams",
-                f"The client has {taken:,} event streams on this node, and its share is {most:,} "
-                "([limits] streams_per_client). Close some, or follow several topics in one.",
+                f"The client's share of event streams on this node is {most:,} ([limits] "
+                f"streams_per_client), and it has {taken:,} open. Close some, or follow several "
+                "topics in one.",
                 retry_after=RETRY_SECONDS,
             )
         self._taken[client] = taken + 1

@@ -664,7 +664,9 @@ function leave() {
 function start() {
   listen();
   drawMe();
-  showHow(matchMedia("(min-width: 1200px)").matches);
+  const beside = matchMedia("(min-width: 1200px)"); // it is over the conversation otherwise
+  showHow(beside.matches);
+  beside.addEventListener("change", () => beside.matches || showHow(false));
   room(LOBBY);
   nodes.listen(moved);
   subscribe();

@@ -14,7 +14,8 @@ def confirm(question: Callable[[], str]) -> None:
     """Ask before what cannot be undone; raises UsageError where nobody can be asked."""
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "this cannot be undone and is to be confirmed, but the input is no terminal; give --yes"
+            "this cannot be undone, so it must be confirmed, and the input is not a terminal; "
+            "give --yes"
         )
     if asked(f"{question()} [y/N]: ").lower() not in ("y", "yes"):
         raise click.Abort

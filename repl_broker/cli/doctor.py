@@ -32,8 +32,8 @@ TITLES: Final = {"untested": "not seen"}
     default="_doctor",
     show_default=True,
     metavar="TOPIC",
-    help="Where the canaries go. With a token that may, _doctor is made such that it goes after an "
-    "hour without messages; in another topic they stay until its retention lets them go.",
+    help="Where the canaries go. If the token allows it, _doctor is created so that it is deleted "
+    "after an hour without messages; in another topic they stay until its retention removes them.",
 )
 @token_options
 @click.option(

@@ -140,16 +140,17 @@ function show(sample) {
 function showConnection(state, problem) {
   const pill = $("connection");
   const texts = { live: "Live", waiting: "Reconnecting…", refused: "Stopped" };
+  const isLocked = state === "waiting" && (problem?.status === 401 || problem?.status === 403);
   pill.dataset.state = state;
-  say($("connection-text"), texts[state]);
+  say($("connection-text"), isLocked ? "Needs a token" : texts[state]);
   pill.title = problem ? `${problem.title}: ${problem.message}` : "";
   document.body.classList.toggle("stale", state !== "live");
   const note = problem && state === "refused" ? `${problem.title}. ${problem.message}` : "";
   say($("banner"), note);
   $("banner").hidden = !note;
-  if (state !== "live" && !wasLost) activity.note("The feed of this node broke", "bad");
+  if (state !== "live" && !wasLost && !isLocked) activity.note("The feed of this node broke", "bad");
   if (state === "live" && wasLost) activity.note("The feed is back", "good");
-  wasLost = state !== "live";
+  wasLost = state !== "live" && (wasLost || !isLocked);
 }
 
 function route() {
