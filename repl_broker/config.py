@@ -682,8 +682,8 @@ class RetentionConfig:
     idle_seconds: int = key(
         0,
         Whole("seconds", 0, 3650 * DAY),
-        "How long a topic is kept to which nothing is published, and which no event stream on any "
-        "node follows; then it is deleted, with what it holds, some seconds later. 0: for ever. "
+        "How long a topic is kept while nothing is published to it and no event stream on any node "
+        "follows it; then it is deleted, with what it holds, some seconds later. 0: for ever. "
         "With topics for single answers, jobs or visitors, set it, so that they do not pile up. A "
         "reader that comes back with a cursor gets topic-deleted.",
     )

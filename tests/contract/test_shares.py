@@ -226,7 +226,7 @@ async def test_streams_are_shared_and_each_end_gives_one_back(
                     assert status == 200
                     stack.push_async_callback(connection.aclose)
                 refused = await node.client.get("/v1/events?topic=m.1", headers=EVE)
-                check_problem(refused, 429, "too_many_streams", "its share is 3")
+                check_problem(refused, 429, "too_many_streams", "on this node is 3 ")
                 assert refused.headers["retry-after"]
                 status, other = await opened(node, ANN)
                 assert status == 200
