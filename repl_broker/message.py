@@ -55,7 +55,7 @@ _FILTER = re.compile(r"(?:[A-Za-z0-9_-]+|\*)(?:\.(?:[A-Za-z0-9_-]+|\*))*(?:\.>)?
 _EVENT_ID = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One published message, as the log orders it."""
 
     seq: int  # cluster-wide, from 1, without holes

@@ -63,12 +63,7 @@ class Order:
     def append(self, number: int, owner: int, count: int = 1, mark: int = 0) -> None:
         """The ``count`` numbers from ``number`` on are ``owner``'s. ``mark`` never falls."""
         while count > 0:
-            block = self._newest
-            if block is None or number != self._next or not self._room:
-                block = self._newest = _Block(number, array("I"), mark)
-                self._blocks.append(block)
-                self._firsts.append(number)
-                self._next, self._room = number, BLOCK_NUMBERS
+            block = self._block(number, mark)
             if count == 1:
                 part = 1
                 block.owners.append(owner)
@@ -76,11 +71,33 @@ class Order:
                 part = min(count, self._room)
                 block.owners.extend((owner,) * part)
             block.live += part
-            block.mark = mark
             number += part
             count -= part
             self._next = number
             self._room -= part
+
+    def append_each(self, number: int, owners: array[int], mark: int = 0) -> None:
+        """The numbers from ``number`` on are these owners', one each."""
+        start = 0
+        while start < len(owners):
+            block = self._block(number + start, mark)
+            part = owners[start : start + self._room]
+            block.owners += part
+            block.live += len(part)
+            start += len(part)
+            self._next = number + start
+            self._room -= len(part)
+
+    def _block(self, number: int, mark: int) -> _Block:
+        """The one that ``number`` is to be appended to; it has room."""
+        block = self._newest
+        if block is None or number != self._next or not self._room:
+            block = self._newest = _Block(number, array("I"), mark)
+            self._blocks.append(block)
+            self._firsts.append(number)
+            self._next, self._room = number, BLOCK_NUMBERS
+        block.mark = mark
+        return block
 
     def release(self, numbers: Sequence[int]) -> None:
         """These, in ascending order, are nobody's any more; each was appended."""

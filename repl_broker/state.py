@@ -259,7 +259,8 @@ class Topic:
     @property
     def last_seq(self) -> int | None:
         """The newest retained sequence number."""
-        return self._sequences[-1] if len(self) else None
+        sequences = self._sequences
+        return sequences[-1] if len(sequences) > self._head else None
 
     @property
     def published(self) -> int:
@@ -312,6 +313,21 @@ class Topic:
         self._sequences.append(seq)
         self._sizes.append(size)
         self.bytes += size
+
+    def extend(self, seq: int, sizes: Sequence[int]) -> None:
+        """Messages of these sizes are its own, from the sequence number ``seq`` on."""
+        self._sequences.extend(range(seq, seq + len(sizes)))
+        self._sizes.extend(sizes)
+        self.bytes += sum(sizes)
+
+    def is_beyond(self, oldest_ms: int) -> bool:
+        """Whether it retains too many messages or bytes, or one that is older than that."""
+        limits = self.retention
+        return (
+            len(self._sequences) - self._head > limits.messages
+            or self.bytes > limits.bytes
+            or self.oldest_ms < oldest_ms
+        )
 
     def count_below(self, seq: int) -> int:
         """How many of its messages come before ``seq``."""
@@ -453,9 +469,10 @@ class BrokerState:
                 offered = end
         if ordinals and len(ordinals) != offered:
             self.segments.publish_only(index, tuple(ordinals))
-        for name in dict.fromkeys(event.topic for event in events):  # in an order all share
-            if name in self.topics:
-                self._trim(self.topics[name])
+        for name in dict.fromkeys([event.topic for event in events]):  # in an order all share
+            topic = self.topics.get(name)
+            if topic is not None:
+                self._trim(topic)
         if not self.segments.holds(index):
             self._dead.append(index)
         if self._revoked:
@@ -490,8 +507,7 @@ class BrokerState:
         if isinstance(command.topics, str):
             self._append(command.topics, data, events, client, payer)
         else:
-            for name, body in zip(names, data, strict=True):
-                self._append(name, (body,), events, client, payer)
+            self._append_each(command.topics, data, events, client, payer)
         if command.key is not None:
             known = Remembered(command.digest, first_seq, len(data), self.time_ms, client)
             self._keys.add(command.owner, command.key, known)
@@ -508,31 +524,67 @@ class BrokerState:
         payer: str | None,
     ) -> None:
         """Publish to one topic. ``payer`` None: they count for whoever created it."""
+        seq, time_ms, size = self.seq + 1, self.time_ms, sum(map(len, data))
+        topic = self._used(name, client, payer, seq, size + MESSAGE_OVERHEAD_BYTES * len(data))
+        self.segments.add(self.applied_index, seq, time_ms, len(data), size)
+        if len(data) == 1:
+            topic.append(seq, size)
+            events.append(Message(seq, name, time_ms, data[0]))
+        else:
+            topic.extend(seq, [*map(len, data)])
+            events += [Message(at, name, time_ms, body) for at, body in enumerate(data, seq)]
+        self.timeline.publish(topic, seq, len(data))
+        self.seq += len(data)
+        self.retained_messages += len(data)
+        self.retained_bytes += size
+
+    def _append_each(
+        self,
+        names: Sequence[str],
+        data: tuple[bytes, ...],
+        events: list[Message | TopicDeleted],
+        client: str,
+        payer: str | None,
+    ) -> None:
+        """The same as ``_append`` for one after the other, of which there may be thousands."""
+        if not data:
+            return
+        seq, time_ms, places = self.seq, self.time_ms, array("I")
+        for name, body in zip(names, data, strict=True):
+            seq += 1
+            size = len(body)
+            topic = self._used(name, client, payer, seq, size + MESSAGE_OVERHEAD_BYTES)
+            topic.append(seq, size)
+            places.append(topic.place)
+            events.append(Message(seq, name, time_ms, body))
+            self.seq = seq  # which a topic that is new next begins behind
+        first_seq, size = seq + 1 - len(data), sum(map(len, data))
+        self.segments.add(self.applied_index, first_seq, time_ms, len(data), size)
+        self.timeline.publish_each(first_seq, places)
+        self.retained_messages += len(data)
+        self.retained_bytes += size
+
+    def _used(self, name: str, client: str, payer: str | None, seq: int, stored: int) -> Topic:
+        """The topic, a new one if need be, to which messages are about to be appended.
+
+        They begin at ``seq``, and ``stored`` bytes count for whoever pays for them.
+        """
         topic = self.topics.get(name)
         if topic is None:
             topic = self._add_topic(name, ALL_DEFAULT, client)
         elif self._capture is not None:
             self._capture.before_topic(topic)
-        seq, time_ms, size = self.seq, self.time_ms, sum(map(len, data))
-        if not len(topic):
-            topic.oldest_ms = time_ms
-            self._expiry.note(name, time_ms + topic.retention.seconds * 1000)
+        if topic.last_seq is None:
+            topic.oldest_ms = self.time_ms
+            self._expiry.note(name, self.time_ms + topic.retention.seconds * 1000)
         topic.used_index = self.applied_index
         if payer is None:
             payer = topic.client
         if payer != topic.client or topic.payers is not None:
-            topic.charge(seq + 1, payer)
-        self.segments.add(self.applied_index, seq + 1, time_ms, len(data), size)
-        for body in data:
-            seq += 1
-            topic.append(seq, len(body))
-            events.append(Message(seq, name, time_ms, body))
-        self.timeline.publish(topic, self.seq + 1, len(data))
-        self.seq = seq
-        self.retained_messages += len(data)
-        self.retained_bytes += size
+            topic.charge(seq, payer)
         if payer:
-            self._holding(payer).bytes += size + MESSAGE_OVERHEAD_BYTES * len(data)
+            self._holding(payer).bytes += stored
+        return topic
 
     def _forget_keys(self) -> None:
         self._keys.forget_before(self.time_ms - self.settings.idempotency_seconds * 1000)
@@ -781,10 +833,12 @@ class BrokerState:
 
     def _trim(self, topic: Topic) -> None:
         limits, segments = topic.retention, self.segments
+        oldest_ms = self.time_ms - limits.seconds * 1000
+        if not topic.is_beyond(oldest_ms):
+            return
         count = max(0, len(topic) - limits.messages)
         if topic.bytes > limits.bytes:
             count = max(count, topic.count_of_bytes(topic.bytes - limits.bytes))
-        oldest_ms = self.time_ms - limits.seconds * 1000
         if topic.oldest_ms < oldest_ms:
             count = max(count, topic.count_below(segments.first_seq_since(oldest_ms)))
         self._drop_oldest(topic, count)

@@ -108,6 +108,10 @@ class Timeline:
         """It got the ``count`` sequence numbers from ``seq`` on."""
         self._messages.append(seq, topic.place, count)
 
+    def publish_each(self, seq: int, places: array[int]) -> None:
+        """The topics at these places got one each, of the sequence numbers from ``seq`` on."""
+        self._messages.append_each(seq, places)
+
     def trim(self, topic: Topic, sequences: Sequence[int], seq: int) -> None:
         """It does not retain these any more; ``seq`` is the last that was given."""
         self._messages.release(sequences)

@@ -31,6 +31,12 @@ class Held:
         self.owners.update((self.next + n, owner) for n in range(count))
         self.next += count
 
+    def append_each(self, owners: list[int], skip: int = 0) -> None:
+        self.next += skip
+        self.order.append_each(self.next, array("I", owners))
+        self.owners.update(enumerate(owners, self.next))
+        self.next += len(owners)
+
     def release(self, numbers: list[int]) -> None:
         for number in numbers:
             del self.owners[number]
@@ -63,6 +69,7 @@ def loaded(held: Held) -> Held:
 
 STEPS = st.lists(
     st.tuples(st.just("append"), st.integers(0, 5), st.integers(1, 9), st.integers(0, 3))
+    | st.tuples(st.just("each"), st.integers(0, 5), st.integers(0, 20), st.integers(0, 3))
     | st.tuples(st.just("release"), st.integers(0, 5), st.integers(1, 9), st.integers(0, 3)),
     max_size=40,
 )
@@ -79,6 +86,8 @@ def test_what_lives_is_found_in_order_from_any_number_on(
         for kind, owner, count, skip in steps:
             if kind == "append":
                 held.append(owner, count, skip)
+            elif kind == "each":
+                held.append_each([(owner + n) % 6 for n in range(count)], skip)
             else:
                 own = sorted(n for n, o in held.owners.items() if o == owner)
                 held.release(own[skip : skip + count] or sorted(held.owners)[: count // 2])

@@ -1444,6 +1444,32 @@ def refusal(outcome: Outcome) -> Refused:
     return outcome
 
 
+def test_a_batch_over_topics_is_as_its_messages_one_after_the_other() -> None:
+    """Topics that are there, new, new within the batch and named twice; as ``ann``'s and not."""
+    names = ("old", "a", "b", "a", "old", "c", "b")
+    data = tuple(b"%d" % 10**n for n in range(len(names)))
+    together, alone = sharing(topics=9), sharing(topics=9)
+    for node, batch in (
+        (together, [Publish(names, data, client="ann")]),
+        (alone, [Publish(n, (d,), client="ann") for n, d in zip(names, data, strict=True)]),
+    ):
+        node.apply(CreateTopic("old", 1, client="bob"), Publish("old", (b"1",)))
+        applied = node.apply(*batch)
+        assert [(e.seq, e.topic, e.data) for e in applied.events if isinstance(e, Message)] == [
+            (seq, name, body) for seq, (name, body) in enumerate(zip(names, data, strict=True), 2)
+        ]
+    assert together.state.digest() == alone.state.digest()
+    assert together.state.retained_bytes == alone.state.retained_bytes
+    scans = [Scan(node.state, ALL, 0).take(ENDLESS, 99) for node in (together, alone)]
+    assert [(at.seq, at.topic) for at in scans[0]] == [(at.seq, at.topic) for at in scans[1]]
+    held = [
+        {client: (h.topics, h.bytes) for client, h in node.state._holdings.items()}
+        for node in (together, alone)
+    ]
+    assert held[0] == held[1]
+    assert held[0]["ann"][0] == 3
+
+
 def test_one_batch_of_a_client_takes_no_more_than_its_share_of_topics() -> None:
     node = sharing(topics=3)
     names = ("m.1", "m.2", "m.3", "m.4")
