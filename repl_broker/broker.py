@@ -48,10 +48,10 @@ from repl_broker.message import (
     check_topic,
     compact_json,
     event_id,
+    ndjson_steps,
     parse_event_id,
-    split_ndjson,
-    split_topic_ndjson,
     time_text,
+    topic_ndjson_steps,
 )
 from repl_broker.names import above
 from repl_broker.notices import Notices
@@ -262,7 +262,9 @@ class Broker:
         ``outcome_unknown``.
         """
         caller, topic = self._publisher(asking, topic)
-        data = (await self._checked(compact_json, body, caller.client),)
+        limits = self._limits
+        check = self._checks.run(lambda body: compact_json(body, limits), body, caller.client)
+        data = (await check,)
         return await self._publish(caller, "message", topic, data, key)
 
     async def publish_batch(
@@ -270,7 +272,8 @@ class Broker:
     ) -> Receipt:
         """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
         caller, topic = self._publisher(asking, topic)
-        data = tuple(await self._checked(split_ndjson, body, caller.client))
+        steps = ndjson_steps(body, self._limits)
+        data = tuple(await self._checks.run_steps(steps, body, caller.client))
         return await self._publish(caller, "batch", topic, data, key)
 
     async def publish_many(self, asking: Asking, body: bytes, key: str | None = None) -> Receipt:
@@ -278,7 +281,8 @@ class Broker:
         caller = self.access.caller(asking, write=True)
         self.access.check_known(caller.identity)
         self.admission.check_publish(caller.client)
-        pairs = await self._checked(split_topic_ndjson, body, caller.client)
+        steps = topic_ndjson_steps(body, self._limits)
+        pairs = await self._checks.run_steps(steps, body, caller.client)
         topics, data = zip(*pairs, strict=True)
         await self._check_topics(caller, [*dict.fromkeys(topics)])
         return await self._publish(caller, "topics", topics, data, key)
@@ -320,12 +324,6 @@ class Broker:
         ):
             return caller.client
         return caller.share
-
-    async def _checked(
-        self, check: Callable[[bytes, JsonLimits], T], body: bytes, client: str
-    ) -> T:
-        limits = self._limits
-        return await self._checks.run(lambda body: check(body, limits), body, client)
 
     async def _publish(
         self,

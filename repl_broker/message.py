@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import accumulate
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -34,17 +34,23 @@ __all__ = [
     "FilterSet",
     "JsonLimits",
     "Message",
+    "Steps",
     "TopicDeleted",
     "check_topic",
     "compact_json",
     "covers",
     "event_id",
     "is_filter",
+    "ndjson_steps",
     "parse_event_id",
     "split_ndjson",
     "split_topic_ndjson",
     "time_text",
+    "topic_ndjson_steps",
+    "whole",
 ]
+
+T = TypeVar("T")
 
 TOPIC_BYTES_MAX: Final = 255
 FILTERS_MAX: Final = 128  # filters one stream may have
@@ -243,6 +249,8 @@ class _TopicLine(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _TOPIC_LINE = msgspec.json.Decoder(_TopicLine)
+Steps = Generator[None, None, T]  # it pauses after each step, and returns what came of all
+BLOCK_BYTES: Final = 1024  # of a batch, and the rest of a line: a step of some 0.5 ms at most
 # Possessive repeats, so that a long string costs no memory for places to go back to.
 _STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]++|\\.)*+")|[ \t\r\n]+', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
@@ -303,6 +311,15 @@ def _compact(text: bytes, depth_max: int, line: int, wrappers: int = 0) -> bytes
         return b"".join(map(_without_space, _pieces(text)))
 
 
+def whole(steps: Steps[T]) -> T:
+    """What comes of all the steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return cast(T, ended.value)
+
+
 def _is_json_but_for_surrogates(text: bytes) -> bool:
     # With escaped backslashes out of the way, a backslash and a u are an escape; none that
     # begins with another digit is of a surrogate.
@@ -338,46 +355,68 @@ def split_ndjson(body: bytes, limits: JsonLimits) -> list[bytes]:
     Raises ``invalid_json``, ``message_too_large`` or ``batch_too_large``; the
     line in the error is the body's.
     """
-    if len(body) > limits.message_bytes or not body.isascii():
-        return [compact_json(text, limits, line) for line, text in _lines(body, limits)]
-    # No line is too long or has a byte that is to be checked: the same, with fewer looks at each.
-    compacted, depth_max, format_json = [], limits.depth, msgspec.json.format
-    for line, text in _lines(body, limits):
-        if text.count(b"[") + text.count(b"{") > depth_max:
-            _check_depth(text, depth_max, line, 0)
-        try:
-            compacted.append(format_json(text, indent=-1))
-        except (msgspec.DecodeError, RecursionError):
-            compacted.append(_compact(text, depth_max, line))
-    return compacted
+    return whole(ndjson_steps(body, limits))
 
 
 def split_topic_ndjson(body: bytes, limits: JsonLimits) -> list[tuple[str, bytes]]:
     """The pairs of topic and value of a body whose lines are ``{"topic":…,"data":…}``."""
-    pairs = []
-    for line, text in _lines(body, limits):
-        value = _compact(text, limits.depth, line, wrappers=1)
-        try:
-            topic, data = _topic_line(value)
-        except msgspec.DecodeError as error:
-            raise RequestError(
-                "invalid_json",
-                f"Line {line} of the batch is not a message: {str(error)[:_REASON_MAX]}. A line is "
-                '{"topic":"orders.eu","data":any JSON value} and nothing else.',
-                line=line,
-                column=1,
-            ) from None
-        if not _names_two_members(value, data):
-            raise RequestError(
-                "invalid_json",
-                f"Line {line} of the batch names a member more than once; "
-                "give 'topic' once and 'data' once.",
-                line=line,
-                column=1,
-            )
-        _check_size(data, limits, line)
-        pairs.append((check_topic(topic), data))
+    return whole(topic_ndjson_steps(body, limits))
+
+
+def ndjson_steps(body: bytes, limits: JsonLimits) -> Steps[list[bytes]]:
+    """``split_ndjson``, some lines at a time."""
+    compacted: list[bytes] = []
+    depth_max, format_json = limits.depth, msgspec.json.format
+    # Where no line is too long or has a byte that is to be checked: the same, with fewer looks
+    # at each.
+    is_plain = len(body) <= limits.message_bytes and body.isascii()
+    for block in _lines(body, limits):
+        if not is_plain:
+            compacted += [compact_json(text, limits, line) for line, text in block]
+            yield
+            continue
+        for line, text in block:
+            if text.count(b"[") + text.count(b"{") > depth_max:
+                _check_depth(text, depth_max, line, 0)
+            try:
+                compacted.append(format_json(text, indent=-1))
+            except (msgspec.DecodeError, RecursionError):
+                compacted.append(_compact(text, depth_max, line))
+        yield
+    return compacted
+
+
+def topic_ndjson_steps(body: bytes, limits: JsonLimits) -> Steps[list[tuple[str, bytes]]]:
+    """``split_topic_ndjson``, some lines at a time."""
+    pairs: list[tuple[str, bytes]] = []
+    for block in _lines(body, limits):
+        pairs += [_topic_and_data(text, limits, line) for line, text in block]
+        yield
     return pairs
+
+
+def _topic_and_data(text: bytes, limits: JsonLimits, line: int) -> tuple[str, bytes]:
+    value = _compact(text, limits.depth, line, wrappers=1)
+    try:
+        topic, data = _topic_line(value)
+    except msgspec.DecodeError as error:
+        raise RequestError(
+            "invalid_json",
+            f"Line {line} of the batch is not a message: {str(error)[:_REASON_MAX]}. A line is "
+            '{"topic":"orders.eu","data":any JSON value} and nothing else.',
+            line=line,
+            column=1,
+        ) from None
+    if not _names_two_members(value, data):
+        raise RequestError(
+            "invalid_json",
+            f"Line {line} of the batch names a member more than once; "
+            "give 'topic' once and 'data' once.",
+            line=line,
+            column=1,
+        )
+    _check_size(data, limits, line)
+    return check_topic(topic), data
 
 
 def _names_two_members(value: bytes, data: bytes) -> bool:
@@ -420,20 +459,27 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
         yield name, text[colon + 1 : end]
 
 
-def _lines(body: bytes, limits: JsonLimits) -> Iterator[tuple[int, bytes]]:
-    count, count_max = 0, limits.batch_messages
-    for number, text in enumerate(body.split(b"\n"), 1):
-        if not text or (text.isspace() and not text.strip(b" \t\r")):
-            continue
-        count += 1
-        if count > count_max:
+def _lines(body: bytes, limits: JsonLimits) -> Iterator[list[tuple[int, bytes]]]:
+    """The lines that are not blank, with their numbers; some bytes of the body at a time."""
+    count = number = start = 0
+    while start <= len(body):
+        end = body.find(b"\n", start + BLOCK_BYTES)
+        end = len(body) if end < 0 else end
+        block: list[tuple[int, bytes]] = []
+        for text in body[start:end].split(b"\n"):
+            number += 1
+            if text and not (text.isspace() and not text.strip(b" \t\r")):
+                block.append((number, text))
+        start = end + 1
+        yield block[: limits.batch_messages - count]
+        count += len(block)
+        if count > limits.batch_messages:
             raise RequestError(
                 "batch_too_large",
                 f"The batch has more than {limits.batch_messages} messages, which is the limit "
                 "([limits] batch_messages); send it in several parts.",
                 limit=limits.batch_messages,
             )
-        yield number, text
     if not count:
         raise RequestError(
             "invalid_json", "The batch has no message; send at least one line.", line=1, column=1
@@ -472,7 +518,15 @@ def _too_deep(piece: bytes, room: int) -> int:
 
 def _explain_json(text: bytes, line: int) -> None:
     try:
-        json.loads(text.decode(), parse_constant=_refuse_constant, parse_int=len, parse_float=len)
+        # What it reads is not wanted. These are in Python, so that while it reads a long text
+        # in a thread others have their turns.
+        json.loads(
+            text.decode(),
+            parse_constant=_refuse_constant,
+            parse_int=_forget,
+            parse_float=_forget,
+            object_pairs_hook=_forget,
+        )
     except json.JSONDecodeError as found:
         _refuse_json(text, len(found.doc[: found.pos].encode()), line, _lower(found.msg))
     except _ConstantError as found:
@@ -484,6 +538,10 @@ def _explain_json(text: bytes, line: int) -> None:
 
 
 class _ConstantError(ValueError):
+    pass
+
+
+def _forget(found: object) -> None:
     pass
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repl_broker.checks import IN_PLACE_BYTES_MAX, Checks
+from repl_broker.checks import (
+    IN_PLACE_BYTES_MAX,
+    IN_PLACE_LINES_MAX,
+    IN_PLACE_SECONDS_MAX,
+    MOMENT_SECONDS,
+    PIECE_SECONDS,
+    TINY_BYTES,
+    Checks,
+)
+from repl_broker.message import Steps
 
 LONG = b"x" * (IN_PLACE_BYTES_MAX + 1)
 
@@ -69,3 +79,83 @@ async def test_what_a_check_raises_or_a_cancelled_one_leaves_no_line_behind() ->
         assert checks.waiting == 1
         gate.set()
     assert (done, checks.waiting, checks._lines) == (["a"], 0, {})
+
+
+class Clock:
+    """Time that passes by as much as is asked for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps(count: int, clock: Clock, seconds: float, threads: set[int]) -> Steps[int]:
+    for _ in range(count):
+        threads.add(threading.get_ident())
+        clock.now += seconds
+        yield
+    return count
+
+
+async def test_a_small_body_of_many_lines_is_no_small_one() -> None:
+    """Ten thousand lines fit into twenty thousand bytes, and take ten times as long as most."""
+    checks, clock, threads = Checks(), Clock(), set[int]()
+    lines = b"1\n" * IN_PLACE_LINES_MAX
+    assert await checks.run_steps(steps(3, clock, 0, threads), lines, "a") == 3
+    assert threading.get_ident() not in threads
+    threads.clear()
+    assert await checks.run_steps(steps(3, clock, 0, threads), lines[2:], "a") == 3
+    assert threads == {threading.get_ident()}
+
+
+async def test_small_bodies_queue_once_those_of_a_moment_have_taken_long_together() -> None:
+    clock, here = Clock(), threading.get_ident()
+    checks = Checks(clock)
+    small = b"x" * (TINY_BYTES + 1)
+
+    def check(body: bytes) -> bool:
+        clock.now += IN_PLACE_SECONDS_MAX / 2
+        return threading.get_ident() == here
+
+    assert [await checks.run(check, small, str(n)) for n in range(4)] == [True, True, False, False]
+    threads = set[int]()
+    assert await checks.run_steps(steps(2, clock, 0, threads), small, "a") == 2
+    assert here not in threads
+    assert await checks.run(check, b"1", "a"), "what is tiny takes no time"
+    clock.now += MOMENT_SECONDS
+    assert await checks.run(check, small, "a")
+
+
+async def test_a_long_batch_is_checked_in_pieces_between_which_others_have_their_turns() -> None:
+    checks, order = Checks(), list[str]()
+
+    def long() -> Steps[str]:
+        for _ in range(3):
+            order.append("long")
+            time.sleep(PIECE_SECONDS)  # so that each step is a piece
+            yield
+        return "done"
+
+    def short(body: bytes) -> None:
+        order.append("short")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(checks.run_steps, long(), LONG, "a")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(checks.run, short, LONG, "b")
+    assert sorted(order) == ["long"] * 3 + ["short"]
+    assert order[-1] == "long", "the other one had to wait for one piece, not for all"
+
+
+async def test_what_a_step_raises_is_raised_and_leaves_no_line_behind() -> None:
+    def refused() -> Steps[None]:
+        yield
+        raise ValueError("no")
+
+    checks = Checks()
+    for body in (b"1", LONG):
+        with pytest.raises(ValueError, match="no"):
+            await checks.run_steps(refused(), body, "a")
+    assert (checks.waiting, checks._lines) == (0, {})

@@ -48,7 +48,7 @@ LAYERS = (
     ("tokens", "origins"),
     ("jwks", "hosts"),
     (
-        *("logs", "certificates", "admission", "seats", "checks", "loop_turns", "handshake"),
+        *("logs", "certificates", "admission", "seats", "loop_turns", "handshake"),
         "notices",
     ),
     ("systemd", "reload"),
@@ -56,7 +56,7 @@ LAYERS = (
     ("config",),
     ("segments", "payers"),
     ("scan",),
-    ("timeline",),
+    ("timeline", "checks"),
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),

@@ -24,10 +24,12 @@ from repl_broker.message import (
     compact_json,
     covers,
     event_id,
+    ndjson_steps,
     parse_event_id,
     split_ndjson,
     split_topic_ndjson,
     time_text,
+    topic_ndjson_steps,
 )
 from tests.test_names import naive_match
 
@@ -703,6 +705,32 @@ def test_a_batch_has_at_most_so_many_messages() -> None:
     assert refusal(split_topic_ndjson, b'{"topic":"a","data":1}\n' * 4, limits).code == (
         "batch_too_large"
     )
+
+
+@pytest.mark.parametrize("space", [b"", b"\n", b" \n" * 400], ids=["none", "lines", "many lines"])
+def test_a_long_batch_is_taken_in_steps_and_says_of_each_line_where_it_is(space: bytes) -> None:
+    lines = [b"%d" % n for n in range(2000)]
+    limits = LIMITS._replace(batch_messages=2000)
+    body = (b"\n" + space).join(lines) + b"\n" + space
+    steps = ndjson_steps(body, limits)
+    assert sum(1 for _ in steps) > 5
+    assert split_ndjson(body, limits) == lines
+    more = body + b"1"
+    assert refusal(split_ndjson, more, limits).code == "batch_too_large"
+    bad = body + b"]"
+    error = refusal(split_ndjson, bad, limits._replace(batch_messages=2001))
+    assert (error.code, error.extra["line"]) == ("invalid_json", bad.count(b"\n") + 1)
+    pairs = [(f"t.{n}", line) for n, line in enumerate(lines)]
+    named = (b"\n" + space).join(b'{"topic":"t.%b","data":%b}' % (line, line) for line in lines)
+    assert sum(1 for _ in topic_ndjson_steps(named, limits)) > 5
+    assert split_topic_ndjson(named, limits) == pairs
+
+
+def test_the_first_thing_that_is_wrong_with_a_batch_is_told() -> None:
+    """A bad line before a line too many, and the other way round."""
+    limits = LIMITS._replace(batch_messages=2)
+    assert refusal(split_ndjson, b"1\n]\n3\n", limits).code == "invalid_json"
+    assert refusal(split_ndjson, b"1\n2\n]\n", limits).code == "batch_too_large"
 
 
 def test_a_large_message_in_a_batch_is_refused_with_its_line() -> None:
