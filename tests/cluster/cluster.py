@@ -121,12 +121,14 @@ class Cluster:
     def wait_converged(self) -> None:
         """Until all know one leader and have applied as much."""
         for _ in polls(lambda: f"the nodes to converge: {_short(self.views())}"):
-            views = self.views()
-            level = {
-                (view["leader"], view["term"], view["applied_index"]) for view in views.values()
-            }
-            if len(views) == len(self.nodes) and len(level) == 1 and {*level}.pop()[0]:
+            if self.is_level():
                 return
+
+    def is_level(self) -> bool:
+        """Whether all know one leader and have applied as much."""
+        views = self.views()
+        level = {(view["leader"], view["term"], view["applied_index"]) for view in views.values()}
+        return len(views) == len(self.nodes) and len(level) == 1 and bool({*level}.pop()[0])
 
     def stop(self) -> list[str]:
         """SIGTERM to all, the leader last, so that nothing new is written. What is wrong."""

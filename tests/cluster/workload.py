@@ -17,8 +17,9 @@ import json
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
@@ -83,6 +84,7 @@ class Workload:
         for name in cluster.nodes:
             self.publishers += [Publisher(self, name, keyed=keyed) for keyed in (False, True)]
             self.readers += [Follower(self, name, wide=wide) for wide in (False, True)]
+        self.turns = threading.BoundedSemaphore(len(self.publishers))  # of what is published
         self._threads = ThreadPoolExecutor(len(self.publishers) + len(self.readers))
         self._publishing: list[Future[None]] = []
         self._reading: list[Future[None]] = []
@@ -131,6 +133,29 @@ class Workload:
         self.abandoned.wait(seconds)
         self._raise_failures()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is published meanwhile, and the fate of all that was is known."""
+        with ExitStack() as taken:
+            for _ in self.publishers:
+                assert self.turns.acquire(timeout=WAIT_SECONDS_MAX), "a publisher hangs"
+                taken.callback(self.turns.release)
+            self._raise_failures()
+            yield
+
+    def so_far(self) -> History:
+        """What has been seen until now. While it is paused, and the nodes are level."""
+        readers = [Reader(s.name, s.topics, [*s.events]) for s in (r.seen for r in self.readers)]
+        attempts = [attempt for one in self.publishers for attempt in one.attempts]
+        return History(attempts, readers, self.kept(), self.history.retained)
+
+    def kept(self) -> dict[str, list[Message]]:
+        """By node, all that it keeps."""
+        return {
+            name: [message for topic in self.topics for message in kept(node, topic)]
+            for name, node in self.cluster.nodes.items()
+        }
+
     def _raise_failures(self) -> None:
         for task in (*self._publishing, *self._reading):
             if task.done() and not self.end.is_set():
@@ -155,8 +180,7 @@ class Workload:
         for publisher in (*self.publishers, last):
             self.history.attempts += publisher.attempts
         self.history.readers = [reader.seen for reader in self.readers]
-        for name, node in self.cluster.nodes.items():
-            self.history.nodes[name] = [m for t in self.topics for m in kept(node, t)]
+        self.history.nodes = self.kept()
         return self.history
 
 
@@ -201,7 +225,8 @@ class Publisher:
     def run(self) -> None:
         with self:
             while not self._work.end.is_set():
-                self.publish(self._random.choice([ALL, ALL, FEW, self.own_topic]))
+                with self._work.turns:
+                    self.publish(self._random.choice([ALL, ALL, FEW, self.own_topic]))
                 self._work.end.wait(self._random.uniform(0, PAUSE_SECONDS_MAX))
 
     def __enter__(self) -> Self:
