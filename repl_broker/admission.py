@@ -53,7 +53,7 @@ def client_of(peer: str) -> str:
 
 
 class Rate:
-    """So many a second of each client, and a burst after a pause.
+    """A number a second of each client, and a burst after a pause.
 
     For each client one number is kept: when its next one would be due if it had
     come evenly (the generic cell rate algorithm, ITU-T I.371). That may lie ahead

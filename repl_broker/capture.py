@@ -57,7 +57,7 @@ class Capture:
         self._revocations = [*state.revocations.items()]
         self._topics_total = len(state.topics)
         self._topics: dict[str, tuple[Any, ...]] = {}  # as they were, of those that have changed
-        self._gone: list[str] = []  # a heap: names of such as were deleted since
+        self._gone: list[str] = []  # a heap: names of topics that were deleted meanwhile
         self._blocks = state.segments.blocks
         self._copies: dict[Block, Block] = {}  # as they were
         self._is_wide = len(self._settings) > 5 or len(self._settings[1]) > 3
@@ -220,7 +220,7 @@ def _rows(rows: Sequence[Any]) -> bytes:
 
 
 def _binary_head(size: int) -> bytes:
-    """What msgpack has before so many bytes."""
+    """What msgpack has before this many bytes."""
     if size < 1 << 8:
         return b"\xc4" + size.to_bytes(1, "big")
     if size < 1 << 16:

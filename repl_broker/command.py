@@ -59,7 +59,7 @@ class Settings:
     auto_create: bool
     retention: Retention  # of topics that do not say otherwise
     idempotency_keys: int  # remembered at most
-    idempotency_seconds: int  # … and for so long
+    idempotency_seconds: int  # … and how long
     topics: int = 0  # at most; 0: as many as are asked for
     shares: Shares = Shares()
 

@@ -69,7 +69,7 @@ ENVIRONMENT_PREFIX: Final = "REPL_BROKER_"
 LIKENESS: Final = 0.6  # of two names, by difflib, of which one may be a slip for the other
 
 # Many times what all keys take. A device gives bytes without end, and tomllib's time can grow with
-# the square of the size: 14 s for the worst file of so many bytes.
+# the square of the size: 14 s for the worst file of this size.
 FILE_BYTES_MAX: Final = 64 * KiB
 
 # The election timeout must leave room for several lost heartbeats; etcd asks for
@@ -785,8 +785,8 @@ class LimitsConfig:
         2000,
         Whole("requests", 1, 1_000_000),
         "The most publish requests that wait for the disk at one time; one more is answered 503 "
-        "overloaded. What is taken waits no longer than it takes to write so many. More: a longer "
-        "wait under overload, and a little more is written a second.",
+        "overloaded. What is taken waits no longer than it takes to write this many. More: a "
+        "longer wait under overload, and a little more is written a second.",
     )
     requests_bytes: int = key(
         256 * MiB,
@@ -1006,7 +1006,7 @@ class AuthConfig:
         30 * DAY,
         Whole("seconds", 60, 3650 * DAY),
         "The longest life of a token, from iat (or now) to exp; one that lives longer is refused. "
-        "A revocation is remembered for so long.",
+        "A revocation is remembered for as long.",
     )
     allow_query_token: bool = key(
         False,

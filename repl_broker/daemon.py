@@ -390,7 +390,7 @@ def _fanout_options(config: Config) -> FanoutOptions:
 
 
 def _connections_max(wanted: int) -> int:
-    """So many connections, or as many as the process may open files for.
+    """As many connections as are configured, or as many as the process may open files for.
 
     A process begins with fewer than it may have, for the sake of ``select``, which
     is not used here; so the limit is raised first.

@@ -455,7 +455,7 @@ class Hub:
         return mark(event.position, removal=True), deleted_frame(self.epoch, event)
 
     def bound_tails(self, bytes_max: int) -> None:
-        """Keep so many bytes of recent messages from now on."""
+        """Keep at most this many bytes of recent messages from now on."""
         self._tail_bytes_max = bytes_max
         self._trim()
 

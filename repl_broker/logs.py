@@ -47,7 +47,7 @@ CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # A place of a value in a message, and what it is called there.
 PLACE: Final = re.compile(r"(?:\b([a-z_]+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?([a-z]))")
 
-# Of one kind of warning or error, so many are written in so many seconds; and kinds are known.
+# At most PASSING_MAX warnings or errors of one kind are written in JOINED_SECONDS.
 PASSING_MAX: Final = 10
 JOINED_SECONDS: Final = 10.0
 KINDS_MAX: Final = 1024

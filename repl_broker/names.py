@@ -4,8 +4,8 @@ Names lie in one sorted list. A search asks its filters from where on a name cou
 match (``Leaps.seek``) and the list for the first name there, in turns, so it
 costs what it finds, and what wildcards make it look at: not what there is.
 
-A search is done in pieces of so many steps. Between two of them nothing is kept
-but a place, so names may come and go meanwhile: each that is there all the time is
+A search is done in pieces of a given number of steps. Between two of them nothing is
+kept but a place, so names may come and go meanwhile: each that is there all the time is
 found once, in order.
 """
 
@@ -21,7 +21,7 @@ from repl_broker.filters import AFTER_ALL, Filters, Leaps, Stretch
 
 __all__ = ["Found", "Names", "Wanted", "above"]
 
-STEP_NAMES: Final = 64  # of a stretch that matches as a whole; so many are one step
+STEP_NAMES: Final = 64  # of a stretch that matches as a whole; this many are one step
 
 
 Wanted = Sequence[Sequence[Filters]]

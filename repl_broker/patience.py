@@ -21,7 +21,7 @@ class Patience(Protocol):
 
 
 class Looks:
-    """Over after so many looks."""
+    """Over after this many looks."""
 
     __slots__ = ("_left",)
 

@@ -190,7 +190,7 @@ class _Line:
             self.bytes -= offer.size
 
     def take(self, bytes_max: int) -> list[Offer]:
-        """At least one if there is one, and of at most so many bytes, and STEPS_MAX."""
+        """At least one if there is one, and of at most this many bytes, and STEPS_MAX."""
         taken: list[Offer] = []
         size = steps = 0
         while self.offers:
@@ -261,7 +261,7 @@ class Proposals:
         return self._light if offer.is_light else self._heavy
 
     def take(self, bytes_max: int) -> list[Offer]:
-        """What goes next: at least one if there is one, and of at most so many bytes."""
+        """What goes next: at least one if there is one, and of at most this many bytes."""
         lines = (self._heavy, self._light) if self._took_light else (self._light, self._heavy)
         for line in lines:
             if taken := line.take(bytes_max):

@@ -25,7 +25,7 @@ __all__ = ["Routes", "is_plain"]
 
 PLAIN_TOKENS_MAX: Final = 8
 PLAIN_STARS_MAX: Final = 2
-TOKENS_A_LOOK: Final = 16  # of a long topic; making a key of so many counts as one more look
+TOKENS_A_LOOK: Final = 16  # of a long topic; a key of this many counts as one more look
 REMEMBERED_MAX: Final = 500_000  # owners in all remembered routes, and one for each
 
 Owner = TypeVar("Owner")

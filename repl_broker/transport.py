@@ -139,7 +139,7 @@ class TransportOptions:
     queue_bytes_max: int = 64 << 20  # a peer; beyond it RPCs are dropped, as on a lossy line
     connect_seconds: float = 1.0
     handshake_seconds: float = 5.0
-    silence_ms: int = 3000  # sent data that is not acknowledged for so long ends the connection
+    silence_ms: int = 3000  # how long sent data may stay unacknowledged
     retry_seconds_min: float = 0.05
     retry_seconds_max: float = 0.5
     strangers_max: int = 64  # connections whose handshake is not done

@@ -23,7 +23,7 @@ __all__ = ["Batch", "Input", "Interrupt", "LineError", "Lines"]
 
 BATCH_LINES_MAX: Final = 5_000
 BATCH_BYTES_MAX: Final = 1024 * 1024
-PAUSE_SECONDS: Final = 0.02  # nothing more for so long: the input has paused
+PAUSE_SECONDS: Final = 0.02  # nothing more for this time: the input has paused
 WAIT_SECONDS_MAX: Final = 0.05  # after the first line of a batch, however fast they come
 READ_BYTES: Final = 256 * 1024
 BYTE_ORDER_MARK: Final = "\ufeff".encode()  # of UTF-8: some editors write it, and it says nothing
@@ -72,7 +72,7 @@ class Interrupt:
         os.write(self._writing, b"!")
 
     def wait(self, seconds: float | None, descriptor: int | None = None) -> bool:
-        """Wait so long, or for something to read. Whether there is; an interrupt ends it."""
+        """Wait this long, or for something to read. Whether there is; an interrupt ends it."""
         if self.requested:
             return False
         watched = [self._reading] + ([] if descriptor is None else [descriptor])

@@ -22,7 +22,7 @@ __all__ = ["subscribe"]
     "from now on (latest, the default).",
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", help="Stop after so many messages."
+    "--count", type=click.IntRange(min=1), metavar="N", help="Stop after this many messages."
 )
 @url_option
 @json_option

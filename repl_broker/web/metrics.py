@@ -291,7 +291,7 @@ METRICS: Final = (
         "connections_max",
         "gauge",
         "How many connections are taken: [limits] connections, or fewer if the process may not "
-        "open so many files.",
+        "open that many files.",
         lambda now: now.door.connections_max,
     ),
     NodeMetric(

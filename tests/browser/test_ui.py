@@ -560,6 +560,28 @@ def test_a_phone_shows_all_without_scrolling_sideways(node: DemoNode, open_page:
     expect(page.locator("#topics-view-rows")).to_be_visible()
 
 
+@pytest.mark.parametrize("width", [390, 1024])
+def test_long_names_that_differ_late_can_be_told_apart_in_a_small_window(
+    node: DemoNode, open_page: OpenPage, width: int
+) -> None:
+    """Beside an open topic in the middle one; and the columns are as wide as the table."""
+    names = [f"orders.apac.customer-{number:05}-of-many" for number in range(2)]
+    publish_many(node.url, *((name, 1) for name in names))
+    page = open_page(node.url, "#topics", viewport={"width": width, "height": 800})
+    page.get_by_label("Search topics").fill("-of-many")
+    expect(topics(page)).to_have_count(2)
+    if width > 1000:
+        topics(page).first.click()
+        expect(page.locator("#topic-panel")).to_be_visible()
+    for link in page.locator("#topic-rows a").all():
+        assert link.evaluate("(a) => a.scrollHeight <= a.clientHeight + 1"), link.inner_text()
+        assert link.evaluate("(a) => a.scrollWidth <= a.clientWidth + 1"), link.inner_text()
+    table = page.locator("#topics-table")
+    assert table.evaluate(
+        "(t) => Math.abs(t.tHead.rows[0].getBoundingClientRect().width - t.clientWidth) < 2"
+    )
+
+
 # --- access ---------------------------------------------------------------------------------------
 
 
@@ -575,6 +597,8 @@ def test_the_page_asks_for_a_token_and_does_everything_with_it(
         dialog, why = page.locator("#token"), page.locator("#token-why")
         expect(dialog).to_be_visible()
         expect(why).to_contain_text("needs a token with admin")
+        expect(page.locator("#connection-text")).to_have_text("Needs a token")
+        expect(page.locator("#activity")).to_be_empty()  # nothing broke
         assert_accessible(page)
         for wrong, words in (
             ("garbage", "is not a JSON Web Token"),
