@@ -652,6 +652,7 @@ class Broker:
             "leader": self._replica.leader,
             "commit_index": replica.commit_index,
             "applied_index": replica.applied_index,
+            "feature_level": self._replica.state.level,
             "members": [member._asdict() for member in members],
         }
 
@@ -659,7 +660,14 @@ class Broker:
         raft_address = str(self._config.raft.advertise or self._config.raft.bind)
         last_index = self._replica.statistics().last_index
         return MemberView(
-            self.node_id, "leader", raft_address, self.http_url, last_index, 0, reachable=True
+            self.node_id,
+            "leader",
+            raft_address,
+            self.http_url,
+            last_index,
+            0,
+            reachable=True,
+            feature_level=self._replica.level_max,
         )
 
     async def add_member(

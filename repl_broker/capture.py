@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 import msgspec
 
+from repl_broker.levels import FIRST
 from repl_broker.names import above
 from repl_broker.patience import Patience
 from repl_broker.segments import COLUMNS, Block
@@ -29,11 +30,12 @@ from repl_broker.wire import pack_settings
 if TYPE_CHECKING:
     from repl_broker.state import BrokerState, Topic
 
-__all__ = ["SNAPSHOT_FORMAT", "WITH_CLIENTS", "WITH_REVOCATIONS", "Capture"]
+__all__ = ["SNAPSHOT_FORMAT", "WITH_CLIENTS", "WITH_LEVEL", "WITH_REVOCATIONS", "Capture"]
 
 SNAPSHOT_FORMAT: Final = 1
 WITH_REVOCATIONS: Final = 2  # the same, and a last field; written only where there are any
 WITH_CLIENTS: Final = 3  # longer rows and settings, where topics or keys have owners, or may idle
+WITH_LEVEL: Final = 4  # two more fields: the level, where it is not the first, and senders
 
 STEP_TOPICS: Final = 32  # between two looks at the clock
 STEP_ROWS: Final = 256
@@ -55,6 +57,8 @@ class Capture:
         self._tombstones = _ENCODE([(n, *when) for n, when in state.tombstones.items()])
         self._floor = _ENCODE(state.tombstone_floor)
         self._revocations = [*state.revocations.items()]
+        self._level = state.level
+        self._senders = _ENCODE(state.senders.to_wire())
         self._topics_total = len(state.topics)
         self._topics: dict[str, tuple[Any, ...]] = {}  # as they were, of those that have changed
         self._gone: list[str] = []  # a heap: names of topics that were deleted meanwhile
@@ -193,12 +197,16 @@ class Capture:
         assert self._is_complete
         packer = msgpack.Packer()
         head = packer.pack_array_header
-        if self._is_wide:
+        has_level = self._level > FIRST
+        has_revocations = has_level or bool(self._revocations)
+        if has_level:
+            version = WITH_LEVEL
+        elif self._is_wide:
             version = WITH_CLIENTS
         else:
             version = WITH_REVOCATIONS if self._revocations else SNAPSHOT_FORMAT
         parts: list[bytes] = [
-            head(12 if self._revocations else 11),
+            head(11 + has_revocations + 2 * has_level),
             *map(_ENCODE, (version, *self._clocks, self._settings)),
             head(self._topics_total),
             *self._rows,
@@ -209,8 +217,10 @@ class Capture:
         parts += (head(self._published_total), *self._published)
         parts += (head(len(self._keys)), *self._key_rows)
         parts += (self._tombstones, self._floor)
-        if self._revocations:
+        if has_revocations:
             parts += (head(len(self._revocations)), *self._revoked_rows)
+        if has_level:
+            parts += (_ENCODE(self._level), self._senders)
         return parts
 
 

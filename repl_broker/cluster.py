@@ -283,4 +283,5 @@ async def run(
         log.info("listens for peers address=%s", Address(host, port))
         nursery.start_soon(members.run)
         nursery.start_soon(members.look_around)
+        nursery.start_soon(members.raise_level)
         task_status.started()

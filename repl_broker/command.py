@@ -18,7 +18,9 @@ __all__ = [
     "DeleteTopics",
     "Expire",
     "KeepTopics",
+    "Numbered",
     "Publish",
+    "RaiseLevel",
     "Retention",
     "RevokeTokens",
     "Settings",
@@ -151,6 +153,25 @@ class RevokeTokens(msgspec.Struct, frozen=True):
     keep_seconds: int
 
 
+class Numbered(msgspec.Struct, frozen=True):
+    """The next ``len(numbers)`` commands were sent on by a node, and have these numbers.
+
+    ``sender`` is the node's incarnation, ``run`` counts its starts; below ``floor`` it
+    repeats nothing. Each is carried out once (senders.py).
+    """
+
+    sender: str
+    run: int
+    floor: int
+    numbers: tuple[int, ...]
+
+
+class RaiseLevel(msgspec.Struct, frozen=True):
+    """All members know what is of ``level``: it may be proposed from now on (levels.py)."""
+
+    level: int
+
+
 Command = (
     Publish
     | CreateTopic
@@ -160,4 +181,6 @@ Command = (
     | RevokeTokens
     | DeleteTopics
     | KeepTopics
+    | Numbered
+    | RaiseLevel
 )

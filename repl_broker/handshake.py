@@ -28,6 +28,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgpack
 import msgspec
 
+from repl_broker.levels import FIRST
+
 __all__ = [
     "HANDSHAKE",
     "NONCE_BYTES",
@@ -39,6 +41,7 @@ __all__ = [
     "Hello",
     "Itself",
     "Knock",
+    "Level",
     "Loss",
     "Lost",
     "Objection",
@@ -104,6 +107,13 @@ class Version(Objection):
     kind = "version"
 
 
+class Level(Objection):
+    """The cluster has a feature level that the version of that node does not know."""
+
+    __slots__ = ()
+    kind = "level"
+
+
 class Itself(Objection):
     """The node has dialled itself."""
 
@@ -153,6 +163,7 @@ class Hello(NamedTuple):
     peer_id: str  # whom it means to reach; empty: whoever is there
     peer_incarnation: str  # … as far as it knows
     is_led: bool = False  # whether a leader, and so a majority, is there; older nodes say no
+    level: int = FIRST  # the highest feature level that it has
 
 
 class Welcome(NamedTuple):
@@ -160,6 +171,7 @@ class Welcome(NamedTuple):
     cluster_id: str
     node_id: str
     incarnation: str
+    level: int = FIRST
 
 
 class Lost(NamedTuple):

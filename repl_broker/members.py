@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
 
+from repl_broker.command import RaiseLevel
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
 from repl_broker.handshake import (
     Hello,
     Itself,
+    Level,
     Loss,
     Lost,
     Objection,
@@ -33,7 +36,8 @@ from repl_broker.handshake import (
     Version,
     lost_its_data,
 )
-from repl_broker.raft.core import AddLearner, MembershipChange, Remove, UpdateMember
+from repl_broker.levels import FIRST
+from repl_broker.raft.core import AddLearner, MembershipChange, Remove, Role, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
 from repl_broker.transport import (
@@ -61,6 +65,7 @@ OBJECTIONS: Final = {
     Version.kind: "speaks another protocol (stop all nodes, and start them with one version)",
     "stranger": "has another secret or version (compare [cluster] secret_file and 'repl-broker "
     "version' on both)",
+    Level.kind: "has a higher feature level, or a lower one (install the newer version on both)",
     Loss.kind: "knows this node with other data (this one lost its own; see its log)",
     Removal.kind: "has removed this node",
     Objection.kind: "refuses this node, or is refused (see its log)",
@@ -69,6 +74,8 @@ OBJECTIONS: Final = {
 PASSING: Final = frozenset(
     {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
 )
+
+LEVEL_SECONDS: Final = 1.0  # between two looks at which versions the members run
 
 Answer = tuple[str, str] | None  # code and detail of a refusal
 
@@ -83,6 +90,7 @@ class MemberView(NamedTuple):
     match_index: int | None  # its log is known to be the leader's up to here
     lag: int | None  # entries that it lacks
     reachable: bool
+    feature_level: int | None  # the highest that its version has
 
 
 class Joiner(NamedTuple):
@@ -157,7 +165,7 @@ class Members:
     def _identity(self) -> Me:
         replica = self._replica
         cluster_id = replica.cluster_id if self._belongs else ""
-        return Me(cluster_id, replica.node_id, replica.incarnation)
+        return Me(cluster_id, replica.node_id, replica.incarnation, replica.level_max)
 
     @property
     def _belongs(self) -> bool:
@@ -210,6 +218,24 @@ class Members:
             await changed.wait()
             await trio.sleep(2 * self._replica.options.election_timeout_seconds)
             self._connect()  # who has gone has heard of it by now
+
+    async def raise_level(self) -> None:
+        """As leader, have the cluster's feature level rise to what all members know."""
+        replica = self._replica
+        while replica.state.level < replica.level_max:
+            seen = replica.seen
+            if seen.role is Role.LEADER and seen.has_committed:
+                level = min(self._level_of(each) or FIRST for each in replica.membership.ids)
+                if level > replica.state.level:
+                    with suppress(RequestError):  # it is tried again
+                        await replica.propose(RaiseLevel(level))
+            with trio.move_on_after(LEVEL_SECONDS):
+                await replica.news(seen)
+
+    def _level_of(self, node_id: str) -> int | None:
+        if node_id == self._me.id:
+            return self._replica.level_max
+        return self._require_transport().level_of(node_id)
 
     async def look_around(self) -> None:
         """Ask who is at ``watch``, for as long as that may be news.
@@ -470,6 +496,18 @@ class Members:
 
     def admit(self, hello: Hello) -> str | None:
         """What speaks against talking to that node, which knows the secret."""
+        return self._objection(hello) or self._objection_to_level(hello)
+
+    def _objection_to_level(self, hello: Hello) -> str | None:
+        level = self._replica.state.level
+        if not self._belongs or hello.level >= level:
+            return None
+        return Level(
+            f"the cluster has feature level {level}, and the version of node {hello.node_id!r} "
+            f"knows {hello.level} at most; install a newer one there"
+        )
+
+    def _objection(self, hello: Hello) -> str | None:
         replica = self._replica
         node_id, incarnation = hello.node_id, hello.incarnation
         if node_id == replica.node_id and incarnation == replica.incarnation:
@@ -558,6 +596,7 @@ class Members:
                     found.match_index if found else None,
                     max(0, newest - found.match_index) if found else None,
                     reachable or m.id == self._me.id,
+                    self._level_of(m.id),
                 )
             )
         return views

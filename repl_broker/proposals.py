@@ -43,11 +43,12 @@ from repl_broker.command import (
     DeleteTopics,
     Expire,
     KeepTopics,
+    Numbered,
     Publish,
 )
 from repl_broker.errors import OutcomeUnknownError, RequestError
 from repl_broker.histogram import BOUNDS_SECONDS
-from repl_broker.state import Outcome
+from repl_broker.state import Outcome, Repeated
 from repl_broker.wire import encode_command
 
 __all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposals", "Watch"]
@@ -58,7 +59,7 @@ LIGHT_BYTES_MAX: Final = 64 << 10  # … and its size
 TOPIC_STEPS: Final = 4  # of a message in a batch over several topics
 REMOVAL_STEPS: Final = 500  # of what removes a topic's messages: how many, only the state knows
 KEPT_TOPICS_OF_STEP: Final = 4
-RECENT_ENTRIES_MAX: Final = 1024  # applied ones whose outcomes are kept for who comes late
+RECENT_OUTCOMES_MAX: Final = 10_000  # of applied entries, for answers that come late
 COMMIT_BUCKETS_SECONDS: Final = BOUNDS_SECONDS
 
 
@@ -124,7 +125,17 @@ class Settled:
 class Proposal(Offer):
     """One command of a client of this node."""
 
-    __slots__ = ("away", "doubtful", "due", "failure", "outcome", "settled", "started", "watch")
+    __slots__ = (
+        "away",
+        "doubtful",
+        "due",
+        "failure",
+        "number",
+        "outcome",
+        "settled",
+        "started",
+        "watch",
+    )
 
     def __init__(
         self, command: Command, watch: Watch | None = None, patience: float = math.inf
@@ -139,20 +150,9 @@ class Proposal(Offer):
         self.settled = Settled()
         self.away = False  # it may be in a log
         self.doubtful = False  # an earlier attempt may be, for good
+        self.number: int | None = None  # once it was sent to a leader: then it may be repeated
         self.outcome: Outcome | None = None
         self.failure: RequestError | None = None
-
-    @property
-    def may_be_repeated(self) -> bool:
-        """Whether a second one changes nothing, and is answered as the first."""
-        match self.commands[0]:
-            case Publish(key=key):
-                return key is not None
-            case CreateTopic(replace=replace):
-                return replace
-            case Configure() | Expire():
-                return True
-        return False
 
 
 class Forwarded(Offer):
@@ -231,7 +231,10 @@ class Proposals:
         self._took_light = False  # the last time
         self._applied_term = 0
         self._placed: dict[int, list[tuple[int, int, Proposal]]] = {}  # term, ordinal
-        self._recent: OrderedDict[int, tuple[int, Sequence[Outcome]]] = OrderedDict()
+        self._recent: OrderedDict[int, tuple[int, Sequence[Outcome]]] = OrderedDict()  # by index
+        self._recent_outcomes = 0
+        self._numbers = 0  # given so far
+        self._numbered: dict[int, Proposal] = {}  # by number, ascending: those that are unsettled
 
     @property
     def is_waiting(self) -> bool:
@@ -287,9 +290,26 @@ class Proposals:
                 else:
                     line.add(offer)
 
-    def place(self, offers: Iterable[Offer], index: int, term: int, ordinal: int = 0) -> None:
-        """They are in the entry at ``index`` of ``term``, from its command ``ordinal`` on."""
+    def number(self, offers: Sequence[Offer]) -> tuple[int, tuple[int, ...]]:
+        """The floor, and the numbers of ``offers``, which are proposals. Each keeps its own."""
+        numbers = []
         for offer in offers:
+            assert isinstance(offer, Proposal), "what a peer sent on is never sent on again"
+            if offer.number is None:
+                offer.number = self._numbers = self._numbers + 1
+                if not offer.settled.is_set():
+                    self._numbered[offer.number] = offer
+            numbers.append(offer.number)
+        return self.floor, tuple(numbers)
+
+    @property
+    def floor(self) -> int:
+        """No number below it is sent again."""
+        return next(iter(self._numbered), self._numbers + 1)
+
+    def place(self, placed: Iterable[tuple[Offer, int]], index: int, term: int) -> None:
+        """They are in the entry at ``index`` of ``term``, each from one of its commands on."""
+        for offer, ordinal in placed:
             if isinstance(offer, Forwarded):
                 offer.place = (index, term, ordinal)
                 offer.decided.set()
@@ -297,28 +317,42 @@ class Proposals:
                 self._placed.setdefault(index, []).append((term, ordinal, offer))
                 if offer.watch is not None:
                     offer.watch.placed(trio.current_time())
-            ordinal += len(offer.commands)
 
     def place_late(
-        self, offers: Iterable[Offer], place: tuple[int, int, int], applied_index: int
+        self, placed: Iterable[tuple[Offer, int]], index: int, term: int, applied_index: int
     ) -> None:
-        """``place`` for what another node appended: it may be applied here already."""
-        index, term, ordinal = place
-        self.place(offers, index, term, ordinal)
-        if index > applied_index:
-            return
-        recent = self._recent.get(index)
-        if recent is None:
-            self.lose([proposal for _, _, proposal in self._placed.pop(index)])
-        else:
-            self._settle(index, *recent)
+        """The same for what another node appended: it may be applied here already."""
+        self.place(placed, index, term)
+        if index in self._recent:
+            self._settle(index, *self._recent[index])
+        elif index <= applied_index:
+            self._lose_placed(index)
 
-    def applied(self, index: int, term: int, outcomes: Sequence[Outcome], *, keep: bool) -> None:
-        """The entry at ``index`` of ``term`` is applied. ``keep`` its outcomes for late ones."""
-        if keep:
-            self._recent[index] = (term, outcomes)
-            if len(self._recent) > RECENT_ENTRIES_MAX:
-                self._recent.popitem(last=False)
+    def delivered(self, numbered: Numbered, ordinal: int, outcomes: Sequence[Outcome]) -> None:
+        """What this node sent on is applied, wherever it is: ``ordinal`` is that of the numbers.
+
+        A number that is applied for the second time says nothing; the first did.
+        """
+        pairs = zip(numbered.numbers, outcomes[ordinal + 1 :], strict=False)
+        now = trio.current_time()
+        for number, outcome in pairs:
+            proposal = self._numbered.get(number)
+            if proposal is not None and not isinstance(outcome, Repeated):
+                self._succeed(proposal, outcome, now)
+
+    def keep(self, index: int, term: int, outcomes: Sequence[Outcome]) -> None:
+        """Keep the outcomes of an entry for what is sent on without numbers.
+
+        Its place may be told only when it is applied.
+        """
+        self._recent[index] = (term, outcomes)
+        self._recent_outcomes += len(outcomes)
+        while self._recent_outcomes > RECENT_OUTCOMES_MAX:
+            _, (_, forgotten) = self._recent.popitem(last=False)
+            self._recent_outcomes -= len(forgotten)
+
+    def applied(self, index: int, term: int, outcomes: Sequence[Outcome]) -> None:
+        """The entry at ``index`` of ``term`` is applied."""
         if index in self._placed:
             self._settle(index, term, outcomes)
         if term > self._applied_term:  # terms only grow: what is behind, of an older one, is lost
@@ -333,15 +367,18 @@ class Proposals:
     def skipped(self, upto: int) -> None:
         """A snapshot took the place of the entries up to ``upto``: what they did is not known."""
         for index in sorted(i for i in self._placed if i <= upto):
-            self.lose([proposal for _, _, proposal in self._placed.pop(index)])
+            self._lose_placed(index)
+
+    def _lose_placed(self, index: int) -> None:
+        self.lose([proposal for _, _, proposal in self._placed.pop(index)])
 
     def lose(self, offers: Iterable[Offer]) -> None:
-        """Whether they were appended is not known: repeat what may be, fail the rest."""
+        """Whether they were appended is not known: repeat what has a number, fail the rest."""
         again: list[Offer] = []
         for offer in offers:
             if not isinstance(offer, Proposal):
                 continue
-            if offer.may_be_repeated:
+            if offer.number is not None:
                 offer.doubtful = True
                 again.append(offer)
             else:
@@ -371,19 +408,27 @@ class Proposals:
         for placed_term, ordinal, proposal in self._placed.pop(index):
             if placed_term != term:
                 again.append(proposal)
-            elif ordinal >= len(outcomes):
-                self.fail(proposal, outcome_unknown())  # a peer gave a place that there is not
-            elif not proposal.settled.is_set():
-                proposal.outcome = outcomes[ordinal]
-                self._count(now - proposal.started)
-                if proposal.watch is not None:
-                    proposal.watch.settled(now, outcomes[ordinal])
-                self._settled(proposal)
+            elif ordinal >= len(outcomes) or isinstance(outcomes[ordinal], Repeated):
+                # A peer gave a place that there is not; or a snapshot took the place of the
+                # entry in which it was applied, and nobody knows with what outcome.
+                self.fail(proposal, outcome_unknown())
+            else:
+                self._succeed(proposal, outcomes[ordinal], now)
         self.put_back(again)
+
+    def _succeed(self, proposal: Proposal, outcome: Outcome, now: float) -> None:
+        if not proposal.settled.is_set():
+            proposal.outcome = outcome
+            self._count(now - proposal.started)
+            if proposal.watch is not None:
+                proposal.watch.settled(now, outcome)
+            self._settled(proposal)
 
     def _settled(self, proposal: Proposal) -> None:
         proposal.settled.set()
         self.unsettled.discard(proposal)
+        if proposal.number is not None:
+            self._numbered.pop(proposal.number, None)
         if not proposal.away:  # it waits for nothing any more, and takes no room
             self._line(proposal).remove(proposal)
         if not self.unsettled:

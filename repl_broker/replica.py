@@ -37,11 +37,20 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 import msgspec
 import trio
 
-from repl_broker.command import Command, Configure, CreateTopic, Expire, Publish, Settings
+from repl_broker.command import (
+    Command,
+    Configure,
+    CreateTopic,
+    Expire,
+    Numbered,
+    Publish,
+    Settings,
+)
 from repl_broker.errors import NOTHING_CHANGED, ReplBrokerError, RequestError, StorageError
 from repl_broker.founding import DISOWNED, FOUNDED
 from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
+from repl_broker.levels import NEWEST, NUMBERED
 from repl_broker.message import Message
 from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, Watch
 from repl_broker.raft.core import (
@@ -90,6 +99,7 @@ from repl_broker.upkeep import Upkeep
 from repl_broker.wire import (
     decode_command,
     decode_entry,
+    encode_command,
     encode_entry,
 )
 from repl_broker.writer import ThreadWriter, Writer
@@ -101,6 +111,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
+RUNS: Final = "runs"  # the note: how often this node was started
 FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
 TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
@@ -199,6 +210,7 @@ class _Batch:
 
     offers: list[Offer]
     commands: list[Command]
+    ordinals: list[int]  # of the first command of each offer
     time_ms: int
     term: int = 0  # once it is appended
 
@@ -256,7 +268,7 @@ class Replica:
     ``state``; ``on_restored`` after a snapshot from the leader took its place;
     ``on_members`` with the members that there are from now on, and with those
     that are about to go. ``in_thread`` runs a blocking call; tests may run it
-    in place.
+    in place. ``level_max`` is the feature level that it tells peers (levels.py).
     """
 
     def __init__(
@@ -273,6 +285,7 @@ class Replica:
         in_thread: InThread = trio.to_thread.run_sync,
         writer: Writer | None = None,
         randomness: random.Random | None = None,
+        level_max: int = NEWEST,
     ) -> None:
         self.state = BrokerState()
         self.peers: Peers = Alone()
@@ -294,6 +307,7 @@ class Replica:
         self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
         self.on_full: Callable[[str], RequestError] = _storage_full
         self.holds_back = False
+        self.level_max: Final = level_max  # the highest feature level that this version has
         self.options = core_options or CoreOptions()
         self._patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
         self._random = randomness or random.Random()  # noqa: S311  # nosec B311  # of timeouts
@@ -336,6 +350,7 @@ class Replica:
         self._next_read: _SharedRead | None = None  # to be asked when the one before is answered
         self._reading = trio.Lock()
         self._proposals = Proposals()
+        self._run = 0  # which of this node's starts this is; set when the store is read
         self._forwards = 0
         self._together = 0  # how many offers went together the last time
         self._full_at = -1  # the commit index when there was no room for a proposal
@@ -634,9 +649,13 @@ class Replica:
         ``seen`` is from before the leader was asked: its refusal may come later than
         the news of the next one, and nobody is woken by the same news twice.
         """
+        with trio.move_on_after(self.options.heartbeat_interval_seconds):
+            await self.news(seen)
+
+    async def news(self, seen: Seen) -> None:
+        """Until there is other news of the leader than ``seen``."""
         if seen == self.seen:
-            with trio.move_on_after(self.options.heartbeat_interval_seconds):
-                await self._news.park()
+            await self._news.park()
 
     async def wait_applied(self, index: int) -> None:
         while self.state.applied_index < index:
@@ -804,6 +823,8 @@ class Replica:
         loaded = await self._in_thread(self._storage.load)
         self.disowned = await self._in_thread(self._storage.note, DISOWNED)
         self._founded_ms = await self._in_thread(self._storage.note, FOUNDED)
+        self._run = (await self._in_thread(self._storage.note, RUNS) or 0) + 1
+        await self._in_thread(self._storage.write_notes, {RUNS: self._run})
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot
@@ -989,7 +1010,8 @@ class Replica:
         else:
             asked.term = term
             self._own[index] = asked
-            self._proposals.place(asked.offers, index, term)
+            placed = zip(asked.offers, asked.ordinals, strict=True)
+            self._proposals.place(placed, index, term)
 
     def _notice_changes(self) -> None:
         core = self._core
@@ -1098,20 +1120,36 @@ class Replica:
             self._start(self._forward, offers)
 
     def _offer(self, offers: list[Offer]) -> None:
-        commands = [command for offer in offers for command in offer.commands]
-        encoded = [data for offer in offers for data in offer.encoded]
-        batch = _Batch(offers, commands, self._stamp_ms())
+        commands: list[Command] = []
+        encoded: list[bytes] = []
+        ordinals: list[int] = []
+        for offer in offers:
+            if isinstance(offer, Proposal) and offer.number is not None:
+                numbered = self._numbers_of([offer])  # an earlier leader may have appended it
+                commands.append(numbered)
+                encoded.append(encode_command(numbered))
+            ordinals.append(len(commands))
+            commands += offer.commands
+            encoded += offer.encoded
+        batch = _Batch(offers, commands, ordinals, self._stamp_ms())
         self._token += 1
         self._asked[self._token] = batch
         self._events.append(Propose(self._token, encode_entry(batch.time_ms, encoded)))
 
+    def _numbers_of(self, offers: Sequence[Offer]) -> Numbered:
+        return Numbered(self.incarnation, self._run, *self._proposals.number(offers))
+
     async def _forward(self, offers: list[Offer]) -> None:
         """Have the leader append them; only a refusal means that it has not."""
         encoded = [data for offer in offers for data in offer.encoded]
+        ordinals = range(len(offers))  # a proposal is one command
+        if self.state.level >= NUMBERED:
+            encoded.insert(0, encode_command(self._numbers_of(offers)))
+            ordinals = range(1, len(offers) + 1)
         seen = self.seen
         try:
             found = await self.call_leader("propose", (self._core.term, encoded))
-            place = _said(found, tuple[int, int, int])
+            index, term, first = _said(found, tuple[int, int, int])
         except (NotLeaderError, PeerRefusedError) as error:
             if str(error).startswith(FULL):
                 self._refuse_publishes(offers, str(error).removeprefix(FULL))
@@ -1119,13 +1157,14 @@ class Replica:
                 await self.pause(seen)  # the next leader may not be known yet
                 self._proposals.put_back(offers)
         except PeerUnreachableError as error:
+            await self.pause(seen)
             if error.sent:
                 self._proposals.lose(offers)
             else:
-                await self.pause(seen)
                 self._proposals.put_back(offers)
         else:
-            self._proposals.place_late(offers, place, self.state.applied_index)
+            placed = [(o, first + ordinal) for o, ordinal in zip(offers, ordinals, strict=True)]
+            self._proposals.place_late(placed, index, term, self.state.applied_index)
         finally:
             self._forwards -= 1
             self.turn()
@@ -1309,7 +1348,12 @@ class Replica:
         applied = self.state.apply(entry.index, time_ms, commands)
         self._history.remember(entry.index, commands)
         self._on_applied(applied)
-        self._proposals.applied(entry.index, entry.term, applied.outcomes, keep=not self.leads)
+        for numbered, ordinal in applied.numbered:
+            if numbered.sender == self.incarnation and numbered.run == self._run:
+                self._proposals.delivered(numbered, ordinal, applied.outcomes)
+        if self.state.level < NUMBERED and not self.leads:
+            self._proposals.keep(entry.index, entry.term, applied.outcomes)
+        self._proposals.applied(entry.index, entry.term, applied.outcomes)
 
     def _notice_removal(self, committed: Membership) -> None:
         if self.incarnation in committed.removed:

@@ -28,7 +28,13 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import msgspec
 
-from repl_broker.capture import SNAPSHOT_FORMAT, WITH_CLIENTS, WITH_REVOCATIONS, Capture
+from repl_broker.capture import (
+    SNAPSHOT_FORMAT,
+    WITH_CLIENTS,
+    WITH_LEVEL,
+    WITH_REVOCATIONS,
+    Capture,
+)
 from repl_broker.command import (
     Command,
     Configure,
@@ -37,12 +43,15 @@ from repl_broker.command import (
     DeleteTopics,
     Expire,
     KeepTopics,
+    Numbered,
     Publish,
+    RaiseLevel,
     Retention,
     RevokeTokens,
     Settings,
 )
 from repl_broker.expiry import Expiry
+from repl_broker.levels import FIRST
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 from repl_broker.names import Names
 from repl_broker.patience import ENDLESS, Patience
@@ -50,6 +59,7 @@ from repl_broker.payers import Part, Payers
 from repl_broker.remembered import Remembered, RememberedKeys
 from repl_broker.scan import Scan
 from repl_broker.segments import Segments
+from repl_broker.senders import Senders
 from repl_broker.timeline import Gone, Timeline
 from repl_broker.untracked import untrack
 from repl_broker.wire import unpack_settings
@@ -64,6 +74,7 @@ __all__ = [
     "OwnRetention",
     "Published",
     "Refused",
+    "Repeated",
     "Revocation",
     "Revoked",
     "Topic",
@@ -109,6 +120,10 @@ class Refused(NamedTuple):
     detail: str
 
 
+class Repeated(NamedTuple):
+    """A command of this number was carried out before: nothing was done now."""
+
+
 class Revoked(NamedTuple):
     """Tokens of the subject that were issued before ``time_ms`` are refused from now on."""
 
@@ -123,7 +138,8 @@ class Revocation(NamedTuple):
     until_ms: int  # then it is forgotten
 
 
-Outcome = Published | TopicChanged | TopicDeleted | TopicsDeleted | Refused | Revoked
+REPEATED: Final = Repeated()
+Outcome = Published | TopicChanged | TopicDeleted | TopicsDeleted | Refused | Revoked | Repeated
 
 
 class Applied(NamedTuple):
@@ -132,6 +148,7 @@ class Applied(NamedTuple):
     outcomes: list[Outcome]
     events: list[Message | TopicDeleted]
     revoked: tuple[str, ...] = ()  # whose tokens were
+    numbered: tuple[tuple[Numbered, int], ...] = ()  # each with which of the outcomes is its own
 
 
 class Location(NamedTuple):
@@ -442,6 +459,9 @@ class BrokerState:
         self.tombstone_floor = 0
         # By subject, in the order of their times.
         self.revocations: dict[str, Revocation] = {}
+        self.level = FIRST  # which commands may be proposed
+        self.senders = Senders()
+        self._repeated: list[bool] = []  # of the entry's next commands, the last first; local
         self._capture: Capture | None = None  # what is to be told before anything changes; local
         self._captures = 0  # so far
 
@@ -458,11 +478,17 @@ class BrokerState:
         outcomes: list[Outcome] = []
         events: list[Message | TopicDeleted] = []
         ordinals: list[int] = []  # of the messages that were published
+        numbered: list[tuple[Numbered, int]] = []
         offered = 0
         for command in commands:
-            outcome = _HANDLERS[type(command)](self, command, events)
+            if self._repeated and self._repeated.pop():
+                outcome: Outcome = REPEATED
+            else:
+                outcome = _HANDLERS[type(command)](self, command, events)
             outcomes.append(outcome)
-            if isinstance(command, Publish):
+            if isinstance(command, Numbered):
+                numbered.append((command, len(outcomes) - 1))
+            elif isinstance(command, Publish):
                 end = offered + len(command.data)
                 if isinstance(outcome, Published) and not outcome.replayed:
                     ordinals.extend(range(offered, end))
@@ -475,9 +501,10 @@ class BrokerState:
                 self._trim(topic)
         if not self.segments.holds(index):
             self._dead.append(index)
-        if self._revoked:
+        self._repeated.clear()
+        if self._revoked or numbered:
             revoked, self._revoked = tuple(self._revoked), []
-            return Applied(outcomes, events, revoked)
+            return Applied(outcomes, events, revoked, tuple(numbered))
         return Applied(outcomes, events)
 
     def _publish(self, command: Publish, events: list[Message | TopicDeleted]) -> Outcome:
@@ -693,6 +720,15 @@ class BrokerState:
             room -= EXPIRY_STEPS_OF_TOPIC + count
         self._forget_keys()
         self._forget_revocations()
+        return TopicChanged(created=False)
+
+    def _numbered(self, command: Numbered, events: list[Message | TopicDeleted]) -> Outcome:
+        first = self.senders.take(command.sender, command.run, command.floor, command.numbers)
+        self._repeated = [not is_first for is_first in reversed(first)]
+        return TopicChanged(created=False)
+
+    def _raise_level(self, command: RaiseLevel, events: list[Message | TopicDeleted]) -> Outcome:
+        self.level = max(self.level, command.level)
         return TopicChanged(created=False)
 
     def _is_crowded(self, names: Sequence[str]) -> bool:
@@ -1058,10 +1094,10 @@ class BrokerState:
     def restore(cls, snapshot: bytes) -> BrokerState:
         """The state that ``snapshot()`` gave. Raises ValueError for another format."""
         fields = msgpack.unpackb(snapshot, use_list=False, strict_map_key=False)
-        if fields[0] not in (SNAPSHOT_FORMAT, WITH_REVOCATIONS, WITH_CLIENTS):
+        if fields[0] not in (SNAPSHOT_FORMAT, WITH_REVOCATIONS, WITH_CLIENTS, WITH_LEVEL):
             raise ValueError(
                 f"the snapshot has format {fields[0]}; this version reads {SNAPSHOT_FORMAT} to "
-                f"{WITH_CLIENTS}"
+                f"{WITH_LEVEL}"
             )
         (
             _,
@@ -1099,8 +1135,10 @@ class BrokerState:
         gone = [Gone(name, *when) for name, when in state.tombstones.items()]
         state.timeline.load(list(state.topics.values()), gone, floor, seq)
         state.revocations = {
-            subject: Revocation(*known) for found in last for subject, *known in found
+            subject: Revocation(*known) for found in last[:1] for subject, *known in found
         }
+        if fields[0] >= WITH_LEVEL:
+            state.level, state.senders = last[1], Senders.from_wire(last[2])
         return state
 
     def digest(self) -> str:
@@ -1119,6 +1157,8 @@ _HANDLERS: Final[
     Configure: BrokerState._configure,
     Expire: BrokerState._expire,
     RevokeTokens: BrokerState._revoke_tokens,
+    Numbered: BrokerState._numbered,
+    RaiseLevel: BrokerState._raise_level,
 }
 
 

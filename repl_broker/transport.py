@@ -70,6 +70,7 @@ from repl_broker.handshake import (
     lost_its_data,
     words_of,
 )
+from repl_broker.levels import FIRST, NEWEST
 from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.rpc import Rpc
 
@@ -129,6 +130,7 @@ class Me:
     cluster_id: str  # empty while the node asks to join one
     node_id: str
     incarnation: str
+    level: int = NEWEST  # the highest feature level that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +331,13 @@ class Transport:
         link = self._links.get(peer)
         return link is not None and link.connected
 
+    def level_of(self, peer: str) -> int | None:
+        """The highest feature level that a peer has; None for one that is not connected."""
+        link, inbound = self._links.get(peer), self._inbound.get(peer)
+        if link is not None and link.connected:
+            return link.level
+        return None if inbound is None else inbound.level
+
     def refusals(self) -> dict[str, str]:
         """The peers that cannot be talked to because they refuse this node, or it them: of which
         kind that is (handshake.py), or "older"."""
@@ -460,7 +469,8 @@ class Transport:
             await frames.send(seal.close(Part.REFUSED, Refused(kind, str(objection), *about)))
             raise PeerRefusedError(objection, kind=kind)
         version = min(hello.version_max, PROTOCOL_MAX)
-        await frames.send(seal.close(Part.WELCOME, Welcome(version, *_fields(self.me))))
+        welcome = Welcome(version, *_fields(self.me), self.me.level)
+        await frames.send(seal.close(Part.WELCOME, welcome))
         return hello
 
     def _note_older(self, frame: tuple[Any, ...]) -> None:
@@ -496,7 +506,7 @@ class Transport:
     async def _listen(self, hello: Hello, frames: _Frames) -> None:
         peer = hello.node_id if hello.cluster_id else ""  # a guest has no name
         under_way = trio.CapacityLimiter(self.options.requests_max)
-        outbox = _Outbox(self, frames.line, hello.incarnation)
+        outbox = _Outbox(self, frames.line, hello.incarnation, hello.level)
         async with _one_error(), trio.open_nursery() as nursery:
             outbox.life = nursery.cancel_scope
             nursery.start_soon(outbox.run)
@@ -720,9 +730,14 @@ class _Outbox:
     """Frames that wait to be sent over one connection; all that waits goes at once."""
 
     def __init__(
-        self, transport: Transport, line: _Line | None = None, incarnation: str = ""
+        self,
+        transport: Transport,
+        line: _Line | None = None,
+        incarnation: str = "",
+        level: int | None = None,
     ) -> None:
         self.incarnation = incarnation  # of the other end, where that dialed
+        self.level = level  # … the highest feature level that it has
         self._transport = transport
         self._line = line  # None while there is no connection
         self._queue: deque[bytes] = deque()
@@ -786,7 +801,8 @@ class _Link:
     def __init__(self, transport: Transport, peer: str, address: tuple[str, int]) -> None:
         self.address = address
         self.connected = False
-        self.incarnation = ""  # of the peer, the last time
+        self.incarnation = ""  # of the peer, the last time; and its feature level
+        self.level = FIRST
         self.refusal: PeerRefusedError | None = None  # why the peer would not talk, the last time
         self.refusal_kind: str | None = None  # of the last attempt, if it ended by a refusal
         self._transport = transport
@@ -951,6 +967,7 @@ class _Link:
             self._peer,
             known,
             transport._is_led(),
+            transport.me.level,
         )
         await frames.send(seal.close(Part.HELLO, hello))
         verdict = await frames.receive()
@@ -958,7 +975,7 @@ class _Link:
             self._take_refusal(seal.open(Refused, Part.REFUSED, verdict))
         welcome = seal.open(Welcome, Part.WELCOME, verdict)
         self._check(welcome, known)
-        self.incarnation = welcome.incarnation
+        self.incarnation, self.level = welcome.incarnation, welcome.level
 
     def _take_refusal(self, refused: Refused) -> NoReturn:
         if refused.kind == Removal.kind:

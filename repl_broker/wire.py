@@ -21,7 +21,9 @@ from repl_broker.command import (
     DeleteTopics,
     Expire,
     KeepTopics,
+    Numbered,
     Publish,
+    RaiseLevel,
     Retention,
     RevokeTokens,
     Settings,
@@ -49,6 +51,8 @@ EXPIRE: Final = 5
 REVOKE_TOKENS: Final = 6
 DELETE_TOPICS: Final = 7
 KEEP_TOPICS: Final = 8
+NUMBERED: Final = 9
+RAISE_LEVEL: Final = 10
 
 
 def encode_command(command: Command) -> bytes:
@@ -75,6 +79,10 @@ def encode_command(command: Command) -> bytes:
             fields = (DELETE_TOPICS, names, used)
         case KeepTopics(names):
             fields = (KEEP_TOPICS, names)
+        case Numbered(sender, run, floor, numbers):
+            fields = (NUMBERED, sender, run, floor, numbers)
+        case RaiseLevel(level):
+            fields = (RAISE_LEVEL, level)
     return _ENCODE(fields)
 
 
@@ -159,6 +167,10 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return DeleteTopics(names, used)
         case (8, names):
             return KeepTopics(names)
+        case (9, sender, int(run), int(floor), tuple(numbers)):
+            return Numbered(sender, run, floor, numbers)
+        case (10, int(level)):
+            return RaiseLevel(level)
     raise ValueError(
         f"the log holds a command of kind {fields[0]!r}, which this version does not know"
     )

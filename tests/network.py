@@ -23,6 +23,7 @@ from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
 from repl_broker.handshake import Hello, Loss, Lost, Removal, lost_its_data
 from repl_broker.hub import Hub
+from repl_broker.levels import NEWEST
 from repl_broker.members import Members
 from repl_broker.raft.codec import decode_rpc, encode_rpc
 from repl_broker.raft.core import CoreOptions
@@ -82,6 +83,11 @@ class Line:
 
     def is_connected(self, peer: str) -> bool:
         return self._network.reaches(self._node_id, peer)
+
+    def level_of(self, peer: str) -> int | None:
+        """As in a transport, what is said in the handshake."""
+        nodes = self._network.nodes
+        return nodes[peer].replica.level_max if self.is_connected(peer) else None
 
 
 class Network:
@@ -149,7 +155,8 @@ class Network:
         known_index = self.nodes[sender].members.known_index
         identity = (me.cluster_id, me.node_id, me.incarnation)
         about = (node.line.me.node_id, node.line.me.cluster_id, node.members.is_led)
-        objection = node.members.admit(Hello(2, 2, *identity, known_index, node.id, ""))
+        hello = Hello(2, 2, *identity, known_index, node.id, "", level=me.level)
+        objection = node.members.admit(hello)
         if objection is not None:
             if isinstance(objection, Removal):
                 self.nodes[sender].replica.removed.set()
@@ -181,6 +188,7 @@ class ClusterNode:
         join: tuple[str, ...] = (),
         watch: tuple[str, ...] = (),
         clock: Callable[[], int],
+        level: int = NEWEST,
     ) -> None:
         self.id = node_id
         self.disk = disk
@@ -198,6 +206,7 @@ class ClusterNode:
             in_thread=self.gate,
             writer=self.gate,
             randomness=random.Random(node_id),
+            level_max=level,
         )
         self.line = Line(network, node_id)
         self.config = config
@@ -226,6 +235,7 @@ class ClusterNode:
             await nursery.start(self.replica.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self.members.look_around)
+            nursery.start_soon(self.members.raise_level)
             await self.members.look_first()
             nursery.start_soon(self.broker.idle.run)
             task_status.started()
@@ -253,6 +263,7 @@ class Cluster:
         self.clock = Clock()
         self.ahead_ms: dict[str, int] = {}  # by how much a node's clock is
         self.disks: dict[str, Disk] = {}
+        self.levels: dict[str, int] = {}  # of nodes that run an older version
         self.failures: dict[str, BaseException] = {}  # of nodes that ended by themselves
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery = nursery
@@ -276,6 +287,7 @@ class Cluster:
             join=join,
             watch=watch,
             clock=lambda: self.clock() + self.ahead_ms.get(node_id, 0),
+            level=self.levels.get(node_id, NEWEST),
         )
         self.network.nodes[node_id] = node
         await self._nursery.start(self._run, node)
@@ -370,10 +382,13 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running_cluster(size: int = 3, config: Config | None = None) -> AsyncIterator[Cluster]:
-    """A cluster of so many voters, level with each other."""
+async def running_cluster(
+    size: int = 3, config: Config | None = None, *, levels: dict[str, int] | None = None
+) -> AsyncIterator[Cluster]:
+    """A cluster of so many voters, level with each other; ``levels`` of older versions."""
     async with trio.open_nursery() as nursery:
         cluster = Cluster(nursery, config or Config())
+        cluster.levels |= levels or {}
         await cluster.start("n1")
         for number in range(2, size + 1):
             await cluster.start(f"n{number}", join=("n1",))

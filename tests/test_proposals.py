@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from repl_broker.command import (
     DeleteTopics,
     Expire,
     KeepTopics,
+    Numbered,
     Publish,
     Retention,
     Settings,
@@ -24,7 +26,7 @@ from repl_broker.errors import OutcomeUnknownError, RequestError
 from repl_broker.proposals import (
     LIGHT_BYTES_MAX,
     LIGHT_STEPS_MAX,
-    RECENT_ENTRIES_MAX,
+    RECENT_OUTCOMES_MAX,
     STEPS_MAX,
     Forwarded,
     Offer,
@@ -32,17 +34,28 @@ from repl_broker.proposals import (
     Proposals,
     Settled,
 )
-from repl_broker.state import Outcome, Published
+from repl_broker.state import REPEATED, Outcome, Published
 from repl_broker.wire import encode_command
 
 REFUSAL = RequestError("no_leader", "Nothing was changed.")
 
 
-def proposed(proposals: Proposals, *, key: str | None = None, data: bytes = b"1") -> Proposal:
-    """One that waits. Only with a key it may be repeated."""
-    proposal = Proposal(Publish("chat", (data,), key, b"digest" if key else b""))
+def proposed(proposals: Proposals, *, numbered: bool = False, data: bytes = b"1") -> Proposal:
+    """One that waits. Only with a number it may be repeated."""
+    proposal = Proposal(Publish("chat", (data,)))
     proposals.add(proposal)
+    if numbered:
+        proposals.number([proposal])
     return proposal
+
+
+def at(offers: Iterable[Offer], ordinal: int = 0) -> list[tuple[Offer, int]]:
+    """Of one command each, one behind the other."""
+    return [(offer, number) for number, offer in enumerate(offers, ordinal)]
+
+
+def numbers(*given: int | None) -> Numbered:
+    return Numbered("n1", 1, 1, tuple(number for number in given if number is not None))
 
 
 def forwarded(proposals: Proposals) -> Forwarded:
@@ -222,7 +235,7 @@ async def test_what_may_be_in_a_log_ends_as_unknown() -> None:
     proposals = Proposals()
     away, placed = proposed(proposals), proposed(proposals)
     proposals.take(1000)
-    proposals.place([placed], 1, 1)
+    proposals.place(at([placed]), 1, 1)
     for proposal in (away, placed):
         proposals.give_up(proposal, REFUSAL)
         assert ended_unknown(proposal)
@@ -239,7 +252,7 @@ async def test_what_may_not_be_repeated_ends_as_unknown_once_it_is_lost() -> Non
 async def test_what_was_lost_and_is_repeated_stays_doubtful() -> None:
     """RAFT.md scenario 46: its first attempt may be kept, whatever becomes of the second."""
     proposals = Proposals()
-    proposal = proposed(proposals, key="k")
+    proposal = proposed(proposals, numbered=True)
     proposals.lose(proposals.take(1000))
     assert not proposal.settled.is_set()
     proposals.put_back(proposals.take(1000))  # the next leader refused the second
@@ -266,9 +279,9 @@ async def test_at_the_end_each_is_told_what_is_known_of_it() -> None:
 async def test_an_outcome_that_comes_after_giving_up_changes_nothing() -> None:
     proposals = Proposals()
     proposal = proposed(proposals)
-    proposals.place(proposals.take(1000), 1, 1)
+    proposals.place(at(proposals.take(1000)), 1, 1)
     proposals.give_up(proposal, REFUSAL)
-    proposals.applied(1, 1, outcomes(), keep=True)
+    proposals.applied(1, 1, outcomes())
     assert proposal.outcome is None
     assert proposals.commands == 0
 
@@ -279,8 +292,8 @@ async def test_an_outcome_that_comes_after_giving_up_changes_nothing() -> None:
 async def test_each_gets_the_outcome_of_its_place() -> None:
     proposals = Proposals()
     waiting = [proposed(proposals) for _ in range(3)]
-    proposals.place(proposals.take(1000), 7, 2, ordinal=1)
-    proposals.applied(7, 2, outcomes(4), keep=True)
+    proposals.place(at(proposals.take(1000), 1), 7, 2)
+    proposals.applied(7, 2, outcomes(4))
     assert [p.outcome for p in waiting] == outcomes(4)[1:]
     assert proposals.commands == 3
 
@@ -289,8 +302,8 @@ async def test_another_entry_at_its_place_has_it_offered_again() -> None:
     """RAFT.md scenario 47."""
     proposals = Proposals()
     proposal = proposed(proposals)
-    proposals.place(proposals.take(1000), 7, 2)
-    proposals.applied(7, 3, outcomes(), keep=True)
+    proposals.place(at(proposals.take(1000)), 7, 2)
+    proposals.applied(7, 3, outcomes())
     assert not proposal.settled.is_set()
     assert proposals.take(1000) == [proposal]
 
@@ -301,18 +314,18 @@ async def test_an_entry_of_a_higher_term_has_all_behind_it_offered_again() -> No
     first, second = proposed(proposals), proposed(proposals, data=b"2")
     newer = proposed(proposals, data=b"3")
     proposals.take(1000)
-    proposals.place([first], 6, 1)
-    proposals.place([second], 7, 1)
-    proposals.place([newer], 7, 2)
-    proposals.applied(4, 1, outcomes(), keep=True)
+    proposals.place(at([first]), 6, 1)
+    proposals.place(at([second]), 7, 1)
+    proposals.place(at([newer]), 7, 2)
+    proposals.applied(4, 1, outcomes())
     assert not proposals.is_waiting, "they may come yet"
-    proposals.applied(5, 2, outcomes(), keep=True)
+    proposals.applied(5, 2, outcomes())
     again = proposals.take(1000)
     assert set(again) == {first, second}
-    proposals.place(again, 8, 2)
-    proposals.applied(7, 2, outcomes(), keep=True)
+    proposals.place(at(again), 8, 2)
+    proposals.applied(7, 2, outcomes())
     assert newer.outcome == outcomes()[0], "what is of that term is at its place"
-    proposals.applied(8, 2, outcomes(2), keep=True)
+    proposals.applied(8, 2, outcomes(2))
     assert {p.outcome for p in again if isinstance(p, Proposal)} == {*outcomes(2)}
     assert not proposals.unsettled
 
@@ -321,8 +334,8 @@ async def test_a_place_that_its_entry_does_not_have_ends_as_unknown() -> None:
     """It is a peer that gives it."""
     proposals = Proposals()
     proposal = proposed(proposals)
-    proposals.place_late(proposals.take(1000), (7, 1, 5), 6)
-    proposals.applied(7, 1, outcomes(), keep=True)
+    proposals.place_late(at(proposals.take(1000), 5), 7, 1, 6)
+    proposals.applied(7, 1, outcomes())
     assert ended_unknown(proposal)
 
 
@@ -330,37 +343,87 @@ async def test_an_answer_that_comes_after_its_entry_finds_the_outcome() -> None:
     proposals = Proposals()
     proposal = proposed(proposals)
     taken = proposals.take(1000)
-    proposals.applied(7, 1, outcomes(), keep=True)
-    proposals.place_late(taken, (7, 1, 0), 7)
+    proposals.keep(7, 1, outcomes())
+    proposals.applied(7, 1, outcomes())
+    proposals.place_late(at(taken), 7, 1, 7)
     assert proposal.outcome == outcomes()[0]
 
 
-@pytest.mark.parametrize("key", [None, "k"])
-async def test_an_answer_that_comes_far_too_late_is_as_good_as_lost(key: str | None) -> None:
+@pytest.mark.parametrize("numbered", [False, True])
+async def test_an_answer_that_comes_far_too_late_is_as_good_as_lost(numbered: bool) -> None:
+    """What has a number was settled then, or a snapshot has taken the entry's place."""
     proposals = Proposals()
-    proposal = proposed(proposals, key=key)
+    proposal = proposed(proposals, numbered=numbered)
     taken = proposals.take(1000)
-    for index in range(1, RECENT_ENTRIES_MAX + 2):
-        proposals.applied(index, 1, outcomes(), keep=True)
-    proposals.place_late(taken, (1, 1, 0), RECENT_ENTRIES_MAX + 1)
-    assert ended_unknown(proposal) == (key is None)
-    assert proposal.doubtful == (key is not None)
+    proposals.keep(1, 1, outcomes())
+    proposals.keep(2, 1, outcomes(RECENT_OUTCOMES_MAX))
+    proposals.place_late(at(taken), 1, 1, 2)
+    assert ended_unknown(proposal) != numbered
+    assert proposal.doubtful == numbered
 
 
 async def test_what_a_snapshot_covers_is_as_good_as_lost() -> None:
     """RAFT.md scenario 46."""
     proposals = Proposals()
-    plain, keyed, behind = proposed(proposals), proposed(proposals, key="k"), proposed(proposals)
+    plain, numbered = proposed(proposals), proposed(proposals, numbered=True)
+    behind = proposed(proposals)
     proposals.take(1000)
-    proposals.place([plain], 6, 1)
-    proposals.place([keyed], 7, 1)
-    proposals.place([behind], 8, 1)
+    proposals.place(at([plain]), 6, 1)
+    proposals.place(at([numbered]), 7, 1)
+    proposals.place(at([behind]), 8, 1)
     proposals.skipped(7)
     assert ended_unknown(plain)
-    assert proposals.take(1000) == [keyed]
-    assert keyed.doubtful
-    proposals.applied(8, 1, outcomes(), keep=True)
+    assert proposals.take(1000) == [numbered]
+    assert numbered.doubtful
+    proposals.applied(8, 1, outcomes())
     assert behind.outcome == outcomes()[0]
+
+
+# --- numbers ---
+
+
+async def test_a_number_that_is_applied_settles_wherever_it_is() -> None:
+    """Its answer was lost, it waits to be sent again, or it is on its way a second time."""
+    proposals = Proposals()
+    away, waits, again = (proposed(proposals, numbered=True) for _ in range(3))
+    taken = proposals.take(1000)
+    proposals.lose([waits])
+    proposals.lose([again])
+    assert proposals.take(again.size) == [again]
+    three = numbers(away.number, waits.number, again.number)
+    proposals.delivered(three, 1, [REPEATED, *outcomes(4)])
+    assert [p.outcome for p in (away, waits, again)] == outcomes(4)[1:]
+    assert (proposals.take(1000), proposals.waiting_bytes) == ([], 0)
+    proposals.lose(taken)  # only now it is known that the answer will not come
+    assert not proposals.is_waiting
+    assert not proposals.unsettled
+
+
+async def test_the_second_of_a_number_says_nothing_unless_the_first_was_never_seen() -> None:
+    proposals = Proposals()
+    first, unseen = proposed(proposals, numbered=True), proposed(proposals, numbered=True)
+    proposals.place(at(proposals.take(1000)), 7, 2)
+    twice = numbers(first.number, unseen.number)
+    proposals.delivered(twice, 0, [*outcomes(1), REPEATED, REPEATED])
+    assert not first.settled.is_set()
+    proposals.delivered(numbers(first.number), 0, outcomes(2))
+    proposals.applied(7, 2, [REPEATED, REPEATED])
+    assert first.outcome == outcomes(2)[1]
+    assert ended_unknown(unseen), "a snapshot took the place of the entry that has the first"
+
+
+async def test_below_the_floor_nothing_is_sent_again() -> None:
+    proposals = Proposals()
+    first, second, third = (proposed(proposals) for _ in range(3))
+    assert proposals.floor == 1
+    assert proposals.number([first, second]) == (1, (1, 2))
+    assert proposals.number([second, third]) == (1, (2, 3)), "each keeps its number"
+    proposals.give_up(second, REFUSAL)
+    assert proposals.floor == 1
+    proposals.give_up(first, REFUSAL)
+    assert proposals.floor == 3
+    proposals.delivered(numbers(third.number), 0, outcomes(2))
+    assert proposals.floor == 4
 
 
 # --- what peers sent ---
@@ -369,10 +432,10 @@ async def test_what_a_snapshot_covers_is_as_good_as_lost() -> None:
 async def test_what_a_peer_sent_gets_its_place_and_no_more() -> None:
     proposals = Proposals()
     own, offer = proposed(proposals), forwarded(proposals)
-    proposals.place(proposals.take(1000), 7, 2)
+    proposals.place(at(proposals.take(1000)), 7, 2)
     assert offer.place == (7, 2, 1)
     assert offer.decided.is_set()
-    proposals.applied(7, 2, outcomes(2), keep=False)
+    proposals.applied(7, 2, outcomes(2))
     assert own.outcome == outcomes()[0]
 
 

@@ -772,7 +772,7 @@ def test_a_snapshot_does_not_tell_when_dead_rows_were_cut_out(
 def test_a_snapshot_of_another_format_is_refused_with_both_numbers() -> None:
     fields = msgpack.unpackb(BrokerState().snapshot())
     fields[0] = 99
-    with pytest.raises(ValueError, match="format 99; this version reads 1 to 3"):
+    with pytest.raises(ValueError, match="format 99; this version reads 1 to 4"):
         BrokerState.restore(msgpack.packb(fields))
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -56,16 +56,23 @@ def status(url: str, as_json: bool) -> None:
         "leader",
         "commit_index",
         "applied_index",
+        "feature_level",
     ):
         click.echo(f"{name.replace('_', ' '):<14} {shown(answer.get(name))}")
     members = answer.get("members")
     if isinstance(members, list) and members:
-        row = "{:<16} {:<8} {:<22} {:<28} {:>12} {:>8} {}"
+        row = "{:<16} {:<8} {:<22} {:<28} {:>12} {:>8} {:<9} {:>5}"
         click.echo("")
-        click.echo(row.format("MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE"))
+        head = ("MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL")
+        click.echo(row.format(*head))
         for each in members:
-            cells = ("id", "role", "raft_address", "http_url", "match_index", "lag", "reachable")
-            click.echo(row.format(*(shown(each.get(cell)) for cell in cells)))
+            click.echo(row.format(*(shown(each.get(cell)) for cell in CELLS)))
+
+
+CELLS: Final = (
+    *("id", "role", "raft_address", "http_url", "match_index", "lag", "reachable"),
+    "feature_level",
+)
 
 
 def shown(value: object) -> str:

@@ -1053,6 +1053,12 @@ def _schemas() -> Object:
                 },
                 "commit_index": count,
                 "applied_index": count,
+                "feature_level": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "description": "What may be written to the log: it rises to what all members "
+                    "know, once every one of them runs a version that knows more.",
+                },
                 "members": {"type": "array", "items": _ref("Member")},
             },
             "The cluster as one node sees it.",
@@ -1069,6 +1075,11 @@ def _schemas() -> Object:
                 "reachable": {
                     "type": "boolean",
                     "description": "The leader heard of it within an election timeout.",
+                },
+                "feature_level": {
+                    "type": ["integer", "null"],
+                    "description": "The highest feature level that its version knows; null: this "
+                    "node is not connected to it.",
                 },
             },
             "A node of the cluster.",
@@ -1169,6 +1180,7 @@ def _example_member(number: int, role: str) -> Object:
         "match_index": 5120,
         "lag": 0,
         "reachable": True,
+        "feature_level": 2,
     }
 
 
@@ -1181,6 +1193,7 @@ _EXAMPLE_CLUSTER: Final[Object] = {
     "leader": "n1",
     "commit_index": 5120,
     "applied_index": 5120,
+    "feature_level": 2,
     "members": [
         _example_member(1, "leader"),
         _example_member(2, "voter"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from repl_broker.levels import FIRST, NEWEST
 from tests.contract.client import Node, check_problem
 
 
@@ -20,6 +21,7 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "mode": "single",
         "leader": "n1",
         "applied_index": commit_index,
+        "feature_level": FIRST,
     }
     assert member.pop("raft_address")
     assert member.pop("http_url").startswith("http://")
@@ -29,6 +31,7 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "match_index": commit_index,
         "lag": 0,
         "reachable": True,
+        "feature_level": NEWEST,
     }
 
 

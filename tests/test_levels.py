@@ -1,0 +1,228 @@
+"""Feature levels, and numbers of what is sent on: versions side by side, and repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from repl_broker.command import Command, CreateTopic, DeleteTopic, Numbered
+from repl_broker.errors import ConfigError, RequestError
+from repl_broker.levels import FIRST, NEWEST, NUMBERED
+from repl_broker.raft.log import EntryKind
+from repl_broker.replica import Replica
+from repl_broker.transport import PeerUnreachableError
+from repl_broker.wire import decode_entry
+from tests.network import Cluster, ClusterNode, running_cluster
+from tests.test_cluster import history, publish, seq_of
+
+OLD = {"n1": FIRST, "n2": FIRST, "n3": FIRST}
+
+
+def commands_of(cluster: Cluster) -> list[Command]:
+    """All that is in any node's log."""
+    return [
+        command
+        for disk in cluster.disks.values()
+        for entry in disk.load().entries
+        if entry.kind is EntryKind.DATA
+        for command in decode_entry(entry.data)[1]
+    ]
+
+
+async def restarted(cluster: Cluster, node_id: str, level: int) -> None:
+    cluster.levels[node_id] = level
+    cluster.kill(node_id)
+    await cluster.leader()
+    await cluster.start(node_id)
+    await cluster.converged()
+
+
+async def test_the_level_rises_once_all_members_are_upgraded(autojump_clock: MockClock) -> None:
+    async with running_cluster(levels=OLD) as cluster:
+        for node_id in ("n1", "n2", "n3"):
+            await trio.sleep(10)
+            assert {node.replica.state.level for node in cluster.running.values()} == {FIRST}
+            for node in cluster.running.values():
+                await seq_of(node.replica, publish(node_id.encode()))
+            assert not any(isinstance(command, Numbered) for command in commands_of(cluster))
+            await restarted(cluster, node_id, NEWEST)
+        await trio.sleep(10)
+        await cluster.converged()
+        assert {node.replica.state.level for node in cluster.running.values()} == {NEWEST}
+        for node in cluster.running.values():
+            await seq_of(node.replica, publish(b"last"))
+        assert any(isinstance(command, Numbered) for command in commands_of(cluster))
+        assert not cluster.failures
+
+
+async def test_until_then_each_node_can_go_one_step_back(autojump_clock: MockClock) -> None:
+    async with running_cluster(levels=OLD) as cluster:
+        await restarted(cluster, "n1", NEWEST)
+        await restarted(cluster, "n2", NEWEST)
+        await seq_of(cluster["n1"].replica, publish(b"1"))
+        await restarted(cluster, "n1", FIRST)
+        await restarted(cluster, "n3", NEWEST)
+        await trio.sleep(10)
+        await seq_of(cluster["n1"].replica, publish(b"2"))
+        await cluster.converged()
+        assert await history(cluster["n1"].replica) == [b"1", b"2"]
+        assert cluster["n2"].replica.state.level == FIRST
+        assert not cluster.failures
+
+
+async def test_a_member_that_is_away_keeps_the_level_as_it_is(autojump_clock: MockClock) -> None:
+    async with running_cluster(levels=OLD) as cluster:
+        await restarted(cluster, "n1", NEWEST)
+        await restarted(cluster, "n2", NEWEST)
+        cluster.kill("n3")
+        await cluster.leader()
+        await trio.sleep(30)
+        assert cluster["n1"].replica.state.level == FIRST
+        cluster.levels["n3"] = NEWEST
+        await cluster.start("n3")
+        await trio.sleep(10)
+        assert cluster["n3"].replica.state.level == NEWEST
+
+
+async def test_a_node_of_an_older_version_does_not_join(autojump_clock: MockClock) -> None:
+    async with running_cluster() as cluster:
+        cluster.levels["n4"] = FIRST
+        await cluster.start("n4", join=("n1",))
+        await cluster.until(lambda: "n4" in cluster.failures, "the newcomer to end")
+        assert isinstance(cluster.failures["n4"], ConfigError)
+        assert f"feature level {NEWEST}" in str(cluster.failures["n4"])
+        assert "install a newer one" in str(cluster.failures["n4"])
+        assert "n4" not in cluster["n1"].replica.membership.ids
+
+
+# --- repeats ---
+
+
+def losing_answers(node: ClusterNode, monkeypatch: pytest.MonkeyPatch, lost: int) -> list[Any]:
+    """The next ``lost`` answers to what ``node`` sends on are. Returns all that were given."""
+    ask, answers = node.line.call, list[Any]()
+
+    async def call(peer: str, name: str, argument: Any, *, seconds: float) -> Any:
+        reply = await ask(peer, name, argument, seconds=seconds)
+        if name == "propose":
+            answers.append(reply)
+        if name != "propose" or len(answers) > lost:
+            return reply
+        await trio.sleep(1)
+        raise PeerUnreachableError("the connection broke")
+
+    monkeypatch.setattr(node.line, "call", call)
+    return answers
+
+
+@pytest.mark.parametrize(
+    "first", [CreateTopic("chat", messages=2, replace=True), DeleteTopic("chat")]
+)
+async def test_a_command_whose_answer_was_lost_undoes_nothing_that_came_since(
+    first: Command, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client sets the topic, and publishes, while the first command is in doubt."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        one, other = (node for node in cluster.running.values() if node is not leader)
+        await leader.replica.propose(CreateTopic("chat", messages=3))
+        answers = losing_answers(one, monkeypatch, 1)
+        hold_back_entries(one, monkeypatch)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.replica.propose, first)
+            await cluster.until(lambda: answers, "the command to be appended")
+            put = CreateTopic("chat", messages=1000, replace=True)
+            await other.replica.propose(put)
+            for number in range(5):
+                await seq_of(other.replica, publish(b"%d" % number))
+            await cluster.until(lambda: len(answers) == 2, "the command to be appended again")
+            monkeypatch.undo()
+        await cluster.converged()
+        for node in cluster.running.values():
+            assert await history(node.replica) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def hold_back_entries(node: ClusterNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hears of nothing that is appended: so it does not know what became of its command."""
+    take: Any = node.replica.receive
+    monkeypatch.setattr(
+        node.replica, "receive", lambda rpc: None if getattr(rpc, "entries", ()) else take(rpc)
+    )
+
+
+async def test_of_two_that_are_appended_the_first_is_carried_out(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many answers are lost, each publish is kept once, and none ends in doubt."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node = next(node for node in cluster.running.values() if node is not leader)
+        answers = losing_answers(node, monkeypatch, 3)
+        hold_back_entries(node, monkeypatch)
+        found: list[int] = []
+
+        async def send(number: int) -> None:
+            found.append(await seq_of(node.replica, publish(b"%d" % number)))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(send, number)
+            await cluster.until(lambda: len(answers) > 3, "three answers to be lost")
+            monkeypatch.undo()
+        await cluster.converged()
+        assert len(set(found)) == 10
+        assert sorted(await history(leader.replica)) == [b"%d" % n for n in range(10)]
+
+
+async def test_a_node_that_starts_anew_numbers_from_the_beginning(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node_id = next(node.id for node in cluster.running.values() if node is not leader)
+        for number in range(3):
+            await seq_of(cluster[node_id].replica, publish(b"%d" % number))
+            cluster.kill(node_id)
+            await cluster.start(node_id)
+            await cluster.converged()
+        assert await history(cluster[node_id].replica) == [b"0", b"1", b"2"]
+        numbered = [c for c in commands_of(cluster) if isinstance(c, Numbered)]
+        assert {command.numbers for command in numbered} == {(1,)}
+        assert len({command.run for command in numbered}) == 3
+
+
+async def test_when_the_origin_leads_itself_it_appends_its_number_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sent to the leader before may be in the log that it takes over."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node = next(node for node in cluster.running.values() if node is not leader)
+        answers = losing_answers(node, monkeypatch, 1)
+        found: list[object] = []
+
+        async def send() -> None:
+            found.append(await outcome_or_code(node.replica))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await cluster.until(lambda: answers, "the publish to be appended")
+            await leader.replica.transfer(node.id)
+        await cluster.leader()
+        await cluster.converged()
+        assert found == [1]
+        assert await history(node.replica) == [b"x"]
+
+
+async def outcome_or_code(replica: Replica) -> int | str:
+    try:
+        return await seq_of(replica, publish(b"x"))
+    except RequestError as error:
+        return error.code
+
+
+def test_levels_are_in_order() -> None:
+    assert FIRST < NUMBERED <= NEWEST
