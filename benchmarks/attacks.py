@@ -5,18 +5,21 @@ made by an administrator; streams with as many patterns as one may have. Then co
 attacks, one after the other: each request that a narrow token may send, at its dearest,
 over forty connections from as many addresses. Because the node is full, each attack meets
 all limits at once, and so every pair of them. Beside each, another client publishes small
-messages: how long it waits is the figure.
+messages: how long it waits is the figure. The last attack is for the places at the door: one
+address has all connections that there are, and takes each anew that is ended; the other client
+opens a connection for each of its publishes.
 """
 
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count as counting
 from pathlib import Path
@@ -61,6 +64,7 @@ class Full:
     filters: int = 128
     grants: int = 256
     connections: int = CONNECTIONS
+    places: int = 2000  # that one address takes, all there are
     seconds: float = 6.0  # of each attack
 
 
@@ -416,6 +420,90 @@ def run(node: Target, attack: Attack | None) -> Found:
     return found
 
 
+# What a connection sends that only has a place; none of them ever reads.
+OCCUPATIONS = (
+    b"",
+    b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n",
+    b"PUT /v1/topics/m.a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+)
+CROWD_ADDRESS = "127.0.3.1"
+CROWD = "one address has all connections"
+
+
+class _Occupier(threading.Thread):
+    """Has all the places of a node, and takes each anew that it loses, until it is stopped."""
+
+    def __init__(self, node: Target, found: Found) -> None:
+        super().__init__(daemon=True)
+        self._node = node
+        self._found = found
+        self._over = threading.Event()
+        self.has_all = threading.Event()
+
+    def run(self) -> None:
+        stream = self._node.request("GET", "/v1/events?topic=m.small", self._node.narrow)
+        requests = (*OCCUPATIONS, stream)
+        with ExitStack() as stack:
+            poll = stack.enter_context(select.epoll())
+            places: dict[int, socket.socket] = {}
+            opened = 0
+            while not self._over.is_set():
+                for _ in range(min(100, self._node.full.places - len(places))):
+                    place = socket.create_connection(
+                        ("127.0.0.1", self._node.port), ANSWER_SECONDS_MAX, (CROWD_ADDRESS, 0)
+                    )
+                    places[place.fileno()] = place
+                    with suppress(OSError):
+                        place.sendall(requests[opened % len(requests)])
+                    poll.register(place, select.EPOLLRDHUP)
+                    opened += 1
+                if len(places) == self._node.full.places:
+                    self.has_all.set()
+                for fd, _ in poll.poll(0.01):
+                    places.pop(fd).close()
+                    self._found.answers["ended"] += 1
+            for place in places.values():
+                place.close()
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join(ANSWER_SECONDS_MAX)
+
+
+def take_places(node: Target) -> Found:
+    """Publishes over new connections while one address has all that there are.
+
+    Raises BenchmarkError if one of them is refused.
+    """
+    found = Found(CROWD)
+    occupier = _Occupier(node, found)
+    victim = Victim(node.port, VICTIM_ADDRESS, node.other, anew=True)
+    occupier.start()
+    try:
+        if not occupier.has_all.wait(ANSWER_SECONDS_MAX):
+            raise BenchmarkError(f"one address did not get {node.full.places} connections")
+        victim.start()
+        time.sleep(0.5 + node.full.seconds)
+        found.waits = victim.stop()
+    finally:
+        occupier.stop()
+    return found
+
+
+def measure_places(full: Full, folder: Path, say: Callable[[str], None]) -> Found:
+    """``take_places`` on a node of its own, which takes as many connections as that."""
+    say(CROWD)
+    (port,) = free_ports(1)
+    chosen = {**settings(folder), "limits": {"connections": full.places}}
+    process = Process("repl-broker", single_node(port, folder, chosen), port, folder / "l")
+    try:
+        process.start()
+        return take_places(target(port, full))
+    finally:
+        process.stop()
+
+
 def take_all(node: Target) -> str:
     """A narrow token asks for all topics that there may be; then ann wants one.
 
@@ -476,9 +564,12 @@ def measure_one(
     )
     try:
         process.start()
-        return measure(node, say, only), take_all(node)
+        founds, taken = measure(node, say, only), take_all(node)
     finally:
         process.stop()
+    if not only or CROWD in only:
+        founds.append(measure_places(full, folder / "places", say))
+    return founds, taken
 
 
 def measure_three(

@@ -1,8 +1,9 @@
 """A client of its own process that publishes small messages, and how long each of them waited.
 
-``python -m benchmarks.victim PORT ADDRESS TOKEN`` publishes until its stdin ends, then
-writes the waits to stdout as one JSON array of seconds. A process of its own, because
-what is measured must not wait for the interpreter that attacks.
+``python -m benchmarks.victim PORT ADDRESS TOKEN [anew]`` publishes until its stdin ends, then
+writes the waits to stdout as one JSON array of seconds. With ``anew`` each publish has a
+connection of its own, which counts as part of the wait. A process of its own, because what
+is measured must not wait for the interpreter that attacks.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ WAIT_SECONDS_MAX = 30
 class Victim:
     """Publishes from ``start`` to ``stop``, which gives the waits in seconds."""
 
-    def __init__(self, port: int, address: str, token: str) -> None:
+    def __init__(self, port: int, address: str, token: str, *, anew: bool = False) -> None:
         self._command = [sys.executable, "-m", "benchmarks.victim", str(port), address, token]
+        self._command += ["anew"] if anew else []
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -45,26 +47,34 @@ class Victim:
         return waits
 
 
-def _publish(port: int, address: str, token: str) -> list[float]:
+def _publish(port: int, address: str, token: str, *, anew: bool) -> list[float]:
     request = (
         f"POST /v1/topics/other.one/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
         f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\n"
         "Content-Length: 1\r\n\r\n1"
     ).encode()
     waits = []
-    with socket.create_connection(
-        ("127.0.0.1", port), WAIT_SECONDS_MAX, (address, 0)
-    ) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
-            began = time.perf_counter()
-            connection.sendall(request)
-            answer = connection.recv(4096)
-            if not answer.startswith(b"HTTP/1.1 201 "):
-                sys.exit(f"{answer!r}")
-            waits.append(time.perf_counter() - began)
+    connection = None
+    while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+        began = time.perf_counter()
+        if connection is None:
+            connection = socket.create_connection(
+                ("127.0.0.1", port), WAIT_SECONDS_MAX, (address, 0)
+            )
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(request)
+        answer = connection.recv(4096)
+        if not answer.startswith(b"HTTP/1.1 201 "):
+            sys.exit(f"{answer!r}")
+        waits.append(time.perf_counter() - began)
+        if anew:
+            connection.close()
+            connection = None
+    if connection is not None:
+        connection.close()
     return waits
 
 
 if __name__ == "__main__":
-    print(json.dumps(_publish(int(sys.argv[1]), sys.argv[2], sys.argv[3])))
+    port, address, token = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    print(json.dumps(_publish(port, address, token, anew="anew" in sys.argv[4:])))

@@ -532,8 +532,11 @@ class HttpConfig:
     trusted_proxies: tuple[str, ...] = key(
         (),
         ListOf(NETWORK),
-        "Addresses or networks of proxies whose X-Forwarded-Prefix says below which path clients "
-        "see this node, if not below that of public_url. From others the header means nothing.",
+        "Addresses or networks of the proxies before this node. Their X-Forwarded-For says whose "
+        "share and rate a request counts in: the last address in it that is none of these. They "
+        "must write it, or add to it. Their "
+        "X-Forwarded-Prefix says below which path clients see this node, if not below that of "
+        "public_url. From others both headers mean nothing.",
         example='["127.0.0.1", "10.0.0.0/8"]',
     )
     tls_certificate: Path | None = key(
@@ -732,7 +735,10 @@ class LimitsConfig:
     connections: int = key(
         10_000,
         Whole("connections", 1, 1_000_000),
-        "The most open connections; one more is answered 429 too_many_connections. Each takes a "
+        "The most open connections. One more has the place of another: of the address (IPv6: the "
+        "/64 network) that has most, the connection that has rested for longest or, if that "
+        "has more than the newcomer's, one that waits for its client, or its latest event stream. "
+        "Where that would be unfair it is answered 429 too_many_connections. Each takes a "
         "file descriptor: if the system lets the process open fewer files, the log says so at the "
         "start, and as many connections are taken as there are files for.",
     )
@@ -740,15 +746,16 @@ class LimitsConfig:
         0,
         Whole("connections", 0, 1_000_000),
         "The most open connections of one client address (IPv6: of one /64 network); one more is "
-        "answered 429 too_many_connections. 0: no limit. Leave it so behind a proxy, whose address "
-        "all connections come from, and set the proxy's own limit.",
+        "answered 429 too_many_connections. 0: no limit but that of connections. Connections of "
+        "http.trusted_proxies do not count; of other proxies, whose address all come from, they "
+        "do.",
     )
     publishes_per_second: int = key(
         0,
         Whole("requests a second", 0, 1_000_000),
         "How many publish requests one client may send, on average; more are answered 429 "
-        "rate_limited. A client is an address (IPv6: a /64 network). 0: no limit. Leave "
-        "it so behind a proxy, whose address all clients share.",
+        "rate_limited. A client is an address (IPv6: a /64 network), behind a proxy only if that "
+        "is one of http.trusted_proxies: else all have its address. 0: no limit.",
     )
     publish_burst: int = key(
         100,
@@ -809,7 +816,7 @@ class LimitsConfig:
         "with 409 too_many_topics. A client is a token's subject, or an address where there is no "
         "token (IPv6: a /64 network); with the right admin there is no limit. 0: no limit. Not "
         "set: half of topics (rounded up) with auth.mode jwt, and no limit with none. Set with "
-        "none, it holds for each address: not behind a proxy, whose address all clients share. In "
+        "none, it holds for each address; behind a proxy name that in http.trusted_proxies. In "
         "a cluster, what the leader's file says counts.",
         example="1000",
     )

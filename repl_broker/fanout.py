@@ -253,6 +253,13 @@ class Fanout:
         except Exception as error:  # noqa: BLE001  it ends here, logged
             self._fail(reader, error)
 
+    def shed(self, reader: Reader) -> None:
+        """Its place is for another: tell it to come back, and end it. Nothing if it has ended."""
+        try:
+            self._say_goodbye(reader, farewell("making_room"))
+        except Exception as error:  # noqa: BLE001  it ends here, logged
+            self._fail(reader, error)
+
     async def wait_empty(self) -> None:
         """Until there is no reader."""
         while self._count:
@@ -497,11 +504,15 @@ class Fanout:
             self._end(reader)
 
     def _dismiss(self, reader: Reader, reason: str) -> None:
-        """One that cannot be told at once is cut off: its token is worth nothing any more."""
+        """Its token is worth nothing any more."""
+        self._say_goodbye(reader, token_expired(reason))
+
+    def _say_goodbye(self, reader: Reader, words: bytes) -> None:
+        """One that cannot be told at once is cut off."""
         if reader.rest:
             self._end(reader, reset=True)
             return
-        self._part(reader, token_expired(reason))
+        self._part(reader, words)
         if reader.state == PARTING:
             reader.ends_at = trio.current_time() + PARTING_SECONDS
 

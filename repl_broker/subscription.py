@@ -455,14 +455,16 @@ class Subscription:
         return event_id(self._hub.epoch, seq)
 
 
-def farewell() -> bytes:
+def farewell(reason: str = "shutting_down") -> bytes:
     """How a stream ends when the node drains: come back, but not all in one moment.
+
+    Or, ``making_room``, when another client is to have its place.
 
     It has no id: a reader that lags has not had what the node has, and comes back
     with the id of what it did have.
     """
     retry_ms = RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX)  # noqa: S311  # nosec B311  # jitter
-    return sse.notice("goodbye", b'{"reason":"shutting_down"}', retry_ms)
+    return sse.notice("goodbye", encode_json({"reason": reason}), retry_ms)
 
 
 def token_expired(reason: str) -> bytes:

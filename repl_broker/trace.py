@@ -36,18 +36,21 @@ class Parent(NamedTuple):
 class Request:
     """The request that is being answered; ``begin`` makes it the next one of a connection."""
 
-    __slots__ = ("_id", "base", "traceparent")
+    __slots__ = ("_id", "base", "client", "traceparent")
 
-    def __init__(self, traceparent: str | None = None, base: str = "") -> None:
-        """``base`` is the path below which the client sees the node (web/base.py)."""
+    def __init__(self, traceparent: str | None = None, base: str = "", client: str = "") -> None:
+        """``base`` is the path below which the client sees the node (web/base.py), ``client``
+        its address, in whose share it counts (web/proxies.py); "" if it is not known."""
         self._id = ""
         self.base = base
+        self.client = client
         self.traceparent = traceparent
 
-    def begin(self, traceparent: str | None, base: str = "") -> None:
+    def begin(self, traceparent: str | None, base: str = "", client: str = "") -> None:
         """Be another request from now on."""
         self._id = ""
         self.base = base
+        self.client = client
         self.traceparent = traceparent
 
     @property

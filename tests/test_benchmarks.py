@@ -464,9 +464,13 @@ def test_names_and_patterns_of_attacks_are_as_long_as_they_may_be() -> None:
 
 @pytest.mark.process
 def test_attacks_are_run_and_shown(tmp_path: Path) -> None:
-    full = attacks.Full(topics=200, streams=3, filters=4, grants=8, connections=3, seconds=0.3)
+    full = attacks.Full(
+        topics=200, streams=3, filters=4, grants=8, connections=3, places=40, seconds=0.3
+    )
     founds, taken = attacks.measure_one(full, tmp_path / "one", lambda what: None)
-    assert [found.name for found in founds] == ["nothing", *(a.name for a in attacks.ATTACKS)]
+    names = ["nothing", *(a.name for a in attacks.ATTACKS), attacks.CROWD]
+    assert [found.name for found in founds] == names
+    assert founds[-1].answers["ended"]  # places were taken from it, and the other had none refused
     for found in founds:
         assert found.waits, found.name
         assert not {"500", "broken"} & {*found.answers}, found

@@ -16,6 +16,7 @@ from hypercorn.typing import (
 
 from repl_broker.trace import CURRENT, Request
 from repl_broker.web.base import FORWARDED_PREFIX, Base
+from repl_broker.web.proxies import FORWARDED_FOR
 
 __all__ = ["AccessLog", "Identified", "note", "request_of"]
 
@@ -25,13 +26,17 @@ log = logging.getLogger(__name__)
 def request_of(headers: Iterable[tuple[bytes, bytes]], base: Base, host: str) -> Request:
     """The request from ``host`` with these header fields, their names in lower case."""
     given: dict[bytes, list[bytes]] = {b"traceparent": [], FORWARDED_PREFIX: []}
+    forwarded: list[bytes] = []
     for name, value in headers:
         if name in given:
             given[name].append(value)
+        elif name == FORWARDED_FOR:
+            forwarded.append(value)
     traceparent, prefix = (
         values[0].decode("latin-1") if len(values) == 1 else None for values in given.values()
     )
-    return Request(traceparent, base.of(prefix, host))
+    hops = b",".join(forwarded).decode("latin-1") if forwarded else None
+    return Request(traceparent, base.of(prefix, host), base.proxies.client(hops, host))
 
 
 class Identified:

@@ -10,12 +10,12 @@ it says would stand in answers that a cache may keep for others.
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final
 from urllib.parse import urlsplit
 
 from repl_broker.config import HttpConfig, is_base_path
 from repl_broker.trace import CURRENT
+from repl_broker.web.proxies import Proxies
 
 __all__ = ["FORWARDED_PREFIX", "Base", "base_here"]
 
@@ -28,23 +28,14 @@ class Base:
     def __init__(self, http: HttpConfig | None = None) -> None:
         http = http or HttpConfig()
         self.path: Final = urlsplit(http.public_url or "").path.removesuffix("/")
-        self._trusted = tuple(map(ipaddress.ip_network, http.trusted_proxies))
+        self.proxies: Final = Proxies(http.trusted_proxies)
 
     def of(self, given: str | None, host: str) -> str:
         """For a request from ``host``, of which the one field says what is ``given``."""
-        if given is None or not self._trusted or not self._trusts(host):
+        if given is None or not self.proxies.trusts(host):
             return self.path
         path = given.removesuffix("/")
         return path if is_base_path(path) else self.path
-
-    def _trusts(self, host: str) -> bool:
-        try:
-            address = ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address  # of a socket that serves both families
-        return any(address in network for network in self._trusted)
 
 
 def base_here() -> str:

@@ -42,7 +42,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Final, cast
 from urllib.parse import urlsplit
@@ -77,6 +76,7 @@ from repl_broker.web.base import Base
 from repl_broker.web.body import ASK_FOR_BODY, body_is_late
 from repl_broker.web.chunks import Chunks
 from repl_broker.web.counts import Counted
+from repl_broker.web.crowd import Crowd
 from repl_broker.web.head import (
     FIELDS_MAX,
     begins_in_place,
@@ -120,6 +120,7 @@ _COMPLAINTS: Final = {
 # Failures to accept that lie closer together than this are one burst, logged once.
 _ACCEPT_BURST_SECONDS: Final = 10.0
 _RETRY_AFTER_SECONDS: Final = (3, 8)
+_ENDED_FOR_ONE_MAX: Final = 2  # others, for one that comes: more than one after a lower limit
 _STALLED_BYTES_MAX: Final = 256 << 20  # where no fan-out says
 
 
@@ -128,9 +129,11 @@ class DoorOptions:
     """The limits of a door; each ends one connection and nothing else."""
 
     connections_max: int = 10_000
-    """Open connections; the next one is answered 429 and closed."""
+    """Open connections; the next one has another's place (crowd.py), or is answered 429."""
     connections_per_address: int = 0
-    """… of one client address, or /64 network of IPv6; 0: any number."""
+    """… of one client address, or /64 network of IPv6, but a trusted proxy's; 0: any number."""
+    settled_seconds: float = 1.0
+    """For which a connection must have rested before another can have its place."""
     refusals_max: int = 128
     """Connections being answered 429 at one time; beyond it they are closed unanswered."""
     backlog: int = 1024
@@ -202,6 +205,8 @@ class DoorStatistics:
     """Held for streams whose clients do not read on; what they share counts once."""
     cut_off: int = 0
     """Event streams that were ended since that was too much."""
+    made_room: int = 0
+    """Connections that were ended since others were to have their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +321,8 @@ class Door:
         come in one moment together it would hold up the publishes beside them."""
         self._life = trio.CancelScope()
         self._open: set[Connection | Publisher] = set()
-        self._addresses: dict[str, int] = {}  # their connections
+        self._crowd = Crowd()
+        self._made_room = 0
         self._refused_by_address = 0
         self._refusals = 0
         self._accepted = 0
@@ -366,6 +372,7 @@ class Door:
             self._refused_by_address,
             self.stalled.bytes,
             self.stalled.ended,
+            self._made_room,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -467,7 +474,7 @@ class Door:
         if refusal is None:
             client = self._receive(transport)
             if not self._opens_stream(client):
-                self._open.add(client)
+                self._let_in(client)
                 nursery.start_soon(self._serve, client)
             return
         self._refused += 1
@@ -480,31 +487,40 @@ class Door:
 
     def _objection(self, transport: Transport) -> _Problem | None:
         """Why a connection is not taken; None if it is, and counts from now on."""
-        options = self.options
-        if self.connections >= options.connections_max:
-            return _too_many_connections(
-                f"The node serves {options.connections_max} connections at a time; try another "
-                "node, or later."
-            )
-        if not options.connections_per_address:
-            return None
-        address = address_key(transport.peer[0])
-        count = self._addresses.get(address, 0)
-        if count >= options.connections_per_address:
+        options, host = self.options, transport.peer[0]
+        address, trusted = address_key(host), self.base.proxies.trusts(host)
+        most = 0 if trusted else options.connections_per_address
+        if most and self._crowd.of(address) >= most:
             self._refused_by_address += 1
             return _too_many_connections(
-                f"The node serves {options.connections_per_address} connections of one address at "
-                "a time; close some."
+                f"The node serves {most} connections of one address at a time "
+                "([limits] connections_per_address); close some."
             )
-        self._addresses[address] = count + 1
-        transport.forget = partial(self._forget, address)
+        if not self._has_room(address, trusted=trusted):
+            return _too_many_connections(
+                f"The node serves {options.connections_max} connections at a time "
+                "([limits] connections), and no other address has more than this one of those that "
+                "could be ended for it; close some, or try another node, or later."
+            )
+        transport.place = self._crowd.enter(address, trusted=trusted)
         return None
 
-    def _forget(self, address: str) -> None:
-        """One connection fewer."""
-        self._addresses[address] -= 1
-        if not self._addresses[address]:
-            del self._addresses[address]
+    def _has_room(self, address: str, *, trusted: bool) -> bool:
+        """For one more from there; somebody else may have lost a place."""
+        options = self.options
+        for _ in range(_ENDED_FOR_ONE_MAX):
+            if len(self._crowd) < options.connections_max:
+                return True
+            now = trio.current_time()
+            if not self._crowd.make_room(address, now, options.settled_seconds, trusted=trusted):
+                return False
+            self._made_room += 1
+        return len(self._crowd) < options.connections_max
+
+    def _let_in(self, client: Connection | Publisher) -> None:
+        self._open.add(client)
+        if client.transport.place is not None:
+            client.transport.place.guest = client
 
     def _receive(self, transport: Transport, data: bytes = b"") -> Connection | Publisher:
         if self._publishing is None:
@@ -540,7 +556,7 @@ class Door:
                     client = Connection(self, client.transport, rest)
                 else:
                     client = self._receive(client.transport, rest.data)
-                self._open.add(client)
+                self._let_in(client)
         except* Exception as failure:  # noqa: BLE001  rule 1: it ends here, logged
             self.note_failure("connection failed peer=%s", (client.peer,), failure)
         finally:
@@ -657,6 +673,7 @@ class Connection:
         self._gathers = False  # a body is waited for
         self.peer = _host_port(transport.peer)
         self._made: _Protocol | None = None
+        self._rested_at = trio.current_time()
 
     @property
     def _protocol(self) -> _Protocol:
@@ -695,6 +712,22 @@ class Connection:
         if not self._busy and not self._input_pending:
             self._end()
 
+    @property
+    def rests_since(self) -> float | None:
+        if self._busy or self._over or self._input_pending or self.transport.has_come:
+            return None
+        return self._rested_at
+
+    @property
+    def waits_for_client(self) -> bool:
+        if not self._busy or self._is_stream or self.transport.sending:
+            return True
+        return self._made is not None and self._made.awaits_body
+
+    def cut_off(self) -> None:
+        """Reset it: its place is for another."""
+        self._break_off()
+
     def note_refusal(self, code: str) -> None:
         """Count what the door refuses by itself."""
         self._door.refusals[code] += 1
@@ -715,6 +748,9 @@ class Connection:
     def allow_stalls(self, allowed: bool) -> None:
         """Whether the client may leave the response that now begins unread for a while."""
         self._is_stream = allowed
+        place, request = self.transport.place, CURRENT.get()
+        if allowed and place is not None and request is not None:
+            place.count_for(request.client)
         limit = math.inf if allowed else self._options.write_timeout_seconds
         self.transport.write_timeout_seconds = limit
 
@@ -844,6 +880,10 @@ class Connection:
             self._reading.deadline = float("inf")
             return
         self._begun = self._input_pending
+        self._rested_at, self._is_stream = trio.current_time(), False
+        if (place := self.transport.place) is not None:
+            place.count_for()
+            place.rest()
         options = self._options
         self._limit(options.header_timeout_seconds if self._begun else options.idle_timeout_seconds)
 
@@ -999,6 +1039,11 @@ class _Protocol(H11Protocol):
         http = self._http
         resting = http.their_state in {h11.IDLE, h11.DONE, h11.MUST_CLOSE}
         return not resting or http.trailing_data[0] != b""
+
+    @property
+    def awaits_body(self) -> bool:
+        """The rest of the body of the request under way is the client's to send."""
+        return self._http.their_state is h11.SEND_BODY
 
     def keep(self, data: bytes | bytearray) -> None:
         """Hold bytes of a later request until its turn comes."""

@@ -19,6 +19,7 @@ from quart_trio import QuartTrio
 from repl_broker.access import Access, Asking, Credentials, Identity
 from repl_broker.admission import address_key
 from repl_broker.errors import RequestError
+from repl_broker.trace import CURRENT
 
 __all__ = ["GUARD", "RIGHTS", "Guard", "Right", "asking"]
 
@@ -115,7 +116,9 @@ def _check(access: Access, right: Right, found: Identity, topic: str) -> None:
 
 def asking() -> Asking:
     """Who the request under way says that it is; a token in its query is events.py's to add."""
-    return Asking(credentials(), address_key(request.remote_addr or ""))
+    here = CURRENT.get()
+    client = "" if here is None else here.client
+    return Asking(credentials(), client or address_key(request.remote_addr or ""))
 
 
 def credentials() -> Credentials:

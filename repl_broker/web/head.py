@@ -29,6 +29,7 @@ import httptools
 
 from repl_broker.access import Credentials
 from repl_broker.web.base import FORWARDED_PREFIX
+from repl_broker.web.proxies import FORWARDED_FOR
 
 __all__ = ["EVENTS_BEGINS", "FIELDS_MAX", "HEAD_ENDS", "EventsHead", "PublishHead"]
 __all__ += ["begins_in_place", "coming_bytes", "has_too_many_fields", "head_end", "is_plain"]
@@ -85,6 +86,7 @@ class PublishHead(NamedTuple):
     credentials: Credentials
     traceparent: str | None = None  # as it came; trace.py reads it
     prefix: str | None = None  # X-Forwarded-Prefix; base.py reads it
+    forwarded: str | None = None  # X-Forwarded-For; proxies.py reads it
 
 
 def head_end(data: bytes) -> int:
@@ -114,6 +116,7 @@ class EventsHead(NamedTuple):
     credentials: Credentials
     traceparent: str | None = None
     prefix: str | None = None
+    forwarded: str | None = None
 
 
 Head = PublishHead | EventsHead
@@ -236,10 +239,12 @@ class _Fields:
         self.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
+        name, value = name.lower(), value.strip(b" \t")
         if name in self._fields:
             self._repeated.add(name)
-        self._fields[name] = value.strip(b" \t")
+            if name == FORWARDED_FOR:  # a list, which may go on in further lines
+                value = self._fields[name] + b"," + value
+        self._fields[name] = value
 
     def publish(self, topic: bytes | None) -> PublishHead | None:
         fields = self._fields
@@ -263,6 +268,7 @@ class _Fields:
             self._credentials(),
             self._once(b"traceparent"),
             self._once(FORWARDED_PREFIX),
+            self._text(FORWARDED_FOR),
         )
 
     def events(self, query: bytes) -> EventsHead | None:
@@ -276,6 +282,7 @@ class _Fields:
             self._credentials(),
             self._once(b"traceparent"),
             self._once(FORWARDED_PREFIX),
+            self._text(FORWARDED_FOR),
         )
 
     def _credentials(self) -> Credentials:

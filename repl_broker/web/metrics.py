@@ -288,6 +288,12 @@ METRICS: Final = (
         lambda now: now.door.refused_by_address,
     ),
     NodeMetric(
+        "connections_ended_for_others",
+        "counter",
+        "Connections that were ended since all were taken, and others were to have their places.",
+        lambda now: now.door.made_room,
+    ),
+    NodeMetric(
         "connections_max",
         "gauge",
         "How many connections are taken: [limits] connections, or fewer if the process may not "

@@ -163,7 +163,9 @@ Other events follow. Each block of the stream has one `data:` line, which is a J
 - `heartbeat`: comes after each 15 s of silence (`[limits] heartbeat_seconds`). `data` is
   `{{"position":…}}`, the same as its id. The client's cursor moves, so that an idle stream does not
   fall behind retention.
-- `goodbye`: the node shuts down, and the stream ends. `data` is `{{"reason":"shutting_down"}}`. It
+- `goodbye`: the stream ends, because the node shuts down (`data` is
+  `{{"reason":"shutting_down"}}`), or because all connections are taken, the client's
+  address has the most of them, and another is to have one (`making_room`). It
   comes with a `retry:` that differs from client to client, so that they do not all come back at
   once. It has no id: come back with the same cursor.
 

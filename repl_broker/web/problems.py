@@ -86,7 +86,8 @@ REMEDIES: Final[dict[str, str]] = {
     "in `[http] public_url`, or one in `[http] hosts`, where the operator lists more of them.",
     "idempotency_key_reused": "Use a new `Idempotency-Key` for each new request, and the same key "
     "and body for a retry only.",
-    "too_many_connections": "Come back after `Retry-After`, or use another node. The operator "
+    "too_many_connections": "Close connections and streams that are not needed; come back after "
+    "`Retry-After`, or use another node. The operator "
     "sets `[limits] connections` and `connections_per_address`.",
     "too_many_streams": "Close streams that are not needed, or follow several topics in one; a "
     "stream has up to 128 filters. The operator sets `[limits] streams_per_client`.",

@@ -100,6 +100,8 @@ class Publisher:
         self._head: PublishHead | None = None  # of the request whose body is awaited
         self._refused: tuple[EventsHead, Answer] | None = None  # what is still to be answered
         self.request = Request(base=publishing.base.path)
+        self._rested_at = trio.current_time()  # the last time that it began to wait for a request
+        self._cut = False
         self._life = trio.CancelScope()
 
     def opens_stream(self) -> bool:
@@ -117,7 +119,7 @@ class Publisher:
             return False
         self._begin(head)
         assert self._streams is not None, "else none is read"
-        refused = self._streams.open(head, self.transport, self.peer)
+        refused = self._streams.open(head, self.transport, self.peer, self.request.client)
         if refused is None:
             return True
         self._refused = head, refused
@@ -139,7 +141,10 @@ class Publisher:
             with self._life:
                 return await self._serve()
             self.due = math.inf
-            await self._give_up()
+            if self._cut:
+                self.transport.abort()
+            else:
+                await self._give_up()
         except _OverError:
             pass
         self.transport.close()
@@ -154,6 +159,24 @@ class Publisher:
         self._stopping = True
         if self.due < math.inf and not self._pending():
             self.give_up()
+
+    @property
+    def rests_since(self) -> float | None:
+        if self.due == math.inf or self._pending() or self.transport.has_come:
+            return None
+        return self._rested_at
+
+    @property
+    def waits_for_client(self) -> bool:
+        return self.due < math.inf or self.transport.sending
+
+    def cut_off(self) -> None:
+        """Reset it: its place is for another. Only while it waits for its client."""
+        if self.due < math.inf:
+            self._cut = True
+            self._life.cancel()
+        else:
+            self.transport.abort()
 
     def _pending(self) -> bool:
         return self._head is not None or self._at < len(self._data)
@@ -181,12 +204,17 @@ class Publisher:
 
     def _begin(self, head: PublishHead | EventsHead) -> None:
         base = self._publishing.base.of(head.prefix, self.transport.peer[0])
-        self.request.begin(head.traceparent, base)
+        self.request.begin(head.traceparent, base, self._client_of(head))
+
+    def _client_of(self, head: PublishHead | EventsHead) -> str:
+        return self._publishing.base.proxies.client(head.forwarded, self.transport.peer[0])
 
     async def _open(self, head: EventsHead) -> Answer | None:
         assert self._streams is not None, "else none is read"
         self._begin(head)
-        return await self._streams.open_in_turn(head, self.transport, self.peer)
+        return await self._streams.open_in_turn(
+            head, self.transport, self.peer, self.request.client
+        )
 
     async def _refuse(self, head: EventsHead, refused: Answer) -> None:
         """Answer that there is no stream. One bad request after another takes turns."""
@@ -206,14 +234,15 @@ class Publisher:
 
     async def _publish(self, head: PublishHead) -> tuple[Answer, bool]:
         """The answer, and whether another request may follow: not if the body was not read."""
-        share = self._publishing.share(head, self.peer)
+        client = self.request.client
+        share = self._publishing.share(head, client)
         refused = self._publishing.hold(head, self.peer, share)
         if refused is not None:
             await trio.lowlevel.checkpoint()
             return refused, self._skip_body(head)
         try:
             body = await self._read_body(head)
-            return await self._publishing.answer(head, body, self.peer), True
+            return await self._publishing.answer(head, body, self.peer, client), True
         finally:
             self._publishing.release(head, share)
 
@@ -228,8 +257,10 @@ class Publisher:
     async def _await_next(self) -> None:
         if self._stopping:
             raise _OverError
-        due = trio.current_time() + self._patience.idle_seconds
-        self._data, self._at = await self._receive(due), 0
+        self._rested_at = now = trio.current_time()
+        if self.transport.place is not None:
+            self.transport.place.rest()
+        self._data, self._at = await self._receive(now + self._patience.idle_seconds), 0
 
     async def _read_head(self) -> PublishHead | EventsHead | None:
         """The next request; None when it is not one to be answered here."""
@@ -254,7 +285,7 @@ class Publisher:
         if head is None:
             return None
         if isinstance(head, EventsHead):
-            if self._streams is None or not self._streams.admits(head, self.peer):
+            if self._streams is None or not self._streams.admits(head, self._client_of(head)):
                 return None
         elif not self._publishing.admits(head):
             return None

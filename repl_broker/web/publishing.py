@@ -13,7 +13,6 @@ import trio
 from msgspec.json import encode as encode_json
 
 from repl_broker.access import Asking
-from repl_broker.admission import client_of
 from repl_broker.broker import Broker, Receipt
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
@@ -75,11 +74,11 @@ class Publishing:
             return False
         return access.is_open or access.admits(head.credentials, head.topic)
 
-    async def answer(self, head: PublishHead, body: bytes, peer: str) -> Answer:
-        """Publish, and tell what became of it."""
+    async def answer(self, head: PublishHead, body: bytes, peer: str, client: str) -> Answer:
+        """Publish, and tell what became of it. It counts in the share of ``client``."""
         started = trio.current_time() if self._log_access else 0.0
         try:
-            receipt = await self._publish(head, body, Asking(head.credentials, client_of(peer)))
+            receipt = await self._publish(head, body, Asking(head.credentials, client))
         except RequestError as error:
             # A checkpoint: a client that sends one bad request after another takes turns.
             await trio.lowlevel.checkpoint()
@@ -98,9 +97,9 @@ class Publishing:
             access.note("POST", head.target, str(answer.status), started, peer)
         return answer
 
-    def share(self, head: PublishHead, peer: str) -> str:
+    def share(self, head: PublishHead, client: str) -> str:
         """In whose share of memory its body counts."""
-        return self._access.share(Asking(head.credentials, client_of(peer)))
+        return self._access.share(Asking(head.credentials, client))
 
     def hold(self, head: PublishHead, peer: str, share: str) -> Answer | None:
         """Take memory for the body, until ``release``; or say why there is none."""

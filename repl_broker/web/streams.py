@@ -15,7 +15,6 @@ from typing import Final
 import trio
 
 from repl_broker.access import Asking
-from repl_broker.admission import client_of
 from repl_broker.broker import Broker
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
@@ -51,16 +50,18 @@ class Streams:
         self._shell.origins = config.http.cors_origins
         self._log_access = config.http.access_log
 
-    def admits(self, head: EventsHead, peer: str) -> bool:
+    def admits(self, head: EventsHead, client: str) -> bool:
         """Whether the host is one that the node serves. If not, Quart says so."""
         broker = self._broker
-        return admits_read(broker.access, head.credentials, broker.notices, client_of(peer))
+        return admits_read(broker.access, head.credentials, broker.notices, client)
 
-    def open(self, head: EventsHead, transport: Transport, peer: str) -> Answer | None:
-        """Give the socket to the fan-out, and None; or say why there is no stream."""
+    def open(self, head: EventsHead, transport: Transport, peer: str, client: str) -> Answer | None:
+        """Give the socket to the fan-out, and None; or say why there is no stream.
+
+        It counts in the share of ``client``."""
         started = trio.current_time()
         try:
-            subscription = self._subscribe(head, Asking(head.credentials, client_of(peer)))
+            subscription = self._subscribe(head, Asking(head.credentials, client))
         except RequestError as error:
             answer = refusal(error, self._broker.refusals)
         except Exception as error:  # noqa: BLE001  it is logged, and the client told
@@ -71,7 +72,7 @@ class Streams:
             if self._log_access:
                 ended = partial(self._note, "200", started, peer, current_id())
             self.requests.add("GET", PATH, 200)
-            self._hand_over(head, transport, subscription, ended)
+            self._hand_over(head, transport, subscription, ended, client)
             return None
         self.requests.add("GET", PATH, answer.status)
         if self._log_access:
@@ -79,12 +80,14 @@ class Streams:
         return answer
 
     async def open_in_turn(
-        self, head: EventsHead, transport: Transport, peer: str
+        self, head: EventsHead, transport: Transport, peer: str, client: str
     ) -> Answer | None:
         """``open``; one with very many or long filters takes turns with all long work."""
         if len(head.query) <= SHORT_QUERY_BYTES:
-            return self.open(head, transport, peer)
-        return await self._broker.turnstile.give(lambda turn: self.open(head, transport, peer))
+            return self.open(head, transport, peer, client)
+        return await self._broker.turnstile.give(
+            lambda turn: self.open(head, transport, peer, client)
+        )
 
     def encode(self, head: EventsHead, answer: Answer, *, last: bool) -> bytes:
         """The answer as it is sent; ``last`` announces that the connection ends."""
@@ -100,10 +103,15 @@ class Streams:
         transport: Transport,
         subscription: Subscription,
         ended: Callable[[], None] | None,
+        client: str,
     ) -> None:
         begins = self._shell.stream_head(head.origin, last=head.close)
-        forget, transport.forget = transport.forget, None
-        self.fanout.adopt(transport.detach(), subscription, begins, _both(ended, forget))
+        place, transport.place = transport.place, None
+        leave = None if place is None else place.leave
+        reader = self.fanout.adopt(transport.detach(), subscription, begins, _both(ended, leave))
+        if place is not None:
+            place.count_for(client)
+            place.become_stream(partial(self.fanout.shed, reader))
 
     def _note(self, status: str, started: float, peer: str, request_id: str = "") -> None:
         access.note("GET", PATH, status, started, peer, request_id)

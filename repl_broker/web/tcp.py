@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 import trio
+
+from repl_broker.web.crowd import Place
 
 __all__ = ["READ_BYTES", "Transport", "discard", "prepare"]
 
@@ -40,7 +41,8 @@ class Transport(trio.abc.Stream):
         self.socket = tcp_socket
         self.peer: Final = peer  # kept: one that has left has none, and what it sent is still here
         self.write_timeout_seconds = write_timeout_seconds
-        self.forget: Callable[[], None] | None = None  # called once, when it is closed
+        self.place: Place | None = None  # left when it is closed
+        self.sending = False  # what is sent waits for the peer
         self._waking_bytes = 1
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -53,7 +55,11 @@ class Transport(trio.abc.Stream):
             sent_bytes = 0
             while sent_bytes < len(whole):
                 with trio.move_on_after(self.write_timeout_seconds) as patience:
-                    sent_bytes += await self._send(whole[sent_bytes:])
+                    self.sending = True
+                    try:
+                        sent_bytes += await self._send(whole[sent_bytes:])
+                    finally:
+                        self.sending = False
                 if patience.cancelled_caught:
                     self.abort()
                     raise trio.BrokenResourceError("the client does not read")
@@ -94,7 +100,7 @@ class Transport(trio.abc.Stream):
     def detach(self) -> int:
         """Give the socket away: its file descriptor, which whoever takes it closes.
 
-        With it goes the duty to call ``forget``.
+        With it goes the duty to leave its ``place``.
         """
         return self.socket.detach()
 
@@ -112,9 +118,26 @@ class Transport(trio.abc.Stream):
         self._forgotten()
 
     def _forgotten(self) -> None:
-        forget, self.forget = self.forget, None
-        if forget is not None:
-            forget()
+        place, self.place = self.place, None
+        if place is not None:
+            place.leave()
+
+    @property
+    def has_come(self) -> bool:
+        """The peer has sent something, or has left, and that has not been read yet."""
+        try:
+            os_socket = socket.socket(fileno=self.socket.fileno())
+        except OSError:
+            return True
+        try:
+            os_socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            os_socket.detach()
+        return True
 
     async def aclose(self) -> None:
         self.close()

@@ -276,7 +276,7 @@ async def test_connections_of_an_address_are_bounded_and_come_free_however_they_
     in_place: bool,
 ) -> None:
     async with serving(in_place=in_place, connections_per_address=3) as served:
-        counted = served.door._addresses
+        counted = served.door._crowd.counts
         async with connect(served.door) as idle, connect(served.door) as stream:
             assert await answers(idle, publish()) == [(201, "")]
             await stream.send(get("/v1/events?topic=chat"))
@@ -292,12 +292,12 @@ async def test_connections_of_an_address_are_bounded_and_come_free_however_they_
                     assert (await elsewhere.get("/healthz")).status == 200
                 assert metric(served, "connections_refused_by_address_total") == 1
                 assert metric(served, "refused_total", code="too_many_connections") == 1
-            await until(lambda: counted == {"127.0.0.1": 2})
+            await until(lambda: counted() == {"127.0.0.1": 2})
             reset(stream)
-            await until(lambda: counted == {"127.0.0.1": 1})
-        await until(lambda: not counted)
+            await until(lambda: counted() == {"127.0.0.1": 1})
+        await until(lambda: not counted())
         await assert_healthy(served)
-        await until(lambda: not counted)
+        await until(lambda: not counted())
 
 
 async def test_a_connection_is_told_when_to_come_back_and_not_the_same_to_all() -> None:

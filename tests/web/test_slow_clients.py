@@ -144,12 +144,12 @@ async def test_a_body_is_kept_once_while_it_is_published(
     kept = []
 
     async def note_kept(
-        publishing: Publishing, head: PublishHead, body: bytes, peer: str
+        publishing: Publishing, head: PublishHead, body: bytes, peer: str, asking: str
     ) -> Answer:
         (client,) = served.door._open
         assert isinstance(client, Publisher)
         kept.append((len(body), client._data))
-        return await answer(publishing, head, body, peer)
+        return await answer(publishing, head, body, peer, asking)
 
     answer = Publishing.answer
     monkeypatch.setattr(Publishing, "answer", note_kept)
