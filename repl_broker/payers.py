@@ -105,11 +105,13 @@ class Payers:
         self._clients[:] = clients
         self._numbers_of = {client: number for number, client in enumerate(clients)}
 
-    def to_wire(self, first_seq: int) -> tuple[Any, ...]:
-        """As bytes; ``first_seq`` is the oldest message that the topic retains."""
-        starts = self._starts[self._head :]
-        starts[0] = first_seq
-        return (tuple(self._clients), starts.tobytes(), self._numbers[self._head :].tobytes())
+    def to_wire(self) -> tuple[Any, ...]:
+        head = self._head
+        return (
+            tuple(self._clients),
+            self._starts[head:].tobytes(),
+            self._numbers[head:].tobytes(),
+        )
 
     @classmethod
     def from_wire(cls, fields: tuple[Any, ...]) -> Payers:

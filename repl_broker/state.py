@@ -395,7 +395,7 @@ class Topic:
         if self.client or idles or self.payers is not None:
             later = (self.client, self.used_index if idles else 0)
         if self.payers is not None:
-            later += (self.payers.to_wire(self._sequences[self._head]),)
+            later += (self.payers.to_wire(),)
         return (
             self.name,
             self.own if self.own[3] is not None else self.own[:3],
