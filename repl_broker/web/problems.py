@@ -111,8 +111,9 @@ REMEDIES: Final[dict[str, str]] = {
     "`Idempotency-Key`: then it happens once.",
     "http_version_not_supported": "Use HTTP/1.1, or a proxy that does so towards the node.",
     "storage_full": "Delete topics, shorten their retention, or give the node more disk: it takes "
-    "publishes again by itself when there is room. Reading goes on. The operator sets `[limits] "
-    "storage_bytes`, `storage_bytes_per_client` and `disk_free_bytes`.",
+    "publishes again by itself when there is room. Reading goes on. If it is your share that is "
+    "used up, there is room again as what you published is trimmed or grows too old. The operator "
+    "sets `[limits] storage_bytes`, `storage_bytes_per_client` and `disk_free_bytes`.",
 }
 
 
