@@ -21,10 +21,11 @@ pytestmark = pytest.mark.process
 
 CLUSTER_KEYS: Final = {
     "cluster_id", "epoch", "node", "mode", "term", "leader", "commit_index", "applied_index",
-    "members",
+    "feature_level", "members",
 }  # fmt: skip
 MEMBER_KEYS: Final = {
     "id", "role", "raft_address", "http_url", "match_index", "lag", "reachable",
+    "feature_level",
 }  # fmt: skip
 
 
