@@ -260,7 +260,10 @@ class Subscription:
             if after == "earliest":
                 self._seeks_first = True
                 if not self._is_short or not self._seek_first(Looks(LOOKS_AT_ONCE)):
-                    return  # it is told where it begins when that is found
+                    # Where exactly it begins takes a while to find, and is told then.
+                    first = state.timeline.first_seq
+                    yield self._subscribed(Cursor(epoch, state.seq if first is None else first - 1))
+                    return
             else:
                 self._seq = state.seq
                 told = state.deletions(self._filters, state.seq)
@@ -359,7 +362,7 @@ class Subscription:
             self._generation, self._losses_version, self._scan = state.generation, -1, None
         if self._seeks_first:
             found = self._seek_first(turn)
-            return self._subscribed(Cursor(self._hub.epoch, self._seq)) if found else _MORE
+            return sse.heartbeat(self._id(self._seq)) if found else _MORE
         if self._gap_reason is None:
             self._losses_version, is_lost = state.find_loss(
                 self._filters, self._seq, self._losses_version, turn

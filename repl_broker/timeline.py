@@ -161,6 +161,12 @@ class Timeline:
         self._seen = self.version
         return self.version
 
+    @property
+    def first_seq(self) -> int | None:
+        """Of no message that is retained the number is less; None if none is."""
+        found = next(iter(self._messages.runs(0)), None)
+        return None if found is None else found[0][0]
+
     def runs(self, after: int) -> Iterator[tuple[Sequence[int], array[int]]]:
         """Sequence numbers above ``after``, in pieces, and the places of their topics."""
         return self._messages.runs(after)

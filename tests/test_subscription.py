@@ -144,16 +144,34 @@ async def test_a_stream_from_the_earliest_begins_behind_all_that_its_filters_los
         await publish(node, "m.a", *range(30))
         await publish(node, "others", *range(20))
         async with reading(node, *filters, after="earliest") as reader:
+            begins = 49 if FilterSet(filters).matches("m.a") else 70
             (subscribed,) = await reader.read()
-        begins = 49 if FilterSet(filters).matches("m.a") else 70
-        assert (subscribed["event"], subscribed["id"]) == ("subscribed", event_id(begins))
-        assert json.loads(subscribed["data"])["position"] == event_id(begins)
+            assert subscribed["event"] == "subscribed"
+            assert json.loads(subscribed["data"])["position"] == subscribed["id"]
+            if reader.cursor != event_id(begins):  # it is told at once, and this when it is found
+                assert subscribed["id"] == event_id(0)
+                (found,) = await reader.read()
+                assert found["event"] == "heartbeat"
+        assert reader.cursor == event_id(begins)
         await node.broker.delete_topic(ANYONE, "others")
         last = await publish(node, "z.z" if begins == 70 else "m.b", "new")
         async with reading(node, *filters, "m.b", after=reader.cursor) as reader:
             await reader.read_until(last)
         assert not reader.named("gap")
         assert reader.messages == ([29, "new"] if begins == 49 else ["new"])
+
+
+async def test_a_stream_is_told_at_once_that_it_is_open_whatever_its_filters() -> None:
+    """Before the log is looked at: that takes turns, and these may be long."""
+    async with running_node() as node:
+        await publish(node, "m.a", 1)
+        for filters in (["m.a"], ["m.*"], ["m.*", *LONG]):
+            for after in ("earliest", "latest", event_id(1)):
+                stream = node.broker.subscribe(ANYONE, filters, after)
+                _, beginning = stream.open()
+                stream.leave()
+                assert beginning[0].startswith(b"retry: "), (filters, after)
+                assert b"\nevent: subscribed\n" in beginning[0], (filters, after)
 
 
 async def test_what_is_lost_while_the_first_message_is_sought_was_not_asked_for(
@@ -172,7 +190,9 @@ async def test_what_is_lost_while_the_first_message_is_sought_was_not_asked_for(
             assert stream.place is None
             await node.replica.propose(CreateTopic("m.a", 2, replace=True))
             reader = Reader(stream)
-            await reader.read()
+            assert [block["event"] for block in await reader.read()] == ["subscribed"]
+            assert reader.cursor == event_id(0)
+            assert [block["event"] for block in await reader.read()] == ["heartbeat"]
             assert reader.cursor == event_id(28)
             await reader.read_until(event_id(30))
             await reader.read_until(await publish(node, "m.a", "new"))
