@@ -50,20 +50,27 @@ class Payers:
         return len(self._starts) - self._head
 
     @property
+    def first(self) -> str:
+        """For whom the oldest run counts; there is one."""
+        return self._clients[self._numbers[self._head]]
+
+    @property
     def last(self) -> str:
         """For whom the newest run counts; there is one."""
         return self._clients[self._numbers[-1]]
 
     def append(self, seq: int, client: str) -> None:
         """The topic's messages from ``seq`` on count for ``client``."""
-        if len(self) and self.last == client:
+        number, numbers = self._numbers_of.get(client), self._numbers
+        if number is not None:
+            if numbers[-1] != number:
+                self._starts.append(seq)
+                numbers.append(number)
             return
-        number = self._numbers_of.get(client)
-        if number is None:
-            number = self._numbers_of[client] = len(self._clients)
-            self._clients.append(client)
         self._starts.append(seq)
-        self._numbers.append(number)
+        numbers.append(len(self._clients))
+        self._numbers_of[client] = len(self._clients)
+        self._clients.append(client)
         self._tidy()
 
     def parts(self, sequences: Sequence[int], sizes: Sequence[int]) -> Iterator[Part]:

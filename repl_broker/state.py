@@ -375,11 +375,10 @@ class Topic:
             del self._sequences[:end]
             del self._sizes[:end]
             self._head = 0
-        if self.payers is not None:
-            self._cut_payers()
         return sequences, sizes
 
-    def _cut_payers(self) -> None:
+    def cut_payers(self) -> None:
+        """Its oldest messages have been dropped."""
         first_seq = self.first_seq
         if first_seq is None:
             self.payers = None
@@ -808,6 +807,20 @@ class BrokerState:
         if not holding.topics and not holding.bytes:
             del self._holdings[client]
 
+    def _uncharge(self, topic: Topic, sequences: array[int], sizes: array[int]) -> None:
+        """The topic's oldest messages, which these were, have been dropped."""
+        payers = topic.payers
+        if payers is None or len(sizes) == 1:
+            client = topic.client if payers is None else payers.first
+            if client:
+                size = sum(sizes) + MESSAGE_OVERHEAD_BYTES * len(sizes)
+                self._give_back(client, 0, size)
+        else:
+            for client, messages, size in topic.parts(sequences, sizes):
+                self._give_back(client, 0, size + MESSAGE_OVERHEAD_BYTES * messages)
+        if payers is not None:
+            topic.cut_payers()
+
     def _due_ms(self, name: str) -> int | None:
         topic = self.topics.get(name)
         return None if topic is None else topic.due_ms
@@ -885,17 +898,13 @@ class BrokerState:
         segments = self.segments
         if self._capture is not None:
             self._capture.before_topic(topic)
-        is_mixed = topic.payers is not None
-        if is_mixed:
-            for client, messages, size in topic.parts(*topic.oldest(count)):
-                self._give_back(client, 0, size + MESSAGE_OVERHEAD_BYTES * messages)
         sequences, sizes = topic.drop_oldest(count)
         self.timeline.trim(topic, sequences, self.seq)
         size = sum(sizes)
         self.retained_messages -= count
         self.retained_bytes -= size
-        if topic.client and not is_mixed:
-            self._give_back(topic.client, 0, size + MESSAGE_OVERHEAD_BYTES * count)
+        if topic.client or topic.payers is not None:
+            self._uncharge(topic, sequences, sizes)
         for entry in segments.release(sequences, sizes):
             if entry != self.applied_index:  # apply() sees to its own
                 self._dead.append(entry)
