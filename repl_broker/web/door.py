@@ -1202,8 +1202,10 @@ class _StrictHttp(h11.Connection):
         return bool(super().they_are_waiting_for_100_continue)
 
     def receive_data(self, data: bytes) -> None:
-        if self._chunks is not None:
-            self._chunks.take(data)
+        if self._chunks is not None and data:
+            data = self._chunks.take(data)
+            if not data:  # which would say that no more comes
+                return
         if self.their_state is not h11.MUST_CLOSE or not self.trailing_data[0]:
             super().receive_data(data)
 
@@ -1235,7 +1237,9 @@ class _StrictHttp(h11.Connection):
             raise h11.RemoteProtocolError("the request cannot be parsed") from error
         if isinstance(event, h11.Request) and _is_chunked(event):
             self._chunks = Chunks()
-            self._chunks.take(self.trailing_data[0])
+            buffer = self._receive_buffer
+            body = buffer.maybe_extract_at_most(len(buffer))
+            buffer += self._chunks.take(bytes(body or b""))
         if self._chunks is not None:
             if not self._chunks.sound:
                 raise h11.RemoteProtocolError("the chunks have a form that can be read in two ways")

@@ -123,26 +123,41 @@ def rest_of(body: bytes) -> bytes | None:
     return None
 
 
+def read_by_h11(body: bytes) -> tuple[bytes, bytes]:
+    """The data, and what comes behind the body."""
+    reader, data = h11.Connection(h11.SERVER), b""
+    reader.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    while type(event := reader.next_event()) is not h11.EndOfMessage:
+        data += event.data if isinstance(event, h11.Data) else b""
+    return data, reader.trailing_data[0]
+
+
+def test_many_chunks_that_come_together_are_given_as_one() -> None:
+    chunks = Chunks()
+    assert chunks.take(b"1;a=b\r\nx\r\n" * 1000 + b"5\r\nyy") == b"3ea\r\n%byy\r\n" % (b"x" * 1000)
+    assert chunks.take(b"y") == b"1\r\ny\r\n"
+    assert chunks.take(b"yy\r\n0\r") == b"2\r\nyy\r\n"
+    assert chunks.take(b"\n") == b""
+    assert chunks.take(b"\r\nGET / ") == b"0\r\n\r\nGET / "
+    assert chunks.take(b"HTTP/1.1") == b"HTTP/1.1"
+
+
 @given(st.lists(PIECES, max_size=8).map(b"".join), st.integers(1, 5))
 @example(b"5\r\nhello\r\n0\r\n\r\n", 1)
 def test_what_is_sound_is_what_the_grammar_says_and_h11_reads_no_more_of_it(
     body: bytes, step: int
 ) -> None:
     chunks = Chunks()
-    ended_at = None
+    ended_at, given = None, b""
     for at in range(0, len(body), step):
-        chunks.take(body[at : at + step])
+        given += chunks.take(body[at : at + step])
         if chunks.ended and ended_at is None:
             ended_at = at + step
     rest = rest_of(body)
     assert (chunks.sound and chunks.ended) == (rest is not None)
     if rest is not None:
-        reader = h11.Connection(h11.SERVER)
-        head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-        reader.receive_data(head + body)
-        while type(reader.next_event()) is not h11.EndOfMessage:
-            pass
-        assert reader.trailing_data[0] == rest
+        assert read_by_h11(given) == read_by_h11(body)
+        assert read_by_h11(body)[1] == rest
         assert ended_at is not None
         assert ended_at - step < len(body) - len(rest) <= ended_at
 
