@@ -88,7 +88,7 @@ from repl_broker.web.head import (
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
-from repl_broker.web.tcp import READ_BYTES, Transport, discard, prepare
+from repl_broker.web.tcp import READ_BYTES, Linger, Transport, discard, prepare
 
 __all__ = ["QUART_ONLY", "Door", "DoorOptions", "DoorStatistics", "open_listeners"]
 
@@ -159,7 +159,9 @@ class DoorOptions:
     tls_handshake_timeout_seconds: float = 10.0
     """From accept until TLS is established."""
     linger_timeout_seconds: float = 2.0
-    """For which what a client still sends is discarded, so that it can read the answer."""
+    """A client that has its answer, and still sends, is read from until it pauses for so long, …"""
+    linger_total_seconds: float = 20.0
+    """… or this is over: else a reset makes its kernel throw the answer away."""
     linger_bytes_max: int = 64 * 1024 * 1024
     """How much of it is discarded."""
     answer_in_place: bool = field(default_factory=lambda: QUART_ONLY not in os.environ)
@@ -172,9 +174,13 @@ class DoorOptions:
             self.header_timeout_seconds,
             self.idle_timeout_seconds,
             self.header_bytes_max,
-            self.linger_timeout_seconds,
-            self.linger_bytes_max,
+            self.linger,
         )
+
+    @property
+    def linger(self) -> Linger:
+        """The limits of what is read in vain."""
+        return Linger(self.linger_bytes_max, self.linger_timeout_seconds, self.linger_total_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -614,7 +620,7 @@ class Door:
                 await stream.send_all(_refusal(problem, self.base.path, permission))
                 if stream is transport:
                     transport.send_eof()
-                await discard(stream, self.options.header_bytes_max)
+                await discard(stream, self.options.linger)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it did not wait for the answer
         finally:
@@ -996,10 +1002,9 @@ class Connection:
         Closing a socket that has unread data resets the connection, and a reset
         makes the client's kernel throw away the answer that it has not read.
         """
-        with trio.move_on_after(self._options.linger_timeout_seconds):
-            if self._stream is self.transport:
-                self.transport.send_eof()
-            await discard(self._stream, self._options.linger_bytes_max)
+        if self._stream is self.transport:
+            self.transport.send_eof()
+        await discard(self._stream, self._options.linger)
 
 
 class _Protocol(H11Protocol):

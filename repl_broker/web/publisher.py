@@ -42,7 +42,7 @@ from repl_broker.web.head import (
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.shell import Answer
 from repl_broker.web.streams import Streams
-from repl_broker.web.tcp import READ_BYTES, Transport, discard
+from repl_broker.web.tcp import READ_BYTES, Linger, Transport, discard
 
 __all__ = ["Patience", "Publisher", "Rest"]
 
@@ -55,8 +55,7 @@ class Patience(NamedTuple):
     header_seconds: float
     idle_seconds: float
     header_bytes_max: int
-    linger_seconds: float
-    linger_bytes_max: int
+    linger: Linger
 
 
 class Rest(NamedTuple):
@@ -102,6 +101,7 @@ class Publisher:
         self.request = Request(base=publishing.base.path)
         self._rested_at = trio.current_time()  # the last time that it began to wait for a request
         self._cut = False
+        self._lingers = False  # all is said, and what the client still sends is read in vain
         self._life = trio.CancelScope()
 
     def opens_stream(self) -> bool:
@@ -168,7 +168,7 @@ class Publisher:
 
     @property
     def waits_for_client(self) -> bool:
-        return self.due < math.inf or self.transport.sending
+        return self.due < math.inf or self.transport.sending or self._lingers
 
     def cut_off(self) -> None:
         """Reset it: its place is for another. Only while it waits for its client."""
@@ -385,6 +385,6 @@ class Publisher:
         if self._pending():
             with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 self.transport.send_eof()
-                with trio.move_on_after(self._patience.linger_seconds):
-                    await discard(self.transport, self._patience.linger_bytes_max)
+                self._lingers = True
+                await discard(self.transport, self._patience.linger)
         raise _OverError

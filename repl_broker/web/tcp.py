@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
 from repl_broker.web.crowd import Place
 
-__all__ = ["READ_BYTES", "Transport", "discard", "prepare"]
+__all__ = ["READ_BYTES", "Linger", "Transport", "discard", "prepare"]
 
 READ_BYTES: Final = 64 * 1024  # at most, in one read
 # The kernel takes more when less than this is unsent, so that what waits is ours to drop.
@@ -155,7 +155,21 @@ def prepare(tcp_socket: trio.socket.SocketType) -> None:
         tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
-async def discard(stream: trio.abc.Stream, bytes_max: int) -> None:
-    """Read until the end, or until ``bytes_max`` have come."""
-    while bytes_max > 0 and (data := await stream.receive_some(READ_BYTES)):
-        bytes_max -= len(data)
+class Linger(NamedTuple):
+    """How much is read in vain of what a client still sends, so that it can read the answer."""
+
+    bytes_max: int
+    quiet_seconds: float  # without a byte; then it sends no more
+    seconds: float  # in all
+
+
+async def discard(stream: trio.abc.Stream, linger: Linger) -> None:
+    """Read until the end, or until it is enough."""
+    missing = linger.bytes_max
+    with trio.move_on_after(linger.seconds):
+        while missing > 0:
+            with trio.move_on_after(linger.quiet_seconds) as quiet:
+                data = await stream.receive_some(READ_BYTES)
+            if quiet.cancelled_caught or not data:
+                return
+            missing -= len(data)

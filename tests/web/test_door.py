@@ -953,7 +953,9 @@ async def test_application_need_not_read_the_body_to_end_its_response() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"linger_timeout_seconds": 0.05}, {"linger_bytes_max": 1}], ids=["time", "bytes"]
+    "limits",
+    [{"linger_timeout_seconds": 0.05}, {"linger_total_seconds": 0.05}, {"linger_bytes_max": 1}],
+    ids=["a pause", "time", "bytes"],
 )
 async def test_lingering_is_bounded(limits: dict[str, float]) -> None:
     async with open_door(App(), **limits) as door, connect(door) as client:
