@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from repl_broker.errors import ConfigError
-from repl_broker.files import exposure
+from repl_broker.files import exposure, openness
 from repl_broker.masking import without_login
 
 __all__ = [
@@ -1321,10 +1321,11 @@ def looks_secret(name: str, file: Path) -> bool:
 
 
 def exposed(config: Config) -> list[str]:
-    """Which secrets others may read or change, one line each.
+    """Which secrets others may read or change, and the data directory, one line each.
 
     They are warned of and not refused: Kubernetes mounts secrets so that everyone in the
-    container may read them, and there is nobody else in it.
+    container may read them, and volumes so that a group or everyone may write to them, and
+    there is nobody else in it.
     """
     # Debian's group ssl-cert reads private keys, and so do others like it.
     named = (
@@ -1338,6 +1339,12 @@ def exposed(config: Config) -> list[str]:
         if file is not None and (words := exposure(file, group_may_read=group_may_read)):
             mode = 640 if group_may_read else 600
             found.append(f"{name}: {words} {file}, and so be anyone; chmod {mode} {file}")
+    folder = config.node.data_dir
+    if words := openness(folder):
+        found.append(
+            f"node.data_dir: {words} {folder}, put another store in its place, and end the node; "
+            f"chmod go-w {folder}"
+        )
     return found
 
 

@@ -291,7 +291,7 @@ def _access_hook(access: Access) -> Hook:
 
 def _tell_exposed(config: Config) -> None:
     for warning in exposed(config):
-        log.warning("others can reach a secret what=%r", warning)
+        log.warning("others can reach what is for this node alone what=%r", warning)
 
 
 def _limits_hook(

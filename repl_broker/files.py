@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["exposure", "make_file", "make_folder", "sync", "tighten", "write_file"]
+__all__ = ["exposure", "make_file", "make_folder", "openness", "sync", "tighten", "write_file"]
 
 PRIVATE_FILE: Final = 0o600
 PRIVATE_FOLDER: Final = 0o700
@@ -82,6 +82,17 @@ def exposure(path: Path, *, group_may_read: bool = False) -> str:
     if about.st_mode & stat.S_IRGRP and about.st_uid == os.geteuid() and not group_may_read:
         return "its group may read"
     return ""
+
+
+def openness(folder: Path) -> str:
+    """Who else may put files into a folder, and take them out of it; "" for nobody."""
+    try:
+        mode = folder.stat().st_mode
+    except OSError:
+        return ""
+    if mode & stat.S_IWOTH:
+        return "everyone may change"
+    return "its group may change" if mode & stat.S_IWGRP else ""
 
 
 def sync(path: Path) -> None:

@@ -241,6 +241,29 @@ def test_every_file_with_a_secret_is_looked_at(tmp_path: Path) -> None:
     assert exposed(Config()) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (0o777, "everyone may change"),
+        (0o1777, "everyone may change"),
+        (0o2775, "its group may change"),
+        (0o770, "its group may change"),
+        (0o755, ""),  # its files are for nobody else all the same
+        (0o700, ""),
+    ],
+)
+def test_a_data_directory_that_others_may_write_to_is_warned_of(
+    tmp_path: Path, mode: int, words: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    folder.chmod(mode)
+    warning = f"node.data_dir: {words} {folder}, put another store in its place, and end the node; "
+    expected = [warning + f"chmod go-w {folder}"] if words else []
+    assert exposed(configured(node={"data_dir": folder})) == expected
+    assert exposed(configured(node={"data_dir": tmp_path / "absent"})) == []
+
+
 def test_config_check_warns_of_secrets_that_others_reach(tmp_path: Path) -> None:
     secret, file = tmp_path / "token.secret", tmp_path / "n.toml"
     secret.write_text("x" * 64)
