@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -60,6 +61,7 @@ LOCK_NAME: Final = "lock"
 FORMAT: Final = 2  # 1 had no journal
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
+REWRITE_BYTES: Final = 1 << 20  # of a write-ahead log at a time
 COPY_STEPS: Final = 100  # of SQLite, between two chances for a copy to be interrupted
 COPY_ATTEMPTS: Final = 5  # to read a journal that a node writes at the same time
 META_KEYS: Final = (  # that have a checksum together; the others are notes
@@ -369,15 +371,18 @@ class SqliteStorage:
             raise self._unwritable(error) from None
         self._closing.callback(os.close, lock)
         if not _take(lock):
-            holder = os.read(lock, 32).decode(errors="replace").strip()
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = os.read(lock, 32).decode(errors="replace").strip()
             by = f" (process {holder})" if holder.isdigit() else ""
             raise StoreLockedError(
                 f"the data directory {str(self._folder)!r} is in use by a running node{by}; "
                 "stop that one first, or give this one a directory and a port of its own, by "
                 "--data-dir DIRECTORY --http HOST:PORT"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # it is for people; a full disk may start, too
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     def _keep_from_others(self) -> None:
         """The store's files are for this user alone: SQLite gives those that it makes beside the
@@ -939,11 +944,23 @@ def _require_store(folder: Path) -> None:
 def _check_wal(store: Path, called: str, remedy: str) -> None:
     """Before SQLite sees it: SQLite would drop what is behind the damage, and then remove it."""
     name = Path(f"{store}-wal")
-    with contextlib.suppress(FileNotFoundError), name.open("rb", buffering=0) as file:
+    with contextlib.suppress(FileNotFoundError), name.open("r+b", buffering=0) as file:
         if is_damaged(file):
             raise _damage(called, "its write-ahead log", remedy)
-        # One that was killed may have left a commit in memory only. Now it counts.
+        # One that was killed, or whose disk failed, may have left a commit in memory only. Now
+        # it counts. After a sync that failed no other writes what is not written anew.
+        _write_anew(file)
         os.fsync(file.fileno())
+
+
+def _write_anew(file: io.FileIO) -> None:
+    """All of it, over itself."""
+    at = 0
+    while piece := os.pread(file.fileno(), REWRITE_BYTES, at):
+        written = os.pwrite(file.fileno(), piece, at)
+        if written == 0:
+            raise OSError(f"nothing was written at byte {at}")
+        at += written
 
 
 def _check_wal_at_rest(folder: Path) -> None:

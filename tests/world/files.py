@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["MOUNTED", "ROOT", "Node", "OpenFile", "SimFiles", "disk_of"]
+__all__ = ["MOUNTED", "ROOT", "Fault", "Node", "OpenFile", "SimFiles", "Stop", "disk_of"]
 
 ROOT = "/dev/null/"  # nothing can be there: what is not routed to a disk fails at once
 SECTOR_BYTES = 512
@@ -221,7 +221,7 @@ class SimFiles:
         self.is_down = False  # since a stop of ``stop_in``
         self._chance = chance
         self._numbers = 2
-        self._failing: list[Fault] = []
+        self._failing: list[tuple[int, Fault]] = []
         self._stop: tuple[int, Stop] | None = None
         root = Node(stat.S_IFDIR | 0o700, 1)
         self._names: dict[str, Node] = {str(self.path): root}
@@ -233,7 +233,11 @@ class SimFiles:
 
     def fail_once(self, fault: Fault) -> None:
         """The next of these fails with EIO. A write may have got a part of its data there."""
-        self._failing.append(fault)
+        self.fail_in(1, fault)
+
+    def fail_in(self, operations: int, fault: Fault) -> None:
+        """The first of these that is not before so many operations; 1 is the next one."""
+        self._failing.append((self.operations + operations, fault))
 
     def stop_in(self, operations: int, how: Stop) -> None:
         """Within so many operations: what is under way is there in part, and all behind it fails
@@ -241,9 +245,15 @@ class SimFiles:
         self._stop = (operations, how)
 
     def start(self) -> None:
-        """After a stop: another process may use it. Without one, none is to come any more."""
+        """After a stop: another process may use it. No stop or failure is to come any more."""
         self.is_down = False
         self._stop = None
+        self._failing.clear()
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether one is to come, or the disk is full, or down."""
+        return bool(self._failing or self._stop or self.is_down or self.limit_bytes is not None)
 
     def kill(self) -> None:
         """The process ends: what was written stays, what was open or locked does not."""
@@ -297,8 +307,10 @@ class SimFiles:
                 self._stop = (left - 1, how)
                 if left <= 1:
                     self._stop_now(how, partly)
-        if fault in self._failing:
-            self._failing.remove(fault)
+        number = self.operations + (fault == "read")  # which counts as the next one
+        due = [f for f in self._failing if f[1] == fault and f[0] <= number]
+        if due:
+            self._failing.remove(due[0])
             if partly is not None and self._chance.random() < 0.5:
                 partly(self._first_part)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
