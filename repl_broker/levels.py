@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["FIRST", "NEWEST", "NUMBERED"]
+__all__ = ["FIRST", "NEWEST", "NUMBERED", "PUBLISHERS"]
 
 FIRST: Final = 1  # what 0.1 began with; whoever says nothing of levels has this one
 NUMBERED: Final = 2  # what nodes send on to the leader has numbers (senders.py)
+PUBLISHERS: Final = 2  # what a message takes may count for whoever published it
 NEWEST: Final = NUMBERED  # what this version has

@@ -229,6 +229,7 @@ class Members:
                 if level > replica.state.level:
                     with suppress(RequestError):  # it is tried again
                         await replica.propose(RaiseLevel(level))
+                        replica.level_raised()
             with trio.move_on_after(LEVEL_SECONDS):
                 await replica.news(seen)
 

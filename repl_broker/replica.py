@@ -30,7 +30,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -50,7 +50,7 @@ from repl_broker.errors import NOTHING_CHANGED, ReplBrokerError, RequestError, S
 from repl_broker.founding import DISOWNED, FOUNDED
 from repl_broker.histogram import Durations, Histogram
 from repl_broker.history import History, InThread
-from repl_broker.levels import NEWEST, NUMBERED
+from repl_broker.levels import NEWEST, NUMBERED, PUBLISHERS
 from repl_broker.message import Message
 from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, Watch
 from repl_broker.raft.core import (
@@ -1373,6 +1373,10 @@ class Replica:
         self._settings = settings
         self._news.unpark_all()
 
+    def level_raised(self) -> None:
+        """The settings may be such now as older nodes did not know."""
+        self._news.unpark_all()
+
     async def _configure(self) -> None:
         """As leader, have all nodes use what this node's file says."""
         while True:
@@ -1382,6 +1386,9 @@ class Replica:
                 is_new = self._core.log.last_index <= 1
                 before = self.state.settings
                 settings = self._settings.after(before)
+                if not self._is_alone and self.state.level < PUBLISHERS:  # an older node may follow
+                    shares = replace(settings.shares, of_publishers=False)
+                    settings = replace(settings, shares=shares)
                 if (is_new or before != settings) and not self._closing:
                     with suppress(RequestError):  # another leader's business, then
                         await self.propose(Configure(settings))

@@ -318,6 +318,13 @@ async def test_bytes_count_for_who_publishes_whichever_node_takes_them(
     limits = {"storage_bytes_per_client": 1000}
     async with three_nodes(tmp_path, ROOT, auth=tokens(tmp_path), limits=limits) as three:
         body = json.dumps("x" * 200).encode()
+        with trio.fail_after(10):  # the rule begins when all members are known to have it
+            status, long = 507, json.dumps("x" * 910).encode()
+            while status == 507:  # Ann's share has no room for it
+                assert (await publish(three.nodes[0], ANN, "m.1")).status_code == 201
+                status = (await publish(three.nodes[0], EVE, "m.1", long)).status_code
+                gone = await three.nodes[0].client.delete("/v1/topics/m.1", headers=ROOT)
+                assert gone.status_code == 204
         assert (await publish(three.nodes[0], ANN, "shared")).status_code == 201
         for node in three.nodes:
             assert (await publish(node, EVE, "shared", body)).status_code == 201
