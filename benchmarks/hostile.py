@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import attacks
+from benchmarks import attacks, shares
 from benchmarks.command import allow_files, named, progress
 from benchmarks.figures import markdown, number
 from benchmarks.load import BenchmarkError, Generator, Load
@@ -302,7 +302,7 @@ def flood_text(plan: Plan, flood: Flood) -> str:
     return f"{head}\n\n{markdown(answered)}\n\n{end}\n"
 
 
-PARTS = ("slow", "flood", "attacks", "cluster")
+PARTS = ("slow", "flood", "shares", "attacks", "cluster")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -320,7 +320,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     print(*(f"{what}: {how}" for what, how in about.items()), sep="\n")
     print("", *texts, sep="\n")
-    return 0
+    return int(any(attacks.LOST in text for text in texts))
 
 
 def _part(part: str, options: argparse.Namespace, folder: Path) -> str:
@@ -336,18 +336,23 @@ def _part(part: str, options: argparse.Namespace, folder: Path) -> str:
     if part == "flood":
         return flood_text(plan, measure_flood(plan, folder, progress))
     if part == "attacks":
-        founds, taken = attacks.measure_one(full, folder / part, progress, options.only)
-        return f"{attacks.as_text(founds)}\n\nThe same node: {taken}.\n"
+        founds = attacks.measure_one(full, folder / part, progress, options.only)
+        return f"{attacks.as_text(founds)}\n"
+    if part == "shares":
+        return f"{shares.as_text(shares.measure(folder / part, progress))}\n"
     founds = attacks.measure_three(full, folder / part, progress, options.only)
-    return f"At the leader of three, which led all the time:\n\n{attacks.as_text(founds)}\n"
+    lost = sum(found.terms for found in founds)
+    led = f"leadership was lost {lost} times" if lost else "which led all the time"
+    return f"At the leader of three, {led}:\n\n{attacks.as_text(founds)}\n"
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks hostile",
         description="Good readers beside slow clients; a flood of publishes; the attacks of a "
-        "narrow token, on one node and on the leader of three. Exit status: 1 if a reader lacks a "
-        "message, a publish has no answer, a node is not well after, or leadership is lost.",
+        "narrow token, on one node and on the leader of three, and its tries to take all there "
+        "is. Exit status: 1 if a reader lacks a message, a publish has no answer, a node is not "
+        "well after, leadership is lost, or one client takes all.",
     )
     plan, full = Plan(), attacks.Full()
     parser.add_argument(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import __main__, access, attacks, hostile, network, stalled
+from benchmarks import __main__, access, attacks, hostile, network, shares, stalled
 from benchmarks.churn import Found as Churned
 from benchmarks.churn import Holding, as_lines, is_settled, leaks
 from benchmarks.figures import Figure, Row
@@ -415,7 +415,7 @@ def test_a_silenced_client_is_heard_no_more() -> None:
         (["churn", "--help"], 0, "--count"),
         (["hostile", "--help"], 0, "--slow"),
         (["hostile", "--slow", "0"], 2, "1 to 10000"),
-        (["hostile", "--parts", "fire"], 2, "none of slow, flood, attacks"),
+        (["hostile", "--parts", "fire"], 2, "none of slow, flood, shares"),
         (["churn", "--count", "0"], 2, "1 to 10000000"),
     ],
 )
@@ -467,15 +467,32 @@ def test_attacks_are_run_and_shown(tmp_path: Path) -> None:
     full = attacks.Full(
         topics=200, streams=3, filters=4, grants=8, connections=3, places=40, seconds=0.3
     )
-    founds, taken = attacks.measure_one(full, tmp_path / "one", lambda what: None)
+    founds = attacks.measure_one(full, tmp_path / "one", lambda what: None)
     names = ["nothing", *(a.name for a in attacks.ATTACKS), attacks.CROWD]
     assert [found.name for found in founds] == names
     assert founds[-1].answers["ended"]  # places were taken from it, and the other had none refused
     for found in founds:
         assert found.waits, found.name
         assert not {"500", "broken"} & {*found.answers}, found
-    assert "201" in taken
+        assert found.machine or found.name == attacks.CROWD, found.name
     assert "batches of 8 MB" in attacks.as_text(founds)
+
+
+@pytest.mark.process
+def test_of_each_share_one_client_gets_half_and_another_its_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in (("TOPICS", 20), ("BYTES", 1 << 20), ("KEYS", 20), ("CONNECTIONS", 20)):
+        monkeypatch.setattr(shares, name, most)
+    founds = shares.measure(tmp_path / "shares")
+    assert [found.got for found in founds] == [10, 8 * len(shares.LARGE), 10, 10]
+    assert [found.refused for found in founds] == [
+        "409 too_many_topics",
+        "507 storage_full",
+        "its own oldest go",
+        "429 too_many_streams",
+    ]
+    assert "507 storage_full" in shares.as_text(founds)
 
 
 @pytest.mark.process
