@@ -257,6 +257,17 @@ test("a publish that became a GET by a redirect did not happen, and is not said 
   }
 });
 
+test("topics that match a filter are deleted by one call, which tells how many", async () => {
+  answering(() => json({ count: 7 }));
+  const { client } = open();
+  expect(await outcome(client.topics.deleteMatching("jobs.*.done"), 0)).toBe(7);
+  expect(asked.map(({ method, url }) => `${method} ${url.pathname}${url.search}`)).toEqual([
+    "DELETE /v1/topics?match=jobs.*.done",
+  ]);
+  answering(() => problem(403, "forbidden"));
+  await expect(outcome(client.topics.deleteMatching(">"), 0)).rejects.toMatchObject({ code: "forbidden" });
+});
+
 test("names and parameters are encoded, and what is not given is left out", async () => {
   answering(() => json({ messages: [], next: null, gap: false }));
   const { client } = open();

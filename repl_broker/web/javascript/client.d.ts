@@ -187,6 +187,11 @@ interface Topics {
     put(name: string, settings?: TopicSettings): Promise<Topic>;
     /** Remove a topic and its history; `topic_not_found`, as with `create`, may mean that it was done. */
     delete(name: string): Promise<void>;
+    /**
+     * Remove all topics that `match` a filter, with their history: how many. They go in pieces; if it
+     * rejects, some may have gone, and the same call removes the rest.
+     */
+    deleteMatching(match: string): Promise<number>;
 }
 
 /** Where the broker is, and how to talk to it. */
