@@ -322,6 +322,11 @@ class Proposals:
         self, placed: Iterable[tuple[Offer, int]], index: int, term: int, applied_index: int
     ) -> None:
         """The same for what another node appended: it may be applied here already."""
+        placed = [*placed]
+        if index > applied_index and term < self._applied_term:
+            # Terms only grow along the log: what comes to that place is of another leader.
+            self.put_back([offer for offer, _ in placed])
+            return
         self.place(placed, index, term)
         if index in self._recent:
             self._settle(index, *self._recent[index])
@@ -355,19 +360,25 @@ class Proposals:
         """The entry at ``index`` of ``term`` is applied."""
         if index in self._placed:
             self._settle(index, term, outcomes)
-        if term > self._applied_term:  # terms only grow: what is behind, of an older one, is lost
-            self._applied_term = term
-            for later in sorted(i for i in self._placed if i > index):
-                placed = self._placed.pop(later)
-                kept = [p for p in placed if p[0] >= term]
-                if kept:
-                    self._placed[later] = kept
-                self.put_back([p for t, _, p in placed if t < term])
+        if term > self._applied_term:
+            self._reached(term)
 
-    def skipped(self, upto: int) -> None:
-        """A snapshot took the place of the entries up to ``upto``: what they did is not known."""
+    def _reached(self, term: int) -> None:
+        """Terms only grow along the log: what is placed behind, of an older one, is lost."""
+        self._applied_term = term
+        for later in sorted(self._placed):
+            placed = self._placed.pop(later)
+            if kept := [p for p in placed if p[0] >= term]:
+                self._placed[later] = kept
+            self.put_back([p for t, _, p in placed if t < term])
+
+    def skipped(self, upto: int, term: int) -> None:
+        """A snapshot took the place of the entries up to ``upto``, the last of which is of
+        ``term``: what they did is not known."""
         for index in sorted(i for i in self._placed if i <= upto):
             self._lose_placed(index)
+        if term > self._applied_term:
+            self._reached(term)
 
     def _lose_placed(self, index: int) -> None:
         self.lose([proposal for _, _, proposal in self._placed.pop(index)])

@@ -1244,7 +1244,7 @@ class Replica:
         self._snapshots_received += 1
         self._receiver.complete = None
         self._receiver.installing = False
-        self._proposals.skipped(mark.index)
+        self._proposals.skipped(mark.index, mark.term)
         self._events.append(SnapshotInstalled(mark))
         self._on_restored()
         self._progressed.unpark_all()

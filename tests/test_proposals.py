@@ -330,6 +330,31 @@ async def test_an_entry_of_a_higher_term_has_all_behind_it_offered_again() -> No
     assert not proposals.unsettled
 
 
+async def test_a_late_place_of_an_older_term_has_it_offered_again_at_once() -> None:
+    """RAFT.md scenario 47: nothing comes there for a long time, and then it is another's."""
+    proposals = Proposals()
+    proposal = proposed(proposals)
+    taken = proposals.take(1000)
+    proposals.applied(5, 2, outcomes())
+    proposals.place_late(at(taken), 9, 1, 5)
+    assert proposals.take(1000) == [proposal]
+    proposals.place_late(at([proposal]), 6, 2, 5)
+    assert not proposals.is_waiting, "this one may come yet"
+    proposals.applied(6, 2, outcomes())
+    assert proposal.outcome == outcomes()[0]
+
+
+async def test_behind_a_snapshot_of_a_higher_term_there_is_nothing_of_an_older_one() -> None:
+    proposals = Proposals()
+    late, behind = proposed(proposals), proposed(proposals, data=b"2")
+    proposals.take(1000)
+    proposals.place(at([behind]), 9, 1)
+    proposals.skipped(7, 2)
+    assert proposals.take(1000) == [behind]
+    proposals.place_late(at([late]), 8, 1, 7)
+    assert proposals.take(1000) == [late]
+
+
 async def test_a_place_that_its_entry_does_not_have_ends_as_unknown() -> None:
     """It is a peer that gives it."""
     proposals = Proposals()
@@ -371,7 +396,7 @@ async def test_what_a_snapshot_covers_is_as_good_as_lost() -> None:
     proposals.place(at([plain]), 6, 1)
     proposals.place(at([numbered]), 7, 1)
     proposals.place(at([behind]), 8, 1)
-    proposals.skipped(7)
+    proposals.skipped(7, 1)
     assert ended_unknown(plain)
     assert proposals.take(1000) == [numbered]
     assert numbered.doubtful

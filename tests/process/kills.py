@@ -44,6 +44,7 @@ BAD: Final = "n3"
 KILLS_PER_CLUSTER: Final = 50
 RETAINED: Final = 30
 KEEP_LITTLE: Final = {**KEEP_ALL, "topics_retention_messages": RETAINED}
+SHOWN_CHARACTERS: Final = 4000  # of a log
 LEADS_ODDS: Final = 0.4
 POWER_LOSS_ODDS: Final = 0.5
 SLOW_US: Final = (5_000, 30_000, 60_000)
@@ -186,6 +187,16 @@ class Patient:
 
 
 @contextmanager
+def telling(node: Node) -> Iterator[None]:
+    """What a node said, if something is wrong."""
+    try:
+        yield
+    except BaseException:
+        print(node.log_text()[-SHOWN_CHARACTERS:])  # noqa: T201
+        raise
+
+
+@contextmanager
 def patient(folder: Path, library: Path, seed: str) -> Iterator[Patient]:
     """When it is left, all is held to what was promised once more, also by the stopped stores."""
     with ExitStack() as opened:
@@ -197,7 +208,8 @@ def patient(folder: Path, library: Path, seed: str) -> Iterator[Patient]:
         cluster.start()
         work = opened.enter_context(Workload(cluster, seed))
         work.history.retained = dict.fromkeys(work.topics, RETAINED) | {FEW: FEW_MESSAGES}
-        yield Patient(cluster, work, disk, seed)
+        with telling(node):
+            yield Patient(cluster, work, disk, seed)
         disk.heal()
         history = work.finish()
         wrong = cluster.stop()
