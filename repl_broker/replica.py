@@ -61,6 +61,7 @@ from repl_broker.raft.core import (
     Effects,
     Event,
     MembershipChange,
+    PartReceived,
     Persisted,
     Propose,
     Read,
@@ -754,6 +755,11 @@ class Replica:
             return  # as if it were lost: there is no disk for it
         if self._loaded:
             self._events.append(Receive(rpc))
+
+    def receive_part(self, peer: str) -> None:
+        """More of an RPC has come from there, and not all of it; ``turn`` as after ``receive``."""
+        if self._loaded:
+            self._events.append(PartReceived(peer))
 
     def lost(self, peer: str) -> None:
         """The connection to ``peer`` broke."""

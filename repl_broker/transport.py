@@ -90,6 +90,8 @@ _ENCODE: Final = msgspec.msgpack.Encoder().encode  # what msgpack.packb gives, b
 STRANGER_BYTES_MAX: Final = 256  # of a frame of one who has not proved the secret
 HELLO_BYTES_MAX: Final = 4096  # … who has, before the handshake is done
 READ_BYTES: Final = 256 << 10
+PART_SECONDS: Final = 0.05  # of a frame that is still coming, until more of it is told of …
+PART_BYTES: Final = 16 << 10  # … and how much: a trickle keeps nobody in office
 KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
 TLS_PIECE_BYTES: Final = 256 << 10  # encrypted at a time; others have their turn in between
@@ -178,7 +180,8 @@ class Transport:
     raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
     against a peer that knows the secret, or None. ``on_removed`` is told when a
     peer says that this node was removed, ``on_lost`` when one of another cluster knows
-    it with other data; ``on_received`` is called when all RPCs that had arrived were given to
+    it with other data; ``on_part`` is told now and then of whom a long frame is still
+    coming; ``on_received`` is called when all RPCs that had arrived were given to
     ``on_rpc``. ``known_index`` gives up to where this node knows the log, and that
     it is a member there, and ``is_led`` whether it hears a leader. ``key`` is the
     cluster's secret, stretched (handshake.py).
@@ -194,6 +197,7 @@ class Transport:
         on_rpc: OnRpc,
         on_request: OnRequest,
         admit: Admit,
+        on_part: Callable[[str], None] = lambda peer: None,
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,
         on_lost: Callable[[Lost], None] = lambda lost: None,
@@ -209,6 +213,7 @@ class Transport:
         self._on_rpc = on_rpc
         self._on_request = on_request
         self._admit = admit
+        self._on_part = on_part
         self._on_unreachable = on_unreachable
         self._on_removed = on_removed
         self._on_lost = on_lost
@@ -531,15 +536,25 @@ class Transport:
                                 nursery.start_soon(self._answer, peer, outbox, *ask)
                             case _:
                                 raise ValueError("a frame of no known kind")
+                    if peer and frames.has_more_of_one():
+                        self._take_part(peer, hello.incarnation)
                     self._on_received()
             finally:
                 if self._inbound.get(peer) is outbox:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
 
-    def _take_rpc(self, peer: str, incarnation: str, data: bytes) -> None:
-        if self._is_fenced(peer, incarnation):  # another has come under its name meanwhile
+    def _check_fence(self, peer: str, incarnation: str) -> None:
+        """Raise PeerRefusedError if another has come under its name meanwhile."""
+        if self._is_fenced(peer, incarnation):
             raise PeerRefusedError(lost_its_data(peer, self.me.cluster_id))
+
+    def _take_part(self, peer: str, incarnation: str) -> None:
+        self._check_fence(peer, incarnation)
+        self._on_part(peer)
+
+    def _take_rpc(self, peer: str, incarnation: str, data: bytes) -> None:
+        self._check_fence(peer, incarnation)
         rpc = decode_rpc(data)
         if not peer or rpc.sender != peer or rpc.receiver != self.me.node_id:
             raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
@@ -1017,6 +1032,8 @@ class _Link:
                             self._calls[number].refuse(refusal)
                     case _:
                         raise ValueError("a reply of no known kind")
+            if frames.has_more_of_one():
+                self._transport._take_part(self._peer, self.incarnation)
             self._transport._on_received()
 
     def _disconnect(self) -> None:
@@ -1060,6 +1077,8 @@ class _Frames:
         self.bytes_max = bytes_max
         self.peer, self.address = "unknown", _remote_address(line.stream)  # for the log
         self._received = bytearray()
+        self._part_at = math.inf  # when more of a frame was told of, or it began to come …
+        self._part_bytes = 0  # … and how much of it was there then
 
     def name(self, node_id: str) -> None:
         """Who the other says that it is, proved or not."""
@@ -1086,6 +1105,20 @@ class _Frames:
         self._received += data
         return bool(data)
 
+    def has_more_of_one(self) -> bool:
+        """Whether so much more of a frame has come, and not all of it, that it is worth telling:
+        never for one that comes at once."""
+        held = len(self._received)
+        if not held:
+            return False
+        now = trio.current_time()
+        if self._part_at == math.inf:
+            self._part_at, self._part_bytes = now, held
+        if now - self._part_at < PART_SECONDS or held - self._part_bytes < PART_BYTES:
+            return False
+        self._part_at, self._part_bytes = now, held
+        return True
+
     def take(self) -> Any:
         """The next frame, if all of it is here, or None. Raises ValueError for garbage."""
         received = self._received
@@ -1104,6 +1137,7 @@ class _Frames:
             return None
         body = bytes(received[4:end])
         del received[:end]
+        self._part_at = math.inf
         try:
             frame = msgpack.unpackb(body, use_list=False, raw=False)
         except (ValueError, msgpack.UnpackException) as error:

@@ -20,6 +20,7 @@ from repl_broker import transport as transport_module
 from repl_broker.certificates import PeerContexts
 from repl_broker.errors import ReplBrokerError
 from repl_broker.handshake import STRANGER, Hello, Lost
+from repl_broker.raft.codec import encode_rpc
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind
 from repl_broker.raft.rpc import Append, Heartbeat, Rpc
 from repl_broker.transport import (
@@ -59,6 +60,7 @@ class Node:
         **options: Any,
     ) -> None:
         self.heard: list[Rpc] = []
+        self.parts: list[str] = []
         self.unreachable: list[str] = []
         self.losses: list[Lost] = []
         self.news = trio.Event()
@@ -70,6 +72,7 @@ class Node:
             on_request=self.answer,
             admit=admit or (lambda hello: objection),
             on_lost=self.losses.append,
+            on_part=self.parts.append,
             on_unreachable=self.lose,
             tls=tls,
             options=TransportOptions(**{"retry_seconds_max": 0.05, **options}),
@@ -721,6 +724,98 @@ async def test_of_a_stranger_few_bytes_are_held(size: int) -> None:
             assert await theirs.receive_some() == b""
     assert max(asked) <= 4 + STRANGER_BYTES_MAX
     assert node.transport.statistics().garbage == 1
+
+
+# --- frames that take long ---
+
+
+@asynccontextmanager
+async def met(node: Node, peer: str) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+    """A connection over which the peer is known to the node, and can say what it likes."""
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.transport.serve, ours)
+        link = _Link(Node(peer).transport, node.transport.me.node_id, ("", 0))
+        await link._greet(_Frames(_Line(theirs, 0), HELLO_BYTES_MAX))
+        yield theirs
+        nursery.cancel_scope.cancel()
+
+
+async def drip(stream: trio.abc.SendStream, data: bytes, piece: int, seconds: float) -> None:
+    for start in range(0, len(data), piece):
+        await stream.send_all(data[start : start + piece])
+        await trio.sleep(seconds)
+
+
+@pytest.mark.parametrize(
+    ("piece", "seconds", "told"),
+    [
+        (10_000, 0.03, 14),  # each time when 50 ms are over, and 16 KiB have come
+        (20_000, 1.0, 14),
+        (1000, 0.02, 17),  # 50 KB/s: as often as 16 KiB have come
+        (300_000, 10.0, 0),  # as a whole
+        (30_000, 0.001, 0),  # it comes at once, as far as anybody can tell
+    ],
+)
+async def test_of_whom_a_long_frame_is_coming_is_told_as_it_goes_on(
+    autojump_clock: trio.testing.MockClock, piece: int, seconds: float, told: int
+) -> None:
+    node = Node("a")
+    frame = packed((0, encode_rpc(heartbeat("b", "a")) + bytes(290_000)))
+    async with met(node, "b") as stream:
+        await drip(stream, frame[:-1], piece, seconds)
+        assert abs(len(node.parts) - told) <= 1, len(node.parts)
+        assert {*node.parts} <= {"b"}
+        assert node.heard == []
+
+
+async def test_a_trickle_is_no_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
+    node = Node("a")
+    async with met(node, "b") as stream:
+        await drip(stream, packed((0, bytes(20_000)))[:15_000], 10, 0.1)
+        assert node.parts == []
+
+
+async def test_what_has_come_of_a_frame_says_nothing_of_the_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    node = Node("a")
+    frame = packed((0, encode_rpc(heartbeat("b", "a"))))
+    async with met(node, "b") as stream:
+        for _ in range(100):
+            await drip(stream, frame[:-1], 10_000, 0.03)
+            await stream.send_all(frame[-1:])
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(node.heard) == 100
+        assert node.parts == []
+
+
+async def test_parts_of_what_a_guest_says_are_of_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    node, guest = Node("a"), Node("b")
+    guest.transport.me = Me("", "b", "incarnation of b")
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.transport.serve, ours)
+        link = _Link(guest.transport, "a", ("", 0))
+        await link._greet(_Frames(_Line(theirs, 0), HELLO_BYTES_MAX))
+        await drip(theirs, packed((1, 1, "ask", bytes(100_000)))[:-1], 10_000, 0.1)
+        nursery.cancel_scope.cancel()
+    assert node.parts == []
+
+
+async def test_parts_of_a_reply_are_told_of_as_well(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    node = Node("a")
+    ours, theirs = memory_stream_pair()
+    link = _Link(node.transport, "b", ("", 0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link._take_replies, _Frames(_Line(ours, 0), 1 << 20))
+        await drip(theirs, packed((2, 1, bytes(100_000)))[:-1], 20_000, 0.1)
+        nursery.cancel_scope.cancel()
+    assert node.parts == ["b"] * 4
 
 
 # --- a node that another has taken the place of ---

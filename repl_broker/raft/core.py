@@ -72,6 +72,7 @@ __all__ = [
     "Effects",
     "Event",
     "MembershipChange",
+    "PartReceived",
     "Persisted",
     "Promote",
     "Propose",
@@ -209,6 +210,13 @@ class SnapshotFailed(msgspec.Struct, frozen=True):
     peer: str
 
 
+class PartReceived(msgspec.Struct, frozen=True):
+    """More of an RPC of ``peer`` has come, and not all of it: on a slow link that takes longer
+    than an election timeout, and nothing else comes meanwhile."""
+
+    peer: str
+
+
 class Unreachable(msgspec.Struct, frozen=True):
     """The connection to ``peer`` broke: what was last sent was probably lost, and if it leads,
     it may be gone."""
@@ -228,6 +236,7 @@ Event = (
     | SnapshotInstalled
     | SnapshotSent
     | SnapshotFailed
+    | PartReceived
     | Unreachable
 )
 
@@ -270,6 +279,7 @@ class Effects(msgspec.Struct):
 
 NEW_NODE: Final = HardState()
 NO_SNAPSHOT: Final = SnapshotMark()
+NO_ROUND: Final = 0  # of heartbeats: an answer to none
 
 
 # --- the core -----------------------------------------------------------------------------
@@ -1165,6 +1175,25 @@ class Core:
             progress.probe((progress.snapshot_index if arrived else progress.match) + 1)
             progress.paused = True  # until it answers a heartbeat
 
+    def _part_received(self, event: PartReceived) -> None:
+        """Who sends lives: nobody is deposed in the middle of what it says, if it goes on.
+
+        Nothing is known of it but its sender. So it keeps the leader of this term, whom
+        this node follows, and nobody else; and it proves no leadership for reads. The
+        leader is told that this node lives, since its heartbeats wait behind the rest.
+        """
+        if self.role is Role.LEADER:
+            if (progress := self.progress.get(event.peer)) is not None:
+                progress.heard_at = self._now
+        elif event.peer == self.leader and not self._leader_suspected:
+            self._leader_heard_at = self._now
+            self._restart_election_timer()
+            self._hold(
+                HeartbeatReply(
+                    sender=self.node_id, receiver=event.peer, term=self.term, round=NO_ROUND
+                )
+            )
+
     def _unreachable(self, event: Unreachable) -> None:
         progress = self.progress.get(event.peer)
         if progress is not None and progress.mode is Mode.REPLICATE:
@@ -1202,6 +1231,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     SnapshotInstalled: Core._snapshot_installed,
     SnapshotSent: Core._snapshot_sent,
     SnapshotFailed: Core._snapshot_failed,
+    PartReceived: Core._part_received,
     Unreachable: Core._unreachable,
 }
 

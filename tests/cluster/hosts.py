@@ -44,6 +44,8 @@ LABEL: Final = "repl-broker-test"  # of all that outlives a process; then its id
 CHOICE: Final = "REPL_BROKER_TEST_HOSTS"  # "namespaces" or "loopback"
 CLONE_NEWNET: Final = 0x40000000
 NUMBERS: Final = itertools.count(1)
+BURST_KB: Final = 64  # of a link that is throttled; at least what leaves in one piece
+QUEUE_MS: Final = 300  # what waits before it for longer is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,12 @@ class Network(ABC):
         self.delay_ms = ms
         self._apply()
 
+    def throttle(self, mbit: int) -> None:
+        """What each host sends to the others, in Mbit/s; it stays, whatever is healed."""
+        raise NotImplementedError(f"{type(self).__name__} cannot throttle")
+
     def heal(self) -> None:
-        """All of it."""
+        """All faults."""
         self.cut_ways.clear()
         self.loss_percent = self.delay_ms = 0
         self._apply()
@@ -212,6 +218,11 @@ class Namespaces(Network):
             run(*host.prefix, "nft", "-f", "-", said="\n".join(self._rules(name)))
         for proxy in self._proxies.values():
             proxy.tell(self.delay_ms, [])
+
+    def throttle(self, mbit: int) -> None:
+        shape = f"root tbf rate {mbit}mbit burst {BURST_KB}kb latency {QUEUE_MS}ms"
+        for host in self.hosts.values():
+            run(*host.prefix, "tc", "qdisc", "replace", "dev", "eth0", *shape.split())
 
     def _rules(self, name: str) -> Iterator[str]:
         """What a host does not let in. Adding the table first makes the deletion safe."""
@@ -353,7 +364,7 @@ def why_no_namespaces() -> str:
     """Why there are none; empty if there are."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    for tool, package in (("ip", "iproute2"), ("nft", "nftables")):
+    for tool, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables")):
         if not shutil.which(tool):
             return f"network namespaces need {tool} (apt-get install {package})"
     try:

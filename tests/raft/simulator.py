@@ -39,6 +39,7 @@ from repl_broker.raft.core import (
     CoreOptions,
     Effects,
     Event,
+    PartReceived,
     Persisted,
     Promote,
     Propose,
@@ -77,6 +78,7 @@ CHAOS_SECONDS = 10.0
 HEAL_SECONDS_MAX = 40.0  # from the heal to convergence
 STRAGGLE_SECONDS = 4.0  # after the heal old RPCs may still come
 QUIET_SECONDS = 2.0  # … which then must last, and be quiet
+PARTS = 4  # in which what straggles arrives
 TRACE_LINES = 60
 SPARE_NODES = 2  # not members at first
 SIZES = (1, 3, 3, 3, 4, 4, 5, 5, 7)  # 4: changes of members go wrong in even ones
@@ -589,6 +591,9 @@ class Simulator:
         delay = random.uniform(*weather.delay)
         if random.random() < weather.straggle:
             delay += 4 * random.random()
+            for part in range(1, PARTS):  # it is long, and the link is slow
+                arrives = delay * part / PARTS
+                self.at(arrives, self.post, receiver, receiver.life, PartReceived(rpc.sender))
         self.at(delay, self.deliver, receiver, rpc, self.healed)
         if random.random() < weather.duplicate:
             late = delay + random.choice((0.1, 4.0)) * random.random()

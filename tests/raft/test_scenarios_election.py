@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from repl_broker.raft.core import Receive, Role
+from repl_broker.raft.core import PartReceived, Receive, Role, Unreachable
 from repl_broker.raft.log import HardState
 from repl_broker.raft.rpc import (
     AppendReply,
@@ -364,6 +364,59 @@ def test_a_leader_that_a_majority_answers_stays() -> None:
     cluster.elect("n1")
     cluster.advance(10.0, "n1", "n2", "n3")
     assert cluster.leaders() == ["n1"]
+
+
+def pass_with_parts(cluster: Cluster, seconds: float, *ways: tuple[str, str]) -> None:
+    """No RPC of these senders arrives as a whole, and parts of one do all the time; what
+    the receivers answer arrives."""
+    mute = {sender for sender, _ in ways}
+    for _ in range(round(seconds / 0.2)):
+        cluster.advance(0.2, drop=lambda rpc: rpc.sender in mute)
+        for sender, receiver in ways:
+            cluster.step(receiver, PartReceived(sender))
+        cluster.deliver(drop=lambda rpc: rpc.sender in mute)
+
+
+def test_nobody_stands_in_the_middle_of_what_the_leader_sends() -> None:
+    """RAFT.md scenario 10: a large entry on a slow link takes longer than an election timeout,
+    and heartbeats wait behind it. The leader hears that the others live."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    pass_with_parts(cluster, 10.0, ("n1", "n2"), ("n1", "n3"))
+    assert cluster.leaders() == ["n1"]
+    assert {core.term for core in cluster.cores.values()} == {1}
+
+
+def test_a_leader_stays_in_the_middle_of_what_the_others_send() -> None:
+    """RAFT.md scenario 10: what clients gave them, before which their answers wait."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    pass_with_parts(cluster, 10.0, ("n2", "n1"), ("n3", "n1"))
+    assert cluster.leaders() == ["n1"]
+    assert {core.term for core in cluster.cores.values()} == {1}
+
+
+def test_parts_of_what_others_send_keep_no_leader() -> None:
+    """RAFT.md scenario 10."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    cluster.advance(0.2)
+    pass_with_parts(cluster, 3.0, ("n1", "n3"), ("n3", "n1"))
+    cluster.advance(4.0, "n2", "n3")
+    assert cluster.leaders() != ["n1"]
+    pass_with_parts(cluster, 3.0, ("n1", "n2"), ("n1", "n3"))
+    assert "n1" not in cluster.leaders(), "it is not whom they follow now"
+
+
+def test_parts_of_what_a_leader_has_left_behind_keep_no_one_waiting() -> None:
+    """RAFT.md scenario 10: its process has ended, and the kernel still sends."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    cluster.step("n2", Unreachable("n1"))
+    for _ in range(4):
+        cluster.now += 0.1
+        cluster.step("n2", PartReceived("n1"))
+    assert cluster["n2"].role is Role.PRE_CANDIDATE
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ import random
 
 import pytest
 
-from repl_broker.raft.core import Core, CoreOptions, Persisted, Propose, Read, Refusal, Role
+from repl_broker.raft.core import (
+    Core,
+    CoreOptions,
+    PartReceived,
+    Persisted,
+    Propose,
+    Read,
+    Refusal,
+    Role,
+)
 from repl_broker.raft.log import Member, Membership, SnapshotMark
 from repl_broker.raft.rpc import (
     Append,
@@ -148,6 +157,19 @@ def test_a_read_waits_for_answers_to_a_round_that_began_after_it() -> None:
     cluster.receive(heartbeat)
     cluster.deliver()
     assert cluster.readable == {token: 1}
+
+
+def test_an_answer_in_the_middle_of_an_rpc_proves_no_leadership() -> None:
+    """RAFT.md scenario 44: it says that a follower lives, and not whom it has heard."""
+    cluster = led()
+    cluster.heartbeat("n1")
+    token = cluster.read("n1")
+    cluster.fly(Heartbeat)
+    for peer in ("n2", "n3"):
+        cluster.step(peer, PartReceived("n1"))
+        cluster.step("n1", PartReceived(peer))
+    cluster.deliver()
+    assert token not in cluster.readable
 
 
 def test_the_reads_of_a_step_share_a_round_and_later_ones_do_not() -> None:
