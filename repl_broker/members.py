@@ -808,10 +808,11 @@ class Members:
             if cluster_id != replica.cluster_id:
                 raise NotAMemberError(f"it belongs to the cluster {replica.cluster_id}")
             return
-        await replica.adopt(cluster_id, epoch)
-        self._require_transport().me = self._identity()
-        log.info("taken in cluster_id=%s epoch=%s", cluster_id, epoch)
-        self._on_adopted()
+        with trio.CancelScope(shield=True):  # who invites may leave; on disk it has happened
+            await replica.adopt(cluster_id, epoch)
+            self._require_transport().me = self._identity()
+            log.info("taken in cluster_id=%s epoch=%s", cluster_id, epoch)
+            self._on_adopted()
 
     def _require_transport(self) -> Transport:
         assert self._transport is not None, "connect() comes first"

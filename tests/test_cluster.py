@@ -886,3 +886,26 @@ async def test_the_leader_tells_how_far_each_member_is(autojump_clock: MockClock
         await trio.sleep(5)
         (gone,) = (m for m in leader.broker.statistics().members if m.id == lost)
         assert (gone.lag, gone.reachable) == (10, False)
+
+
+async def test_a_node_that_is_taken_in_knows_it_even_if_the_invitation_breaks_off(
+    autojump_clock: MockClock,
+) -> None:
+    """On its disk it belongs to the cluster then: its streams must not have another epoch."""
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery, configured())
+        node = await cluster.start("n2", join=("nobody",))
+        node.gate.shut()
+
+        async def open_later() -> None:
+            await trio.sleep(2)
+            node.gate.open()
+
+        nursery.start_soon(open_later)
+        with trio.move_on_after(1):
+            await node.members.answer("n1", "invite", ("c" * 32, "0badcafe"))
+        await trio.sleep(2)
+        assert node.replica.adopted
+        assert node.hub.epoch == node.replica.epoch == "0badcafe"
+        assert node.line.me.cluster_id == "c" * 32
+        nursery.cancel_scope.cancel()
