@@ -239,6 +239,11 @@ class SimFiles:
         """The first of these that is not before so many operations; 1 is the next one."""
         self._failing.append((self.operations + operations, fault))
 
+    def forgive(self) -> None:
+        """What was to fail or to stop, and has not yet, does not."""
+        self._failing.clear()
+        self._stop = None
+
     def stop_in(self, operations: int, how: Stop) -> None:
         """Within so many operations: what is under way is there in part, and all behind it fails
         until ``start``. 1 is the next one."""

@@ -1,0 +1,262 @@
+# ruff: noqa: T201  it is for people at a terminal
+"""Faults that are put back, one at a time, to see that the simulation finds them.
+
+A simulation that finds nothing proves something only if it finds these. Each is the source
+of a function with some words replaced: one that does not apply any more fails at once.
+
+    python -m tests.world.mutations               how many seeds each needs: the table of
+                                                  docs/explanation/consensus.md
+    python -m tests.world --mutation NAME         one of them, until it is found
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+from unittest.mock import patch
+
+__all__ = ["MUTATIONS", "Edit", "Mutation", "put_back"]
+
+SEEDS_MAX: Final = 2000
+
+
+@dataclass(frozen=True)
+class Edit:
+    """In ``place`` (module:function or module:class.method) ``old`` becomes ``new``."""
+
+    place: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``about`` is for the table; ``shipped`` says that we once had it ourselves."""
+
+    about: str
+    edits: tuple[Edit, ...]
+    shipped: bool = False
+
+
+def _one(about: str, place: str, old: str, new: str, *, shipped: bool = False) -> Mutation:
+    return Mutation(about, (Edit(place, old, new),), shipped)
+
+
+MUTATIONS: Final[dict[str, Mutation]] = {
+    # What was in the product, and is mended.
+    "snapshot-ahead-of-writes": _one(
+        "a snapshot is saved before the writes that wait for this disk",
+        "upkeep:Upkeep._compact",
+        "await self._durable()",
+        "pass",
+        shipped=True,
+    ),
+    "repeats-carried-out": _one(
+        "a command that a node has sent on twice is carried out twice",
+        "senders:_Sender.take",
+        "return False\n    if ends",
+        "return True\n    if ends",
+        shipped=True,
+    ),
+    "order-of-insertion": _one(
+        "topics are looked at in the order in which they came to this node",
+        "state:BrokerState._by_name",
+        "return [self.topics[name] for name in self.names]",
+        "return [*self.topics.values()]",
+        shipped=True,
+    ),
+    "adoption-in-two-steps": _one(
+        "a node that is taken in while the invitation breaks off keeps its own epoch",
+        "members:Members._on_invite",
+        "shield=True",
+        "shield=False",
+        shipped=True,
+    ),
+    # What syncs are for.
+    "journal-not-synced": _one(
+        "records of the journal are written and not synced",
+        "journal:_open",
+        "os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC",
+        "os.O_WRONLY | os.O_CLOEXEC",
+    ),
+    "commits-not-synced": _one(
+        "SQLite's commits are not synced (synchronous=NORMAL)",
+        "storage:SqliteStorage._connect",
+        "synchronous=FULL",
+        "synchronous=NORMAL",
+    ),
+    "told-before-durable": _one(
+        "a write is reported when it is asked for",
+        "replica:Replica._write",
+        "quick = self._storage.is_quick(*batches)",
+        "self._events.append(Persisted(due[-1][0]))\n    quick = self._storage.is_quick(*batches)",
+    ),
+    "vote-not-written": _one(
+        "a term or vote is written only with entries",
+        "storage:SqliteStorage._put",
+        "if batch.hard_state is not None:",
+        "if batch.hard_state is not None and batch.entries:",
+    ),
+    "truncation-not-written": _one(
+        "the log is not cut short on the disk",
+        "storage:SqliteStorage._put",
+        '"DELETE FROM log WHERE idx >= ?"',
+        '"DELETE FROM log WHERE idx > ? + 3"',
+    ),
+    # Order.
+    "install-overtakes": _one(
+        "a received snapshot is installed ahead of the writes before it",
+        "replica:Replica._write_next",
+        "first = self._writes_due[0]",
+        "self._writes_due.sort(key=lambda item: not isinstance(item, _Install))\n"
+        "    first = self._writes_due[0]",
+    ),
+    "journal-outlives-truncation": _one(
+        "what moves from the journal to SQLite still counts in the journal",
+        "storage:SqliteStorage._move_pending",
+        "salt = secrets.token_bytes(SALT_BYTES)",
+        "salt = _salt(self._writer) or secrets.token_bytes(SALT_BYTES)",
+    ),
+    "upkeep-of-an-older-log": _one(
+        "jobs of upkeep that a received snapshot has made worthless run",
+        "upkeep:Upkeep._compact",
+        "unless=lambda: self.generation != generation",
+        "unless=lambda: False",
+    ),
+    # Fences.
+    "place-not-fenced": _one(
+        "whatever comes to be at an index is the outcome, whoever appended it",
+        "proposals:Proposals._settle",
+        "if placed_term != term:",
+        "if False:",
+    ),
+    "incarnation-not-fenced": _one(
+        "a node that came back without its data is taken for the one before",
+        "members:Members._objection",
+        "if lost and replica.leader not in (None, node_id):",
+        "if False:",
+    ),
+    # Reads.
+    "follower-reads-by-itself": _one(
+        "a follower answers reads from what it has",
+        "replica:Replica._ask_safe_index",
+        'return _said(await self.call_leader("read", self._core.term), int)',
+        "return self.state.applied_index",
+    ),
+    "read-joins-an-older-question": _one(
+        "a read takes the answer to a question that was asked before it came",
+        "replica:Replica._ask_for_all",
+        "self._next_read = None\n        try:",
+        "try:",
+    ),
+    "read-not-applied": _one(
+        "a read does not wait until what it asked for is applied",
+        "replica:Replica.read_barrier",
+        "await self.wait_applied(await self._safe_index())",
+        "await self._safe_index()",
+    ),
+    # What a snapshot has to hold.
+    "keys-not-in-snapshot": _one(
+        "idempotency keys are not in a snapshot",
+        "state:BrokerState.restore",
+        "RememberedKeys.from_wire(",
+        "RememberedKeys.from_wire([] and ",
+    ),
+    "sweep-too-far": _one(
+        "the sweep at a start takes an entry of which messages are retained",
+        "upkeep:Upkeep.sweep",
+        "live = self._state().live_entries()",
+        "live = self._state().live_entries()[1:]",
+    ),
+    "thinned-too-far": _one(
+        "an entry that is written anew loses a message that is retained",
+        "upkeep:Upkeep._thinned",
+        "without_messages(data, dead)",
+        "without_messages(data, {*dead, max(dead, default=0) + 1})",
+    ),
+    # Streams.
+    "streams-not-told-of-install": _one(
+        "streams go on with the tail when a received snapshot takes the place of the log",
+        "node:Node._restored",
+        "self.hub.jump(self.replica.state.seq)",
+        "pass",
+    ),
+    "tail-joined-too-late": _one(
+        "a stream joins the tail behind the message that comes next",
+        "hub:Channel.offset_after",
+        "bisect_right(self._marks, mark(seq), self._dropped) - self._dropped",
+        "bisect_right(self._marks, mark(seq + 1), self._dropped) - self._dropped",
+    ),
+    "gap-not-told": _one(
+        "a stream that lost something goes on without a word",
+        "subscription:Subscription._look",
+        "if is_lost:",
+        "if False:",
+    ),
+}
+
+
+@contextmanager
+def put_back(name: str) -> Iterator[None]:
+    """The product with this fault, until the end."""
+    with ExitStack() as stack:
+        for edit in MUTATIONS[name].edits:
+            stack.enter_context(_edited(edit))
+        yield
+
+
+@contextmanager
+def _edited(edit: Edit) -> Iterator[None]:
+    module_name, _, path = edit.place.partition(":")
+    module = import_module(f"repl_broker.{module_name}")
+    *classes, name = path.split(".")
+    owner: Any = module
+    for each in classes:
+        owner = getattr(owner, each)
+    found = inspect.getattr_static(owner, name)
+    source = textwrap.dedent(inspect.getsource(_function(found)))
+    old = textwrap.dedent(edit.old)
+    if source.count(old) != 1:
+        raise ValueError(f"{edit.place} does not have these words once any more: {old!r}")
+    flags = __future__.annotations.compiler_flag
+    code = compile(source.replace(old, edit.new), f"<{edit.place}, mutated>", "exec", flags)
+    made: dict[str, Any] = {}
+    exec(code, module.__dict__, made)
+    with patch.object(owner, name, made[name]):
+        yield
+
+
+def _function(found: Any) -> Any:
+    if isinstance(found, classmethod | staticmethod):
+        return found.__func__
+    return found.fget if isinstance(found, property) else found
+
+
+def main(names: list[str]) -> int:
+    from tests.world.weather import draw
+    from tests.world.world import run
+
+    missed = []
+    for name in names or MUTATIONS:
+        with put_back(name):
+            for seed in range(SEEDS_MAX):
+                violation = run(draw(seed)).violation
+                if violation is not None:
+                    print(f"| {MUTATIONS[name].about} | {seed + 1} |", flush=True)
+                    print(f"    {name}: {violation[:200]}", file=sys.stderr, flush=True)
+                    break
+            else:
+                missed.append(name)
+                print(f"| {MUTATIONS[name].about} | not found in {SEEDS_MAX} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""A minute of whole nodes under simulation, and that it is the simulation that it says it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.world.mutations import MUTATIONS, put_back
+from tests.world.weather import draw
+from tests.world.world import run
+
+SECONDS = float(os.environ.get("REPL_BROKER_TEST_WORLD_SECONDS", "30"))
+FIRST = int(os.environ.get("REPL_BROKER_TEST_WORLD_SEED", "0"))
+
+
+def test_whole_nodes_lose_double_and_reorder_nothing_in_any_weather() -> None:
+    """``python -m tests.world --seeds 3000 --jobs 2`` runs more, and shows what goes wrong."""
+    ends, seed = time.process_time() + SECONDS, FIRST
+    while time.process_time() < ends:
+        result = run(draw(seed))
+        assert result.violation is None, f"python -m tests.world --seeds 1 --seed {seed}"
+        seed += 1
+    assert seed - FIRST >= SECONDS / 10, "a seed takes a second or two"
+
+
+def test_a_seed_is_one_run_whatever_hashes_and_other_processes_do() -> None:
+    digests = {run(draw(3)).digest}
+    for hash_seed in ("1", "2"):
+        script = (
+            "from tests.world.weather import draw\n"
+            "from tests.world.world import run\n"
+            "run(draw(4))\n"
+            "print(run(draw(3)).digest)\n"
+        )
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(done.stdout.strip())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_each_fault_can_be_put_back(name: str) -> None:
+    """The words that it replaces are there; ``python -m tests.world.mutations`` finds it."""
+    with put_back(name):
+        pass
