@@ -8,25 +8,23 @@ written is not trusted any more: ``damaged`` ends the node.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import trio
 
 from repl_broker.command import Command, Publish
+from repl_broker.disk import Disk
 from repl_broker.errors import StorageError
 from repl_broker.message import Message
 from repl_broker.state import BrokerState, Location
-from repl_broker.storage import Storage
 from repl_broker.wire import decode_messages
 
-__all__ = ["History", "InThread"]
+__all__ = ["History"]
 
 CACHE_BYTES_MAX: Final = 32 << 20  # of the entries that were written or read last, for readers
 CACHE_OVERHEAD_BYTES: Final = 64  # of a message in the cache, beside its data
 LOG_READERS_MAX: Final = 4
-
-InThread = Callable[..., Awaitable[Any]]
 
 
 class History:
@@ -34,17 +32,13 @@ class History:
 
     def __init__(
         self,
-        storage: Storage,
+        disk: Disk,
         state: Callable[[], BrokerState],
-        in_thread: InThread,
-        all_written: Callable[[], Awaitable[None]],
     ) -> None:
-        self._all_written = all_written
         # Few at a time: a herd of streams that catch up must not hold up publishing.
         self.readers = trio.CapacityLimiter(LOG_READERS_MAX)
-        self._storage = storage
+        self._disk = disk
         self._state = state
-        self._in_thread = in_thread
         self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
         self._cache_bytes = 0
         self._damaged = trio.Event()
@@ -63,6 +57,16 @@ class History:
         Raises StorageError for one that should be there and is not.
         """
         await trio.lowlevel.checkpoint()
+        while True:
+            generation = self._disk.generation
+            messages = await self._look(locations)
+            if len(messages) == len(locations) or not self._retains(locations[len(messages)]):
+                return messages
+            if await self._disk.settled() == generation:
+                raise self._damaged_at(locations[len(messages)])
+            # A peer's snapshot took the place of the log meanwhile.
+
+    async def _look(self, locations: Sequence[Location]) -> list[Message]:
         wanted = {at.entry for at in locations}
         found = {entry: self._cache[entry] for entry in wanted & self._cache.keys()}
         for entry in found:
@@ -76,7 +80,6 @@ class History:
         for at in locations:
             data = found[at.entry][at.ordinal] if at.entry in found else b""
             if not data:
-                self._check_gone(at)
                 break
             messages.append(Message(at.seq, at.topic, at.time_ms, data))
         return messages
@@ -89,29 +92,27 @@ class History:
 
     async def _read(self, indexes: list[int]) -> dict[int, bytes]:
         try:
-            found: dict[int, bytes] = await self._in_thread(self._storage.read, indexes)
-            if late := [index for index in indexes if index not in found]:
-                await self._all_written()  # applied before this disk had them, perhaps
-                found |= await self._in_thread(self._storage.read, late)
+            return await self._disk.read(indexes)
         except StorageError as error:
             self._damage_found(error)
             raise
-        return found
+
+    def _retains(self, at: Location) -> bool:
+        topic = self._state().topics.get(at.topic)
+        return topic is not None and topic.retains(at.seq)
+
+    def _damaged_at(self, at: Location) -> StorageError:
+        """Looking again would find the same for ever."""
+        error = StorageError(
+            f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
+            f"{at.entry}, and is not; restore it from a backup"
+        )
+        self._damage_found(error)
+        return error
 
     def _damage_found(self, error: StorageError) -> None:
         self._damage = error
         self._damaged.set()
-
-    def _check_gone(self, at: Location) -> None:
-        # Looking again would find the same for ever.
-        topic = self._state().topics.get(at.topic)
-        if topic is not None and topic.retains(at.seq):
-            error = StorageError(
-                f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
-                f"{at.entry}, and is not; restore it from a backup"
-            )
-            self._damage_found(error)
-            raise error
 
     def _keep(self, index: int, messages: list[bytes]) -> None:
         self._cache_bytes += _cached_bytes(messages) - _cached_bytes(self._cache.pop(index, []))

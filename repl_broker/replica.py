@@ -6,7 +6,7 @@ and when it may be answered, is Raft's to say (raft/core.py); here it is given
 a disk, a clock, peers and a state machine.
 
     propose ─▶ proposals ─┬─ leads ──▶ core.step ──┬─▶ peers: RPCs
-                ▲         └─ follows ─▶ the leader ├─▶ writer: one transaction, one fsync
+                ▲         └─ follows ─▶ the leader ├─▶ disk: one transaction, one fsync
                 │                                  └─▶ apply ─▶ outcomes, events to the hub
                 └──────────────────────────────────────────────┘
 
@@ -17,9 +17,9 @@ the load, and the cost of an fsync is shared. Nothing is answered before the
 writes that it rests on are reported durable.
 
 A node that follows sends what its clients propose to the leader, which never
-sends it on; the outcome is what this node itself applies (proposals.py). What
-costs time on the disk happens beside all that, in pieces: snapshots, removing
-entries of which nothing is retained, checkpoints of the store.
+sends it on; the outcome is what this node itself applies (proposals.py). All that
+goes to the disk goes by one queue (disk.py). What costs time there is done in
+pieces: snapshots, removing entries of which nothing is retained (upkeep.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from time import perf_counter
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -46,10 +46,11 @@ from repl_broker.command import (
     Publish,
     Settings,
 )
+from repl_broker.disk import Disk, InThread
 from repl_broker.errors import NOTHING_CHANGED, ReplBrokerError, RequestError, StorageError
 from repl_broker.founding import DISOWNED, FOUNDED
-from repl_broker.histogram import Durations, Histogram
-from repl_broker.history import History, InThread
+from repl_broker.histogram import Durations
+from repl_broker.history import History
 from repl_broker.levels import NEWEST, NUMBERED, PUBLISHERS
 from repl_broker.message import Message
 from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, Watch
@@ -81,15 +82,16 @@ from repl_broker.raft.log import (
     Member,
     Membership,
     SnapshotMark,
-    WriteBatch,
 )
 from repl_broker.raft.rpc import Append, Rpc, SnapshotReceived
 from repl_broker.snapshots import (
+    PIECE_SECONDS_MAX,
     SnapshotReceiver,
     SnapshotRefusedError,
     ask_for_room,
     send_snapshot,
 )
+from repl_broker.soundness import load_sound
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
 from repl_broker.taking import Mark, Taker
@@ -129,7 +131,6 @@ ALARM_NEAR_SECONDS: Final = 0.02  # some publishes long: else the alarm may go o
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
 LOOK_SECONDS_MIN: Final = 0.05  # between two looks for those that have waited for so long
-PIECE_SECONDS_MAX: Final = 30  # for one piece of a snapshot to be taken in
 
 T = TypeVar("T")
 
@@ -246,12 +247,6 @@ class _SharedRead:
         self.failure: ReplBrokerError | None = None
 
 
-class _Install(NamedTuple):
-    """In the writer's queue: a received snapshot takes the place of the log."""
-
-    mark: SnapshotMark
-
-
 class Seen(NamedTuple):
     """What a change of is news to who waits for a leader."""
 
@@ -268,8 +263,9 @@ class Replica:
     called for each entry, in order and synchronously with the change of
     ``state``; ``on_restored`` after a snapshot from the leader took its place;
     ``on_members`` with the members that there are from now on, and with those
-    that are about to go. ``in_thread`` runs a blocking call; tests may run it
-    in place. ``level_max`` is the feature level that it tells peers (levels.py).
+    that are about to go. ``in_thread`` runs a blocking call, ``writer`` what the disk
+    is asked for in its turn; tests may run both in place. ``level_max`` is the feature
+    level that it tells peers (levels.py).
     """
 
     def __init__(
@@ -302,7 +298,6 @@ class Replica:
         self.removed = trio.Event()  # this node is no member any more
         self.disowned: str | None = None  # why nothing is written here: another cluster has it
         self._founded_ms: int | None = None  # when it founded its cluster, with an empty store
-        self._notes: dict[str, object] = {}  # to be written as soon as it runs
         # By room.py: why the leader takes no publishes among these of a peer; what to
         # tell a client when the leader said that; whether no entries are taken from it.
         self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
@@ -312,22 +307,23 @@ class Replica:
         self.options = core_options or CoreOptions()
         self._patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
         self._random = randomness or random.Random()  # noqa: S311  # nosec B311  # of timeouts
-        self._storage = storage
         self._settings = settings
         self._now_ms = now_ms
         self._on_applied = on_applied
         self._on_restored = on_restored
         self._on_members = on_members
         self._in_thread = in_thread
-        self._history = History(storage, lambda: self.state, in_thread, self._all_written)
+        self._disk = Disk(
+            storage,
+            writer or ThreadWriter(),
+            in_thread,
+            on_durable=self._wrote,
+            on_idle=self.turn,
+            on_failed=self._fail,
+        )
+        self._history = History(self._disk, lambda: self.state)
         self.turnstile: Final = Turnstile()  # for all long work of requests and streams
-        self._writer = writer or ThreadWriter()
-        self._writing = False  # what the core asked for; jobs of upkeep do not count
-        self._due_number = self._durable_number = 0  # of writes: the last asked for, and reported
-        self._durable = trio.lowlevel.ParkingLot()  # woken when that moves
-        self._core = Core(
-            storage.identity.node_id, self.options, self._random, 0.0
-        )  # until the store is read
+        self._core = Core(self.node_id, self.options, self._random, 0.0)  # until the store is read
         self._loaded = False
         self._nursery: trio.Nursery | None = None
         self._events: list[Event] = []  # for the core's next step
@@ -342,7 +338,6 @@ class Replica:
         self._members: Membership | None = None  # as ``on_members`` was told
         self._configured = trio.Event()  # has led, with the settings that it was given, once
         self._caught_up = False
-        self._writes_due: list[tuple[int, WriteBatch] | _Install] = []
         self._committed: deque[Entry] = deque()  # to be applied
         self._progressed = trio.lowlevel.ParkingLot()  # woken when something was applied
         self._token = 0
@@ -357,47 +352,42 @@ class Replica:
         self._full_at = -1  # the commit index when there was no room for a proposal
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
         self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
-        self._receiver = SnapshotReceiver(storage, self._written, in_thread)
+        self._receiver = SnapshotReceiver(self._disk, in_thread)
         self._snapshots_sent = 0
         self._snapshots_received = 0
         self._taker = Taker(lambda: self.state, self._mark, in_thread)
         self._upkeep = Upkeep(
-            storage,
-            self._written,
-            in_thread,
+            self._disk,
             state=lambda: self.state,
             taker=self._taker,
-            durable=self._all_written,
             snapshot_entries=snapshot_entries,
         )
         self._log_bytes = 0  # applied since entries were last let go from memory
         self._closing = False
-        self._writes = 0
-        self._write_seconds = Histogram()
         self._elections = 0
 
     # --- who and what ---
 
     @property
     def node_id(self) -> str:
-        return self._storage.identity.node_id
+        return self._disk.identity.node_id
 
     @property
     def cluster_id(self) -> str:
-        return self._storage.identity.cluster_id
+        return self._disk.identity.cluster_id
 
     @property
     def epoch(self) -> str:
-        return self._storage.identity.epoch
+        return self._disk.identity.epoch
 
     @property
     def incarnation(self) -> str:
-        return self._storage.identity.incarnation
+        return self._disk.identity.incarnation
 
     @property
     def adopted(self) -> bool:
         """Whether a cluster took this node in."""
-        return self._storage.identity.adopted
+        return self._disk.identity.adopted
 
     @property
     def is_empty(self) -> bool:
@@ -452,12 +442,12 @@ class Replica:
     def disown(self, reason: str) -> None:
         """Take no writes any more, now and after any start: this should be no cluster."""
         self.disowned = reason
-        self._note(DISOWNED, reason)
+        self._disk.note(DISOWNED, reason)
 
     def founds(self) -> None:
         """Note that this node founds its cluster now."""
         self._founded_ms = self._now_ms()
-        self._note(FOUNDED, self._founded_ms)
+        self._disk.note(FOUNDED, self._founded_ms)
 
     @property
     def founded_seconds_ago(self) -> float:
@@ -466,12 +456,6 @@ class Replica:
         if self._founded_ms is None or (past := self._now_ms() - self._founded_ms) < 0:
             return math.inf
         return past / 1000
-
-    def _note(self, name: str, value: object) -> None:
-        if self._nursery is None:
-            self._notes[name] = value
-        else:
-            self._start(self._written, self._storage.write_notes, {name: value})
 
     def statistics(self) -> ReplicaStatistics:
         core, proposals = self._core, self._proposals
@@ -482,7 +466,7 @@ class Replica:
             core.committed_index,
             self.state.applied_index,
             self._upkeep.snapshot_index,
-            self._writes,
+            self._disk.writes,
             proposals.commands,
             len(proposals.unsettled),
             self._upkeep.store_bytes,
@@ -491,17 +475,13 @@ class Replica:
             self._snapshots_received,
             proposals.commit_seconds,
             tuple(proposals.commit_buckets),
-            self._write_seconds.durations(),
+            self._disk.write_seconds,
         )
 
     @property
     def writing_seconds(self) -> float:
-        """For how long the disk has been at its present job; 0 if it has none.
-
-        Putting a received snapshot in the place of the log may take minutes, and does
-        not count.
-        """
-        return 0.0 if self._receiver.installing else self._writer.busy_seconds
+        """For how long the disk has been at its present job; 0 if it has none that should end."""
+        return self._disk.busy_seconds
 
     async def prove_alive(self) -> None:
         """Return once the task that drives the core has come round; for ever never, if it hangs."""
@@ -532,7 +512,7 @@ class Replica:
                 f"{PENDING_BYTES_MAX}. Nothing was done; try again later.",
             )
         proposals.add(proposal)
-        if self.leads and self._writer.is_quick:
+        if self.leads and self._disk.is_quick:
             # The write is done in place: others that are about to propose go with it.
             await trio.lowlevel.cancel_shielded_checkpoint()
         self._offered_more()
@@ -745,7 +725,7 @@ class Replica:
 
     async def adopt(self, cluster_id: str, epoch: str) -> None:
         """Belong to that cluster from now on; only while the log is empty."""
-        await self._written(self._storage.adopt, cluster_id, epoch)
+        await self._disk.adopt(cluster_id, epoch)
 
     # --- what comes from peers ---
 
@@ -826,19 +806,17 @@ class Replica:
 
         A node that ``joins`` a cluster is not its own first member.
         """
-        loaded = await self._in_thread(self._storage.load)
-        self.disowned = await self._in_thread(self._storage.note, DISOWNED)
-        self._founded_ms = await self._in_thread(self._storage.note, FOUNDED)
-        self._run = (await self._in_thread(self._storage.note, RUNS) or 0) + 1
-        await self._in_thread(self._storage.write_notes, {RUNS: self._run})
+        disk = self._disk
+        self.disowned = await disk.load(lambda storage: storage.note(DISOWNED))
+        self._founded_ms = await disk.load(lambda storage: storage.note(FOUNDED))
+        self._run = (await disk.load(lambda storage: storage.note(RUNS)) or 0) + 1
+        loaded, self.state = await disk.load(load_sound)
+        await disk.noted(RUNS, self._run)
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot
-            try:
-                self.state = BrokerState.restore(snapshot.data)
-            except ValueError as error:
-                raise StorageError(f"{error}; restore the store from a backup") from None
             mark = SnapshotMark(snapshot.index, snapshot.term, _membership(snapshot.membership))
+        disk.loaded(mark.index + len(loaded.entries))
         self._upkeep.loaded(mark.index, sum(len(entry.data) for entry in loaded.entries))
         self._stamped_at = trio.current_time()
         try:
@@ -876,6 +854,7 @@ class Replica:
         """
         if not self._loaded:
             await self.load()
+        self._receiver.forget()  # what a crash kept from being installed
         await self._upkeep.sweep()
         log.info(
             "recovered term=%d snapshot_index=%d last_index=%d",
@@ -893,20 +872,19 @@ class Replica:
                 nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._drive)
                 nursery.start_soon(self._lose_patience)
-                if self._notes:
-                    nursery.start_soon(self._written, self._storage.write_notes, self._notes)
                 if self.membership.voters == {self.node_id}:
                     await self._configured.wait()
                 task_status.started()
         finally:
             self._closing = True
             self._nursery = None
+            self._disk.end()
             self._proposals.give_up_all(_shutting_down())
 
     async def close(self) -> None:
         """Wait for the last write, however ``run`` ended or if it never ran; the store can be
         closed then."""
-        await self._writer.close()
+        await self._disk.close()
 
     async def _drive(self) -> None:
         """Have the core take its turns in time, and end the node if one fails."""
@@ -976,13 +954,11 @@ class Replica:
         if effects.send:
             self.peers.flush()
         if effects.persist is not None:
-            self._due_number = effects.persist_number
-            self._due((effects.persist_number, effects.persist))
+            self._disk.append(effects.persist_number, effects.persist)
         if effects.restore is not None:
-            self._receiver.installing = True
-            self._due(_Install(effects.restore))
-        elif not self._receiver.installing:
-            self._receiver.complete = None  # the core has no use for it
+            self._install(effects.restore)
+        elif self._receiver.complete is not None:
+            self._receiver.forget()  # the core has no use for it
         for token, index, term in effects.taken:
             self._taken(self._asked.pop(token), index, term)
         for token, refusal in effects.refused:
@@ -1004,11 +980,6 @@ class Replica:
     def _start(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(task, *arguments)
-
-    def _due(self, item: tuple[int, WriteBatch] | _Install) -> None:
-        self._writes_due.append(item)
-        if not self._writing:
-            self._write_next()
 
     def _taken(self, asked: _Batch | _Question, index: int, term: int) -> None:
         if isinstance(asked, _Question):
@@ -1039,6 +1010,7 @@ class Replica:
             self._proposals.refuse_forwarded()
         if seen.leader != before.leader or seen.term != before.term:
             self._caught_up = False
+            self._receiver.forget()  # the next leader begins its own
             if seen.leader is not None:
                 self._elections += 1
                 self._end_calls(seen.term)
@@ -1186,80 +1158,25 @@ class Replica:
                 rest.append(offer)
         self._proposals.put_back(rest)
 
-    # --- the writer ---
+    # --- the disk ---
 
-    def _write_next(self) -> None:
-        """Have all that is due made durable: batches together, an install by itself."""
-        self._writing = bool(self._writes_due) and self._nursery is not None
-        if not self._writing:
-            return
-        first = self._writes_due[0]
-        if isinstance(first, _Install):
-            del self._writes_due[0]
-            self._start(self._install, first.mark)
-        else:
-            self._write(self._take_batches())
-
-    def _take_batches(self) -> list[tuple[int, WriteBatch]]:
-        due: list[tuple[int, WriteBatch]] = []
-        for item in self._writes_due:
-            if isinstance(item, _Install):
-                break
-            due.append(item)
-        del self._writes_due[: len(due)]
-        return due
-
-    def _write(self, due: list[tuple[int, WriteBatch]]) -> None:
-        batches = [batch for _, batch in due]
-
-        def write() -> None:
-            began = perf_counter()
-            self._storage.write(*batches)
-            self._write_seconds.observe(perf_counter() - began)
-
-        def done(error: Exception | None) -> None:
-            if error is not None:
-                self._fail(error)
-                return
-            self._writes += 1
-            size = sum(len(entry.data) for batch in batches for entry in batch.entries)
-            self._upkeep.wrote(size)
-            self._durable_number = due[-1][0]
-            self._durable.unpark_all()
-            self._events.append(Persisted(self._durable_number))
-            self._write_next()
-            self.turn()
-
-        quick = self._storage.is_quick(*batches)
-        self._writer.submit(write, done, quick=quick)
+    def _wrote(self, number: int, size: int) -> None:
+        self._upkeep.wrote(size)
+        self._events.append(Persisted(number))
 
     def _fail(self, error: Exception) -> None:
         """Nothing may follow: the driving task raises it, and the node ends."""
         self._failure = self._failure or error
         self._awake.set()
 
-    async def _install(self, mark: SnapshotMark) -> None:
+    def _install(self, mark: SnapshotMark) -> None:
         """Put the received snapshot in the place of log and state."""
-        assert self._receiver.complete is not None
-        found, data = self._receiver.complete
+        found, state = self._receiver.take()
         assert found == mark, "only what the core asked for is installed"
-        state = await self._in_thread(BrokerState.restore, data)
-        with self._upkeep.held():  # no compaction of the state that is about to go
-            await self._written(self._install_staged)
-            self._replace_state(state, mark)
-        self._snapshots_received += 1
-        self._receiver.complete = None
-        self._receiver.installing = False
-        self._proposals.skipped(mark.index, mark.term)
-        self._events.append(SnapshotInstalled(mark))
-        self._on_restored()
-        self._progressed.unpark_all()
-        self._notice_removal(mark.membership)
-        log.info("installed a snapshot index=%d term=%d", mark.index, mark.term)
-        self._write_next()
-        self.turn()
+        self._disk.install(mark.index, partial(self._switch, state, mark))
 
-    def _replace_state(self, state: BrokerState, mark: SnapshotMark) -> None:
+    def _switch(self, state: BrokerState, mark: SnapshotMark) -> None:
+        """The store has it: so has everybody, from now on."""
         state.generation = self.state.generation + 1
         self.state = state
         self._stamped_at = trio.current_time()
@@ -1267,36 +1184,13 @@ class Replica:
         self._own.clear()
         self._upkeep.loaded(mark.index, 0)
         self._log_bytes = 0
-
-    def _install_staged(self) -> None:
-        self._storage.install()
-        self._upkeep.generation += 1  # here: a job behind this one is of an older state
-
-    async def _written(
-        self,
-        call: Callable[..., object],
-        *arguments: Any,
-        unless: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Have the writer call it, in its turn. Cancelling stops the wait, not the call."""
-        written = trio.Event()
-        failure: Exception | None = None
-
-        def job() -> None:
-            if not unless():
-                call(*arguments)
-
-        def done(error: Exception | None) -> None:
-            nonlocal failure
-            failure = error
-            if error is not None:
-                self._fail(error)
-            written.set()
-
-        self._writer.submit(job, done)
-        await written.wait()
-        if failure is not None:
-            raise failure
+        self._snapshots_received += 1
+        self._proposals.skipped(mark.index, mark.term)
+        self._on_restored()
+        self._progressed.unpark_all()
+        self._notice_removal(mark.membership)
+        log.info("installed a snapshot index=%d term=%d", mark.index, mark.term)
+        self._post(SnapshotInstalled(mark))
 
     # --- time ---
 
@@ -1433,8 +1327,7 @@ class Replica:
                 async with self._taker.one:
                     snapshot, live = await self._taker.begin().finish()
                 log.info("sends a snapshot peer=%s index=%d", peer, snapshot.index)
-                await self._all_written()  # what is applied may not be on this disk yet
-                await send_snapshot(call, self._storage, snapshot, live, term, self._in_thread)
+                await send_snapshot(call, self._disk, snapshot, live, term, self._in_thread)
                 self._post(SnapshotSent(peer))
                 await self._until_level(peer, term)  # or it would need another at once
         except (
@@ -1448,13 +1341,6 @@ class Replica:
             self._post(SnapshotFailed(peer))
         else:
             self._snapshots_sent += 1
-
-    async def _all_written(self) -> None:
-        """Until this disk has all that was asked for so far: what is applied may be on the
-        disks of others only."""
-        number = self._due_number
-        while self._durable_number < number:
-            await self._durable.park()
 
     async def _until_level(self, peer: str, term: int) -> None:
         with trio.move_on_after(2 * PIECE_SECONDS_MAX):
@@ -1472,6 +1358,7 @@ class Replica:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_SECONDS)
+            self._receiver.look()
             with suppress(RequestError):  # it may have waited into the shutdown
                 for _ in range(EXPIRY_ENTRIES_MAX):
                     if not self.leads or self._closing or not self.state.expiry_due(self.time_ms()):

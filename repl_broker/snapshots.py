@@ -9,7 +9,11 @@
 Each step is a request that is answered before the next is sent, so a slow
 receiver slows its sender, and heartbeats pass between the pieces. Nothing is
 seen of a snapshot before its end: it is staged in the store, and takes the
-place of log and state at once or not at all (storage.py).
+place of log and state at once or not at all (disk.py).
+
+What is staged has an owner, the receiver, which clears it: what was there at the
+start, of a snapshot that does not fit, that nobody needs any more, that another
+leader puts an end to, or of which nothing has come for long.
 """
 
 from __future__ import annotations
@@ -19,23 +23,25 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from zlib import crc32
 
 import msgspec
+import trio
 
+from repl_broker.disk import Disk, InThread
 from repl_broker.errors import ReplBrokerError
-from repl_broker.history import InThread
 from repl_broker.raft.log import Entry, EntryKind, Membership, Snapshot, SnapshotMark
-from repl_broker.storage import Storage
+from repl_broker.soundness import restored
+from repl_broker.state import BrokerState
 from repl_broker.taking import Mark
 
 __all__ = ["SnapshotReceiver", "SnapshotRefusedError", "ask_for_room", "send_snapshot"]
 
 PIECE_BYTES: Final = 256 << 10  # a heartbeat waits for no more than this, and one large entry
+PIECE_SECONDS_MAX: Final = 30  # for one piece to be taken in
 
 Call = Callable[[str, Any], Awaitable[Any]]
-Locked = Callable[..., Awaitable[None]]
 
 
 class SnapshotRefusedError(ReplBrokerError):
@@ -55,7 +61,7 @@ async def ask_for_room(call: Call, mark: Mark, term: int) -> None:
 
 async def send_snapshot(
     call: Call,
-    storage: Storage,
+    disk: Disk,
     snapshot: Snapshot,
     live: array[int],
     term: int,
@@ -84,7 +90,7 @@ async def send_snapshot(
         piece = data[offset : offset + PIECE_BYTES]
         await call("snapshot-state", (transfer, offset, piece, crc32(piece)))
     after = sent = 0
-    while entries := await in_thread(storage.history, after, snapshot.index, PIECE_BYTES):
+    while entries := await disk.history(after, snapshot.index, PIECE_BYTES):
         after = entries[-1].index
         rows = [_row(entry) for entry in entries if _has(live, entry.index)]
         if rows:
@@ -108,22 +114,49 @@ class _Incoming:
     state: bytearray | bytes = field(default_factory=bytearray)
     entries: int = 0
     staged: bool = False
+    heard_at: float = 0.0  # the last piece
 
 
 class SnapshotReceiver:
-    """Takes the pieces; ``complete`` then holds the mark and the state's bytes.
+    """Takes the pieces; ``complete`` then holds the mark and the state, sound as far as it goes.
 
     One snapshot at a time: a new beginning puts an end to the one before, but
     not while that is being installed.
     """
 
-    def __init__(self, storage: Storage, locked: Locked, in_thread: InThread) -> None:
-        self.complete: tuple[SnapshotMark, bytes] | None = None
-        self.installing = False
-        self._storage = storage
-        self._locked = locked  # runs a call in the writer's turn
+    def __init__(
+        self,
+        disk: Disk,
+        in_thread: InThread,
+        restore: Callable[[Snapshot], BrokerState] = restored,
+    ) -> None:
+        self.complete: tuple[SnapshotMark, BrokerState] | None = None
+        self._disk = disk
         self._in_thread = in_thread
+        self._restore = restore
         self._incoming: _Incoming | None = None
+        self._may_be_staged = True  # what was left there before the start
+
+    def forget(self) -> None:
+        """Whatever there is of a snapshot is needed no more."""
+        self._incoming = self.complete = None
+        if self._may_be_staged:
+            self._may_be_staged = False
+            self._disk.unstage()
+
+    def look(self) -> None:
+        """Called now and then: forget one whose sender is gone."""
+        incoming = self._incoming
+        late = 2 * PIECE_SECONDS_MAX
+        if incoming is not None and trio.current_time() > incoming.heard_at + late:
+            self.forget()
+
+    def take(self) -> tuple[SnapshotMark, BrokerState]:
+        """What is complete, to be installed."""
+        assert self.complete is not None
+        taken, self.complete = self.complete, None
+        self._may_be_staged = False  # it is not left there
+        return taken
 
     async def begin(self, sender: str, argument: Any, own_term: int) -> None:
         transfer, term, index, snapshot_term, membership, size, checksum = msgspec.convert(
@@ -131,10 +164,12 @@ class SnapshotReceiver:
         )
         if term < own_term:
             raise SnapshotRefusedError(f"the term is {own_term} here, and not {term}")
-        if self.installing or self.complete:
+        if self._disk.is_installing or self.complete:
             raise SnapshotRefusedError("another snapshot is being installed")
         mark = SnapshotMark(index, snapshot_term, Membership.decode(membership))
+        self.forget()
         self._incoming = _Incoming(transfer, sender, term, mark, size, checksum)
+        self._incoming.heard_at = trio.current_time()
 
     async def state(self, sender: str, argument: Any) -> None:
         transfer, offset, piece, checksum = msgspec.convert(argument, tuple[str, int, bytes, int])
@@ -151,13 +186,13 @@ class SnapshotReceiver:
             argument, tuple[str, tuple[tuple[int, int, int, bytes, int], ...]]
         )
         incoming = self._expect(sender, transfer)
-        entries = [_entry(row) for row in rows]
-        if None in entries or any(row[0] > incoming.mark.index for row in rows):
+        entries = [entry for row in rows if (entry := _entry(row)) is not None]
+        if len(entries) < len(rows) or any(row[0] > incoming.mark.index for row in rows):
             self._refuse("an entry is damaged or not covered by the snapshot")
         await self._stage(incoming)
         self._expect(sender, transfer)  # staging has waited; another may have begun
         incoming.entries += len(entries)
-        await self._locked(self._storage.stage, entries)
+        await self._disk.stage(entries)
 
     async def end(self, sender: str, argument: Any) -> tuple[int, SnapshotMark]:
         """The leader's term and the mark of what is complete now."""
@@ -170,11 +205,17 @@ class SnapshotReceiver:
             self._refuse("its state is cut short or damaged")
         if count != incoming.entries:
             self._refuse(f"{incoming.entries} of its {count} entries have arrived")
+        mark = incoming.mark
+        snapshot = Snapshot(mark.index, mark.term, state, mark.membership.encode())
+        try:
+            found = await self._in_thread(self._restore, snapshot)
+        except ValueError as error:
+            self._refuse(str(error))
         await self._stage(incoming)
         self._expect(sender, transfer)
         self._incoming = None
-        self.complete = incoming.mark, state
-        return incoming.term, incoming.mark
+        self.complete = mark, found
+        return incoming.term, mark
 
     async def _stage(self, incoming: _Incoming) -> None:
         if incoming.staged:
@@ -183,7 +224,8 @@ class SnapshotReceiver:
         mark, state = incoming.mark, await self._state_of(incoming)
         self._expect(incoming.sender, incoming.transfer)  # what is staged last is the newest
         snapshot = Snapshot(mark.index, mark.term, state, mark.membership.encode())
-        await self._locked(self._storage.begin_install, snapshot)
+        self._may_be_staged = True
+        await self._disk.begin_install(snapshot)
 
     async def _state_of(self, incoming: _Incoming) -> bytes:
         """All of it, once: it may be large."""
@@ -196,10 +238,11 @@ class SnapshotReceiver:
         incoming = self._incoming
         if incoming is None or (incoming.sender, incoming.transfer) != (sender, transfer):
             raise SnapshotRefusedError("it is of no snapshot that was begun")
+        incoming.heard_at = trio.current_time()
         return incoming
 
-    def _refuse(self, why: str) -> None:
-        self._incoming = None
+    def _refuse(self, why: str) -> NoReturn:
+        self.forget()
         raise SnapshotRefusedError(f"the snapshot is not sound: {why}")
 
 

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from zlib import crc32
 
-from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.errors import ConfigError, ReplBrokerError, StorageError, StoreLockedError
 from repl_broker.files import make_file, make_folder, sync, tighten
 from repl_broker.journal import SALT_BYTES, Journal
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
@@ -124,6 +124,18 @@ class Storage(Protocol):
         """The data of those of the entries that are there."""
         ...
 
+    def missing(self, indexes: Sequence[int]) -> int | None:
+        """The first of these entries (ascending) that is not there; None if all are."""
+        ...
+
+    def damaged(self, fault: str) -> StorageError:
+        """The error to raise for what cannot be in a sound store."""
+        ...
+
+    def unreadable(self, why: str) -> StorageError:
+        """The error to raise for what another version may have written."""
+        ...
+
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; it is on disk when this returns."""
         ...
@@ -139,6 +151,10 @@ class Storage(Protocol):
 
     def stage(self, entries: Sequence[Entry]) -> None:
         """Stage entries that the staged snapshot covers."""
+        ...
+
+    def unstage(self, entries_max: int) -> bool:
+        """Forget what is staged, at most this many entries at once; whether there is more."""
         ...
 
     def install(self) -> None:
@@ -216,6 +232,15 @@ class MemoryStorage:
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
         return {i: self.entries[i].data for i in indexes if i in self.entries}
 
+    def missing(self, indexes: Sequence[int]) -> int | None:
+        return next((index for index in indexes if index not in self.entries), None)
+
+    def damaged(self, fault: str) -> StorageError:
+        return StorageError(f"the store in memory is damaged: {fault}")
+
+    def unreadable(self, why: str) -> StorageError:
+        return StorageError(f"the store in memory cannot be read by this version: {why}")
+
     def save_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
 
@@ -229,6 +254,10 @@ class MemoryStorage:
     def stage(self, entries: Sequence[Entry]) -> None:
         assert self.staged is not None
         self.staged[1].update((entry.index, entry) for entry in entries)
+
+    def unstage(self, entries_max: int) -> bool:
+        self.staged = None
+        return False
 
     def install(self) -> None:
         assert self.staged is not None
@@ -291,6 +320,7 @@ _ROW: Final = "(?, ?, ?, ?, ?)"
 _INSERT: Final = f"INSERT INTO log VALUES {_ROW}"  # noqa: S608  # nosec B608  # of constants
 _INSERT_MANY: Final = 64  # rows by one statement: between two, another thread may take its time
 _INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608  # nosec B608
+_STAGED: Final = "SELECT EXISTS (SELECT 1 FROM staged_snapshot), EXISTS (SELECT 1 FROM staged_log)"
 _SALT: Final = "journal"  # the key in meta: which of the journal's records count
 
 
@@ -501,9 +531,11 @@ class SqliteStorage:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-            # The schema can be damaged, too: hence the last.
-            raise StorageError(f"{self._called} cannot be read: {error}; {self._remedy}") from None
+        except ReplBrokerError:
+            raise
+        except Exception as error:  # noqa: BLE001  a damaged schema has errors of every kind
+            what = str(error) or type(error).__name__
+            raise StorageError(f"{self._called} cannot be read: {what}; {self._remedy}") from None
 
     def _meta(self) -> dict[str, Any]:
         return dict(self._writer.execute("SELECT key, value FROM meta"))
@@ -575,7 +607,7 @@ class SqliteStorage:
         assert self._journal is not None
         try:
             self._journal.append(entries)
-        except OSError as error:
+        except Exception as error:
             raise self._write_failed(error) from error
         self._pending.update((entry.index, entry) for entry in entries)
 
@@ -600,6 +632,29 @@ class SqliteStorage:
                 if row is not None:
                     found[index] = self._sound_entry((index, *row)).data
         return found
+
+    def missing(self, indexes: Sequence[int]) -> int | None:
+        pending = self._pending
+        with self._read_lock, self._damage_told():
+            for first, last in _ranges(i for i in indexes if i not in pending):
+                count = "SELECT count(*) FROM log WHERE idx BETWEEN ? AND ?"
+                (found,) = self._reader.execute(count, (first, last)).fetchone()
+                if found <= last - first:
+                    rows = self._reader.execute(
+                        "SELECT idx FROM log WHERE idx BETWEEN ? AND ? ORDER BY idx", (first, last)
+                    )
+                    there = {index for (index,) in rows}
+                    return next(i for i in range(first, last + 1) if i not in there)
+        return None
+
+    def damaged(self, fault: str) -> StorageError:
+        return StorageError(f"{self._called} is damaged: {fault}; {self._remedy}")
+
+    def unreadable(self, why: str) -> StorageError:
+        return StorageError(
+            f"{self._called} cannot be read by this version: {why}; if a newer one wrote it, start "
+            f"that one; else {self._remedy}"
+        )
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         with self._writing() as writer:
@@ -639,6 +694,19 @@ class SqliteStorage:
     def stage(self, entries: Sequence[Entry]) -> None:
         with self._writing() as writer:
             writer.executemany("REPLACE INTO staged_log VALUES (?, ?, ?, ?, ?)", _rows(entries))
+
+    def unstage(self, entries_max: int) -> bool:
+        with self._damage_told():
+            if not any(self._writer.execute(_STAGED).fetchone()):
+                return False
+        with self._writing() as writer:
+            writer.execute("DELETE FROM staged_snapshot")
+            rows = "SELECT idx FROM staged_log ORDER BY idx LIMIT ?"
+            found = writer.execute(
+                f"DELETE FROM staged_log WHERE idx IN ({rows})",  # noqa: S608  # nosec B608
+                (entries_max,),
+            )
+            return found.rowcount == entries_max
 
     def install(self) -> None:
         with self._writing() as writer:
@@ -683,7 +751,7 @@ class SqliteStorage:
             raise StorageError(self._failed)
         try:
             self._tidier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        except sqlite3.Error as error:
+        except Exception as error:
             raise self._write_failed(error) from error
 
     def free_bytes(self) -> int:
@@ -777,13 +845,17 @@ class SqliteStorage:
                 self._journal.begin_anew(salt)
                 self._pending = {}
             self._bound_wal()
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # of whatever kind: what it left behind is unknown
             raise self._write_failed(error) from error
 
     def _write_failed(self, error: Exception) -> StorageError:
         """Refuse everything from now on. Returns the error to raise."""
+        if isinstance(error, StorageError):
+            self._failed = str(error)  # what it found before it wrote
+            return error
+        what = str(error) or type(error).__name__
         self._failed = (
-            f"{self._called} failed to write: {error}; nothing more is "
+            f"{self._called} failed to write: {what}; nothing more is "
             "acknowledged. Check the disk and its free space, then start the node again"
         )
         return StorageError(self._failed)

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import trio
 
 from repl_broker.capture import Capture
-from repl_broker.history import InThread
+from repl_broker.disk import InThread
 from repl_broker.raft.log import Snapshot
 from repl_broker.state import BrokerState
 from repl_broker.turnstile import Turnstile

@@ -5,24 +5,22 @@
                           what is not retained if that is most of them
     much was written  ──▶ the store's own checkpoint
 
-Each piece is one job in the writer's queue. A snapshot that the leader sent
-makes all that was planned worthless: jobs are of a *generation* of the log, and
-one of an older generation does nothing. While a snapshot goes to a peer, what
-it covers is *held*.
+Each piece is one job of the disk's (disk.py), for the generation of the log for
+which it was planned: a snapshot that the leader sent makes it worthless. While a
+snapshot goes to a peer, what it covers is *held*.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import trio
 
-from repl_broker.history import InThread
+from repl_broker.disk import Disk
 from repl_broker.state import BrokerState
-from repl_broker.storage import Storage
 from repl_broker.taking import Taker
 from repl_broker.wire import decode_entry, without_messages
 
@@ -35,33 +33,23 @@ TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
 DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
 REWRITE_ENTRIES_MAX: Final = 16
 
-Written = Callable[..., Awaitable[None]]
-
 
 class Upkeep:
-    """Keeps the store small. ``state`` gives the newest; ``written`` runs a call in the
-    writer's turn; ``durable`` waits until all that was applied is on this disk."""
+    """Keeps the store small. ``state`` gives the newest."""
 
     def __init__(
         self,
-        storage: Storage,
-        written: Written,
-        in_thread: InThread,
+        disk: Disk,
         *,
         state: Callable[[], BrokerState],
         taker: Taker,
-        durable: Callable[[], Awaitable[None]],
         snapshot_entries: int,
     ) -> None:
         self.snapshot_index = 0
         self.store_bytes = 0
-        self.generation = 0  # of the log; moved in the writer's thread
-        self._storage = storage
-        self._written = written
-        self._in_thread = in_thread
+        self._disk = disk
         self._state = state
         self._taker = taker
-        self._durable = durable
         self._snapshot_entries = snapshot_entries
         self._written_bytes = 0  # since the last checkpoint
         self._unsnapped_bytes = 0  # since the last snapshot
@@ -124,8 +112,8 @@ class Upkeep:
         The state must be the snapshot's.
         """
         live = self._state().live_entries()
-        await self._written(self._storage.drop_others, self.snapshot_index, live)
-        self.store_bytes = self._storage.bytes
+        await self._disk.drop_others(self.snapshot_index, live)
+        self.store_bytes = self._disk.store_bytes
 
     async def run(self) -> None:
         """Do what is due, until cancelled."""
@@ -135,19 +123,15 @@ class Upkeep:
             if self._snapshot_due() and not self.is_held:
                 await self._compact()
             self._written_bytes = 0
-            await self._in_thread(self._storage.tidy)
-            self.store_bytes = self._storage.bytes
+            await self._disk.tidy()
+            self.store_bytes = self._disk.store_bytes
 
     async def _compact(self) -> None:
-        """Take a snapshot; drop what it covers and nothing retains, in small transactions.
-
-        Entries are applied as soon as a majority has them, which may be before this disk
-        does. A snapshot saved then would cover entries that a crash leaves nowhere here.
-        """
+        """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
         async with self._taker.one:
             if self.is_held:  # since it was looked last; when that is over, it is looked again
                 return
-            state, generation = self._state(), self.generation
+            state, generation = self._state(), self._disk.generation
             self._unsnapped_bytes = 0
             self._is_urgent = False
             begun = self._taker.begin()
@@ -155,18 +139,15 @@ class Upkeep:
             dead, sparse = state.take_dead(index), state.take_sparse(index)
             snapshot = (await begun.finish()).snapshot
 
-        async def step(call: Callable[..., object], *arguments: Any) -> None:
-            await self._written(call, *arguments, unless=lambda: self.generation != generation)
-
-        await self._durable()
-        await step(self._storage.save_snapshot, snapshot)
-        if self.generation == generation:
+        disk = self._disk
+        await disk.save_snapshot(snapshot, generation)
+        if disk.generation == generation:
             self.snapshot_index = index
         for start in range(0, len(dead), DROP_ENTRIES_MAX):
-            await step(self._storage.drop, dead[start : start + DROP_ENTRIES_MAX])
+            await disk.drop(dead[start : start + DROP_ENTRIES_MAX], generation)
         for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
             thinned = await self._thinned(state, sparse[start : start + REWRITE_ENTRIES_MAX])
-            await step(self._storage.replace, thinned)
+            await disk.replace(thinned, generation)
         log.debug("compacted index=%d dropped=%d rewritten=%d", index, len(dead), len(sparse))
 
     async def _thinned(self, state: BrokerState, indexes: list[int]) -> dict[int, bytes]:
@@ -174,7 +155,7 @@ class Upkeep:
         while True:
             while self.is_held:
                 await self._released.park()
-            found = await self._in_thread(self._storage.read, indexes)
+            found = await self._disk.read(indexes)
             if not self.is_held:
                 break
         thinned = {}

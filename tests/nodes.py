@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from repl_broker import disk as disks
 from repl_broker.access import Asking, Credentials
 from repl_broker.broker import Broker
 from repl_broker.config import Config
@@ -20,7 +21,7 @@ from repl_broker.raft.log import WriteBatch
 from repl_broker.replica import Replica
 from repl_broker.room import Room
 from repl_broker.state import Applied
-from repl_broker.storage import Identity, MemoryStorage
+from repl_broker.storage import Identity, MemoryStorage, Storage
 from repl_broker.writer import Done
 from tests.eventsource import blocks
 
@@ -98,6 +99,12 @@ class Gate:
 
     async def close(self) -> None:
         pass
+
+
+def queue_of(storage: Storage, gate: Gate | None = None) -> disks.Disk:
+    """The one way to a store, where nothing else is tested with it."""
+    gate = gate or Gate()
+    return disks.Disk(storage, gate, gate)
 
 
 class Node:

@@ -383,7 +383,7 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
         ("UPDATE log SET data = x'00' WHERE idx = 9", "entry 9 is not what was written"),
         ("UPDATE log SET kind = 77 WHERE idx = 9", "entry 9 is not what was written"),
         ("UPDATE log SET data = 'text' WHERE idx = 9", "entry 9 is not what was written"),
-        ("DELETE FROM log WHERE idx = 4", "entry 4 is not there"),
+        ("DELETE FROM log WHERE idx = 4", "entry 4, of which messages are retained, is not there"),
         ("DELETE FROM log WHERE idx = 9", "what should precede entry 10"),
         ("UPDATE snapshot SET data = x'00'", "the snapshot at 6 is not what was written"),
         ("UPDATE snapshot SET data = 'text'", "the snapshot at 6 is not what was written"),
@@ -552,7 +552,7 @@ def test_a_file_that_is_not_whole_without_another_is_refused(tmp_path: Path) -> 
     [
         ("UPDATE log SET data = x'00' WHERE idx = 4", "entry 4 is not what was written"),
         ("UPDATE log SET term = 2 WHERE idx = 12", "entry 12 is not what was written"),
-        ("DELETE FROM log WHERE idx = 4", "entry 4 is not there"),
+        ("DELETE FROM log WHERE idx = 4", "entry 4, of which messages are retained, is not there"),
         ("DELETE FROM log WHERE idx = 1", "its entries is not what was saved"),
         ("DELETE FROM log WHERE idx = 12", "its index is not what was saved"),
         ("UPDATE snapshot SET data = x'00'", "the snapshot at 6 is not what was written"),
@@ -682,7 +682,7 @@ def test_history_that_was_dropped_for_good_is_not_missed(tmp_path: Path) -> None
     storage.drop([1, 2])  # nothing in them is retained
     assert check(storage, "the store").entries == 10
     storage.drop([3])
-    with pytest.raises(StorageError, match="entry 3 is not there"):
+    with pytest.raises(StorageError, match="entry 3, of which messages are retained, is not there"):
         check(storage, "the store")
     storage.close()
 

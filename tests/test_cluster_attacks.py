@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import MockClock
 
 from repl_broker.command import CreateTopic
 from repl_broker.errors import RequestError
+from repl_broker.message import FilterSet
 from repl_broker.raft.core import CoreOptions, UpdateMember
 from repl_broker.raft.log import Snapshot
 from repl_broker.raft.rpc import AppendReply
+from repl_broker.writer import Done
 from tests.network import Cluster, ClusterNode, running_cluster
 from tests.nodes import ANYONE, Gate
 from tests.test_cluster import SMALL, history, lagging, publish, seq_of
@@ -170,7 +174,7 @@ async def test_a_leader_without_room_does_not_ask_itself_again_and_again(
 async def behind_a_slow_disk(leader: ClusterNode) -> Gate:
     """Commit one more message, which the leader's own disk does not have yet."""
     disk = Gate()  # the writer's alone; reads go on
-    leader.replica._writer = disk
+    leader.replica._disk.writer = disk
     disk.shut()
     with trio.fail_after(1):
         await leader.replica.propose(publish(b'"one more"'))  # a majority's disks have it
@@ -237,7 +241,7 @@ async def test_what_is_applied_and_not_on_this_nodes_disk_yet_is_no_damage(
             await leader.replica.propose(publish(b'"%0200d"' % number))
         await cluster.converged()
         disk = Gate()
-        node.replica._writer = disk
+        node.replica._disk.writer = disk
         disk.shut()
         for number in range(20, 30):
             await leader.replica.propose(publish(b'"%0200d"' % number))
@@ -247,6 +251,76 @@ async def test_what_is_applied_and_not_on_this_nodes_disk_yet_is_no_damage(
         assert found == [b'"%0200d"' % number for number in range(len(found))]
         assert len(found) >= 29
         assert not cluster.failures
+
+
+class LateGate(Gate):
+    """Of an install that is done it tells only when ``tell`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.installed = trio.Event()
+        self.tell = trio.Event()
+
+    def submit(self, job: Callable[[], None], done: Done, *, quick: bool = False) -> None:
+        def heard(error: Exception | None) -> None:
+            if self.installed.is_set() and not self.tell.is_set():
+                trio.lowlevel.spawn_system_task(self._tell_later, done, error)
+            else:
+                done(error)
+
+        super().submit(job, heard, quick=quick)
+
+    async def _tell_later(self, done: Done, error: Exception | None) -> None:
+        await self.tell.wait()
+        done(error)
+
+
+async def test_nothing_is_called_damage_while_a_snapshot_takes_the_place_of_the_log(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has the new log, and the state is the old one yet: who reads now finds nothing of
+    what was trimmed since. It is no loss, and not the end of the node."""
+    monkeypatch.setattr("repl_broker.history.CACHE_BYTES_MAX", 100)
+    monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
+    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    async with running_cluster(config=SMALL) as cluster:
+        leader = await cluster.leader()
+        node = follower_of(cluster, leader)
+        await leader.replica.propose(CreateTopic("chat", messages=100))
+        for number in range(30):
+            await leader.replica.propose(publish(b'"early %d"' % number))
+        await cluster.converged()
+        old = node.replica.state.scan(FilterSet(["chat"]), 0, 1_000_000)
+        cluster.cut(node.id)
+        for number in range(COUNT):
+            await leader.replica.propose(publish(b'"%06d"' % number))
+        gate = LateGate()
+        install = node.disk.install
+
+        def install_now() -> None:
+            install()
+            gate.installed.set()
+
+        monkeypatch.setattr(node.disk, "install", install_now)
+        node.replica._disk.writer = gate
+        found: list[list[bytes]] = []
+
+        async def read() -> None:
+            found.append([message.data for message in await node.replica.fetch(old)])
+
+        cluster.heal()
+        with trio.fail_after(30):
+            await gate.installed.wait()
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(read)
+                await trio.sleep(0.5)
+                assert found == [], "they wait for the other half of the switch"
+                gate.tell.set()
+        assert found == [[], [], []], "all of that is trimmed by now"
+        assert not cluster.failures
+        await cluster.converged()
+        assert await history(node.replica) == [b'"%06d"' % n for n in range(COUNT - 100, COUNT)]
 
 
 async def test_no_snapshot_of_older_state_is_saved_over_an_installed_one(
@@ -259,13 +333,8 @@ async def test_no_snapshot_of_older_state_is_saved_over_an_installed_one(
         disk = cluster.disks[behind]
         install, save = disk.install, disk.save_snapshot
         node = await cluster.start(behind)
-        upkeep, written = node.replica._upkeep, node.replica._written
+        upkeep = node.replica._upkeep
         holes: list[str] = []
-
-        async def written_and_noticed_later(*arguments: Any) -> None:
-            await written(*arguments)
-            for _ in range(10):
-                await trio.lowlevel.checkpoint()
 
         def install_and_wake() -> None:
             install()
@@ -279,7 +348,6 @@ async def test_no_snapshot_of_older_state_is_saved_over_an_installed_one(
             if found != [*range(snapshot.index + 1, snapshot.index + 1 + len(found))]:
                 holes.append(f"{before} -> {snapshot.index}, then {found}")
 
-        monkeypatch.setattr(node.replica, "_written", written_and_noticed_later)
         monkeypatch.setattr(disk, "install", install_and_wake)
         monkeypatch.setattr(disk, "save_snapshot", checked)
         await cluster.converged()

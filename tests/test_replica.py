@@ -596,7 +596,7 @@ async def test_a_write_that_hangs_shows_but_not_while_a_snapshot_is_installed() 
     async with running_node() as node:
         node.gate.busy_seconds = 50.0
         assert node.replica.writing_seconds == 50.0
-        node.replica._receiver.installing = True
+        node.replica._disk._installs = 1
         assert node.replica.writing_seconds == 0.0
 
 

@@ -8,17 +8,29 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from repl_broker.raft.log import Entry, EntryKind, Member, Membership, Snapshot, WriteBatch
+from repl_broker.raft.log import (
+    Entry,
+    EntryKind,
+    Member,
+    Membership,
+    Snapshot,
+    SnapshotMark,
+    WriteBatch,
+)
 from repl_broker.snapshots import (
     PIECE_BYTES,
+    PIECE_SECONDS_MAX,
     SnapshotReceiver,
     SnapshotRefusedError,
     ask_for_room,
     send_snapshot,
 )
+from repl_broker.state import BrokerState
 from repl_broker.taking import Mark
-from tests.nodes import Disk
+from tests.nodes import Disk, Gate, queue_of
 
 MEMBERS = Membership((Member("n1", "n1:4081", "http://n1", voter=True, incarnation="1" * 16),))
 STATE = b"0123456789"
@@ -37,10 +49,13 @@ class Receiving:
 
     def __init__(self) -> None:
         self.disk = Disk("n2")
-        self.receiver = SnapshotReceiver(self.disk, at_once, at_once)
+        self.gate = Gate()
+        self.queue = queue_of(self.disk, self.gate)
+        self.receiver = SnapshotReceiver(self.queue, at_once, lambda snapshot: snapshot.data)  # type: ignore[arg-type,return-value]
         self.leader = Disk("n1")
         self.leader.write(WriteBatch(tuple(HISTORY)))
         self.asked: list[str] = []
+        self.mark = SnapshotMark(INDEX, 2, MEMBERS)
         self.own_term = 1
 
     async def begin(
@@ -63,6 +78,11 @@ class Receiving:
     async def end(self, count: int = 0) -> None:
         await self.receiver.end("n1", ("t", count))
 
+    def install(self) -> None:
+        """As the replica does when the core asks for it."""
+        self.mark, _ = self.receiver.take()
+        self.queue.install(self.mark.index, lambda: None)
+
     async def send(self, state: bytes = STATE, live: list[int] = LIVE) -> None:
         """As a leader does it."""
 
@@ -79,7 +99,8 @@ class Receiving:
                     await self.receiver.end("n1", argument)
 
         snapshot = Snapshot(INDEX, 2, state, MEMBERS.encode())
-        await send_snapshot(call, self.leader, snapshot, array("Q", live), TERM, at_once)
+        queue = queue_of(self.leader)
+        await send_snapshot(call, queue, snapshot, array("Q", live), TERM, at_once)
 
 
 def refusal(match: str) -> pytest.RaisesExc[SnapshotRefusedError]:
@@ -164,8 +185,8 @@ async def test_none_is_begun_while_one_is_put_in_place(moment: str) -> None:
     receiving = Receiving()
     await receiving.send()
     if moment == "installing":
-        receiving.receiver.complete = None
-        receiving.receiver.installing = True
+        receiving.gate.shut()
+        receiving.install()
     staged = receiving.disk.staged
     with refusal("another snapshot is being installed"):
         await receiving.begin("next")
@@ -180,7 +201,9 @@ async def test_a_node_that_installs_one_says_so_before_another_is_made() -> None
         await receiving.receiver.begin("n1", argument, receiving.own_term)
 
     await ask_for_room(call, Mark(INDEX, 2, MEMBERS.encode()), TERM)
-    receiving.receiver.installing = True
+    await receiving.send()
+    receiving.gate.shut()
+    receiving.install()
     with refusal("another snapshot is being installed"):
         await ask_for_room(call, Mark(INDEX, 2, MEMBERS.encode()), TERM)
 
@@ -189,18 +212,86 @@ async def test_another_that_begins_while_one_is_staged_is_not_mixed_with_it() ->
     """RAFT.md scenario 33."""
     receiving = Receiving()
 
-    async def slowly(call: Callable[..., object], *arguments: Any) -> None:
-        call(*arguments)
-        receiving.receiver._locked = at_once
-        await receiving.begin("next", sender="n3")
-
     await receiving.begin()
     await receiving.state(0, STATE)
-    receiving.receiver._locked = slowly
-    with refusal("of no snapshot that was begun"):
-        await receiving.entries(HISTORY[1])
+    receiving.gate.shut()
+    with pytest.RaisesGroup(refusal("of no snapshot that was begun")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiving.entries, HISTORY[1])
+            await wait_all_tasks_blocked()
+            await receiving.begin("next", sender="n3")
+            receiving.gate.open()
+    assert receiving.disk.staged is None, "who began the next cleared what was staged"
+
+
+# --- what is staged has an owner ---
+
+
+async def staged() -> Receiving:
+    """Half of a snapshot has arrived."""
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE)
+    await receiving.entries(HISTORY[1])
     assert receiving.disk.staged is not None
-    assert receiving.disk.staged[1] == {}
+    return receiving
+
+
+async def test_what_a_crash_left_staged_is_cleared_at_the_start() -> None:
+    receiving = await staged()
+    receiver = SnapshotReceiver(receiving.queue, at_once)
+    receiver.forget()
+    assert receiving.disk.staged is None
+
+
+async def test_what_is_staged_goes_when_another_begins() -> None:
+    receiving = await staged()
+    await receiving.begin("next", sender="n3")
+    assert receiving.disk.staged is None
+
+
+async def test_what_is_staged_goes_when_a_piece_does_not_fit() -> None:
+    receiving = await staged()
+    with refusal("damaged"):
+        await receiving.entries(HISTORY[2], damage=1)
+    assert receiving.disk.staged is None
+
+
+async def test_what_is_staged_goes_when_nothing_more_comes(autojump_clock: MockClock) -> None:
+    receiving = await staged()
+    await trio.sleep(2 * PIECE_SECONDS_MAX - 1)
+    receiving.receiver.look()
+    assert receiving.disk.staged is not None
+    await receiving.entries(HISTORY[2])
+    await trio.sleep(2 * PIECE_SECONDS_MAX - 1)
+    receiving.receiver.look()
+    assert receiving.disk.staged is not None
+    await trio.sleep(2)
+    receiving.receiver.look()
+    assert receiving.disk.staged is None
+
+
+async def test_nothing_is_cleared_of_what_is_being_installed() -> None:
+    receiving = Receiving()
+    await receiving.send()
+    receiving.gate.shut()
+    receiving.install()
+    receiving.receiver.forget()
+    receiving.gate.open()
+    assert [*receiving.disk.entries] == LIVE
+
+
+async def test_a_snapshot_that_cannot_be_read_is_refused_before_anything_is_replaced() -> None:
+    receiving = Receiving()
+
+    def restore(snapshot: Snapshot) -> BrokerState:
+        raise ValueError("it has format 99")
+
+    receiving.receiver = SnapshotReceiver(receiving.queue, at_once, restore)
+    with refusal("not sound: it has format 99"):
+        await receiving.send()
+    assert receiving.receiver.complete is None
+    assert receiving.disk.staged is None
 
 
 # --- pieces ---

@@ -555,21 +555,24 @@ def test_a_reader_that_began_before_a_move_has_what_was_moved(
     storage.close()
 
 
-def test_a_transaction_that_is_rolled_back_moves_nothing(tmp_path: Path) -> None:
-    """The journal goes on where it was, and so does a node that was killed then."""
+def test_an_error_of_any_kind_is_the_last_and_loses_nothing_that_was_written(
+    tmp_path: Path,
+) -> None:
+    """What it left behind is unknown to whoever goes on; the next start looks."""
     storage = pending(tmp_path / "first")
 
     def broken() -> Iterator[int]:
         yield 1
         raise RuntimeError("a mistake of ours")
 
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
+    with pytest.raises(StorageError, match=r"failed to write: a mistake of ours; nothing more"):
         storage.drop(broken())
-    assert all_indexes(storage) == [1, 2, 3, 4, 5]
-    storage.write(WriteBatch((entry(6),)))
+    for call in (lambda: storage.write(WriteBatch((entry(6),))), storage.tidy):
+        with pytest.raises(StorageError, match="a mistake of ours"):
+            call()
     folder = killed(storage, tmp_path / "second")
     storage = SqliteStorage(folder, "n1")
-    assert all_indexes(storage) == [1, 2, 3, 4, 5, 6]
+    assert all_indexes(storage) == [1, 2, 3, 4, 5]
     storage.close()
 
 

@@ -14,7 +14,7 @@ from repl_broker.command import CreateTopic, Publish
 from repl_broker.state import BrokerState
 from repl_broker.taking import Mark, Taker
 from repl_broker.upkeep import Upkeep
-from tests.nodes import Disk
+from tests.nodes import Disk, queue_of
 from tests.snapshot_in_one_go import in_one_go
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
@@ -30,15 +30,9 @@ class Node:
         self.state = BrokerState()
         self.disk = Disk()
         self.taker = Taker(lambda: self.state, self.mark, at_once)
-        self.upkeep = Upkeep(
-            self.disk,
-            at_once,
-            at_once,
-            state=lambda: self.state,
-            taker=self.taker,
-            durable=trio.lowlevel.checkpoint,
-            snapshot_entries=2,
-        )
+        queue = queue_of(self.disk)
+        queue.loaded(1000)
+        self.upkeep = Upkeep(queue, state=lambda: self.state, taker=self.taker, snapshot_entries=2)
 
     def mark(self) -> Mark:
         return Mark(self.state.applied_index, 7, b"members")

@@ -185,7 +185,7 @@ def test_a_store_with_a_snapshot_of_another_version(
     storage.close()
     line = refusal_with(stopped)
     assert words in line
-    assert "restore the store from a backup" in line
+    assert "restore it from a backup" in line
 
 
 def test_a_store_whose_vote_has_rotted(stopped: Path) -> None:
