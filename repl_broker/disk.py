@@ -49,7 +49,12 @@ class _Job:
 
     __slots__ = ("call", "done", "is_off")
 
-    def __init__(self, call: Callable[[], object], done: Done, is_off: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        call: Callable[[], object],
+        done: Done = lambda error: None,
+        is_off: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.call = call
         self.done = done
         self.is_off = is_off  # asked in the event loop, when its turn has come
