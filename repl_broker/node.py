@@ -24,8 +24,8 @@ from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.config import Config
+from repl_broker.disk import InThread
 from repl_broker.founding import FOUNDINGS
-from repl_broker.history import InThread
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.raft.log import Membership
