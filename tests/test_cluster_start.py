@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.handshake import Hello, Loss, Lost, Removal
+from repl_broker.levels import NEWEST
 from repl_broker.storage import Identity
 from tests.network import Cluster, ClusterNode, Line, running_cluster
 from tests.nodes import ANYONE, Disk
@@ -163,7 +164,8 @@ async def test_a_removed_node_is_known_however_many_were_removed_after_it(
             me = node.line.me
             identity = (me.cluster_id, me.node_id, me.incarnation)
             assert node.members.known_index > 0
-            hellos.append(Hello(2, 2, *identity, node.members.known_index, "", ""))
+            known = node.members.known_index
+            hellos.append(Hello(2, 2, *identity, known, "", "", level=NEWEST))
             await leader.broker.remove_member(ANYONE, node.id)
             await trio.sleep(5)
         assert len(leader.replica.committed_membership.removed) == 1, "the first is forgotten"
@@ -513,7 +515,7 @@ async def test_a_founder_that_is_no_member_elsewhere_is_left_alone(
 async def test_a_member_says_of_which_kind_its_refusal_is(autojump_clock: MockClock) -> None:
     async with running_cluster(2) as cluster:
         members, me = cluster["n1"].members, cluster["n2"].line.me
-        hello = Hello(2, 2, me.cluster_id, "n2", me.incarnation, 0, "n1", "")
+        hello = Hello(2, 2, me.cluster_id, "n2", me.incarnation, 0, "n1", "", level=NEWEST)
         assert members.admit(hello) is None
         lost = members.admit(hello._replace(cluster_id="d" * 32, incarnation="new"))
         assert isinstance(lost, Loss)

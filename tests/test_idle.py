@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from repl_broker import idle
-from repl_broker.command import Command, DeleteTopics, KeepTopics
+from repl_broker.command import Command, DeleteTopics, KeepTopics, Publish
 from repl_broker.config import Config
 from repl_broker.errors import RequestError
 from repl_broker.idle import HOLD_SECONDS, LOOK_SECONDS, SETTLE_SECONDS
@@ -141,7 +141,7 @@ async def test_many_topics_go_in_entries_of_bounded_size(autojump_clock: MockClo
     async with watched_node() as node:
         await create(node, *(f"job.{number}" for number in range(2500)))
         for name in ("job.7", "job.9"):
-            await node.broker.publish_batch(ANYONE, name, b"1\n" * 9000)
+            await node.replica.propose(Publish(name, (b"1",) * 9000))
         with seen(node) as commands, pytest.MonkeyPatch.context() as patch:
             patch.setattr(idle, "BATCH_MESSAGES", 10_000)
             await trio.sleep(IDLE_SECONDS + SOON_SECONDS)
