@@ -19,6 +19,9 @@ half written record, nor an old one, nor a message that looks like one is taken
 for a record. Each is durable before the next is begun: one that does not fit its
 checksum is the end, torn by a crash, unless another of this salt comes behind it.
 
+What one must know to read it is its *shape*. The store has it, beside the salt, so
+that a version that makes others reads the records as they were written.
+
 What cannot be told: damage to the last record looks like a torn one.
 """
 
@@ -30,22 +33,52 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from repl_broker.raft.log import Entry, EntryKind
 
-__all__ = ["BLOCK_BYTES", "JOURNAL_BYTES", "SALT_BYTES", "Journal"]
+__all__ = ["BLOCK_BYTES", "FIRST_SHAPE", "JOURNAL_BYTES", "SALT_BYTES", "Journal", "Shape", "shape"]
 
 JOURNAL_BYTES: Final = 1 << 20  # of the file; when it is full, what it holds is moved
 RECORD_BYTES_MAX: Final = 64 << 10  # what is larger is better off in SQLite at once
 BLOCK_BYTES: Final = 4096  # what disks and file systems write as a whole, or several of it
 SALT_BYTES: Final = 8
+RECORD_FORM: Final = 1  # as above; another number where any of it changes
+CHECKSUM: Final = "crc32"
 
 _HEAD: Final = Struct(">8sI")  # salt, checksum
 _BODY: Final = Struct(">QHI")  # index of the first entry, entries, bytes behind
 _ENTRY: Final = Struct(">QBI")  # term, kind, bytes
 _FRAME_BYTES: Final = _HEAD.size + _BODY.size
+
+
+class Shape(NamedTuple):
+    """What one must know of a journal to read it, beside its salt."""
+
+    record_form: int
+    file_bytes: int
+    block_bytes: int
+    checksum: str
+
+    @property
+    def is_known(self) -> bool:
+        sizes = 0 < self.block_bytes <= self.file_bytes and not self.file_bytes % self.block_bytes
+        return sizes and (self.record_form, self.checksum) == (RECORD_FORM, CHECKSUM)
+
+    def __str__(self) -> str:
+        return (
+            f"records of form {self.record_form} with {self.checksum}, in blocks of "
+            f"{self.block_bytes} bytes, {self.file_bytes} in all"
+        )
+
+
+FIRST_SHAPE: Final = Shape(1, 1 << 20, 4096, "crc32")  # of journals whose store does not say it
+
+
+def shape() -> Shape:
+    """Of the journals that this version makes."""
+    return Shape(RECORD_FORM, JOURNAL_BYTES, BLOCK_BYTES, CHECKSUM)
 
 
 class Journal:
@@ -55,6 +88,7 @@ class Journal:
         """Open a file that ``make`` made; no record in it has this ``salt``."""
         self._salt = salt
         self._at = 0
+        self._bytes = shape().file_bytes
         self._page = memoryview(mmap.mmap(-1, RECORD_BYTES_MAX))  # aligned, as O_DIRECT wants it
         self._file = _open(path, self._page[:BLOCK_BYTES])
 
@@ -69,29 +103,32 @@ class Journal:
             os.fsync(descriptor)
 
     @staticmethod
-    def read(path: Path, salt: bytes) -> list[Entry]:
-        """The entries of all records of this ``salt``. Raises ValueError for what is damaged."""
+    def read(path: Path, salt: bytes, shape: Shape) -> list[Entry]:
+        """The entries of all records of this ``salt``, in a file of a ``shape`` that is known.
+        Raises ValueError for what is damaged."""
+        assert shape.is_known
+        size, block = shape.file_bytes, shape.block_bytes
         try:
-            data = path.read_bytes()[:JOURNAL_BYTES]
+            data = path.read_bytes()[:size]
         except FileNotFoundError:
             raise ValueError("it is not there") from None
-        if len(data) < JOURNAL_BYTES:
-            raise ValueError(f"{len(data)} bytes of {JOURNAL_BYTES}")
+        if len(data) < size:
+            raise ValueError(f"{len(data)} bytes of {size}")
         entries: list[Entry] = []
         at = 0
         while found := _record_at(data, at, salt):
             if entries and found[0].index != entries[-1].index + 1:
                 raise ValueError(f"entry {found[0].index} after {entries[-1].index}")
             entries += found
-            at = _block_after(at + _size(found))
-        if any(_record_at(data, later, salt) for later in range(at, len(data), BLOCK_BYTES)):
+            at = _block_after(at + _size(found), block)
+        if any(_record_at(data, later, salt) for later in range(at, len(data), block)):
             raise ValueError(f"a record before the last, at byte {at}")
         return entries
 
     def takes(self, entries: Sequence[Entry]) -> bool:
         """Whether there is room for them, and they are small enough."""
         size = _size(entries)
-        return size <= RECORD_BYTES_MAX and self._at + size <= JOURNAL_BYTES
+        return size <= RECORD_BYTES_MAX and self._at + size <= self._bytes
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Put a record of them, one after the other, behind the rest; then it is on disk."""
@@ -163,5 +200,5 @@ def _size(entries: Sequence[Entry]) -> int:
     return _FRAME_BYTES + sum(_ENTRY.size + len(e.data) for e in entries)
 
 
-def _block_after(at: int) -> int:
-    return -(-at // BLOCK_BYTES) * BLOCK_BYTES
+def _block_after(at: int, block_bytes: int = BLOCK_BYTES) -> int:
+    return -(-at // block_bytes) * block_bytes

@@ -38,7 +38,7 @@ from zlib import crc32
 
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError, StoreLockedError
 from repl_broker.files import make_file, make_folder, sync, tighten
-from repl_broker.journal import SALT_BYTES, Journal
+from repl_broker.journal import FIRST_SHAPE, SALT_BYTES, Journal, Shape, shape
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.wal import is_damaged
 
@@ -322,6 +322,7 @@ _INSERT_MANY: Final = 64  # rows by one statement: between two, another thread m
 _INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608  # nosec B608
 _STAGED: Final = "SELECT EXISTS (SELECT 1 FROM staged_snapshot), EXISTS (SELECT 1 FROM staged_log)"
 _SALT: Final = "journal"  # the key in meta: which of the journal's records count
+_SHAPE: Final = "journal_shape"  # and what reading them rests on, with the salt that it is said of
 
 
 class SqliteStorage:
@@ -469,7 +470,7 @@ class SqliteStorage:
         meta = self._meta()
         missing = {"format", "cluster_id", "epoch", "node_id", "term", "vote"} - meta.keys()
         self._check(not missing, f"its identity (without {', '.join(sorted(missing))})")
-        self._check(isinstance(meta["format"], int), "its format")
+        self._check(isinstance(meta["format"], int) and meta["format"] > 0, "its format")
         where = self._where
         if meta["format"] > FORMAT:
             raise ConfigError(
@@ -494,16 +495,22 @@ class SqliteStorage:
         """Move what the last node to run left in the journal into SQLite, and begin it anew."""
         path = self._folder / JOURNAL_NAME
         try:
-            if salt := _salt(self._writer):
-                self._pending = {entry.index: entry for entry in Journal.read(path, salt)}
+            salt, old_shape = _journal(self._writer, self._where)
+            if salt:
+                entries = Journal.read(path, salt, old_shape)
+                self._pending = {entry.index: entry for entry in entries}
         except ValueError as error:
             raise self._damaged(f"its journal ({error})") from None
         try:
+            if salt and old_shape != shape():  # the file is made anew: nothing may be in it then
+                with self._transaction(self._writer):
+                    self._move_pending(b"")
+                self._pending, salt = {}, b""
             if not salt:
                 Journal.make(path)
                 sync(self._folder)  # the files' names must last, too
             with self._transaction(self._writer):
-                salt = self._move_pending()
+                salt = self._move_pending(secrets.token_bytes(SALT_BYTES))
                 if self._meta()["format"] < FORMAT:
                     self._put_meta(format=FORMAT)
             self._pending = {}
@@ -514,9 +521,8 @@ class SqliteStorage:
         except (sqlite3.OperationalError, OSError) as error:
             raise self._write_failed(error) from None
 
-    def _move_pending(self) -> bytes:
+    def _move_pending(self, salt: bytes) -> bytes:
         """Within a transaction: the entries, and the salt of the journal without them."""
-        salt = secrets.token_bytes(SALT_BYTES)
         _insert(self._writer, list(self._pending.values()))
         _put_salt(self._writer, salt)
         return salt
@@ -839,7 +845,7 @@ class SqliteStorage:
         try:
             with self._transaction(self._writer):
                 if self._pending:  # what comes may change it
-                    salt = self._move_pending()
+                    salt = self._move_pending(secrets.token_bytes(SALT_BYTES))
                 yield self._writer
             if salt is not None and self._journal is not None:
                 self._journal.begin_anew(salt)
@@ -911,7 +917,7 @@ class StoreCopy(SqliteStorage):
 
     def _open_journal(self) -> None:
         try:
-            salt = _salt(self._writer)
+            salt, _ = _journal(self._writer, self._where)
         except ValueError as error:
             raise self._damaged(f"its journal ({error})") from None
         if salt:  # it was copied by other means
@@ -926,8 +932,9 @@ def copy_store(folder: Path, target: Path) -> None:
 
     ``target`` must not exist, or be empty; it becomes one file without slack,
     not synced. The node writes on meanwhile, and its write-ahead log is not cut
-    short before the end. Raises ConfigError where there is no store, StorageError
-    for a damaged write-ahead log, and sqlite3.Error; a signal that raises becomes
+    short before the end. Raises ConfigError where there is no store, or one with a
+    journal of a newer version, StorageError for a damaged write-ahead log, and
+    sqlite3.Error; a signal that raises becomes
     KeyboardInterrupt.
     """
     _require_store(folder)
@@ -953,8 +960,8 @@ def _read_journal(folder: Path, connection: sqlite3.Connection) -> tuple[bytes, 
     """Its salt, and what is in it, beside a node that writes on and may begin it anew."""
     for attempt in range(1, COPY_ATTEMPTS + 1):
         try:
-            salt = _salt(connection)
-            return salt, Journal.read(folder / JOURNAL_NAME, salt) if salt else []
+            salt, found = _journal(connection, f"the data directory {str(folder)!r}")
+            return salt, Journal.read(folder / JOURNAL_NAME, salt, found) if salt else []
         except ValueError as error:
             if attempt == COPY_ATTEMPTS:
                 called = f"the store {str(folder / STORE_NAME)!r}"
@@ -965,7 +972,8 @@ def _read_journal(folder: Path, connection: sqlite3.Connection) -> tuple[bytes, 
 def _settle_copy(copy: Path, salt: bytes, entries: Sequence[Entry]) -> None:
     """Put into it what was in the journal alone: it goes without one."""
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-        if copied := _salt(connection):
+        copied, _ = _journal(connection, f"the copy {str(copy)!r}")
+        if copied:
             connection.execute("BEGIN")
             if copied == salt:  # or all was moved meanwhile
                 _insert(connection, entries)
@@ -978,23 +986,50 @@ def _is_store(connection: sqlite3.Connection) -> bool:
     return found is not None
 
 
-def _salt(connection: sqlite3.Connection) -> bytes:
-    """Of the journal's records that count; empty without a journal. Raises ValueError."""
+def _journal(connection: sqlite3.Connection, where: str) -> tuple[bytes, Shape]:
+    """The salt of the journal's records that count, empty without a journal, and its shape.
+
+    Raises ValueError for what is damaged, ConfigError for a shape of another version.
+    """
     meta = {}
     if _is_store(connection):
         meta = dict(connection.execute("SELECT key, value FROM meta"))
     if _SALT not in meta and meta.get("format") != FORMAT:
-        return b""
+        return b"", FIRST_SHAPE
     salt, _, checksum = str(meta.get(_SALT)).partition(" ")
     if checksum != _salt_checksum(salt):
         raise ValueError("its salt")
-    return bytes.fromhex(salt)
+    found = _shape(meta.get(_SHAPE), salt)
+    if salt and not (found.is_known and len(salt) == 2 * SALT_BYTES):
+        raise ConfigError(
+            f"{where} has entries in a journal of another version, which this one cannot read "
+            f"({found}; a salt of {len(salt) // 2} bytes); start the node with the version that "
+            "wrote it and stop it again, which moves them into the database, or stay with that one"
+        )
+    return bytes.fromhex(salt), found
+
+
+def _shape(row: object, salt: str) -> Shape:
+    """As it was written down. Raises ValueError for what is damaged."""
+    if row is None:
+        return FIRST_SHAPE
+    words, _, checksum = str(row).rpartition(" ")
+    if checksum != _salt_checksum(words):
+        raise ValueError("its shape")
+    written_for, form, file_bytes, block_bytes, kind = words.split(" ")
+    if written_for != salt:  # a version that does not know this row has been here
+        return FIRST_SHAPE
+    return Shape(int(form), int(file_bytes), int(block_bytes), kind)
 
 
 def _put_salt(connection: sqlite3.Connection, salt: bytes) -> None:
-    """Within a transaction. Without one there is no journal."""
-    value = f"{salt.hex()} {_salt_checksum(salt.hex())}"
-    connection.execute("REPLACE INTO meta VALUES (?, ?)", (_SALT, value))
+    """Within a transaction: of a journal of this version's shape. Without one there is none."""
+    words = " ".join(map(str, (salt.hex(), *shape())))
+    rows = [
+        (key, f"{said} {_salt_checksum(said)}")
+        for key, said in ((_SALT, salt.hex()), (_SHAPE, words))
+    ]
+    connection.executemany("REPLACE INTO meta VALUES (?, ?)", rows)
 
 
 def _salt_checksum(salt: str) -> str:

@@ -20,6 +20,7 @@ from repl_broker.backup import SEAL, backup, check, restore
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError
 from repl_broker.founding import FOUNDINGS, Recovery
+from repl_broker.journal import Shape
 from repl_broker.raft.log import (
     Entry,
     EntryKind,
@@ -230,7 +231,7 @@ def test_what_a_node_writes_while_it_is_saved_makes_no_backup_wrong(
             act(storage)
             allowed.append(storage.load().entries)
 
-    name = {"salt": "_salt", "journal": "_read_journal", "copy": "_settle_copy"}[moment]
+    name = {"salt": "_journal", "journal": "_read_journal", "copy": "_settle_copy"}[moment]
     real = getattr(storage_module, name)
 
     def interposed(*arguments: Any) -> Any:
@@ -261,16 +262,16 @@ def test_a_journal_that_is_begun_anew_again_and_again_is_read_in_the_end(
     """What is of the old salt is written over, from its beginning on: that is no damage."""
     storage = pending(tmp_path / "data")
     times = iter(range(15, 15 + 4))
-    real = storage_module._salt
+    real = storage_module._journal
 
-    def salt(connection: sqlite3.Connection) -> bytes:
-        found = real(connection)
+    def salt(connection: sqlite3.Connection, where: str) -> tuple[bytes, Shape]:
+        found = real(connection, where)
         if (index := next(times, None)) is not None:
             move(storage)
             storage.write(WriteBatch((message(index, b"new"),)))
         return found
 
-    monkeypatch.setattr(storage_module, "_salt", salt)
+    monkeypatch.setattr(storage_module, "_journal", salt)
     assert save(tmp_path / "data", tmp_path / "b.db")["index"] >= 14
     storage.close()
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from repl_broker.journal import BLOCK_BYTES, Journal
+from repl_broker.journal import BLOCK_BYTES, Journal, shape
 from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
 from repl_broker.storage import SqliteStorage
 from tests.world import sqlite_vfs
@@ -133,7 +133,7 @@ def journal_lost(seed: int, *, lies: bool) -> int:
                 acknowledged += entries
         journal.close()
         disk.start()
-        found = Journal.read(path, SALT)
+        found = Journal.read(path, SALT, shape())
         assert found[: len(acknowledged)] == acknowledged[: len(found)]
         assert len(found) <= len(acknowledged) + 1
         return len(acknowledged) - min(len(found), len(acknowledged))

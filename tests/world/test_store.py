@@ -26,7 +26,8 @@ from tests.world.files import Fault, Stop
 SEEDS = int(os.environ.get("REPL_BROKER_TEST_SEEDS", "40"))
 STEPS = 40
 # So small that they are full now and then.
-JOURNAL_BYTES, RECORD_BYTES_MAX, WAL_BYTES_MAX = 32 << 10, 16 << 10, 100_000
+JOURNAL_BYTES = (32 << 10, 32 << 10, 24 << 10, 64 << 10)
+RECORD_BYTES_MAX, WAL_BYTES_MAX = 16 << 10, 100_000
 
 
 @dataclass
@@ -225,8 +226,9 @@ class Calls:
 class Run:
     """One store, over the lives of many processes, beside its model."""
 
-    def __init__(self, disk: SimDisk) -> None:
+    def __init__(self, disk: SimDisk, sizes: random.Random | None = None) -> None:
         self.disk = disk
+        self.sizes = sizes  # of journals, within ``small``
         self.model = Model()
         self.store: SqliteStorage | None = None
 
@@ -242,16 +244,20 @@ class Run:
             self.store = None
 
     def open(self) -> None:
-        """Without a fault: it must."""
+        """Without a fault: it must. Perhaps by a version whose journals have another size."""
         self.leave()
         self.disk.limit_bytes = None
         self.disk.start()
+        if self.sizes is not None:
+            journal.JOURNAL_BYTES = self.sizes.choice(JOURNAL_BYTES)  # type: ignore[misc]
         self.store = SqliteStorage(self.disk.path, "n1")
 
     def try_to_open(self) -> None:
         """With one: if it says that it cannot, another process may."""
         self.leave()
         self.disk.start()
+        if self.sizes is not None:
+            journal.JOURNAL_BYTES = self.sizes.choice(JOURNAL_BYTES)  # type: ignore[misc]
         with contextlib.suppress(StorageError, ConfigError):
             self.store = SqliteStorage(self.disk.path, "n1")
 
@@ -282,7 +288,7 @@ class Run:
 @contextlib.contextmanager
 def small() -> Iterator[None]:
     with (
-        patch.object(journal, "JOURNAL_BYTES", JOURNAL_BYTES),
+        patch.object(journal, "JOURNAL_BYTES", JOURNAL_BYTES[0]),
         patch.object(journal, "RECORD_BYTES_MAX", RECORD_BYTES_MAX),
         patch.object(storage, "WAL_BYTES_MAX", WAL_BYTES_MAX),
     ):
@@ -311,7 +317,7 @@ def live(seed: int) -> None:
     disk = SimDisk(chance)
     disk.has_direct_writes = chance.random() < 0.7
     calls = Calls(chance)
-    with small(), disk.mounted(), Run(disk) as run:
+    with small(), disk.mounted(), Run(disk, chance) as run:
         run.open()
         for _ in range(STEPS):
             if chance.random() < 0.3:
@@ -378,7 +384,7 @@ def play(seed: int, fault: Callable[[SimDisk], object] | None) -> int:
 
     How many operations of the disk there were without it."""
     disk = SimDisk(random.Random(seed))
-    with small(), disk.mounted(), Run(disk) as run:
+    with small(), disk.mounted(), Run(disk, random.Random(seed)) as run:
         run.open()
         start = disk.operations
         if fault is not None:
