@@ -183,7 +183,8 @@ async def test_a_removed_node_is_known_however_many_were_removed_after_it(
                     me = other.line.me
                     identity = (me.cluster_id, me.node_id, me.incarnation)
                     index = other.members.known_index
-                    assert each.members.admit(Hello(2, 2, *identity, index, "", "")) is None
+                    hello = Hello(2, 2, *identity, index, "", "", level=NEWEST)
+                    assert each.members.admit(hello) is None
 
 
 @pytest.mark.parametrize(
