@@ -26,11 +26,13 @@ from repl_broker.message import time_text
 from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, WriteBatch
 from repl_broker.storage import Identity, Loaded, SqliteStorage
 
-__all__ = ["DISOWNED", "FOUNDED", "FOUNDINGS", "Recovery", "Standing", "found", "standing_of"]
+__all__ = ["DISOWNED", "FOUNDED", "FOUNDINGS", "LOST", "Recovery", "Standing", "found"]
+__all__ += ["standing_of"]
 
 FOUNDINGS: Final = "foundings"  # the note: a list of records, the newest last
 FOUNDED: Final = "founded"  # the note: when --bootstrap founded one with an empty store, in ms
 DISOWNED: Final = "disowned"  # the note: why a node takes no part, whose cluster should not be
+LOST: Final = "lost"  # the note: up to where the log was acknowledged, and where it ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ def found(
     record = {"how": how, "time": time_text(now_ms), "old": old.as_json(), "new": new.as_json()}
     foundings = [*(storage.note(FOUNDINGS) or ()), record]
     batch = WriteBatch((entry,), HardState(term, None))
-    founded = {FOUNDINGS: foundings, DISOWNED: None}  # of another cluster now, that is sure
+    # Of another cluster now, that is sure; and nobody knows what it said in the one before.
+    founded = {FOUNDINGS: foundings, DISOWNED: None, LOST: None}
     storage.found_cluster(identity, batch, {**(notes or {}), **founded})
     return record
 

@@ -48,7 +48,7 @@ from repl_broker.command import (
 )
 from repl_broker.disk import Disk, InThread
 from repl_broker.errors import NOTHING_CHANGED, ReplBrokerError, RequestError, StorageError
-from repl_broker.founding import DISOWNED, FOUNDED
+from repl_broker.founding import DISOWNED, FOUNDED, LOST
 from repl_broker.histogram import Durations
 from repl_broker.history import History
 from repl_broker.levels import NEWEST, NUMBERED, PUBLISHERS
@@ -61,6 +61,7 @@ from repl_broker.raft.core import (
     CoreOptions,
     Effects,
     Event,
+    Loss,
     MembershipChange,
     PartReceived,
     Persisted,
@@ -131,6 +132,7 @@ ALARM_NEAR_SECONDS: Final = 0.02  # some publishes long: else the alarm may go o
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
 LOOK_SECONDS_MIN: Final = 0.05  # between two looks for those that have waited for so long
+PARTING_SECONDS: Final = 1.0  # for the leader to hear why this node ends
 
 T = TypeVar("T")
 
@@ -290,6 +292,7 @@ class Replica:
             "propose": self._on_propose,
             "read": self._on_read,
             "progress": self._on_progress,
+            "loss": self._on_loss,
             "snapshot-begin": self._on_snapshot_begin,
             "snapshot-state": self._on_snapshot_state,
             "snapshot-entries": self._on_snapshot_entries,
@@ -333,6 +336,7 @@ class Replica:
         self._awake = trio.Event()
         self._rounds = trio.lowlevel.ParkingLot()  # woken by each round of the driving task
         self._failure: Exception | None = None  # of a turn, or of the disk
+        self._loss: Loss | None = None  # … that is the failure
         self.seen = Seen(Role.FOLLOWER, 0, None, has_committed=False)
         self._news = trio.lowlevel.ParkingLot()  # woken when that changes
         self._members: Membership | None = None  # as ``on_members`` was told
@@ -782,6 +786,17 @@ class Replica:
         if not self.leads or self._core.term != term or self._closing:
             raise NotLeaderError
 
+    async def _on_loss(self, peer: str, argument: Any) -> None:
+        """Its last words."""
+        acknowledged, last_index = msgspec.convert(argument, tuple[int, int])
+        log.error(
+            "a node has lost what it had acknowledged, and ends; remove it, and let it join with "
+            "an empty data directory node=%s acknowledged=%d last_index=%d",
+            peer,
+            acknowledged,
+            last_index,
+        )
+
     async def _on_snapshot_begin(self, peer: str, argument: Any) -> None:
         if self.holds_back:
             raise StoreFullError("the disk has no room for a snapshot")
@@ -807,6 +822,8 @@ class Replica:
         A node that ``joins`` a cluster is not its own first member.
         """
         disk = self._disk
+        if lost := await disk.load(lambda storage: storage.note(LOST)):
+            raise self._lost(Loss(*lost))
         self.disowned = await disk.load(lambda storage: storage.note(DISOWNED))
         self._founded_ms = await disk.load(lambda storage: storage.note(FOUNDED))
         self._run = (await disk.load(lambda storage: storage.note(RUNS)) or 0) + 1
@@ -893,9 +910,31 @@ class Replica:
             self._rounds.unpark_all()
             self.turn()
             if self._failure is not None:
+                if self._loss is not None:
+                    await self._note_loss(self._loss)
                 raise self._failure
             with trio.CancelScope(deadline=self._deadline) as self._alarm:
                 await self._awake.wait()  # which lets others run, even if there is more to do
+
+    async def _note_loss(self, loss: Loss) -> None:
+        """On this disk, such as it is, and in the leader's log."""
+        said = msgspec.structs.astuple(loss)
+        with suppress(StorageError):
+            await self._disk.noted(LOST, said)
+        with trio.move_on_after(PARTING_SECONDS), suppress(NotLeaderError, PeerRefusedError):
+            while True:  # it may have started just now, and have no connection of its own yet
+                with suppress(PeerUnreachableError):
+                    await self.call_leader("loss", said, seconds=PARTING_SECONDS)
+                    return
+                await trio.sleep(self.options.heartbeat_interval_seconds)
+
+    def _lost(self, loss: Loss) -> StorageError:
+        return StorageError(
+            f"the store of node {self.node_id!r} lost what it had acknowledged: up to entry "
+            f"{loss.acknowledged} at least, and its log ended at {loss.last_index}. Look whether "
+            f"its disk keeps what is synced; then run 'repl-broker cluster remove {self.node_id}' "
+            "on another node, and let this one join with an empty data directory"
+        )
 
     def turn(self) -> None:
         """Own the core: give it what has happened, carry out what it asks for.
@@ -949,6 +988,10 @@ class Replica:
             self._awake.set()
 
     def _carry_out(self, effects: Effects) -> None:
+        if effects.loss is not None:  # nothing that it says is worth anything
+            self._loss = effects.loss
+            self._fail(self._lost(effects.loss))
+            return
         for rpc in effects.send:
             self.peers.send(rpc)
         if effects.send:

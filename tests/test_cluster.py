@@ -375,6 +375,40 @@ async def test_a_failing_disk_ends_its_node_and_the_others_go_on(autojump_clock:
         assert follower.replica.state.seq == 1
 
 
+async def test_a_node_that_lost_what_it_had_acknowledged_ends_and_harms_nobody(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RAFT.md scenario 27: its disk has lied. Asked again and again, it never got level."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        follower = next(node for node in cluster.running.values() if node is not leader)
+        for number in range(5):
+            await leader.replica.propose(publish(b"%d" % number))
+        await cluster.converged()
+        last = leader.replica.commit_index
+        cluster.kill(follower.id)
+        for index in (last - 1, last):
+            del follower.disk.entries[index]
+        cluster.network.lost.add((follower.id, leader.id))  # it is dialled before it has dialled
+        await cluster.start(follower.id)
+        await trio.sleep(OPTIONS.heartbeat_interval_seconds * 2)
+        cluster.network.lost.clear()
+        await cluster.until(lambda: follower.id in cluster.failures, "it to end")
+        failure = cluster.failures[follower.id]
+        assert isinstance(failure, StorageError)
+        assert f"up to entry {last} at least, and its log ended at {last - 2}" in str(failure)
+        assert f"cluster remove {follower.id}" in str(failure)
+        (line,) = [r.getMessage() for r in caplog.records if "has lost what it had" in r.message]
+        assert line.endswith(f"node={follower.id} acknowledged={last} last_index={last - 2}")
+
+        assert await seq_of(leader.replica, publish(b"goes on")) == 6
+        assert await cluster.leader(*cluster.running) is leader
+
+        again = Replica(follower.disk, leader.replica._settings, now_ms=leader.replica._now_ms)
+        with pytest.raises(StorageError, match="lost what it had acknowledged"):
+            await again.load()
+
+
 async def test_a_leader_whose_disk_hangs_is_replaced(autojump_clock: MockClock) -> None:
     """RAFT.md scenario 48."""
     async with running_cluster() as cluster:

@@ -71,6 +71,7 @@ __all__ = [
     "CoreOptions",
     "Effects",
     "Event",
+    "Loss",
     "MembershipChange",
     "PartReceived",
     "Persisted",
@@ -257,6 +258,13 @@ class Refusal(Enum):
     NOT_A_VOTER = "only a voter can lead"
 
 
+class Loss(msgspec.Struct, frozen=True):
+    """What this node has acknowledged, as its leader knows, is beyond its log."""
+
+    acknowledged: int  # at least up to this index
+    last_index: int
+
+
 class Effects(msgspec.Struct):
     """What a step asks for. Order matters within each list, not between them,
     except: nothing in ``send`` rests on ``persist`` of this same value; and
@@ -274,6 +282,7 @@ class Effects(msgspec.Struct):
     )  # token, index to be applied
     snapshots: list[str] = []  # peers that need one sent
     restore: SnapshotMark | None = None  # install the snapshot that was received
+    loss: Loss | None = None  # the disk has lost what it said it had: this node must end
     deadline: float = math.inf  # call again then, at the latest
 
 
@@ -786,7 +795,7 @@ class Core:
 
     def _on_heartbeat(self, rpc: Heartbeat) -> None:
         self._hear_leader(rpc)
-        self._commit_to(min(rpc.commit, self.log.last_index))
+        self._commit_acknowledged(rpc.commit)
         # It says that this node lives, and its disk: behind the writes before it.
         self._hold(
             HeartbeatReply(
@@ -796,7 +805,7 @@ class Core:
 
     def _on_commit(self, rpc: Commit) -> None:
         self._hear_leader(rpc)
-        self._commit_to(min(rpc.index, self.log.last_index))
+        self._commit_acknowledged(rpc.index)
 
     def _on_snapshot_received(self, rpc: SnapshotReceived) -> None:
         self._hear_leader(rpc)
@@ -821,6 +830,13 @@ class Core:
         self.committed_index = self._handed_index = mark.index
         if self.leader is not None:
             self._accept(self.leader, mark.index)
+
+    def _commit_acknowledged(self, index: int) -> None:
+        """``index`` is no further than what this node has acknowledged to this leader. A log
+        that ends before it was longer, on a disk that has lost its end since."""
+        if index > self.log.last_index and self._installing is None:
+            self._effects.loss = Loss(index, self.log.last_index)
+        self._commit_to(min(index, self.log.last_index))
 
     def _commit_to(self, index: int) -> None:
         if index <= self.committed_index or self._installing is not None:

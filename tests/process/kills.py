@@ -55,6 +55,7 @@ LIFE_SECONDS_MAX: Final = 1.2  # from a fault to the kill
 SOME: Final = 10  # acknowledged publishes: the others go on
 LAST_WORDS: Final = ("error: the store", "failed to write", "then start the node again")
 LOSS: Final = "lost what it had acknowledged"
+LEADERS_WORDS: Final = "has lost what it had acknowledged, and ends"
 
 
 def _slow(choice: random.Random) -> dict[str, int]:
@@ -176,10 +177,12 @@ class Patient:
     def _replace(self) -> None:
         """As the guide has it: its old self is removed, and it joins without data."""
         assert LOSS in self._node.log_text(), self._node.log_text()[-2000:]
+        leader = self._cluster.leader()
+        assert LEADERS_WORDS in leader.log_text(), leader.log_text()[-2000:]
         self.tally.noticed += 1
-        with Client(self._cluster.leader()) as client:
+        with Client(leader) as client:
             answer = client.request("DELETE", f"/v1/cluster/members/{BAD}")
-        assert answer.status == 200, answer
+        assert answer.status == 202, answer
         shutil.rmtree(self._node.data_dir)
         self._disk.forget()
         self._node.start()

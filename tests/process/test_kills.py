@@ -12,13 +12,12 @@ from typing import Final
 import pytest
 
 from tests.process.disk import compiled
-from tests.process.kills import patient
+from tests.process.kills import KINDS, patient
 from tests.required import need_program
 
 pytestmark = pytest.mark.process
 
 ROUNDS: Final = 2
-KINDS: Final = ("slow", "full", "fails")
 
 
 def test_what_was_promised_holds_when_a_node_with_a_bad_disk_is_killed_again_and_again(
@@ -29,5 +28,5 @@ def test_what_was_promised_holds_when_a_node_with_a_bad_disk_is_killed_again_and
     print(f"seed={seed}")  # noqa: T201
 
     with patient(tmp_path, library, seed) as one:
-        for kind in KINDS * ROUNDS:
+        for kind in [*KINDS] * ROUNDS:
             one.suffer(kind)

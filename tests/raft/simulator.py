@@ -797,6 +797,7 @@ class Simulator:
 
     def check(self, node: Node, core: Core, before: Before, effects: Effects) -> None:
         require, oracle, disk = self.require, self.oracle, node.disk
+        require(effects.loss is None, node.id, "misses what no disk has lost:", effects.loss)
         # Terms and commit indexes only grow; the order of the indexes.
         require(core.term >= max(before.term, disk.hard_state.term), node.id, "term runs back")
         require(core.committed_index >= before.committed, node.id, "commit index runs back")

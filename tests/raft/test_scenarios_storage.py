@@ -16,9 +16,18 @@ from unittest.mock import patch
 import pytest
 
 from repl_broker import journal
-from repl_broker.raft.core import Receive, Role
+from repl_broker.raft.core import Loss, Receive, Role
 from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
-from repl_broker.raft.rpc import Append, AppendReply, PreVote, PreVoteReply, Vote, VoteReply
+from repl_broker.raft.rpc import (
+    Append,
+    AppendReply,
+    Commit,
+    Heartbeat,
+    PreVote,
+    PreVoteReply,
+    Vote,
+    VoteReply,
+)
 from repl_broker.storage import SqliteStorage
 from tests.raft.cluster import Cluster, accepted, entries_of
 from tests.raft.power_loss import (
@@ -384,6 +393,35 @@ def test_an_append_whose_write_failed_is_never_acknowledged() -> None:
         assert effects.send == []
     pass_time(cluster, "n2")
     assert cluster.fly(AppendReply) == []
+
+
+@pytest.mark.parametrize("news", ["heartbeat", "commit"])
+def test_who_is_told_of_a_commit_beyond_its_log_has_lost_what_it_acknowledged(news: str) -> None:
+    """RAFT.md scenario 27: its disk has lied; its leader knows."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    for _ in range(3):
+        cluster.propose("n1")
+    cluster.deliver()
+    assert cluster["n2"].log.last_index == 4
+    cluster.disks["n2"].write(WriteBatch(truncate_from=3))
+    cluster.start("n2")
+    heartbeat = Heartbeat(sender="n1", receiver="n2", term=1, commit=4, round=1)
+    commit = Commit(sender="n1", receiver="n2", term=1, index=4)
+    effects = cluster.receive(heartbeat if news == "heartbeat" else commit)
+    assert effects.loss == Loss(acknowledged=4, last_index=2)
+
+
+def test_whose_log_is_being_replaced_has_lost_nothing() -> None:
+    """RAFT.md scenario 27: the leader may know that the snapshot has come."""
+    cluster = Cluster(logs={"n1": [1] * 5}, terms={"n2": 1})
+    cluster.elect("n1", "n1", "n3")
+    cluster.compact("n1", 5)
+    effects = cluster.receive(cluster.snapshot("n1", "n2"))
+    assert effects.restore is not None
+    rpc = Heartbeat(sender="n1", receiver="n2", term=cluster["n1"].term, commit=5, round=1)
+    assert cluster.receive(rpc).loss is None
+    assert cluster.install("n2", effects.restore).loss is None
 
 
 def test_a_candidate_whose_write_failed_asks_nobody_and_has_not_voted() -> None:
