@@ -94,7 +94,7 @@ PART_SECONDS: Final = 0.05  # of a frame that is still coming, until more of it 
 PART_BYTES: Final = 16 << 10  # … and how much: a trickle keeps nobody in office
 KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
-TLS_PIECE_BYTES: Final = 256 << 10  # encrypted at a time; others have their turn in between
+PIECE_BYTES: Final = 256 << 10  # sent, or encrypted, at a time; others have their turn in between
 PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
 # RFC 8446 section 6: alert, fatal, protocol_version. For who speaks TLS where none is wanted.
 NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
@@ -625,7 +625,7 @@ class _Line:
         if self._tls is not None:
             await self._tls.secure()
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         await (self._tls or self.stream).send_all(data)
 
     def try_send(self, data: bytes) -> int:
@@ -696,10 +696,8 @@ class _Tls:
         server, client = sides if self._accepts else sides[::-1]
         self.binding = hashlib.sha256(server).digest() + hashlib.sha256(client).digest()
 
-    async def send_all(self, data: bytes) -> None:
-        whole = memoryview(data)
-        for start in range(0, len(whole), TLS_PIECE_BYTES):
-            await self._stream.send_all(whole[start : start + TLS_PIECE_BYTES])
+    async def send_all(self, data: bytes | memoryview) -> None:
+        await self._stream.send_all(data)
 
     async def receive_some(self, bytes_max: int) -> bytes:
         if self._has_heard:
@@ -757,6 +755,9 @@ class _Outbox:
         self._line = line  # None while there is no connection
         self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
+        self.put_bytes = 0  # since there is this connection, and of them …
+        self.gone_bytes = 0  # … what the kernel has taken
+        self.on_gone: Callable[[], None] = lambda: None  # more of what did not go at once
         self._sending = False
         self._work = trio.Event()
         self.life = trio.CancelScope()  # of the connection, where it was accepted
@@ -768,13 +769,14 @@ class _Outbox:
         data = _frame(frame)
         self._queue.append(data)
         self._queue_bytes += len(data)
+        self.put_bytes += len(data)
         return True
 
     def connect(self, line: _Line | None) -> None:
         """Send over ``line`` from now on; what was queued for another is gone."""
         self._line = line
         self._queue.clear()
-        self._queue_bytes = 0
+        self._queue_bytes = self.put_bytes = self.gone_bytes = 0
         self._sending = False
 
     def flush(self) -> None:
@@ -784,6 +786,7 @@ class _Outbox:
         data = self._take()
         sent = self._line.try_send(data)
         self._transport._sent_bytes += sent
+        self.gone_bytes += sent
         if sent < len(data):
             self._queue.appendleft(data[sent:])
             self._queue_bytes += len(data) - sent
@@ -802,9 +805,13 @@ class _Outbox:
         assert line is not None
         while True:
             while self._queue and self._sending:
-                data = self._take()
-                await line.send(data)
-                self._transport._sent_bytes += len(data)
+                data = memoryview(self._take())
+                for start in range(0, len(data), PIECE_BYTES):
+                    piece = data[start : start + PIECE_BYTES]
+                    await line.send(piece)
+                    self._transport._sent_bytes += len(piece)
+                    self.gone_bytes += len(piece)
+                    self.on_gone()
             self._sending = False
             self._work = trio.Event()
             await self._work.wait()
@@ -824,6 +831,7 @@ class _Link:
         self._peer = peer  # empty: whoever listens there
         self._life = trio.CancelScope()
         self.outbox = _Outbox(transport)
+        self.outbox.on_gone = self._bear_with_calls
         self._settled = trio.Event()  # connected, refused, or given up
         self._failure = ""  # why there was no connection, the last time
         self._is_over = False  # given up: it is not dialled again
@@ -834,9 +842,9 @@ class _Link:
         self._life.cancel()
 
     async def call(self, name: str, argument: Any, seconds: float) -> Any:
-        call = _Call()
+        call = _Call(seconds)
         sent = False
-        with trio.move_on_after(seconds):
+        with call.patience:
             await self._settled.wait()
             if self.refusal is not None and not self.connected:
                 raise PeerRefusedError(str(self.refusal), kind=self.refusal.kind)
@@ -848,6 +856,7 @@ class _Link:
             self._calls[number] = call
             try:
                 sent = self.connected and self.outbox.put((_REQUEST, number, name, argument))
+                call.end_bytes = self.outbox.put_bytes
                 self.outbox.flush()
                 if sent:
                     await call.done.wait()
@@ -858,6 +867,14 @@ class _Link:
         if not call.done.is_set() or call.lost:
             raise PeerUnreachableError(f"{self._where} did not answer in {seconds:g} s", sent=sent)
         return call.reply
+
+    def _bear_with_calls(self) -> None:
+        """Those that are on their way wait from now on: on a slow link a large one takes longer
+        than its answer may."""
+        now = trio.current_time()
+        for call in self._calls.values():
+            if call.end_bytes > self.outbox.gone_bytes:
+                call.patience.deadline = now + call.seconds
 
     @property
     def _where(self) -> str:
@@ -1050,7 +1067,10 @@ class _Link:
 class _Call:
     """A request that waits for its reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.patience = trio.move_on_after(seconds)
+        self.end_bytes = 0  # of what was put before it, and itself
         self.done = trio.Event()
         self.reply: Any = None
         self.refusal: str | None = None

@@ -818,6 +818,84 @@ async def test_parts_of_a_reply_are_told_of_as_well(
     assert node.parts == ["b"] * 4
 
 
+class Narrow(trio.abc.HalfCloseableStream):
+    """A stream over which bytes take their time."""
+
+    def __init__(self, below: trio.abc.HalfCloseableStream, bytes_per_second: float) -> None:
+        self._below = below
+        self._bytes_per_second = bytes_per_second
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.sleep(len(data) / self._bytes_per_second)
+        await self._below.send_all(data)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self._below.receive_some(max_bytes))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._below.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._below.send_eof()
+
+    async def aclose(self) -> None:
+        await self._below.aclose()
+
+
+@asynccontextmanager
+async def narrowly_linked(node: Node, peer: Node, rate: float) -> AsyncIterator[None]:
+    """What the node sends to the peer takes its time."""
+    node_id = peer.transport.me.node_id
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.transport.serve, theirs)
+        link = node.transport._links[node_id] = _Link(node.transport, node_id, ("", 0))
+        nursery.start_soon(link.talk, Narrow(ours, rate))
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_large_request_has_as_long_as_it_takes_to_send_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    a, b = Node("a"), Node("b")
+    async with narrowly_linked(a, b, 1 << 20):
+        began = trio.current_time()
+        _, _, argument = await a.transport.call("b", "ask", bytes(8 << 20), seconds=2)
+        assert len(argument) == 8 << 20
+        assert trio.current_time() - began > 8
+
+
+async def test_a_request_that_gets_no_further_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    a, b = Node("a"), Node("b")
+    async with narrowly_linked(a, b, 1 << 10):
+        await connected(a, "b")
+        began = trio.current_time()
+        with pytest.raises(PeerUnreachableError, match="did not answer"):
+            await a.transport.call("b", "ask", bytes(8 << 20), seconds=2)
+        assert trio.current_time() - began < 3
+
+
+async def test_what_was_sent_waits_no_longer_because_others_are_on_their_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    a, b = Node("a"), Node("b")
+    async with narrowly_linked(a, b, 1 << 20), trio.open_nursery() as nursery:
+        await connected(a, "b")
+        began = trio.current_time()
+
+        async def hang() -> None:
+            with pytest.raises(PeerUnreachableError, match="did not answer"):
+                await a.transport.call("b", "hang", None, seconds=2)
+            assert trio.current_time() - began < 3
+
+        nursery.start_soon(hang)
+        await trio.testing.wait_all_tasks_blocked()
+        await a.transport.call("b", "ask", bytes(8 << 20), seconds=2)
+
+
 # --- a node that another has taken the place of ---
 
 
