@@ -18,6 +18,7 @@ from repl_broker.disk import Disk
 from repl_broker.errors import StorageError
 from repl_broker.message import Message
 from repl_broker.state import BrokerState, Location
+from repl_broker.storage import REMEDY
 from repl_broker.wire import decode_messages
 
 __all__ = ["History"]
@@ -105,7 +106,7 @@ class History:
         """Looking again would find the same for ever."""
         error = StorageError(
             f"the store is damaged: message {at.seq} of {at.topic!r} should be in entry "
-            f"{at.entry}, and is not; restore it from a backup"
+            f"{at.entry}, and is not; {REMEDY}"
         )
         self._damage_found(error)
         return error

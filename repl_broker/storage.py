@@ -43,6 +43,7 @@ from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBat
 from repl_broker.wal import is_damaged
 
 __all__ = [
+    "JOURNAL_NAME",
     "STORE_NAME",
     "Identity",
     "Loaded",
@@ -51,6 +52,8 @@ __all__ = [
     "Storage",
     "StoreCopy",
     "copy_store",
+    "hold",
+    "require_store",
 ]
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,10 @@ META_KEYS: Final = (  # that have a checksum together; the others are notes
     "term",
     "vote",
 )
-REMEDY: Final = "restore it from a backup, or start with an empty data directory"
+REMEDY: Final = (
+    "if others of its cluster run, 'repl-broker cluster rejoin' has them send theirs; else restore "
+    "it from a backup, or start with an empty data directory"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +361,7 @@ class SqliteStorage:
         self._remedy = remedy
         self._failed: str | None = None
         if node_id is None:
-            _require_store(folder)
+            require_store(folder)
         self._wal_bytes_max = WAL_BYTES_MAX
         self._closing = contextlib.ExitStack()
         self._journal: Journal | None = None
@@ -397,23 +403,10 @@ class SqliteStorage:
 
     def _lock(self) -> None:
         try:
-            lock = _open_lock(self._folder)
+            lock = hold(self._folder)
         except OSError as error:  # another user's, from an earlier run
             raise self._unwritable(error) from None
         self._closing.callback(os.close, lock)
-        if not _take(lock):
-            holder = ""
-            with contextlib.suppress(OSError):
-                holder = os.read(lock, 32).decode(errors="replace").strip()
-            by = f" (process {holder})" if holder.isdigit() else ""
-            raise StoreLockedError(
-                f"the data directory {str(self._folder)!r} is in use by a running node{by}; "
-                "stop that one first, or give this one a directory and a port of its own, by "
-                "--data-dir DIRECTORY --http HOST:PORT"
-            ) from None
-        with contextlib.suppress(OSError):  # it is for people; a full disk may start, too
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     def _keep_from_others(self) -> None:
         """The store's files are for this user alone: SQLite gives those that it makes beside the
@@ -937,7 +930,7 @@ def copy_store(folder: Path, target: Path) -> None:
     sqlite3.Error; a signal that raises becomes
     KeyboardInterrupt.
     """
-    _require_store(folder)
+    require_store(folder)
     source = folder / STORE_NAME
     _check_wal_at_rest(folder)
     # Not read-only: the last to close a file is to remove its write-ahead log.
@@ -1036,7 +1029,28 @@ def _salt_checksum(salt: str) -> str:
     return f"{crc32(salt.encode()):08x}"
 
 
-def _require_store(folder: Path) -> None:
+def hold(folder: Path) -> int:
+    """The lock of the store there, until it is closed. Raises StoreLockedError, OSError."""
+    lock = _open_lock(folder)
+    if not _take(lock):
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        by = f" (process {holder})" if holder.isdigit() else ""
+        raise StoreLockedError(
+            f"the data directory {str(folder)!r} is in use by a running node{by}; "
+            "stop that one first, or give this one a directory and a port of its own, by "
+            "--data-dir DIRECTORY --http HOST:PORT"
+        )
+    with contextlib.suppress(OSError):  # it is for people; a full disk may start, too
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def require_store(folder: Path) -> None:
+    """Raises ConfigError where there is none."""
     where = f"the data directory {str(folder)!r}"
     try:
         is_there = (folder / STORE_NAME).is_file()

@@ -36,7 +36,7 @@ LAYERS = (
     ("taking",),
     ("history",),
     ("hub",),
-    ("backup",),
+    ("backup", "aside"),
     ("founding",),
     ("soundness",),
     ("state",),

@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from repl_broker.cli.confirmation import asked
+from repl_broker.cli.confirmation import confirm as confirm_with
 from repl_broker.cli.options import (
     KeyType,
     UrlType,
@@ -25,13 +26,15 @@ from repl_broker.config import Address
 
 __all__ = ["cluster"]
 
+LEAVE_SECONDS: Final = 30  # until the cluster has agreed that a node is no member any more
+
 
 @click.group()
 def cluster() -> None:
     """Show the cluster; add and remove nodes; move the leadership.
 
-    A node in single-node mode refuses all but "status". "recover" is for when
-    most nodes are lost.
+    A node in single-node mode refuses all but "status". "rejoin" is for a node whose
+    store is damaged, "recover" for when most nodes are lost.
     """
 
 
@@ -213,4 +216,122 @@ def outcome(new: dict[str, Any]) -> str:
         f"recovered: {new['node']} is the only member from index {new['last_index']} of term "
         f"{new['term']} on; cluster id {new['cluster_id']}, epoch {new['epoch']}.\n"
         "Start it as before, then add new nodes. The store keeps a record of this."
+    )
+
+
+# --- rejoin ---
+
+
+@cluster.command()
+@config_option
+@data_dir_option
+@click.option(
+    "--node-id",
+    type=KeyType("node.id", "name"),
+    help="The node's name, if its store cannot say it.",
+)
+@click.option(
+    "--url",
+    type=UrlType(),
+    metavar="URL",
+    required=True,
+    help="Another node of the cluster, which runs.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def rejoin(
+    file: Path | None,
+    data_dir: Path | None,
+    node_id: str | None,
+    url: str,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Have this node join its cluster anew, with what the others have.
+
+    For a store that is damaged, or not trusted any more. Stop the node first, and run
+    this on its machine. The node is removed from the cluster, and its store moved aside:
+    nothing is deleted. Started again, it gets everything from the others.
+    """
+    from repl_broker.aside import Aside
+    from repl_broker.cli.client import Client
+
+    folder = data_dir_of(file, data_dir)
+    with Aside(folder) as aside, Client(url, token=given_token()) as client:
+        node = own_name(aside.node_id, node_id, folder)
+        others = others_of(client, node, aside.cluster_id)
+        if not yes:
+            confirm_with(lambda: REJOINING.format(node=node, folder=folder))
+        leave(client, node)
+        target = aside.move(time.time_ns() // 1_000_000)
+    join = others[0]
+    if as_json:
+        click.echo(json.dumps({"node": node, "aside": str(target), "join": others}))
+    else:
+        click.echo(REJOINED.format(node=node, target=target, join=join))
+
+
+REJOINING = (
+    "{node} is removed from the cluster, and its store in {folder} moved aside. What the others "
+    "have, it gets from them; what only it had is then in the files aside. Go on?"
+)
+REJOINED = (
+    "{node} is no member any more; its store is in {target}.\n"
+    "Start it with 'join' in [cluster], or with --join {join}, and without --bootstrap: it gets "
+    "everything from the others, and its vote when it has caught up. Delete the files aside then."
+)
+
+
+def own_name(stored: str, given: str | None, folder: Path) -> str:
+    """Which member goes: never by a default, as it may be another that goes well."""
+    if stored and given and stored != given:
+        raise click.UsageError(f"the store in {str(folder)!r} is of node {stored!r}, not {given!r}")
+    if not (stored or given):
+        raise click.UsageError(
+            f"the store in {str(folder)!r} cannot say of which node it is; name it with --node-id"
+        )
+    return given or stored
+
+
+def others_of(client: Any, node: str, cluster_id: str) -> list[str]:
+    """The addresses of the other voters. Raises ClickException if the node cannot be taken out."""
+    found = client.call("GET", "/v1/cluster")
+    if found.get("mode") != "cluster":
+        raise click.ClickException(f"the node at {client.url} runs alone, and is no cluster")
+    if cluster_id and found.get("cluster_id") != cluster_id:
+        raise click.ClickException(
+            f"the node at {client.url} is of cluster {found.get('cluster_id')}, and the store of "
+            f"cluster {cluster_id}; name a node of its own with --url"
+        )
+    members = {each["id"]: each for each in found.get("members", ())}
+    me = members.pop(node, None)
+    if me is not None and me.get("reachable") is not False:
+        raise click.ClickException(
+            f"the cluster reaches a node {node!r} that runs, or cannot tell; this is for one that "
+            "is stopped: stop it, wait for some seconds, and try again"
+        )
+    others = [m["raft_address"] for m in members.values() if m["role"] != "learner"]
+    if not others:
+        raise click.ClickException(f"{node!r} is the only voter: nobody else has what it had")
+    return others
+
+
+def leave(client: Any, node: str) -> None:
+    """Take it out, and wait until that is agreed on. Raises CallError, ClickException."""
+    from repl_broker.cli.client import ProblemError, segment
+
+    end = time.monotonic() + LEAVE_SECONDS
+    while time.monotonic() < end:
+        members = client.call("GET", "/v1/cluster").get("members", ())
+        if all(each["id"] != node for each in members):
+            return
+        try:
+            client.call("DELETE", f"/v1/cluster/members/{segment(node)}")
+        except ProblemError as error:
+            if error.code not in ("membership_change_in_progress", "member_not_found"):
+                raise
+        time.sleep(0.2)
+    raise click.ClickException(
+        f"{node!r} was not removed within {LEAVE_SECONDS} s; nothing was moved. A majority of the "
+        "members must run: see 'repl-broker cluster status'"
     )
