@@ -1713,3 +1713,22 @@ def test_revocations_survive_a_snapshot_and_leave_none_behind(node: Node) -> Non
     node.apply(Expire(), at=60_000)
     assert msgpack.unpackb(node.state.snapshot())[0] == 1
     assert BrokerState.restore(node.state.snapshot()).revocations == {}
+
+
+def test_states_stay_equal_where_one_was_restored_and_then_much_expires() -> None:
+    """What is trimmed first must not depend on the order in which topics came to be there."""
+    state = BrokerState()
+    names = [f"t{number * 7 % 20:02}" for number in range(20)]
+    for index, name in enumerate(names, 1):
+        state.apply(index, 1000, [CreateTopic(name, seconds=10)])
+    for index, name in enumerate(reversed(names), 21):
+        state.apply(index, 2000 + index % 3, [Publish(name, (b"1", b"2", b"3"))])
+    copy = BrokerState.restore(state.snapshot())
+    for index in range(41, 81):
+        time_ms = 12_000 + 50 * (index - 41)
+        for each in (state, copy):
+            each.apply(index, time_ms, [Expire(7)])
+        assert copy.digest() == state.digest(), f"at entry {index}"
+        if index == 50:
+            copy = BrokerState.restore(state.snapshot())
+    assert state.retained_messages == 0
