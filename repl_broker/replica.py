@@ -306,6 +306,7 @@ class Replica:
         self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
         self.on_full: Callable[[str], RequestError] = _storage_full
         self.holds_back = False
+        self.has_reserve = True  # for what makes room, all the same
         self.level_max: Final = level_max  # the highest feature level that this version has
         self.options = core_options or CoreOptions()
         self._patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
@@ -735,7 +736,7 @@ class Replica:
 
     def receive(self, rpc: Rpc) -> None:
         """Take an RPC of a peer; ``turn`` when there are no more for now."""
-        if self.holds_back and isinstance(rpc, Append) and rpc.entries:
+        if self.holds_back and isinstance(rpc, Append) and not self._has_room_for(rpc.entries):
             return  # as if it were lost: there is no disk for it
         if self._loaded:
             self._events.append(Receive(rpc))
@@ -744,6 +745,10 @@ class Replica:
         """More of an RPC has come from there, and not all of it; ``turn`` as after ``receive``."""
         if self._loaded:
             self._events.append(PartReceived(peer))
+
+    def _has_room_for(self, entries: Sequence[Entry]) -> bool:
+        """Though the disk is nearly full: what makes room may take the reserve."""
+        return not entries or (self.has_reserve and all(map(_makes_room, entries)))
 
     def lost(self, peer: str) -> None:
         """The connection to ``peer`` broke."""
@@ -799,6 +804,7 @@ class Replica:
 
     async def _on_snapshot_begin(self, peer: str, argument: Any) -> None:
         if self.holds_back:
+            self._receiver.forget()  # what another left staged may be what takes the room
             raise StoreFullError("the disk has no room for a snapshot")
         await self._receiver.begin(peer, argument, self._core.term)
 
@@ -1460,6 +1466,17 @@ def _said(found: Any, kind: type[T]) -> T:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
         raise PeerUnreachableError(f"it answered something else: {error}") from None
+
+
+def _makes_room(entry: Entry) -> bool:
+    """Whether it adds no messages: what gets a full cluster out of that is small."""
+    if entry.kind is not EntryKind.DATA:
+        return True
+    try:
+        commands = decode_entry(entry.data)[1]
+    except ValueError:
+        return False
+    return not any(isinstance(command, Publish | CreateTopic) for command in commands)
 
 
 def _readable(entry: Entry) -> tuple[int, list[Command]]:

@@ -13,7 +13,9 @@ full, or so many others that none of what it took could be committed: those tell
 it, for as long as they are. One full disk of three stops nothing. A node whose
 disk has come below half of what is to be left free takes no more entries from
 the leader, as if they were lost on the way: it stays, serves what it has, and
-catches up when it has room.
+catches up when it has room. What makes room is taken all the same, down to an eighth:
+deletions, expiry, the first entry of a new leader. Else a majority without room could
+not get out of that.
 
 Nothing is told between two looks, so what is taken meanwhile is counted.
 """
@@ -43,6 +45,7 @@ REPORT_SECONDS: Final = 5.0  # for which what a peer said of itself holds
 WRITTEN_TIMES: Final = 3  # each byte: the journal, SQLite's write-ahead log, the database
 STORAGE_AGAIN: Final = 0.95  # of ``storage_bytes``, and there is room again
 DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``
+RESERVE: Final = 8  # of this part of ``disk_free_bytes`` what makes room may take the rest
 REQUEST: Final = "full"  # what a follower tells the leader
 
 
@@ -162,6 +165,7 @@ class Room:
         self._disk_full = self._free < (floor * DISK_AGAIN if wary else floor)
         self._may_be_full = False
         self._replica.holds_back = self._free < floor // 2
+        self._replica.has_reserve = self._free >= floor // RESERVE
         self._tell(was, self._disk_full, "the disk of the store is nearly full")
         self._note_stored()
 

@@ -360,3 +360,27 @@ async def test_a_follower_without_disk_takes_no_entries_and_catches_up_when_it_h
         there.free[full] = 1 << 40
         await there.cluster.converged()
         assert there.cluster[full].replica.state.seq == 50
+
+
+async def test_a_majority_without_room_lets_through_what_makes_room(
+    autojump_clock: MockClock,
+) -> None:
+    """Deleting, and a new leader's first entry; down to a reserve."""
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
+        await there.cluster[leader].broker.publish(ANYONE, "other", b"2")
+        await there.cluster.converged()
+        there.free[second] = there.free[third] = FLOOR // 2 - 1
+        await trio.sleep(3)
+        assert await there.code_of_publish(third) == "storage_full"
+        await there.cluster[third].broker.delete_topic(ANYONE, "chat")
+        there.cluster.kill(leader)
+        await there.cluster.leader(second, third)
+        await there.cluster[second].broker.delete_topic(ANYONE, "other")
+        await there.cluster.converged()
+        assert not there.cluster[second].replica.state.topics
+        there.free[second] = there.free[third] = FLOOR // 8 - 1
+        await look()
+        with pytest.raises(RequestError):
+            await there.cluster[third].broker.create_topic(ANYONE, "more")
