@@ -606,9 +606,12 @@ class SqliteStorage:
         assert self._journal is not None
         try:
             self._journal.append(entries)
-        except Exception as error:
-            raise self._write_failed(error) from error
-        self._pending.update((entry.index, entry) for entry in entries)
+            self._pending.update((entry.index, entry) for entry in entries)
+        except BaseException as error:  # as in _failing, which costs more than this
+            failure = self._write_failed(error)
+            if isinstance(error, Exception):
+                raise failure from error
+            raise
 
     def _put(self, writer: sqlite3.Connection, batch: WriteBatch) -> None:
         if batch.truncate_from is not None:
@@ -748,10 +751,8 @@ class SqliteStorage:
         """Move what the write-ahead log holds into the database, beside the writer."""
         if self._failed is not None:
             raise StorageError(self._failed)
-        try:
+        with self._failing():
             self._tidier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        except Exception as error:
-            raise self._write_failed(error) from error
 
     def free_bytes(self) -> int:
         if self._failed is not None:
@@ -835,7 +836,7 @@ class SqliteStorage:
         if self._failed is not None:
             raise StorageError(self._failed)
         salt = None
-        try:
+        with self._failing():
             with self._transaction(self._writer):
                 if self._pending:  # what comes may change it
                     salt = self._move_pending(secrets.token_bytes(SALT_BYTES))
@@ -844,10 +845,19 @@ class SqliteStorage:
                 self._journal.begin_anew(salt)
                 self._pending = {}
             self._bound_wal()
-        except Exception as error:  # of whatever kind: what it left behind is unknown
-            raise self._write_failed(error) from error
 
-    def _write_failed(self, error: Exception) -> StorageError:
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """An error of whatever kind is the end of the store: what it left behind is unknown."""
+        try:
+            yield
+        except BaseException as error:
+            failure = self._write_failed(error)
+            if isinstance(error, Exception):
+                raise failure from error
+            raise  # it is not about the store: somebody ends the program
+
+    def _write_failed(self, error: BaseException) -> StorageError:
         """Refuse everything from now on. Returns the error to raise."""
         if isinstance(error, StorageError):
             self._failed = str(error)  # what it found before it wrote

@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -470,3 +471,78 @@ def test_a_commit_whose_sync_failed_is_on_disk_once_it_counts() -> None:
             disk.crash()
             run.open()
             run.compare([run.model])
+
+
+# --- errors that are not the disk's ---
+
+PLACES = (
+    (storage, "_insert"),
+    (storage, "_put_salt"),
+    (storage, "_checksum"),
+    (SqliteStorage, "_bound_wal"),  # after the commit
+    (journal.Journal, "append"),
+    (journal.Journal, "begin_anew"),  # after the commit, too
+    (journal, "_checksum"),
+)
+ERRORS = (MemoryError(), OverflowError("too large"), KeyboardInterrupt(), SystemExit(1))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("owner", "name"), PLACES, ids=[name for _, name in PLACES])
+def test_an_error_of_any_kind_within_a_write_is_the_end_of_the_store(
+    owner: Any, name: str, error: BaseException
+) -> None:
+    """Whatever is done later would rest on a write of which nobody knows what it left."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    met = 0
+    ends = StorageError if isinstance(error, Exception) else type(error)
+    for number in (1, 4, 7, 10):  # an entry, a truncation, a snapshot, other data
+        call = SCRIPT[number]
+        disk = SimDisk(random.Random(number))
+        with small(), disk.mounted(), Run(disk) as run:
+            run.open()
+            for earlier in SCRIPT[:number]:
+                assert not run.call(earlier)
+            assert run.store is not None
+            after = run.model.copy()
+            getattr(after, call[0])(*call[1])
+            with patch.object(owner, name, fail):
+                try:
+                    getattr(run.store, call[0])(*call[1])
+                    continue  # it does not get there
+                except ends:
+                    met += 1
+            for later in (("write", (entry(99),)), ("write_notes", ({"one": 9},)), ("tidy", ())):
+                with pytest.raises(StorageError, match="nothing more is acknowledged"):
+                    getattr(run.store, later[0])(*later[1])
+            possible = [run.model, after]
+            run.open()
+            run.compare(possible)
+    assert met
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("write", WriteBatch((Entry(1, 1 << 70, EntryKind.DATA, b""),))),
+        ("write", WriteBatch((Entry(1, 1, EntryKind.DATA, b""),), HardState(1 << 70))),
+        ("write", WriteBatch((), HardState(1, "\ud800"))),
+        ("write", WriteBatch((Entry(1, 1, EntryKind.DATA, "text"),))),  # type: ignore[arg-type]
+        ("write_notes", {"one": object()}),
+        ("save_snapshot", Snapshot(1 << 70, 1, b"", b"")),
+    ],
+)
+def test_what_cannot_be_written_is_the_end_of_the_store(name: str, argument: object) -> None:
+    disk = SimDisk(random.Random(1))
+    with disk.mounted(), Run(disk) as run:
+        run.open()
+        assert run.store is not None
+        with pytest.raises(StorageError, match="failed to write"):
+            getattr(run.store, name)(argument)
+        with pytest.raises(StorageError, match="failed to write"):
+            run.store.write(entry(1))
+        run.open()
+        run.compare([run.model])
