@@ -327,6 +327,7 @@ _INSERT: Final = f"INSERT INTO log VALUES {_ROW}"  # noqa: S608  # nosec B608  #
 _INSERT_MANY: Final = 64  # rows by one statement: between two, another thread may take its time
 _INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608  # nosec B608
 _STAGED: Final = "SELECT EXISTS (SELECT 1 FROM staged_snapshot), EXISTS (SELECT 1 FROM staged_log)"
+_LOOKED_FOR: Final = 10_000  # entries by one statement
 _SALT: Final = "journal"  # the key in meta: which of the journal's records count
 _SHAPE: Final = "journal_shape"  # and what reading them rests on, with the salt that it is said of
 
@@ -638,15 +639,15 @@ class SqliteStorage:
     def missing(self, indexes: Sequence[int]) -> int | None:
         pending = self._pending
         with self._read_lock, self._damage_told():
-            for first, last in _ranges(i for i in indexes if i not in pending):
-                count = "SELECT count(*) FROM log WHERE idx BETWEEN ? AND ?"
-                (found,) = self._reader.execute(count, (first, last)).fetchone()
-                if found <= last - first:
-                    rows = self._reader.execute(
-                        "SELECT idx FROM log WHERE idx BETWEEN ? AND ? ORDER BY idx", (first, last)
-                    )
-                    there = {index for (index,) in rows}
-                    return next(i for i in range(first, last + 1) if i not in there)
+            for start in range(0, len(indexes), _LOOKED_FOR):
+                wanted = indexes[start : start + _LOOKED_FOR]
+                rows = self._reader.execute(
+                    "SELECT idx FROM log WHERE idx BETWEEN ? AND ?", (wanted[0], wanted[-1])
+                )
+                there = {index for (index,) in rows}
+                lost = (i for i in wanted if i not in there and i not in pending)
+                if (first := next(lost, None)) is not None:
+                    return first
         return None
 
     def damaged(self, fault: str) -> StorageError:
