@@ -253,6 +253,7 @@ def connect(
         on_rpc=replica.receive,
         on_request=members.answer,
         admit=members.admit,
+        admit_level=members.admit_level,
         on_part=replica.receive_part,
         on_unreachable=replica.lost,
         on_removed=removed,

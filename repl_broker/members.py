@@ -497,15 +497,16 @@ class Members:
 
     def admit(self, hello: Hello) -> str | None:
         """What speaks against talking to that node, which knows the secret."""
-        return self._objection(hello) or self._objection_to_level(hello)
+        return self._objection(hello) or self.admit_level(hello.node_id, hello.level)
 
-    def _objection_to_level(self, hello: Hello) -> str | None:
-        level = self._replica.state.level
-        if not self._belongs or hello.level >= level:
+    def admit_level(self, node_id: str, level: int) -> Level | None:
+        """What speaks against a node whose version knows ``level`` at most, whoever dials."""
+        needed = self._replica.state.level
+        if not self._belongs or level >= needed:
             return None
         return Level(
-            f"the cluster has feature level {level}, and the version of node {hello.node_id!r} "
-            f"knows {hello.level} at most; install a newer one there"
+            f"the cluster has feature level {needed}, and the version of node {node_id!r} "
+            f"knows {level} at most; install a newer one there"
         )
 
     def _objection(self, hello: Hello) -> str | None:

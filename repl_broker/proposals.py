@@ -281,6 +281,24 @@ class Proposals:
                     continue
             self._line(offer).put_back(offer)
 
+    def recall(self, offers: Iterable[Offer]) -> None:
+        """They are in no log, and are about to be put back."""
+        for offer in offers:
+            if isinstance(offer, Proposal):
+                offer.away = False
+
+    def keep_back(
+        self, offers: Iterable[Offer], kinds: tuple[type, ...], refusal: RequestError
+    ) -> list[Offer]:
+        """The offers less those of commands of ``kinds``, which are refused."""
+        kept: list[Offer] = []
+        for offer in offers:
+            if isinstance(offer, Proposal) and isinstance(offer.commands[0], kinds):
+                self.refuse(offer, refusal)
+            else:
+                kept.append(offer)
+        return kept
+
     def refuse_forwarded(self) -> None:
         """This node leads no more: what peers sent goes back to them, never on."""
         for line in (self._light, self._heavy):

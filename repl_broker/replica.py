@@ -44,6 +44,7 @@ from repl_broker.command import (
     Expire,
     Numbered,
     Publish,
+    RaiseLevel,
     Settings,
 )
 from repl_broker.disk import Disk, InThread
@@ -115,6 +116,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
+LEADERS_OWN: Final = (Configure, Expire, RaiseLevel)  # which no follower sends on
 RUNS: Final = "runs"  # the note: how often this node was started
 FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
 TURNS_MAX: Final = 4  # one after the other, without letting others run
@@ -768,6 +770,7 @@ class Replica:
         if self.disowned is not None:  # the other has yet to hear of it
             raise NotLeaderError
         commands = [decode_command(each) for each in encoded]
+        self._check_sent_on(peer, commands)
         if (why := self.admits(commands)) is not None:
             raise StoreFullError(f"{FULL}{why}")
         offer = Forwarded(peer, commands, encoded)
@@ -777,6 +780,17 @@ class Replica:
         if offer.place is None:
             raise NotLeaderError
         return offer.place
+
+    def _check_sent_on(self, peer: str, commands: Sequence[Command]) -> None:
+        """That a peer may have them appended: its own numbers, nothing that a leader decides."""
+        member = self._core.membership.find(peer)
+        for command in commands:
+            if isinstance(command, LEADERS_OWN):
+                raise NotLeadersError(f"{type(command).__name__} is for the leader to propose")
+            if isinstance(command, Numbered) and (
+                member is None or member.incarnation not in ("", command.sender)
+            ):
+                raise NotLeadersError(f"the numbers are not those of the member {peer!r}")
 
     async def _on_read(self, peer: str, argument: Any) -> int:
         self._require_leader(msgspec.convert(argument, int))
@@ -1137,6 +1151,8 @@ class Replica:
         if not self._may_send_off():
             return
         offers = self._proposals.take(ENTRY_BYTES_MAX)
+        if not self.leads:
+            offers = self._proposals.keep_back(offers, LEADERS_OWN, self._no_leader())
         if not offers:
             return
         self._together = len(offers)
@@ -1181,14 +1197,13 @@ class Replica:
             if str(error).startswith(FULL):
                 self._refuse_publishes(offers, str(error).removeprefix(FULL))
             else:
-                await self.pause(seen)  # the next leader may not be known yet
-                self._proposals.put_back(offers)
+                await self._put_back(offers, seen)
         except PeerUnreachableError as error:
-            await self.pause(seen)
             if error.sent:
+                await self.pause(seen)
                 self._proposals.lose(offers)
             else:
-                self._proposals.put_back(offers)
+                await self._put_back(offers, seen)
         else:
             placed = [(o, first + ordinal) for o, ordinal in zip(offers, ordinals, strict=True)]
             self._proposals.place_late(placed, index, term, self.state.applied_index)
@@ -1196,16 +1211,15 @@ class Replica:
             self._forwards -= 1
             self.turn()
 
+    async def _put_back(self, offers: Sequence[Offer], seen: Seen) -> None:
+        """They are in no log. The next leader may not be known yet."""
+        self._proposals.recall(offers)
+        await self.pause(seen)
+        self._proposals.put_back(offers)
+
     def _refuse_publishes(self, offers: Sequence[Offer], why: str) -> None:
         """The leader has no room for them; what else was with them goes again by itself."""
-        refusal = self.on_full(why)
-        rest: list[Offer] = []
-        for offer in offers:
-            if isinstance(offer, Proposal) and isinstance(offer.commands[0], Publish):
-                self._proposals.refuse(offer, refusal)
-            else:
-                rest.append(offer)
-        self._proposals.put_back(rest)
+        self._proposals.put_back(self._proposals.keep_back(offers, (Publish,), self.on_full(why)))
 
     # --- the disk ---
 
@@ -1423,6 +1437,10 @@ def _shutting_down() -> RequestError:
 
 class StoreFullError(ReplBrokerError):
     """The leader takes no publishes: its store is full, or too many others are."""
+
+
+class NotLeadersError(ReplBrokerError):
+    """A peer sends on what it may not have appended."""
 
 
 class NoSuchRequestError(ReplBrokerError):

@@ -178,7 +178,8 @@ class Transport:
     it names. ``on_request`` answers a request of a peer, or of a *guest*, who
     belongs to no cluster yet and whose name is empty; a ReplBrokerError that it
     raises becomes the caller's PeerRefusedError. ``admit`` says what speaks
-    against a peer that knows the secret, or None. ``on_removed`` is told when a
+    against a peer that knows the secret, or None; ``admit_level`` what does against
+    the version of one, whichever of the two has dialled. ``on_removed`` is told when a
     peer says that this node was removed, ``on_lost`` when one of another cluster knows
     it with other data; ``on_part`` is told now and then of whom a long frame is still
     coming; ``on_received`` is called when all RPCs that had arrived were given to
@@ -197,6 +198,7 @@ class Transport:
         on_rpc: OnRpc,
         on_request: OnRequest,
         admit: Admit,
+        admit_level: Callable[[str, int], Objection | None] = lambda node_id, level: None,
         on_part: Callable[[str], None] = lambda peer: None,
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,
@@ -213,6 +215,7 @@ class Transport:
         self._on_rpc = on_rpc
         self._on_request = on_request
         self._admit = admit
+        self._admit_level = admit_level
         self._on_part = on_part
         self._on_unreachable = on_unreachable
         self._on_removed = on_removed
@@ -1034,6 +1037,9 @@ class _Link:
             raise PeerRefusedError(f"{where} is node {welcome.node_id!r}, not {self._peer!r}")
         if known and welcome.incarnation != known:
             raise PeerRefusedError(lost_its_data(self._peer, self._transport.me.cluster_id))
+        objection = self._transport._admit_level(welcome.node_id, welcome.level)
+        if objection is not None:
+            raise PeerRefusedError(objection, kind=objection.kind)
 
     async def _take_replies(self, frames: _Frames) -> None:
         while await frames.more():

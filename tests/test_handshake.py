@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import msgpack
@@ -17,6 +18,7 @@ from repl_broker.handshake import (
     NONCE_BYTES,
     STRANGER,
     Hello,
+    Level,
     Loss,
     Lost,
     Part,
@@ -27,6 +29,7 @@ from repl_broker.handshake import (
     Welcome,
     stretch,
 )
+from repl_broker.levels import FIRST, NEWEST
 from repl_broker.transport import HELLO_BYTES_MAX, PeerRefusedError, _Frames, _Line, _Link
 from tests.test_transport import (
     CLUSTER,
@@ -386,6 +389,21 @@ async def test_one_of_an_older_handshake_is_refused_in_a_text_that_it_logs(
         await hand.frames.send(OLD_HELLO)
         assert await hand.frames.receive() == ("refused", STRANGER)
     assert "speaks an older protocol; upgrade it" in caplog.text
+
+
+async def test_an_older_version_is_not_spoken_to_whoever_dials() -> None:
+    """The leader dials its members, and what it sends would end a node that does not know it."""
+    a, b = Node("a"), Node("b")
+    b.transport.me = replace(b.transport.me, level=FIRST)
+    a.transport._admit_level = lambda node_id, level: (
+        Level(f"{node_id} knows {level}") if level < NEWEST else None
+    )
+    async with running(b):
+        with pytest.raises(PeerRefusedError, match="b knows 1") as refused:
+            await a.transport.call_address(b.address, "join", "me", seconds=5)
+        assert refused.value.kind == "level"
+        b.transport.me = replace(b.transport.me, level=NEWEST)
+        await a.transport.call_address(b.address, "join", "me", seconds=5)
 
 
 @pytest.mark.parametrize("objection", ["no", Removal("gone"), Loss("lost", "a:1")], ids=str)

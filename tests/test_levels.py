@@ -8,13 +8,23 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from repl_broker.command import Command, CreateTopic, DeleteTopic, Numbered
+from repl_broker.command import (
+    Command,
+    Configure,
+    CreateTopic,
+    DeleteTopic,
+    Expire,
+    Numbered,
+    RaiseLevel,
+    Retention,
+    Settings,
+)
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.levels import FIRST, NEWEST, NUMBERED
 from repl_broker.raft.log import EntryKind
 from repl_broker.replica import Replica
-from repl_broker.transport import PeerUnreachableError
-from repl_broker.wire import decode_entry
+from repl_broker.transport import PeerRefusedError, PeerUnreachableError
+from repl_broker.wire import decode_entry, encode_command
 from tests.network import Cluster, ClusterNode, running_cluster
 from tests.test_cluster import history, publish, seq_of
 
@@ -98,7 +108,67 @@ async def test_a_node_of_an_older_version_does_not_join(autojump_clock: MockCloc
         assert "n4" not in cluster["n1"].replica.membership.ids
 
 
+async def test_an_older_version_at_a_members_place_is_refused_both_ways(
+    autojump_clock: MockClock,
+) -> None:
+    """The one that is dialled has it from the same rule as the one that dials."""
+    async with running_cluster() as cluster:
+        for node in cluster.running.values():
+            assert node.members.admit_level("n2", NEWEST) is None
+            assert "install a newer one" in str(node.members.admit_level("n2", FIRST))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        RaiseLevel(1000),
+        Expire(10),
+        Configure(Settings(True, Retention(1, 1, 1), 1, 1)),
+        Numbered("another", 1, 1, (1,)),
+    ],
+    ids=lambda command: type(command).__name__,
+)
+async def test_a_peer_has_nothing_appended_that_is_the_leaders_or_anothers(
+    command: Command, autojump_clock: MockClock
+) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        peer = next(node for node in cluster.running.values() if node is not leader)
+        encoded = (encode_command(command), encode_command(publish(b"x")))
+        argument = (leader.replica.term, encoded)
+        with pytest.raises(PeerRefusedError):
+            await peer.line.call(leader.id, "propose", argument, seconds=5)
+        assert leader.replica.state.level == NEWEST
+        assert await history(leader.replica) == []
+
+
+async def test_what_only_a_leader_proposes_is_not_sent_on(autojump_clock: MockClock) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node = next(node for node in cluster.running.values() if node is not leader)
+        cluster.network.asked.clear()
+        with pytest.raises(RequestError) as refused:
+            await node.replica.propose(Expire(10))
+        assert refused.value.code == "no_leader"
+        assert "propose" not in [name for _, _, name in cluster.network.asked]
+
+
 # --- repeats ---
+
+
+async def test_what_the_leader_refuses_ends_as_refused_and_not_in_doubt(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent, and answered: it is in no log, however long that is tried."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node = next(node for node in cluster.running.values() if node is not leader)
+
+        async def call(*_: object, seconds: float) -> object:
+            raise PeerRefusedError("not from you")
+
+        monkeypatch.setattr(node.line, "call", call)
+        assert await outcome_or_code(node.replica) == "no_leader"
 
 
 def losing_answers(node: ClusterNode, monkeypatch: pytest.MonkeyPatch, lost: int) -> list[Any]:
