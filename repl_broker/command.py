@@ -147,10 +147,13 @@ class RevokeTokens(msgspec.Struct, frozen=True):
     """Refuse the tokens of ``subject`` that were issued before the entry's time.
 
     That is remembered for ``keep_seconds``; a token that lives longer is refused anyway.
+    ``asked_ms`` is what the node that was asked took for the time, and counts if the entry
+    is dated far ahead of it; 0: it does not say.
     """
 
     subject: str
     keep_seconds: int
+    asked_ms: int = 0
 
 
 class Numbered(msgspec.Struct, frozen=True):

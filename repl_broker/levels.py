@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["FIRST", "NEWEST", "NUMBERED", "PUBLISHERS"]
+__all__ = ["FIRST", "NEWEST", "NUMBERED", "PUBLISHERS", "TWO_CLOCKS"]
 
 FIRST: Final = 1  # what 0.1 began with; whoever says nothing of levels has this one
 NUMBERED: Final = 2  # what nodes send on to the leader has numbers (senders.py)
 PUBLISHERS: Final = 2  # what a message takes may count for whoever published it
-NEWEST: Final = NUMBERED  # what this version has
+TWO_CLOCKS: Final = 3  # a revocation has the time of two clocks, and is kept (state.py)
+NEWEST: Final = TWO_CLOCKS  # what this version has

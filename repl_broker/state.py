@@ -51,7 +51,7 @@ from repl_broker.command import (
     Settings,
 )
 from repl_broker.expiry import Expiry
-from repl_broker.levels import FIRST
+from repl_broker.levels import FIRST, TWO_CLOCKS
 from repl_broker.message import SEQUENCE_MAX, FilterSet, Message, TopicDeleted
 from repl_broker.names import Names
 from repl_broker.patience import ENDLESS, Patience
@@ -85,6 +85,7 @@ __all__ = [
 MESSAGE_OVERHEAD_BYTES: Final = 64  # of the store and of memory, beside a message's data
 TOMBSTONES_MAX: Final = 1000  # deleted topics remembered by name
 REVOCATIONS_MAX: Final = 100_000  # subjects whose tokens were revoked; about 20 MB
+CLOCKS_APART_MS: Final = 60_000  # by which two clocks may differ that are both taken for right
 ALL_STEPS: Final = 1 << 60
 EXPIRY_STEPS_OF_TOPIC: Final = 8  # as much work as so many messages of it
 
@@ -456,7 +457,7 @@ class BrokerState:
         # The oldest are folded into the floor: below it, losses are not known by name.
         self.tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.tombstone_floor = 0
-        # By subject, in the order of their times.
+        # By subject, in the order in which they came.
         self.revocations: dict[str, Revocation] = {}
         self.level = FIRST  # which commands may be proposed
         self.senders = Senders()
@@ -843,8 +844,14 @@ class BrokerState:
     def _revoke_tokens(
         self, command: RevokeTokens, events: list[Message | TopicDeleted]
     ) -> Outcome:
+        """A clock that is ahead for a while must not lock anyone out until that time has come.
+
+        So of two times that are far apart the earlier counts, and one that was far ahead of now
+        is given up. If they are near each other, what refuses more tokens counts.
+        """
         self._forget_revocations()
-        if len(self.revocations) >= REVOCATIONS_MAX and command.subject not in self.revocations:
+        is_new = command.subject not in self.revocations
+        if is_new and len(self.revocations) >= REVOCATIONS_MAX and not self._forget_oldest():
             return Refused(
                 "rate_limited",
                 f"The tokens of {REVOCATIONS_MAX:,} subjects are revoked already, and no more are "
@@ -853,12 +860,26 @@ class BrokerState:
         now_ms = self.time_ms
         before = self.revocations.pop(command.subject, Revocation(0, 0))
         until_ms = max(before.until_ms, now_ms + command.keep_seconds * 1000)
+        if command.asked_ms:
+            if now_ms > command.asked_ms + CLOCKS_APART_MS:
+                now_ms = command.asked_ms
+            if before.time_ms <= now_ms + CLOCKS_APART_MS:
+                now_ms = max(now_ms, before.time_ms)
         self.revocations[command.subject] = Revocation(now_ms, until_ms)
         self._revoked.append(command.subject)
         return Revoked(command.subject, now_ms)
 
+    def _forget_oldest(self) -> bool:
+        """Make room for one more revocation, if one is over."""
+        for subject, known in self.revocations.items():
+            if known.until_ms < self.time_ms:
+                del self.revocations[subject]
+                return True
+        return False
+
     def _forget_revocations(self) -> None:
-        if self.revocations:
+        """Not by the time alone: one clock that was ahead for a moment would do it for good."""
+        if self.revocations and self.level < TWO_CLOCKS:
             over = [s for s, known in self.revocations.items() if known.until_ms < self.time_ms]
             for subject in over:
                 del self.revocations[subject]
@@ -1005,7 +1026,7 @@ class BrokerState:
         if due is not None and due.time_ms < now_ms:
             return True
         first = next(iter(self.revocations.values()), None)
-        if first is not None and first.until_ms < now_ms:
+        if first is not None and first.until_ms < now_ms and self.level < TWO_CLOCKS:
             return True
         oldest_ms = self._keys.oldest_ms
         return (

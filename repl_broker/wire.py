@@ -73,8 +73,8 @@ def encode_command(command: Command) -> bytes:
             fields = (CONFIGURE, *pack_settings(settings))
         case Expire(steps_max):
             fields = (EXPIRE, *((steps_max,) if steps_max else ()))
-        case RevokeTokens(subject, keep_seconds):
-            fields = (REVOKE_TOKENS, subject, keep_seconds)
+        case RevokeTokens(subject, keep_seconds, asked_ms):
+            fields = (REVOKE_TOKENS, subject, keep_seconds, *((asked_ms,) if asked_ms else ()))
         case DeleteTopics(names, used):
             fields = (DELETE_TOPICS, names, used)
         case KeepTopics(names):
@@ -161,6 +161,8 @@ def _command(fields: tuple[Any, ...]) -> Command:
             return Expire(steps_max)
         case (6, subject, keep_seconds):
             return RevokeTokens(subject, keep_seconds)
+        case (6, subject, keep_seconds, int(asked_ms)) if asked_ms > 0:
+            return RevokeTokens(subject, keep_seconds, asked_ms)
         case (7, names, None):
             return DeleteTopics(names)
         case (7, names, tuple(used)) if len(used) == len(names):

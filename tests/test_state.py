@@ -28,11 +28,13 @@ from repl_broker.command import (
     Expire,
     KeepTopics,
     Publish,
+    RaiseLevel,
     Retention,
     RevokeTokens,
     Settings,
     Shares,
 )
+from repl_broker.levels import TWO_CLOCKS
 from repl_broker.message import FilterSet, Message, TopicDeleted
 from repl_broker.patience import ENDLESS
 from repl_broker.scan import Scan
@@ -1662,6 +1664,8 @@ def test_a_default_of_idle_time_begins_when_it_is_set_and_a_topic_may_leave_it_o
 
 # --- revoked tokens -----------------------------------------------------------------------
 
+YEAR_MS = 365 * 86_400_000
+
 
 def test_a_revocation_is_of_the_entrys_time_and_is_told(node: Node) -> None:
     applied = node.apply(RevokeTokens("ann", 10), at=5000)
@@ -1700,6 +1704,65 @@ def test_only_so_many_subjects_are_revoked(node: Node) -> None:
         assert node.state.revocations.keys() == {"ann", "bob"}
         node.apply(RevokeTokens("eve", 10), at=11_001)  # the others are forgotten
         assert node.state.revocations.keys() == {"eve"}
+
+
+def test_a_clock_that_is_far_ahead_for_a_moment_makes_no_revocation_forgotten(node: Node) -> None:
+    node.do(RaiseLevel(TWO_CLOCKS), at=1000)
+    node.apply(RevokeTokens("ann", 10, 1000), at=1000)
+    node.apply(Publish("a", (b"1",)), at=YEAR_MS)
+    node.apply(Expire(100), at=YEAR_MS)
+    node.apply(RevokeTokens("bob", 10, YEAR_MS), at=YEAR_MS)
+    assert node.state.revocations.keys() == {"ann", "bob"}
+    assert not node.state.expiry_due(2 * YEAR_MS) or len(node.state.topics)
+    node.apply(Expire(100), at=2 * YEAR_MS)
+    assert not node.state.expiry_due(2 * YEAR_MS)
+    assert node.state.revocations.keys() == {"ann", "bob"}
+
+
+def test_room_for_another_revocation_is_made_by_the_oldest_that_is_over(node: Node) -> None:
+    node.do(RaiseLevel(TWO_CLOCKS), at=1000)
+    with patch.object(state_module, "REVOCATIONS_MAX", 3):
+        for subject, keep_seconds in (("long", 1000), ("ann", 10), ("bob", 10)):
+            node.apply(RevokeTokens(subject, keep_seconds, 1000), at=1000)
+        outcome = node.apply(RevokeTokens("eve", 10, 2000), at=2000).outcomes[0]
+        assert isinstance(outcome, Refused)
+        assert node.state.revocations.keys() == {"long", "ann", "bob"}
+        node.apply(RevokeTokens("bob", 10, 11_001), at=11_001)  # which needs no more room
+        assert node.state.revocations.keys() == {"long", "ann", "bob"}
+        node.apply(RevokeTokens("eve", 10, 11_001), at=11_001)
+        assert node.state.revocations.keys() == {"long", "bob", "eve"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "at", "counts"),
+    [
+        (100_000, 100_000, 100_000),
+        (100_000, 101_000, 101_000),  # clocks that agree: what refuses more
+        (101_000, 100_000, 100_000),
+        (100_000, YEAR_MS, 100_000),  # the leader's is far ahead
+        (YEAR_MS, 100_000, 100_000),  # … or that of the node that was asked
+        (0, YEAR_MS, YEAR_MS),  # as nodes of an older version ask
+    ],
+)
+def test_of_two_clocks_that_are_far_apart_the_earlier_counts_for_a_revocation(
+    node: Node, asked: int, at: int, counts: int
+) -> None:
+    outcome = node.apply(RevokeTokens("ann", 10, asked), at=at).outcomes[0]
+    assert outcome == Revoked("ann", counts)
+    assert node.state.revocations["ann"] == Revocation(counts, at + 10_000)
+
+
+def test_a_revocation_that_was_dated_far_ahead_is_replaced_by_a_later_one(node: Node) -> None:
+    node.apply(RevokeTokens("ann", 10, YEAR_MS), at=YEAR_MS)
+    node.apply(RevokeTokens("ann", 10, 100_000), at=YEAR_MS + 1000)
+    assert node.state.revocations["ann"].time_ms == 100_000
+
+
+def test_a_revocation_takes_back_nothing_that_one_before_it_refuses(node: Node) -> None:
+    """Two nodes were asked one after the other, and the second's clock is a little behind."""
+    node.apply(RevokeTokens("ann", 10, 100_000), at=YEAR_MS)
+    node.apply(RevokeTokens("ann", 10, 99_000), at=YEAR_MS)
+    assert node.state.revocations["ann"].time_ms == 100_000
 
 
 def test_revocations_survive_a_snapshot_and_leave_none_behind(node: Node) -> None:

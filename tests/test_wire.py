@@ -74,7 +74,7 @@ COMMANDS = st.one_of(
         ),
     ),
     st.builds(Expire, COUNTS),
-    st.builds(RevokeTokens, st.text(st.characters(codec="utf-8"), max_size=300), COUNTS),
+    st.builds(RevokeTokens, st.text(st.characters(codec="utf-8"), max_size=300), COUNTS, COUNTS),
 )
 ENTRIES = st.lists(COMMANDS, max_size=8)
 TIMES = st.integers(0, 2**63 - 1)
