@@ -22,6 +22,7 @@ import msgspec
 from repl_broker.access import Access, Asking, Caller, Identity, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
 from repl_broker.checks import Checks
+from repl_broker.clocks import Clocks, ClockStatistics
 from repl_broker.command import (
     Command,
     CreateTopic,
@@ -38,6 +39,7 @@ from repl_broker.errors import NOTHING_CHANGED, RequestError
 from repl_broker.filters import Filters
 from repl_broker.hub import Hub, HubStatistics
 from repl_broker.idle import Batch, IdleTopics
+from repl_broker.levels import TWO_CLOCKS
 from repl_broker.loop_turns import LoopTurns, TurnStatistics
 from repl_broker.members import Members, MemberView
 from repl_broker.message import (
@@ -153,6 +155,7 @@ class Statistics:
     room: RoomStatistics
     refusals: Mapping[str, int]  # requests, by code
     turns: TurnStatistics
+    clocks: ClockStatistics
 
 
 class Broker:
@@ -175,7 +178,8 @@ class Broker:
         self.refusals: Counter[str] = Counter()  # by code; whoever tells a client so counts it
         self._replica = replica
         self._room = room  # None: the store never is full
-        self._members = members  # None in single-node mode
+        self._members = members  # None in single-node mode, as is …
+        self.clocks: Clocks | None = None  # … this, set by whoever puts the node together
         self._hub = hub
         self._config = config
         self._limits = _json_limits(config)
@@ -611,7 +615,10 @@ class Broker:
         self._administrator(asking)
         if not is_subject(subject):
             raise RequestError("invalid_parameter", f"A token's sub is {SUBJECT}.")
-        _accepted(await self._replica.propose(RevokeTokens(subject, self.access.keep_seconds)))
+        replica = self._replica
+        await replica.allow(TWO_CLOCKS)
+        asked_ms = (replica.certain_ms() or 0) if replica.state.level >= TWO_CLOCKS else 0
+        _accepted(await replica.propose(RevokeTokens(subject, self.access.keep_seconds, asked_ms)))
 
     # --- the node ---
 
@@ -668,6 +675,7 @@ class Broker:
             0,
             reachable=True,
             feature_level=self._replica.level_max,
+            clock_skew_seconds=0.0,
         )
 
     async def add_member(
@@ -740,6 +748,7 @@ class Broker:
             self._room.statistics() if self._room else NO_ROOM_KNOWN,
             self.refusals,
             self.turns.statistics(),
+            self.clocks.statistics() if self.clocks else ClockStatistics(),
         )
 
     def _followers(self, last_index: int) -> tuple[MemberStatistics, ...]:

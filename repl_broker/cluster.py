@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from repl_broker.certificates import Certificates
+from repl_broker.clocks import Clocks
 from repl_broker.config import Address, Config, is_loopback
 from repl_broker.errors import ConfigError
 from repl_broker.handshake import stretch
@@ -271,11 +272,12 @@ def connect(
 async def run(
     transport: Transport,
     members: Members,
+    clocks: Clocks,
     listeners: list[trio.SocketListener],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Talk to peers, and see to this node's membership, until cancelled.
+    """Talk to peers, see to this node's membership, and compare clocks, until cancelled.
 
     Raises ConfigError if the cluster will not have this node.
     """
@@ -286,4 +288,5 @@ async def run(
         nursery.start_soon(members.run)
         nursery.start_soon(members.look_around)
         nursery.start_soon(members.raise_level)
+        nursery.start_soon(clocks.run)
         task_status.started()

@@ -660,6 +660,14 @@ class ClusterConfig:
         "machines.",
         example='"cluster.secret"',
     )
+    clock_skew_seconds_max: int = key(
+        5,
+        Whole("seconds", 1, 3600),
+        "How far apart the clocks of two members may be that are both taken for right. A node "
+        "whose clock is further from what a majority has says so in its log, as do the others, "
+        "leaves it to them to lead, and dates nothing by its own clock. While no majority agrees, "
+        "nothing is removed for its age.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,7 @@ async def serve(
                         _pages_hook(publishing, streams, app, access),
                         Hook("certificates", LIVE["certificates"], certificates.reload),
                         _access_hook(access),
+                        _clocks_hook(broker),
                     ]
                 task_status.started(Running(broker, url, certificates))
                 nursery.start_soon(service.run, replica)
@@ -321,6 +322,14 @@ def _settings_hook(replica: Replica) -> Hook:
         LIVE["settings"],
         lambda config: replica.reconfigure(Broker.settings(config)),
     )
+
+
+def _clocks_hook(broker: Broker) -> Hook:
+    def apply(config: Config) -> None:
+        if broker.clocks is not None:
+            broker.clocks.reload(config.cluster.clock_skew_seconds_max)
+
+    return Hook("clocks", LIVE["clocks"], apply)
 
 
 def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio, access: Access) -> Hook:

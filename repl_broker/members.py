@@ -91,6 +91,7 @@ class MemberView(NamedTuple):
     lag: int | None  # entries that it lacks
     reachable: bool
     feature_level: int | None  # the highest that its version has
+    clock_skew_seconds: float | None  # by which its clock is ahead of this node's
 
 
 class Joiner(NamedTuple):
@@ -132,6 +133,7 @@ class Members:
         self._on_adopted = on_adopted
         self._on_disowned = on_disowned
         self._transport: Transport | None = None
+        self.skew_seconds: Callable[[str], float | None] = lambda node_id: None  # by clocks.py
         self._changed = trio.Event()  # set when the members change
         self._elsewhere: dict[str, tuple[str, Address]] = {}  # by id: not there any more, but here
         self._noted: dict[Address, str] = {}  # what was logged of the addresses in ``join``
@@ -599,6 +601,7 @@ class Members:
                     max(0, newest - found.match_index) if found else None,
                     reachable or m.id == self._me.id,
                     self._level_of(m.id),
+                    self.skew_seconds(m.id),
                 )
             )
         return views

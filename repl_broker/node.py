@@ -23,6 +23,7 @@ from repl_broker import cluster
 from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
+from repl_broker.clocks import Clocks
 from repl_broker.config import Config
 from repl_broker.disk import InThread
 from repl_broker.founding import FOUNDINGS
@@ -82,12 +83,14 @@ class Node:
         )
         self.clustered = False  # known once it is loaded
         self.members: Members | None = None  # those of a cluster, once it is connected
+        self.clocks: Clocks | None = None  # … and theirs
         self.room: Room
         self.broker: Broker
         self._make_broker = make_broker
         self._certificates = certificates
         self._in_thread = seams.in_thread
         self._join = config.cluster.join
+        self._now_ms = seams.now_ms
         self._key = b""
         self._transport: Transport | None = None
         self._raft_listeners: list[trio.SocketListener] = []
@@ -125,12 +128,15 @@ class Node:
                 on_adopted=self._adopted,
                 on_disowned=self.hub.close,
             )
+            self.clocks = Clocks(replica, self._now_ms, config.cluster.clock_skew_seconds_max)
+            self.members.skew_seconds = self.clocks.skew_seconds
             self._raft_listeners = raft_listeners
             self._transport = cluster.connect(replica, self.members, self._key, self._certificates)
         self.room = Room(replica, config.limits, self.storage.free_bytes, in_thread=self._in_thread)
         self.broker = self._make_broker(
             replica, self.hub, config, self.members, self.room, self.access
         )
+        self.broker.clocks = self.clocks
         return self.broker
 
     async def run(
@@ -144,8 +150,9 @@ class Node:
         async with trio.open_nursery() as nursery:
             if self.members is not None:
                 assert self._transport is not None, "members have connections"
+                assert self.clocks is not None, "… and clocks"
                 await nursery.start(
-                    cluster.run, self._transport, self.members, self._raft_listeners
+                    cluster.run, self._transport, self.members, self.clocks, self._raft_listeners
                 )
             await nursery.start(partial(self._run_replica, part))
             if self.members is not None:

@@ -45,6 +45,7 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("limits.topics_per_client", "limits.storage_bytes_per_client"),
         "limits.idempotency_keys_per_client",
     ),
+    "clocks": ("cluster.clock_skew_seconds_max",),
     "pages": ("http.hosts", "http.cors_origins", "http.access_log"),
     "certificates": (
         *("http.tls_certificate", "http.tls_key"),

@@ -60,6 +60,7 @@ from repl_broker.raft.core import (
     Compact,
     Core,
     CoreOptions,
+    Decline,
     Effects,
     Event,
     Loss,
@@ -309,6 +310,9 @@ class Replica:
         self.on_full: Callable[[str], RequestError] = _storage_full
         self.holds_back = False
         self.has_reserve = True  # for what makes room, all the same
+        # By clocks.py: the time of day, None while none is certain; whether to wait for it.
+        self.certain_ms: Callable[[], int | None] = now_ms
+        self.holds_entries = False
         self.level_max: Final = level_max  # the highest feature level that this version has
         self.options = core_options or CoreOptions()
         self._patience = PATIENCE_ELECTIONS * self.options.election_timeout_seconds
@@ -358,7 +362,10 @@ class Replica:
         self._together = 0  # how many offers went together the last time
         self._full_at = -1  # the commit index when there was no room for a proposal
         self._leader_calls: dict[trio.CancelScope, int] = {}  # under way, and in which term
-        self._stamped_at = 0.0  # by the steady clock: when the newest entry got its time
+        self._stamped_ms = 0  # the newest entry's time …
+        self._stamped_at = 0.0  # … and when it got it, by the steady clock
+        self._has_stamped = False  # this node has, since it was started
+        self._is_ahead = False  # the log's time, of this node's clock, as was logged
         self._receiver = SnapshotReceiver(self._disk, in_thread)
         self._snapshots_sent = 0
         self._snapshots_received = 0
@@ -705,6 +712,15 @@ class Replica:
                 await self._news.park()
             log.info("handed over leader=%s term=%d", self.leader, self.term)
 
+    def decline(self, *, declines: bool) -> None:
+        """Leave it to others to stand for leader, as long as one of them can."""
+        self._post(Decline(declines))
+
+    async def allow(self, level: int) -> None:
+        """Have a feature level in force, if no other node has to know what is of it."""
+        if self._is_alone and self.state.level < level <= self.level_max:
+            await self.propose(RaiseLevel(level))
+
     def _best_successor(self, avoid: Container[str] = ()) -> str | None:
         """The voter that answers and has most of the log; None if this node does not lead."""
         progress = self.progress()
@@ -855,7 +871,7 @@ class Replica:
             mark = SnapshotMark(snapshot.index, snapshot.term, _membership(snapshot.membership))
         disk.loaded(mark.index + len(loaded.entries))
         self._upkeep.loaded(mark.index, sum(len(entry.data) for entry in loaded.entries))
-        self._stamped_at = trio.current_time()
+        self._note_time(self.state.time_ms)
         try:
             self._core = Core(
                 self.node_id,
@@ -1121,8 +1137,9 @@ class Replica:
             return False
         if self.leads:
             core = self._core
-            is_full = core.committed_index == self._full_at
-            return core.takes_proposals and not core.is_writing and not is_full
+            if self.holds_entries or core.committed_index == self._full_at:
+                return False
+            return core.takes_proposals and not core.is_writing
         return self._core.leader is not None and self._forwards < FORWARDS_MAX
 
     def _offered_more(self) -> None:
@@ -1242,7 +1259,7 @@ class Replica:
         """The store has it: so has everybody, from now on."""
         state.generation = self.state.generation + 1
         self.state = state
-        self._stamped_at = trio.current_time()
+        self._note_time(state.time_ms)
         self._committed.clear()
         self._own.clear()
         self._upkeep.loaded(mark.index, 0)
@@ -1261,22 +1278,45 @@ class Replica:
         """The time for an entry now: the clock's, but never running back.
 
         If the clock was ahead and was put right, time goes on at a steady pace
-        from where it stood, so that history and keys keep ageing.
+        from where it stood, so that history and keys keep ageing. So it does while
+        no clock is known to be right.
         """
-        return max(self._now_ms(), self._steady_ms())
+        steady_ms, certain_ms = self._steady_ms(), self.certain_ms()
+        return steady_ms if certain_ms is None else max(certain_ms, steady_ms)
 
     def _steady_ms(self) -> int:
         """What the time should be, by what has passed since the newest entry."""
-        return self.state.time_ms + int((trio.current_time() - self._stamped_at) * 1000)
+        return self._stamped_ms + int((trio.current_time() - self._stamped_at) * 1000)
 
     def _stamp_ms(self) -> int:
         """The time for the entry that is made now."""
-        time_ms = self.time_ms()
-        jump_ms = time_ms - self._steady_ms()
-        if self._proposals.commands and jump_ms > CLOCK_JUMP_MS:
-            log.warning("the clock has jumped ahead seconds=%d", jump_ms // 1000)
-        self._stamped_at = trio.current_time()
+        time_ms, before_ms = self.time_ms(), self._stamped_ms
+        seconds = (time_ms - self._steady_ms()) // 1000
+        if before_ms and seconds > CLOCK_JUMP_MS // 1000:
+            if self._has_stamped:
+                log.warning("the clock has jumped ahead; history ages by it seconds=%d", seconds)
+            else:
+                log.info("the newest entry is old; history ages by the clock seconds=%d", seconds)
+        self._note_time(time_ms)
+        self._has_stamped = True
         return time_ms
+
+    def _note_time(self, time_ms: int) -> None:
+        """An entry of that time is the newest."""
+        self._stamped_ms, self._stamped_at = max(time_ms, self.state.time_ms), trio.current_time()
+        ahead_ms = time_ms - self._now_ms()
+        if (ahead_ms > CLOCK_JUMP_MS) is self._is_ahead:
+            return
+        self._is_ahead = not self._is_ahead
+        if self._is_ahead:
+            log.warning(
+                "the log's time is ahead of this node's clock seconds=%d leader=%s remedy=%r",
+                ahead_ms // 1000,
+                self._core.leader,
+                "let all nodes follow NTP; time goes on at a steady pace until clocks reach it",
+            )
+        else:
+            log.info("the log's time is not ahead of this node's clock any more")
 
     # --- applying ---
 
@@ -1305,7 +1345,7 @@ class Replica:
             self._events.extend(TellCommit(peer) for peer in sorted(waiting))
         elif entry.kind is EntryKind.DATA:
             time_ms, commands = _readable(entry)
-            self._stamped_at = trio.current_time()
+            self._note_time(time_ms)
         elif entry.kind is EntryKind.MEMBERSHIP:
             self._notice_removal(Membership.decode(entry.data))
         applied = self.state.apply(entry.index, time_ms, commands)
@@ -1424,7 +1464,9 @@ class Replica:
             self._receiver.look()
             with suppress(RequestError):  # it may have waited into the shutdown
                 for _ in range(EXPIRY_ENTRIES_MAX):
-                    if not self.leads or self._closing or not self.state.expiry_due(self.time_ms()):
+                    if not self.leads or self._closing or self.certain_ms() is None:
+                        break
+                    if not self.state.expiry_due(self.time_ms()):
                         break
                     await self.propose(Expire(EXPIRY_STEPS_MAX))
 

@@ -19,6 +19,7 @@ import msgpack
 import trio
 
 from repl_broker.broker import Broker
+from repl_broker.clocks import Clocks
 from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
 from repl_broker.handshake import Hello, Loss, Lost, Removal, lost_its_data
@@ -209,6 +210,7 @@ class ClusterNode:
             level_max=level,
         )
         self.line = Line(network, node_id)
+        self.clocks = Clocks(self.replica, clock, config.cluster.clock_skew_seconds_max)
         self.config = config
         self.join = join
         self.watch = watch
@@ -230,12 +232,15 @@ class ClusterNode:
         )
         self.replica.peers = self.line
         self.members.connect(self.line)  # type: ignore[arg-type]
+        self.members.skew_seconds = self.clocks.skew_seconds
         self.broker = Broker(self.replica, self.hub, self.config, self.members)
+        self.broker.clocks = self.clocks
         async with trio.open_nursery() as nursery:
             await nursery.start(self.replica.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self.members.look_around)
             nursery.start_soon(self.members.raise_level)
+            nursery.start_soon(self.clocks.run)
             await self.members.look_first()
             nursery.start_soon(self.broker.idle.run)
             task_status.started()
@@ -261,12 +266,17 @@ class Cluster:
         self.network.nursery = nursery
         self.config = config
         self.clock = Clock()
+        self._began = trio.current_time()
         self.ahead_ms: dict[str, int] = {}  # by how much a node's clock is
         self.disks: dict[str, Disk] = {}
         self.levels: dict[str, int] = {}  # of nodes that run an older version
         self.failures: dict[str, BaseException] = {}  # of nodes that ended by themselves
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery = nursery
+
+    def now_ms(self) -> int:
+        """The right time, which goes on with Trio's."""
+        return self.clock() + round((trio.current_time() - self._began) * 1000)
 
     def __getitem__(self, node_id: str) -> ClusterNode:
         return self.network.nodes[node_id]
@@ -286,7 +296,7 @@ class Cluster:
             self.config,
             join=join,
             watch=watch,
-            clock=lambda: self.clock() + self.ahead_ms.get(node_id, 0),
+            clock=lambda: self.now_ms() + self.ahead_ms.get(node_id, 0),
             level=self.levels.get(node_id, NEWEST),
         )
         self.network.nodes[node_id] = node

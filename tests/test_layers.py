@@ -30,7 +30,7 @@ LAYERS = (
     ("cluster", "broker"),
     ("fanout",),
     ("subscription",),
-    ("members", "room", "idle"),
+    ("members", "room", "idle", "clocks"),
     ("replica",),
     ("snapshots", "proposals", "upkeep"),
     ("taking",),

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from repl_broker.broker import MemberStatistics
+from repl_broker.clocks import Clocks, ClockStatistics
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.metrics import render, with_registry
 from tests.nodes import ANYONE, Node, running_node
@@ -59,6 +60,9 @@ async def told(node: Node) -> dict[str, set[str]]:
     broker = node.broker
     members = (MemberStatistics("n2", 0, reachable=True),)
     broker._followers = lambda last_index: members  # type: ignore[method-assign]
+    clocks = Clocks(node.replica, node.clock, 5)
+    clocks.statistics = lambda: ClockStatistics(0.1, (("n2", 0.2),))  # type: ignore[method-assign]
+    broker.clocks = clocks
     text = render(with_registry(broker, None, requests)).decode()
     return {
         sample.name: {*sample.labels}
@@ -173,6 +177,9 @@ HEALTHY = {
     f"repl_broker_is_leader{{{OTHER}}}": "0x60",
     f'repl_broker_member_reachable{{{NODE}, member="n2"}}': "1x60",
     f'repl_broker_member_lag_entries{{{NODE}, member="n2"}}': "3x60",
+    f'repl_broker_member_clock_skew_seconds{{{NODE}, member="n2"}}': "-0.2x60",
+    f'repl_broker_member_clock_skew_seconds{{{OTHER}, member="n3"}}': "0.1x60",
+    f'repl_broker_member_clock_skew_seconds{{{NODE}, member="n3"}}': "86400x60",  # its own clock
     f"repl_broker_term{{{NODE}}}": "7x60",
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="200"}}': "0+600x60",
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': "0+6x60",
@@ -198,6 +205,9 @@ SICK = {
     "ReplBrokerTwoLeaders": {f"repl_broker_is_leader{{{OTHER}}}": "1x60"},
     "ReplBrokerMemberUnreachable": {f'repl_broker_member_reachable{{{NODE}, member="n2"}}': "0x60"},
     "ReplBrokerMemberLags": {f'repl_broker_member_lag_entries{{{NODE}, member="n2"}}': "20000x60"},
+    "ReplBrokerClockOff": {
+        f'repl_broker_member_clock_skew_seconds{{{NODE}, member="n2"}}': "-86400x60"
+    },
     "ReplBrokerLeaderMoves": {f"repl_broker_term{{{NODE}}}": "0+1x60"},
     "ReplBrokerSlowCommits": {f"repl_broker_commit_seconds_bucket{{{NODE}, {QUICK}}}": "0+50x60"},
     "ReplBrokerSlowDisk": {f"repl_broker_store_write_seconds_bucket{{{NODE}, {QUICK}}}": "0+50x60"},

@@ -64,9 +64,9 @@ def status(url: str, as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<14} {shown(answer.get(name))}")
     members = answer.get("members")
     if isinstance(members, list) and members:
-        row = "{:<16} {:<8} {:<22} {:<28} {:>12} {:>8} {:<9} {:>5}"
+        row = "{:<16} {:<8} {:<22} {:<28} {:>12} {:>8} {:<9} {:>5} {:>8}"
         click.echo("")
-        head = ("MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL")
+        head = ("MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL", "CLOCK")
         click.echo(row.format(*head))
         for each in members:
             click.echo(row.format(*(shown(each.get(cell)) for cell in CELLS)))
@@ -74,7 +74,7 @@ def status(url: str, as_json: bool) -> None:
 
 CELLS: Final = (
     *("id", "role", "raft_address", "http_url", "match_index", "lag", "reachable"),
-    "feature_level",
+    *("feature_level", "clock_skew_seconds"),
 )
 
 

@@ -36,6 +36,7 @@ from repl_broker.cli.eventstream import Event, EventReader, EventTooLargeError
 from repl_broker.cli.findings import (
     Finding,
     judge_clock,
+    judge_clocks,
     judge_cluster,
     judge_commits,
     judge_descriptors,
@@ -562,7 +563,7 @@ class Examination:
         if not after:
             self.tell(untested("cluster", "GET /v1/cluster is not answered", TOKEN))
             return
-        for finding in judge_cluster(before, after):
+        for finding in (*judge_cluster(before, after), *judge_clocks(after)):
             self.tell(finding)
         versions = {}
         here = await self.get("/openapi.json")

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 __all__ = [
     "Finding",
     "judge_clock",
+    "judge_clocks",
     "judge_cluster",
     "judge_descriptors",
     "judge_headers",
@@ -80,9 +81,27 @@ def judge_clock(whose: str, ahead_seconds: float, uncertain_seconds: float) -> F
     return warning(
         "clock",
         f"{whose} is {abs(ahead_seconds):.0f} s {way} this machine's",
-        "let both follow NTP (timedatectl); a wrong clock ends tokens early or late, and "
-        "retention by age goes by the leader's",
+        "let both follow NTP (timedatectl); a wrong clock ends tokens early or late, and on a "
+        "single node history ages by it",
     )
+
+
+def judge_clocks(cluster: Mapping[str, Any]) -> list[Finding]:
+    """Of the members, as the node that answers ``GET /v1/cluster`` sees them."""
+    node, findings = cluster.get("node"), []
+    for member in _members(cluster):
+        ahead = _number(member.get("clock_skew_seconds"))
+        if abs(ahead) > SKEW_SECONDS_MAX:
+            way = "ahead of" if ahead > 0 else "behind"
+            findings.append(
+                warning(
+                    "clock",
+                    f"the clock of {member.get('id')} is {abs(ahead):.0f} s {way} that of {node}",
+                    "let both follow NTP (timedatectl); the one that most others differ from is "
+                    "off: it does not lead, and nothing is dated by it",
+                )
+            )
+    return findings
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -69,6 +69,7 @@ __all__ = [
     "Compact",
     "Core",
     "CoreOptions",
+    "Decline",
     "Effects",
     "Event",
     "Loss",
@@ -175,6 +176,12 @@ class Transfer(msgspec.Struct, frozen=True):
     target: str
 
 
+class Decline(msgspec.Struct, frozen=True):
+    """Whether another had better lead: then it stands only after the others had their time."""
+
+    declines: bool
+
+
 class TellCommit(msgspec.Struct, frozen=True):
     """Somebody at ``peer`` waits for what was just committed: tell it now."""
 
@@ -231,6 +238,7 @@ Event = (
     | ChangeMembership
     | Read
     | Transfer
+    | Decline
     | TellCommit
     | Persisted
     | Compact
@@ -286,6 +294,7 @@ class Effects(msgspec.Struct):
     deadline: float = math.inf  # call again then, at the latest
 
 
+COURTESY_ELECTIONS: Final = 3  # timeouts that a node waits for others which declines to lead
 NEW_NODE: Final = HardState()
 NO_SNAPSHOT: Final = SnapshotMark()
 NO_ROUND: Final = 0  # of heartbeats: an answer to none
@@ -335,6 +344,7 @@ class Core:
         self._votes: dict[str, bool] = {}
         self._leader_heard_at = -math.inf
         self._campaigned_at = -math.inf  # when it last asked whether it may stand
+        self._declines = False  # another had better lead
         self._leader_suspected = False  # the connection to it broke, and it was not heard since
         self._election_at = math.inf
         self._heartbeat_at = math.inf
@@ -505,7 +515,14 @@ class Core:
 
     def _restart_election_timer(self) -> None:
         timeout = self.options.election_timeout_seconds
-        self._election_at = self._now + self._random.uniform(timeout, 2 * timeout)
+        self._election_at = self._now + self._random.uniform(timeout, 2 * timeout) + self._courtesy
+
+    @property
+    def _courtesy(self) -> float:
+        """How much longer than others it waits before it stands, in seconds."""
+        if not self._declines or self.membership.voters == {self.node_id}:
+            return 0.0
+        return COURTESY_ELECTIONS * self.options.election_timeout_seconds
 
     # --- roles ---
 
@@ -1105,6 +1122,12 @@ class Core:
         self.transfer_target = None
         self._transfer_until = math.inf
 
+    def _decline(self, event: Decline) -> None:
+        if event.declines != self._declines:
+            self._declines = event.declines
+            if self.role is Role.FOLLOWER:
+                self._restart_election_timer()
+
     # --- membership ---
 
     def _change_membership(self, event: ChangeMembership) -> None:
@@ -1229,7 +1252,7 @@ class Core:
         self._leader_suspected = True
         options = self.options
         wait = self._random.uniform(1, 3) * options.heartbeat_interval_seconds
-        wait = min(wait, options.election_timeout_seconds)
+        wait = min(wait, options.election_timeout_seconds) + self._courtesy
         self._election_at = min(self._election_at, self._now + wait)
 
 
@@ -1241,6 +1264,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     ChangeMembership: Core._change_membership,
     Read: Core._read,
     Transfer: Core._transfer,
+    Decline: Core._decline,
     TellCommit: Core._tell_commit_now,
     Persisted: Core._persisted,
     Compact: Core._compact,

@@ -372,6 +372,16 @@ MEMBER_REACHABLE: Final = (
     f"{PREFIX}member_reachable",
     "1 if another member has answered within an election timeout, else 0. Only the leader knows.",
 )
+MEMBER_CLOCK: Final = (
+    f"{PREFIX}member_clock_skew_seconds",
+    "By how much another member's clock is ahead of this node's; negative: behind. Left out while "
+    "it is not known.",
+)
+OWN_CLOCK: Final = (
+    f"{PREFIX}clock_skew_seconds",
+    "By how much this node's clock is ahead of what a majority of the members has; negative: "
+    "behind. Left out while no majority agrees, and on a single node.",
+)
 REFUSED: Final = (
     f"{PREFIX}refused",
     "Requests that were answered with a problem, by its code: every limit that was reached.",
@@ -389,7 +399,7 @@ LOOP_TURN_SECONDS: Final = (
     "For how long the node was busy between two looks at its sockets.",
 )
 HISTOGRAMS: Final = (COMMIT_SECONDS, STORE_WRITE_SECONDS, LOOP_TURN_SECONDS)
-MEMBERS: Final = (MEMBER_LAG, MEMBER_REACHABLE)
+MEMBERS: Final = (MEMBER_LAG, MEMBER_REACHABLE, MEMBER_CLOCK)
 BUILD_INFO: Final = (f"{PREFIX}build_info", "Always 1; the labels tell version and node.")
 
 
@@ -410,6 +420,7 @@ class _NodeCollector(Collector):
         yield _histogram(LOOP_TURN_SECONDS, now.node.turns.turns)
         yield _requests(now)
         yield from _members(now.node)
+        yield from _clocks(now.node)
         refused = CounterMetricFamily(*REFUSED, labels=("code",))
         for code in PROBLEMS:  # a fixed number, all from the start
             refused.add_metric((code,), now.node.refusals.get(code, 0))
@@ -445,6 +456,17 @@ def _members(node: Statistics) -> Iterator[Metric]:
         reachable.add_metric((member.id,), float(member.reachable))
     yield lag
     yield reachable
+
+
+def _clocks(node: Statistics) -> Iterator[Metric]:
+    members = GaugeMetricFamily(*MEMBER_CLOCK, labels=("member",))
+    for member, seconds in node.clocks.members:
+        members.add_metric((member,), seconds)
+    yield members
+    own = GaugeMetricFamily(*OWN_CLOCK)
+    if node.clocks.own is not None:
+        own.add_metric((), node.clocks.own)
+    yield own
 
 
 def with_registry(

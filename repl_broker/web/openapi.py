@@ -1083,6 +1083,11 @@ def _schemas() -> Object:
                     "description": "The highest feature level that its version knows; null: this "
                     "node is not connected to it.",
                 },
+                "clock_skew_seconds": {
+                    "type": ["number", "null"],
+                    "description": "By how much its clock is ahead of that of the node that "
+                    "answers; negative: behind; null: unknown.",
+                },
             },
             "A node of the cluster.",
         ),
@@ -1182,7 +1187,8 @@ def _example_member(number: int, role: str) -> Object:
         "match_index": 5120,
         "lag": 0,
         "reachable": True,
-        "feature_level": 2,
+        "feature_level": 3,
+        "clock_skew_seconds": 0.0 if number == 1 else 0.002,
     }
 
 
@@ -1195,7 +1201,7 @@ _EXAMPLE_CLUSTER: Final[Object] = {
     "leader": "n1",
     "commit_index": 5120,
     "applied_index": 5120,
-    "feature_level": 2,
+    "feature_level": 3,
     "members": [
         _example_member(1, "leader"),
         _example_member(2, "voter"),

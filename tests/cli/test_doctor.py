@@ -17,6 +17,7 @@ from repl_broker.cli.examination import Examination, Orders
 from repl_broker.cli.findings import (
     Finding,
     judge_clock,
+    judge_clocks,
     judge_cluster,
     judge_commits,
     judge_descriptors,
@@ -548,6 +549,18 @@ def test_a_node_that_was_busy_for_long_at_a_time_is_named() -> None:
 def test_a_clock_is_only_wrong_if_the_way_cannot_explain_it() -> None:
     assert judge_clock("it", 5.5, 1).verdict == "ok"
     assert judge_clock("it", -7, 1).verdict == "warning"
+
+
+def test_a_member_whose_clock_is_far_from_that_of_the_node_that_answers_is_named() -> None:
+    members = [
+        {"id": each, "clock_skew_seconds": ahead}
+        for each, ahead in (("n1", 0.0), ("n2", -86_400.5), ("n3", 4.9), ("n4", None))
+    ]
+    (found,) = judge_clocks({"node": "n1", "members": members})
+    assert found.verdict == "warning"
+    assert "the clock of n2 is 86400 s behind that of n1" in found.found
+    assert "NTP" in found.remedy
+    assert judge_clocks({"members": [1, {}, {"clock_skew_seconds": "x"}]}) == []
 
 
 # --- the command ---

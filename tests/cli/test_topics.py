@@ -47,6 +47,7 @@ CLUSTER: dict[str, Any] = {
             "lag": 0,
             "reachable": True,
             "feature_level": 2,
+            "clock_skew_seconds": 0.0,
         }
     ],
 }
@@ -247,8 +248,8 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
         ["applied", "index", "7"],
         ["feature", "level", "1"],
         [],
-        ["MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL"],
-        ["n1", "leader", "127.0.0.1:4081", "-", "7", "0", "yes", "2"],
+        ["MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL", "CLOCK"],
+        ["n1", "leader", "127.0.0.1:4081", "-", "7", "0", "yes", "2", "0.0"],
     ]
     as_json = run("cluster", "status", "--json", "--url", broker.url)
     assert json.loads(as_json.stdout) == CLUSTER
@@ -257,12 +258,13 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
 def test_what_the_node_cannot_know_of_a_member_is_shown_as_such(
     run: Run, broker: FakeBroker
 ) -> None:
-    unknown = {"match_index": None, "lag": None, "reachable": False, "feature_level": None}
+    unknown = {"match_index": None, "lag": None, "reachable": False}
+    unknown |= {"feature_level": None, "clock_skew_seconds": None}
     members = [{**CLUSTER["members"][0], "role": "voter", **unknown}]
     broker.steps = [answer(200, {**CLUSTER, "mode": "cluster", "members": members})]
     result = run("cluster", "status", "--url", broker.url)
     row = result.stdout.splitlines()[-1].split()
-    assert row == ["n1", "voter", "127.0.0.1:4081", "-", "-", "-", "no", "-"]
+    assert row == ["n1", "voter", "127.0.0.1:4081", "-", "-", "-", "no", "-", "-"]
 
 
 CHANGES = [

@@ -32,6 +32,7 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "lag": 0,
         "reachable": True,
         "feature_level": NEWEST,
+        "clock_skew_seconds": 0.0,
     }
 
 

@@ -25,7 +25,7 @@ CLUSTER_KEYS: Final = {
 }  # fmt: skip
 MEMBER_KEYS: Final = {
     "id", "role", "raft_address", "http_url", "match_index", "lag", "reachable",
-    "feature_level",
+    "feature_level", "clock_skew_seconds",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from repl_broker.raft.core import PartReceived, Receive, Role, Unreachable
+from repl_broker.raft.core import Decline, PartReceived, Receive, Role, Unreachable
 from repl_broker.raft.log import HardState
 from repl_broker.raft.rpc import (
     AppendReply,
@@ -282,6 +282,32 @@ def test_waits_are_drawn_anew_between_one_and_two_timeouts() -> None:
         cluster.receive(heartbeat("n2", "n1", 1))
         deadlines.append(cluster.step("n1").deadline - cluster.now)
     assert deadlines == [1.0, 1.25, 2.0]
+
+
+def test_a_node_that_declines_stands_only_after_the_others_had_their_time() -> None:
+    """Its clock is off, as whoever drives it says; with nobody else to lead, it leads."""
+    cluster = Cluster()
+    cluster.step("n1", Decline(declines=True))
+    assert cluster.step("n1").deadline == 4.0
+    cluster.advance(2.0)
+    assert cluster.leaders() == ["n2"]
+    cluster.step("n1", Decline(declines=False))
+    assert cluster.step("n1").deadline <= cluster.now + 2.0
+
+    cluster = Cluster()
+    cluster.step("n1", Decline(declines=True))
+    cluster.receive(heartbeat("n2", "n1", 1))
+    cluster.step("n1", Unreachable("n2"))
+    assert cluster.step("n1").deadline > 3.0  # it is in no hurry either when its leader is gone
+    cluster.advance(10.0, drop=lambda rpc: isinstance(rpc, PreVote) and rpc.sender != "n1")
+    assert cluster.leaders() == ["n1"]
+
+
+def test_a_node_that_is_alone_cannot_decline() -> None:
+    cluster = Cluster(1)
+    cluster.step("n1", Decline(declines=True))
+    cluster.advance(2.0)
+    assert cluster.leaders() == ["n1"]
 
 
 def test_a_pre_vote_changes_nothing() -> None:
