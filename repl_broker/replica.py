@@ -1294,7 +1294,7 @@ class Replica:
         seconds = (time_ms - self._steady_ms()) // 1000
         if before_ms and seconds > CLOCK_JUMP_MS // 1000:
             if self._has_stamped:
-                log.warning("the clock has jumped ahead; history ages by it seconds=%d", seconds)
+                log.warning("the clock has jumped ahead seconds=%d", seconds)
             else:
                 log.info("the newest entry is old; history ages by the clock seconds=%d", seconds)
         self._note_time(time_ms)

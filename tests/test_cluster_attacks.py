@@ -407,7 +407,6 @@ async def test_time_does_not_jump_where_a_snapshot_was_installed(
         behind = follower_of(cluster, await cluster.leader())
         cluster.cut(behind.id)
         await trio.sleep(100)
-        cluster.clock.now_ms += 100_000
         leader = await cluster.leader(*(cluster.running.keys() - {behind.id}))
         for number in range(COUNT):
             await leader.replica.propose(publish(b"%d" % number))
@@ -417,7 +416,7 @@ async def test_time_does_not_jump_where_a_snapshot_was_installed(
         await cluster["n1"].broker.move_leader(ANYONE, behind.id)
         await cluster.until(lambda: behind.replica.leads, "it to lead")
         await behind.replica.propose(publish(b"now"))
-        assert behind.replica.state.time_ms - cluster.clock.now_ms < 10_000
+        assert behind.replica.state.time_ms - cluster.now_ms() < 10_000
 
 
 async def test_the_store_is_not_tidied_at_every_turn_while_a_snapshot_is_sent(
