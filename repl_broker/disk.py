@@ -33,13 +33,15 @@ import trio
 
 from repl_broker.errors import StorageError
 from repl_broker.histogram import Durations, Histogram
+from repl_broker.parts import count_of, parts_of
 from repl_broker.raft.log import Entry, Snapshot, WriteBatch
 from repl_broker.storage import Identity, Storage
 from repl_broker.writer import Done, Writer
 
 __all__ = ["Disk", "InThread"]
 
-UNSTAGED_ENTRIES_MAX: Final = 200  # removed in one transaction: each may be large
+DISCARD_BYTES: Final = 2 << 20  # removed in one transaction: a commit waits for no more
+OTHERS_ENTRIES_MAX: Final = 2000  # the same, of entries
 
 InThread = Callable[..., Awaitable[Any]]
 
@@ -96,7 +98,7 @@ class Disk:
         self._current: Sequence[_Write] | _Job | None = None
         self._advancing = self._ended = False
         self._installs = 0  # that wait or run
-        self._staging = 0  # which of the peers' snapshots is being staged
+        self._is_discarding = False
         self._moved = trio.lowlevel.ParkingLot()  # woken when ``durable`` or the generation is
         self._seconds = Histogram()
 
@@ -127,11 +129,8 @@ class Disk:
 
     @property
     def busy_seconds(self) -> float:
-        """For how long it has been at its present job; 0 without one.
-
-        Putting a snapshot in the place of the log may take minutes, and does not count.
-        """
-        return 0.0 if self._installs else self.writer.busy_seconds
+        """For how long it has been at its present job; 0 without one."""
+        return self.writer.busy_seconds
 
     # --- the queue ---
 
@@ -151,7 +150,11 @@ class Disk:
 
     async def save_snapshot(self, snapshot: Snapshot, generation: int) -> None:
         """Save the state of ``generation``, behind the log that it covers."""
+        for number, part in enumerate(parts_of(snapshot.data)):
+            await self._run(partial(self._storage.save_part, number, part), generation)
         await self._run(partial(self._save, snapshot), generation)
+        if count_of(snapshot.data):
+            self.discard()  # those of the one before
 
     def _save(self, snapshot: Snapshot) -> None:
         if snapshot.index > self.durable_index:
@@ -164,8 +167,18 @@ class Disk:
     async def drop(self, indexes: Sequence[int], generation: int) -> None:
         await self._run(partial(self._storage.drop, indexes), generation)
 
-    async def drop_others(self, upto: int, keep: Sequence[int]) -> None:
-        await self._run(partial(self._storage.drop_others, upto, keep), self.generation)
+    async def drop_others(self, upto: int, keep: Sequence[int], generation: int) -> None:
+        """Remove every entry up to ``upto`` but those in ``keep`` (ascending), piece by piece."""
+        after = 0
+
+        def piece() -> None:
+            nonlocal after
+            after = self._storage.drop_others(upto, keep, after, OTHERS_ENTRIES_MAX)
+
+        while True:
+            await self._run(piece, generation)
+            if after >= upto or generation != self.generation:
+                break
 
     async def replace(self, entries: Mapping[int, bytes], generation: int) -> None:
         await self._run(partial(self._storage.replace, entries), generation)
@@ -185,29 +198,45 @@ class Disk:
 
     async def begin_install(self, snapshot: Snapshot) -> None:
         """Stage it, in the place of what was staged before."""
-        self._staging += 1
+        await self._stage_parts(snapshot)
         await self._run(partial(self._storage.begin_install, snapshot))
+        self.discard()
+
+    async def renew_install(self, snapshot: Snapshot) -> None:
+        """Stage it in the place of an older one, whose entries belong to it, too."""
+        await self._stage_parts(snapshot)
+        await self._run(partial(self._storage.renew_install, snapshot))
+        self.discard()
+
+    async def _stage_parts(self, snapshot: Snapshot) -> None:
+        for number, part in enumerate(parts_of(snapshot.data)):
+            await self._run(partial(self._storage.stage_part, number, part))
 
     async def stage(self, entries: Sequence[Entry]) -> None:
         await self._run(partial(self._storage.stage, entries))
 
     def unstage(self) -> None:
-        """Clear what is staged, in pieces, unless another is staged before that is done."""
-        staging = self._staging
+        """Clear what is staged."""
+        self._add(self._storage.unstage, lambda error: self.discard())
+
+    def discard(self) -> None:
+        """Remove what was put aside, in pieces behind whatever waits."""
+        if self._is_discarding or self.failure is not None or not self._storage.has_forgotten:
+            return
+        self._is_discarding = True
         more = False
 
-        def clear() -> None:
+        def piece() -> None:
             nonlocal more
-            more = self._storage.unstage(UNSTAGED_ENTRIES_MAX)
+            more = self._storage.discard(DISCARD_BYTES)
 
         def done(error: Exception | None) -> None:
-            if more and error is None and not is_off():
-                self._add(clear, done, is_off)
+            if more and error is None:
+                self._add(piece, done)
+            else:
+                self._is_discarding = False
 
-        def is_off() -> bool:
-            return self._staging != staging
-
-        self._add(clear, done, is_off)
+        self._add(piece, done)
 
     def install(self, index: int, switch: Callable[[], None]) -> None:
         """Put what is staged, a snapshot at ``index``, in the place of the log.
@@ -215,7 +244,6 @@ class Disk:
         ``switch`` does the same in memory. No reader gets between the two (``settled``).
         """
         self._installs += 1
-        self._staging += 1  # what was planned to be cleared is none of this
 
         def done(error: Exception | None) -> None:
             self._installs -= 1
@@ -223,6 +251,7 @@ class Disk:
                 self.generation += 1
                 self.durable_index = index
                 switch()
+                self.discard()
             self._moved.unpark_all()
 
         self._add(self._storage.install, done)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import suppress
@@ -72,9 +73,7 @@ from repl_broker.raft.core import (
     Receive,
     Refusal,
     Role,
-    SnapshotFailed,
     SnapshotInstalled,
-    SnapshotSent,
     TellCommit,
     Transfer,
     Unreachable,
@@ -87,13 +86,8 @@ from repl_broker.raft.log import (
     SnapshotMark,
 )
 from repl_broker.raft.rpc import Append, Rpc, SnapshotReceived
-from repl_broker.snapshots import (
-    PIECE_SECONDS_MAX,
-    SnapshotReceiver,
-    SnapshotRefusedError,
-    ask_for_room,
-    send_snapshot,
-)
+from repl_broker.sending import UNKNOWN_REQUEST, SnapshotSender
+from repl_broker.snapshots import PIECE_SECONDS_MAX, SnapshotReceiver
 from repl_broker.soundness import load_sound
 from repl_broker.state import Applied, BrokerState, Location, Outcome
 from repl_broker.storage import Storage
@@ -126,8 +120,6 @@ EXPIRY_STEPS_MAX: Final = 10_000  # messages that one entry trims, some 15 ms
 EXPIRY_ENTRIES_MAX: Final = 1000  # one after the other, in …
 EXPIRY_INTERVAL_SECONDS: Final = 5
 RELEASE_BYTES: Final = 4 << 20  # applied since entries were last let go from memory
-LOG_BYTES_KEPT: Final = 32 << 20  # of entries in memory, for followers that lag
-LOG_BYTES_MAX: Final = 256 << 20  # … while one is being sent a snapshot
 CLOCK_JUMP_MS: Final = 60_000  # ahead of what has passed by a steady clock: worth a warning
 FORWARDS_MAX: Final = 2  # on their way to the leader at a time; each takes all that waits
 GATHER_SECONDS_MAX: Final = 0.0005  # for those who were served together to come again together
@@ -297,6 +289,7 @@ class Replica:
             "progress": self._on_progress,
             "loss": self._on_loss,
             "snapshot-begin": self._on_snapshot_begin,
+            "snapshot-renew": self._on_snapshot_renew,
             "snapshot-state": self._on_snapshot_state,
             "snapshot-entries": self._on_snapshot_entries,
             "snapshot-end": self._on_snapshot_end,
@@ -367,7 +360,6 @@ class Replica:
         self._has_stamped = False  # this node has, since it was started
         self._is_ahead = False  # the log's time, of this node's clock, as was logged
         self._receiver = SnapshotReceiver(self._disk, in_thread)
-        self._snapshots_sent = 0
         self._snapshots_received = 0
         self._taker = Taker(lambda: self.state, self._mark, in_thread)
         self._upkeep = Upkeep(
@@ -375,6 +367,17 @@ class Replica:
             state=lambda: self.state,
             taker=self._taker,
             snapshot_entries=snapshot_entries,
+        )
+        self._sender = SnapshotSender(
+            core=lambda: self._core,
+            call=self._call_for_snapshot,
+            post=self._post,
+            news=self._news_within,
+            mark=self._mark,
+            disk=self._disk,
+            taker=self._taker,
+            upkeep=self._upkeep,
+            in_thread=in_thread,
         )
         self._log_bytes = 0  # applied since entries were last let go from memory
         self._closing = False
@@ -485,7 +488,7 @@ class Replica:
             len(proposals.unsettled),
             self._upkeep.store_bytes,
             self._elections,
-            self._snapshots_sent,
+            self._sender.sent,
             self._snapshots_received,
             proposals.commit_seconds,
             tuple(proposals.commit_buckets),
@@ -647,6 +650,11 @@ class Replica:
         with trio.move_on_after(self.options.heartbeat_interval_seconds):
             await self.news(seen)
 
+    async def _news_within(self, seconds: float) -> None:
+        """Until another leads, or another term has begun, at most for so long."""
+        with trio.move_on_after(seconds):
+            await self.news(self.seen)
+
     async def news(self, seen: Seen) -> None:
         """Until there is other news of the leader than ``seen``."""
         if seen == self.seen:
@@ -776,7 +784,7 @@ class Replica:
         """A peer asks. Raises ReplBrokerError to refuse, ValueError for nonsense."""
         handler = self.handlers.get(name)
         if handler is None:
-            raise NoSuchRequestError(f"this version has no request {name[:64]!r}")
+            raise NoSuchRequestError(f"{UNKNOWN_REQUEST} {name[:64]!r}")
         return await handler(peer, argument)
 
     async def _on_propose(self, peer: str, argument: Any) -> tuple[int, int, int]:
@@ -837,6 +845,9 @@ class Replica:
             self._receiver.forget()  # what another left staged may be what takes the room
             raise StoreFullError("the disk has no room for a snapshot")
         await self._receiver.begin(peer, argument, self._core.term)
+
+    async def _on_snapshot_renew(self, peer: str, argument: Any) -> None:
+        await self._receiver.renew(peer, argument)
 
     async def _on_snapshot_state(self, peer: str, argument: Any) -> None:
         await self._receiver.state(peer, argument)
@@ -1053,7 +1064,7 @@ class Replica:
             assert isinstance(question, _Question)
             question.answer(index)
         for peer in effects.snapshots:
-            self._start(self._send_snapshot, peer)
+            self._start(self._sender.send, peer)
         self._committed.extend(effects.committed)
 
     def _start(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
@@ -1253,16 +1264,17 @@ class Replica:
         """Put the received snapshot in the place of log and state."""
         found, state = self._receiver.take()
         assert found == mark, "only what the core asked for is installed"
-        self._disk.install(mark.index, partial(self._switch, state, mark))
+        live = self._receiver.live
+        self._disk.install(mark.index, partial(self._switch, state, mark, live))
 
-    def _switch(self, state: BrokerState, mark: SnapshotMark) -> None:
+    def _switch(self, state: BrokerState, mark: SnapshotMark, live: array[int] | None) -> None:
         """The store has it: so has everybody, from now on."""
         state.generation = self.state.generation + 1
         self.state = state
         self._note_time(state.time_ms)
         self._committed.clear()
         self._own.clear()
-        self._upkeep.loaded(mark.index, 0)
+        self._upkeep.installed(mark.index, live)
         self._log_bytes = 0
         self._snapshots_received += 1
         self._proposals.skipped(mark.index, mark.term)
@@ -1367,8 +1379,8 @@ class Replica:
         self._log_bytes = 0
         keep_after = self.state.applied_index
         if not self._is_alone:
-            limit = LOG_BYTES_MAX if self._upkeep.is_held else LOG_BYTES_KEPT
-            keep_after = min(keep_after, self._core.log.index_before(limit))
+            kept = self._core.log.index_before(self._sender.log_bytes_kept)
+            keep_after = min(keep_after, kept)
         self._post(Compact(keep_after))
 
     def reconfigure(self, settings: Settings) -> None:
@@ -1415,42 +1427,8 @@ class Replica:
 
     # --- snapshots ---
 
-    async def _send_snapshot(self, peer: str) -> None:
-        """Send the state as it is now to ``peer``, and tell the core how that went."""
-        term = self._core.term
-
-        async def call(name: str, argument: Any) -> Any:
-            if not self.leads or self._core.term != term:
-                raise NotLeaderError
-            return await self.peers.call(peer, name, argument, seconds=PIECE_SECONDS_MAX)
-
-        try:
-            await ask_for_room(call, self._mark(), term)  # before there is work
-            with self._upkeep.held():
-                async with self._taker.one:
-                    snapshot, live = await self._taker.begin().finish()
-                log.info("sends a snapshot peer=%s index=%d", peer, snapshot.index)
-                await send_snapshot(call, self._disk, snapshot, live, term, self._in_thread)
-                self._post(SnapshotSent(peer))
-                await self._until_level(peer, term)  # or it would need another at once
-        except (
-            NotLeaderError,
-            PeerRefusedError,
-            PeerUnreachableError,
-            SnapshotRefusedError,
-        ) as error:
-            log.warning("could not send a snapshot peer=%s reason=%r", peer, str(error))
-            await self.pause(self.seen)
-            self._post(SnapshotFailed(peer))
-        else:
-            self._snapshots_sent += 1
-
-    async def _until_level(self, peer: str, term: int) -> None:
-        with trio.move_on_after(2 * PIECE_SECONDS_MAX):
-            while self.leads and self._core.term == term and peer in self._core.progress:
-                if self._core.progress[peer].match >= self._core.log.index_before(LOG_BYTES_KEPT):
-                    return
-                await trio.sleep(self.options.heartbeat_interval_seconds)
+    async def _call_for_snapshot(self, peer: str, name: str, argument: Any) -> Any:
+        return await self.peers.call(peer, name, argument, seconds=PIECE_SECONDS_MAX)
 
     def _mark(self) -> Mark:
         index = self.state.applied_index

@@ -4,12 +4,19 @@
       begin    mark, size and checksum      ──▶   stages it
       state    a piece, its checksum        ──▶   …
       entries  history that it covers       ──▶   …
+      renew    a newer one takes its place:
+               its state, and the entries
+               since the one before         ──▶   …
       end      how many there were          ──▶   all there and sound? then the core decides
 
 Each step is a request that is answered before the next is sent, so a slow
 receiver slows its sender, and heartbeats pass between the pieces. Nothing is
 seen of a snapshot before its end: it is staged in the store, and takes the
 place of log and state at once or not at all (disk.py).
+
+While gigabytes are on their way, more is published than a leader keeps in memory for
+who has just begun. So what is sent is *renewed* until little is missing; what has died
+since it was sent is dropped by the receiver's upkeep.
 
 What is staged has an owner, the receiver, which clears it: what was there at the
 start, of a snapshot that does not fit, that nobody needs any more, that another
@@ -20,7 +27,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
@@ -36,10 +43,18 @@ from repl_broker.soundness import restored
 from repl_broker.state import BrokerState
 from repl_broker.taking import Mark
 
-__all__ = ["SnapshotReceiver", "SnapshotRefusedError", "ask_for_room", "send_snapshot"]
+__all__ = [
+    "INSTALLING",
+    "PIECE_SECONDS_MAX",
+    "Outgoing",
+    "SnapshotReceiver",
+    "SnapshotRefusedError",
+    "ask_for_room",
+]
 
 PIECE_BYTES: Final = 256 << 10  # a heartbeat waits for no more than this, and one large entry
 PIECE_SECONDS_MAX: Final = 30  # for one piece to be taken in
+INSTALLING: Final = "another snapshot is being installed"  # as earlier versions say, too
 
 Call = Callable[[str, Any], Awaitable[Any]]
 
@@ -59,46 +74,58 @@ async def ask_for_room(call: Call, mark: Mark, term: int) -> None:
     )
 
 
-async def send_snapshot(
-    call: Call,
-    disk: Disk,
-    snapshot: Snapshot,
-    live: array[int],
-    term: int,
-    in_thread: InThread,
-) -> None:
-    """Send ``snapshot`` and the entries in ``live`` (ascending), which it covers.
+class Outgoing:
+    """One snapshot on its way. ``call`` asks the peer, ``term`` is the leader's.
 
-    ``call`` asks the peer, ``term`` is the leader's. Raises what ``call`` raises.
+    ``begin``, then ``renew`` any number of times, then ``end``. All raise what ``call``
+    raises, and SnapshotRefusedError.
     """
-    transfer = secrets.token_hex(8)
-    data = snapshot.data
-    checksum = await in_thread(crc32, data)
-    await call(
-        "snapshot-begin",
-        (
-            transfer,
-            term,
-            snapshot.index,
-            snapshot.term,
-            snapshot.membership,
-            len(data),
-            checksum,
-        ),
-    )
-    for offset in range(0, len(data), PIECE_BYTES):
-        piece = data[offset : offset + PIECE_BYTES]
-        await call("snapshot-state", (transfer, offset, piece, crc32(piece)))
-    after = sent = 0
-    while entries := await disk.history(after, snapshot.index, PIECE_BYTES):
-        after = entries[-1].index
-        rows = [_row(entry) for entry in entries if _has(live, entry.index)]
-        if rows:
-            sent += len(rows)
-            await call("snapshot-entries", (transfer, rows))
-    if sent != len(live):
-        raise SnapshotRefusedError(f"{len(live) - sent} of its entries are not on this disk")
-    await call("snapshot-end", (transfer, sent))
+
+    def __init__(self, call: Call, disk: Disk, term: int, in_thread: InThread) -> None:
+        self.index = 0  # of what was sent
+        self.bytes = 0  # of entries, by the last step
+        self._call = call
+        self._disk = disk
+        self._term = term
+        self._in_thread = in_thread
+        self._transfer = secrets.token_hex(8)
+        self._sent = 0  # entries
+
+    async def begin(self, snapshot: Snapshot, live: array[int]) -> None:
+        """Send ``snapshot`` and the entries in ``live`` (ascending), which it covers."""
+        size, checksum = len(snapshot.data), await self._in_thread(crc32, snapshot.data)
+        mark = (snapshot.index, snapshot.term, snapshot.membership)
+        await self._call("snapshot-begin", (self._transfer, self._term, *mark, size, checksum))
+        await self._send(snapshot, live)
+
+    async def renew(self, snapshot: Snapshot, live: array[int]) -> None:
+        """Send a newer one in its place: what the peer has of entries belongs to it, too."""
+        size, checksum = len(snapshot.data), await self._in_thread(crc32, snapshot.data)
+        mark = (snapshot.index, snapshot.term, snapshot.membership)
+        await self._call("snapshot-renew", (self._transfer, *mark, size, checksum))
+        await self._send(snapshot, live)
+
+    async def end(self) -> None:
+        await self._call("snapshot-end", (self._transfer, self._sent))
+
+    async def _send(self, snapshot: Snapshot, live: array[int]) -> None:
+        data, after = snapshot.data, self.index
+        for offset in range(0, len(data), PIECE_BYTES):
+            piece = data[offset : offset + PIECE_BYTES]
+            await self._call("snapshot-state", (self._transfer, offset, piece, crc32(piece)))
+        wanted = len(live) - bisect_right(live, after)
+        sent = self.bytes = 0
+        while entries := await self._disk.history(after, snapshot.index, PIECE_BYTES):
+            after = entries[-1].index
+            rows = [_row(entry) for entry in entries if _has(live, entry.index)]
+            if rows:
+                sent += len(rows)
+                self.bytes += sum(len(row[3]) for row in rows)
+                await self._call("snapshot-entries", (self._transfer, rows))
+        if sent != wanted:
+            raise SnapshotRefusedError(f"{wanted - sent} of its entries are not on this disk")
+        self._sent += sent
+        self.index = snapshot.index
 
 
 @dataclass(slots=True)
@@ -114,6 +141,7 @@ class _Incoming:
     state: bytearray | bytes = field(default_factory=bytearray)
     entries: int = 0
     staged: bool = False
+    renewed: bool = False  # another was staged before, with entries
     heard_at: float = 0.0  # the last piece
 
 
@@ -131,6 +159,7 @@ class SnapshotReceiver:
         restore: Callable[[Snapshot], BrokerState] = restored,
     ) -> None:
         self.complete: tuple[SnapshotMark, BrokerState] | None = None
+        self.live: array[int] | None = None  # of it: all other entries are to be dropped
         self._disk = disk
         self._in_thread = in_thread
         self._restore = restore
@@ -165,11 +194,25 @@ class SnapshotReceiver:
         if term < own_term:
             raise SnapshotRefusedError(f"the term is {own_term} here, and not {term}")
         if self._disk.is_installing or self.complete:
-            raise SnapshotRefusedError("another snapshot is being installed")
+            raise SnapshotRefusedError(INSTALLING)
         mark = SnapshotMark(index, snapshot_term, Membership.decode(membership))
         self.forget()
         self._incoming = _Incoming(transfer, sender, term, mark, size, checksum)
         self._incoming.heard_at = trio.current_time()
+
+    async def renew(self, sender: str, argument: Any) -> None:
+        """Another mark and state, of the same leader, for what has arrived."""
+        transfer, index, snapshot_term, membership, size, checksum = msgspec.convert(
+            argument, tuple[str, int, int, bytes, int, int]
+        )
+        incoming = self._expect(sender, transfer)
+        mark = SnapshotMark(index, snapshot_term, Membership.decode(membership))
+        if index < incoming.mark.index or len(incoming.state) != incoming.size:
+            self._refuse("a newer one came before the whole of the older")
+        await self._stage(incoming)
+        self._expect(sender, transfer)
+        incoming.mark, incoming.size, incoming.checksum = mark, size, checksum
+        incoming.state, incoming.staged, incoming.renewed = bytearray(), False, True
 
     async def state(self, sender: str, argument: Any) -> None:
         transfer, offset, piece, checksum = msgspec.convert(argument, tuple[str, int, bytes, int])
@@ -211,10 +254,11 @@ class SnapshotReceiver:
             found = await self._in_thread(self._restore, snapshot)
         except ValueError as error:
             self._refuse(str(error))
+        live = await self._in_thread(found.live_entries) if incoming.renewed else None
         await self._stage(incoming)
         self._expect(sender, transfer)
         self._incoming = None
-        self.complete = mark, found
+        self.complete, self.live = (mark, found), live
         return incoming.term, mark
 
     async def _stage(self, incoming: _Incoming) -> None:
@@ -225,7 +269,10 @@ class SnapshotReceiver:
         self._expect(incoming.sender, incoming.transfer)  # what is staged last is the newest
         snapshot = Snapshot(mark.index, mark.term, state, mark.membership.encode())
         self._may_be_staged = True
-        await self._disk.begin_install(snapshot)
+        if incoming.renewed:
+            await self._disk.renew_install(snapshot)
+        else:
+            await self._disk.begin_install(snapshot)
 
     async def _state_of(self, incoming: _Incoming) -> bytes:
         """All of it, once: it may be large."""

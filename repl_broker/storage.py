@@ -29,6 +29,7 @@ import os
 import secrets
 import sqlite3
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,7 +39,9 @@ from zlib import crc32
 
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError, StoreLockedError
 from repl_broker.files import make_file, make_folder, sync, tighten
+from repl_broker.forgotten import Forgotten, drop_forgotten, has_table
 from repl_broker.journal import FIRST_SHAPE, SALT_BYTES, Journal, Shape, shape
+from repl_broker.parts import count_of, head, parts_in, parts_of
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.wal import is_damaged
 
@@ -62,11 +65,13 @@ STORE_NAME: Final = "broker.db"  # of the database, in the data directory
 JOURNAL_NAME: Final = "broker.journal"
 LOCK_NAME: Final = "lock"
 FORMAT: Final = 2  # 1 had no journal
+PARTS_FORMAT: Final = 3  # … and the state is in parts: only while it is too large for a row
 WAL_BYTES_MAX: Final = 64 << 20  # the writer itself then waits for a whole checkpoint
 BUSY_MS: Final = 5000  # for which another program's lock on the file is waited for
 REWRITE_BYTES: Final = 1 << 20  # of a write-ahead log at a time
 COPY_STEPS: Final = 100  # of SQLite, between two chances for a copy to be interrupted
 COPY_ATTEMPTS: Final = 5  # to read a journal that a node writes at the same time
+GAPS_MAX: Final = 5000  # between entries that are kept, looked through at a time
 META_KEYS: Final = (  # that have a checksum together; the others are notes
     "format",
     "cluster_id",
@@ -142,8 +147,15 @@ class Storage(Protocol):
         """The error to raise for what another version may have written."""
         ...
 
+    def save_part(self, number: int, data: bytes) -> None:
+        """Save a part of the state that is saved next; ``number`` counts from 0."""
+        ...
+
     def save_snapshot(self, snapshot: Snapshot) -> None:
-        """Replace the snapshot; it is on disk when this returns."""
+        """Replace the snapshot; it is on disk when this returns.
+
+        Parts of a large state that were saved before are not written again.
+        """
         ...
 
     def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
@@ -151,20 +163,41 @@ class Storage(Protocol):
         one, of at most so much data: what goes with a snapshot to a peer."""
         ...
 
+    def stage_part(self, number: int, data: bytes) -> None:
+        """Stage a part of the state that is staged next; ``number`` counts from 0."""
+        ...
+
     def begin_install(self, snapshot: Snapshot) -> None:
         """Stage a snapshot that a peer sends; what was staged before is forgotten."""
+        ...
+
+    def renew_install(self, snapshot: Snapshot) -> None:
+        """Stage a newer snapshot; the entries that were staged before belong to it, too."""
         ...
 
     def stage(self, entries: Sequence[Entry]) -> None:
         """Stage entries that the staged snapshot covers."""
         ...
 
-    def unstage(self, entries_max: int) -> bool:
-        """Forget what is staged, at most this many entries at once; whether there is more."""
+    def unstage(self) -> None:
+        """Forget what is staged, if anything is. What it took is to be discarded."""
         ...
 
     def install(self) -> None:
-        """Put what is staged in the place of the log and the snapshot, at once or not at all."""
+        """Put what is staged in the place of the log and the snapshot, at once or not at all.
+
+        It takes no longer for a large log than for a small one. What the old one took is to
+        be discarded.
+        """
+        ...
+
+    @property
+    def has_forgotten(self) -> bool:
+        """Whether there is something to be discarded."""
+        ...
+
+    def discard(self, bytes_max: int) -> bool:
+        """Remove about this much of what was forgotten; whether there may be more."""
         ...
 
     def adopt(self, cluster_id: str, epoch: str) -> None:
@@ -183,8 +216,9 @@ class Storage(Protocol):
         """Remove entries that a snapshot covers and nothing needs."""
         ...
 
-    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
-        """Remove every entry up to ``upto`` but those in ``keep`` (ascending)."""
+    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
+        """Remove entries above ``after`` and up to ``upto`` but those in ``keep`` (ascending),
+        at most this many; up to where that is done."""
         ...
 
     def replace(self, entries: Mapping[int, bytes]) -> None:
@@ -197,7 +231,7 @@ class Storage(Protocol):
 
     def free_bytes(self) -> int:
         """By how much it may grow, as far as is known: the disk's free space, and what it has
-        to spare within its own files."""
+        to spare within its own files, or will have once that is discarded."""
         ...
 
     @property
@@ -247,6 +281,9 @@ class MemoryStorage:
     def unreadable(self, why: str) -> StorageError:
         return StorageError(f"the store in memory cannot be read by this version: {why}")
 
+    def save_part(self, number: int, data: bytes) -> None:
+        pass
+
     def save_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
 
@@ -254,21 +291,34 @@ class MemoryStorage:
         rows = (self.entries[i] for i in sorted(self.entries) if after < i <= upto)
         return _first_bytes(rows, bytes_max)
 
+    def stage_part(self, number: int, data: bytes) -> None:
+        pass
+
     def begin_install(self, snapshot: Snapshot) -> None:
         self.staged = (snapshot, {})
+
+    def renew_install(self, snapshot: Snapshot) -> None:
+        assert self.staged is not None
+        self.staged = (snapshot, self.staged[1])
 
     def stage(self, entries: Sequence[Entry]) -> None:
         assert self.staged is not None
         self.staged[1].update((entry.index, entry) for entry in entries)
 
-    def unstage(self, entries_max: int) -> bool:
+    def unstage(self) -> None:
         self.staged = None
-        return False
 
     def install(self) -> None:
         assert self.staged is not None
         self.snapshot, self.entries = self.staged
         self.staged = None
+
+    @property
+    def has_forgotten(self) -> bool:
+        return False
+
+    def discard(self, bytes_max: int) -> bool:
+        return False
 
     def adopt(self, cluster_id: str, epoch: str) -> None:
         old = self.identity
@@ -278,9 +328,11 @@ class MemoryStorage:
         for index in indexes:
             self.entries.pop(index, None)
 
-    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
+    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
         kept = set(keep)
-        self.drop([i for i in self.entries if i <= upto and i not in kept])
+        others = [i for i in sorted(self.entries) if after < i <= upto and i not in kept]
+        self.drop(others[:entries_max])
+        return others[entries_max - 1] if len(others) > entries_max else upto
 
     def replace(self, entries: Mapping[int, bytes]) -> None:
         for index, data in entries.items():
@@ -326,7 +378,10 @@ _ROW: Final = "(?, ?, ?, ?, ?)"
 _INSERT: Final = f"INSERT INTO log VALUES {_ROW}"  # noqa: S608  # nosec B608  # of constants
 _INSERT_MANY: Final = 64  # rows by one statement: between two, another thread may take its time
 _INSERT_ROWS: Final = f"INSERT INTO log VALUES {', '.join([_ROW] * _INSERT_MANY)}"  # noqa: S608  # nosec B608
-_STAGED: Final = "SELECT EXISTS (SELECT 1 FROM staged_snapshot), EXISTS (SELECT 1 FROM staged_log)"
+_CREATE: Final = {text.split()[2]: text for text in _SCHEMA.split(";\n") if text.strip()}
+_PARTS: Final = ("snapshot_part", "staged_snapshot_part")  # there if the state is in parts
+_UNSTAGED_BYTES: Final = "unstaged_bytes"  # the note of what all else took before the staging
+_FORGOTTEN_BYTES: Final = "forgotten_bytes"  # the note of what is put aside
 _LOOKED_FOR: Final = 10_000  # entries by one statement
 _SALT: Final = "journal"  # the key in meta: which of the journal's records count
 _SHAPE: Final = "journal_shape"  # and what reading them rests on, with the salt that it is said of
@@ -370,6 +425,8 @@ class SqliteStorage:
         # read; what is moved goes with the whole dictionary, which they may still hold.
         self._pending: dict[int, Entry] = {}
         self._read_lock = threading.Lock()
+        # Of parts that are saved ahead, by table: how many bytes, and their checksum.
+        self._prepared: dict[str, tuple[int, int]] = {}
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
             self._prepare_folder()
@@ -381,6 +438,7 @@ class SqliteStorage:
                 self._reader = self._connect()
                 self._tidier = self._connect()
                 self.identity = self._identify(node_id)
+                self._forgotten = Forgotten(self._writer, int(self.note(_FORGOTTEN_BYTES) or 0))
                 self._open_journal()
             undo.pop_all()
 
@@ -466,10 +524,10 @@ class SqliteStorage:
         self._check(not missing, f"its identity (without {', '.join(sorted(missing))})")
         self._check(isinstance(meta["format"], int) and meta["format"] > 0, "its format")
         where = self._where
-        if meta["format"] > FORMAT:
+        if meta["format"] > PARTS_FORMAT:
             raise ConfigError(
                 f"{where} was written by a newer repl-broker (format {meta['format']}, this one "
-                f"reads up to {FORMAT}); use that version, or another data directory"
+                f"reads up to {PARTS_FORMAT}); use that version, or another data directory"
             )
         self._check_meta(meta)
         if meta["node_id"] != node_id and node_id is not None:
@@ -556,18 +614,34 @@ class SqliteStorage:
             ).fetchone()
             snapshot = None
             if row is not None:
-                snapshot = self._sound_snapshot(row)
+                snapshot = self._sound_snapshot(self._whole(row))
             start = snapshot.index if snapshot else 0
             entries: list[Entry] = []
-            for index, term, kind, data, checksum in self._writer.execute(
+            rows = self._writer.execute(
                 "SELECT idx, term, kind, data, checksum FROM log WHERE idx > ? ORDER BY idx",
                 (start,),
-            ):
-                entry = self._sound_entry((index, term, kind, data, checksum))
-                self._check(index == start + len(entries) + 1, f"what should precede entry {index}")
-                entries.append(entry)
+            )
+            with contextlib.closing(rows):
+                for row in rows:
+                    entry = self._sound_entry(row)
+                    is_next = entry.index == start + len(entries) + 1
+                    self._check(is_next, f"what should precede entry {entry.index}")
+                    entries.append(entry)
             entries += self._pending.values()
         return Loaded(HardState(meta["term"], meta["vote"]), snapshot, entries)
+
+    def _whole(self, row: tuple[int, int, bytes, bytes, int]) -> tuple[int, int, bytes, bytes, int]:
+        """With the state itself, if that is in parts."""
+        try:
+            count = parts_in(row[2]) if isinstance(row[2], bytes) else None
+        except (ValueError, KeyError, TypeError):
+            raise self._damaged(f"the snapshot at {row[0]}") from None
+        if count is None:
+            return row
+        parts = "SELECT data FROM snapshot_part WHERE number < ? ORDER BY number"
+        found = [part for (part,) in self._writer.execute(parts, (count,))]
+        self._check(all(isinstance(part, bytes) for part in found), f"the snapshot at {row[0]}")
+        return row[0], row[1], b"".join(found), row[3], row[4]
 
     def _sound_snapshot(self, row: tuple[int, int, bytes, bytes, int]) -> Snapshot:
         with contextlib.suppress(TypeError):
@@ -624,7 +698,7 @@ class SqliteStorage:
     def read(self, indexes: Sequence[int]) -> dict[int, bytes]:
         pending = self._pending  # before SQLite is asked: what is moved meanwhile is still in it
         found = {}
-        with self._read_lock, self._damage_told():
+        with self._reading():
             for index in indexes:
                 if index in pending:
                     found[index] = pending[index].data
@@ -636,9 +710,19 @@ class SqliteStorage:
                     found[index] = self._sound_entry((index, *row)).data
         return found
 
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """All that is read meanwhile is of one moment: of one log, whatever is installed."""
+        with self._read_lock, self._damage_told():
+            self._reader.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._reader.execute("COMMIT")
+
     def missing(self, indexes: Sequence[int]) -> int | None:
         pending = self._pending
-        with self._read_lock, self._damage_told():
+        with self._reading():
             for start in range(0, len(indexes), _LOOKED_FOR):
                 wanted = indexes[start : start + _LOOKED_FOR]
                 rows = self._reader.execute(
@@ -659,11 +743,60 @@ class SqliteStorage:
             f"that one; else {self._remedy}"
         )
 
+    def save_part(self, number: int, data: bytes) -> None:
+        with self._writing() as writer:
+            self._put_part(writer, "snapshot", number, data)
+
     def save_snapshot(self, snapshot: Snapshot) -> None:
         with self._writing() as writer:
-            writer.execute(
-                "REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?, ?)", _snapshot_row(snapshot)
-            )
+            self._put_snapshot(writer, "snapshot", snapshot)
+
+    def _put_snapshot(self, writer: sqlite3.Connection, table: str, snapshot: Snapshot) -> None:
+        """In one row, or in parts: in its place at once with the last of them."""
+        parts, data = f"{table}_part", snapshot.data
+        self._put_aside(parts)
+        if count := count_of(data):
+            if self._prepared.pop(table, None) != (len(data), crc32(data)):
+                for number, part in enumerate(parts_of(data)):
+                    self._put_part(writer, table, number, part)
+                del self._prepared[table]
+            writer.execute(f"ALTER TABLE {parts}_new RENAME TO {parts}")
+            data = head(count)
+        else:
+            self._put_aside(f"{parts}_new")  # of a state that was given up
+        row = (snapshot.index, snapshot.term, data, snapshot.membership)
+        writer.execute(
+            f"REPLACE INTO {table} VALUES (1, ?, ?, ?, ?, ?)",  # noqa: S608  # nosec B608
+            (*row, _snapshot_checksum(snapshot)),
+        )
+        self._note_format(writer)
+
+    def _put_part(self, writer: sqlite3.Connection, table: str, number: int, data: bytes) -> None:
+        new = f"{table}_part_new"
+        if number == 0:
+            self._put_aside(new)
+            writer.execute(f"CREATE TABLE {new} (number INTEGER PRIMARY KEY, data BLOB NOT NULL)")
+            self._prepared[table] = (0, 0)
+        writer.execute(f"INSERT INTO {new} VALUES (?, ?)", (number, data))  # noqa: S608  # nosec B608
+        size, checksum = self._prepared[table]
+        self._prepared[table] = (size + len(data), crc32(data, checksum))
+
+    def _note_format(self, writer: sqlite3.Connection) -> None:
+        """Versions that do not know of parts read what has none."""
+        has_parts = any(has_table(writer, parts) for parts in _PARTS)
+        wanted = PARTS_FORMAT if has_parts else FORMAT
+        if self._meta()["format"] != wanted:
+            self._put_meta(format=wanted)
+
+    def _put_aside(self, table: str, size: int = 0) -> None:
+        """Within a transaction: it is to be discarded, and is not there any more."""
+        before = self._forgotten.bytes
+        self._forgotten.put_aside(table, size)
+        if before != self._forgotten.bytes:
+            self._note_forgotten()
+
+    def _note_forgotten(self) -> None:
+        self._put_notes(self._writer, {_FORGOTTEN_BYTES: self._forgotten.bytes or None})
 
     def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
         pending = list(self._pending.values())
@@ -687,37 +820,75 @@ class SqliteStorage:
                 return entry
         raise self._damaged(f"entry {row[0]}")
 
+    def stage_part(self, number: int, data: bytes) -> None:
+        with self._writing() as writer:
+            self._put_part(writer, "staged_snapshot", number, data)
+
     def begin_install(self, snapshot: Snapshot) -> None:
         with self._writing() as writer:
-            writer.execute("DELETE FROM staged_log")
-            writer.execute(
-                "REPLACE INTO staged_snapshot VALUES (1, ?, ?, ?, ?, ?)", _snapshot_row(snapshot)
-            )
+            self._forget_staged_log(writer)
+            self._put_notes(writer, {_UNSTAGED_BYTES: self._forgotten.used_bytes})
+            self._put_snapshot(writer, "staged_snapshot", snapshot)
+
+    def renew_install(self, snapshot: Snapshot) -> None:
+        with self._writing() as writer:
+            self._put_snapshot(writer, "staged_snapshot", snapshot)
 
     def stage(self, entries: Sequence[Entry]) -> None:
         with self._writing() as writer:
             writer.executemany("REPLACE INTO staged_log VALUES (?, ?, ?, ?, ?)", _rows(entries))
 
-    def unstage(self, entries_max: int) -> bool:
-        with self._damage_told():
-            if not any(self._writer.execute(_STAGED).fetchone()):
-                return False
+    def unstage(self) -> None:
         with self._writing() as writer:
-            writer.execute("DELETE FROM staged_snapshot")
-            rows = "SELECT idx FROM staged_log ORDER BY idx LIMIT ?"
-            found = writer.execute(
-                f"DELETE FROM staged_log WHERE idx IN ({rows})",  # noqa: S608  # nosec B608
-                (entries_max,),
-            )
-            return found.rowcount == entries_max
+            if self._is_staged():
+                self._forget_staged(writer)
+
+    def _is_staged(self) -> bool:
+        rows = "SELECT EXISTS (SELECT 1 FROM staged_snapshot), EXISTS (SELECT 1 FROM staged_log)"
+        parts = ("staged_snapshot_part", "staged_snapshot_part_new")
+        return any(self._writer.execute(rows).fetchone()) or any(
+            has_table(self._writer, table) for table in parts
+        )
+
+    def _forget_staged(self, writer: sqlite3.Connection) -> None:
+        self._forget_staged_log(writer)
+        self._prepared.pop("staged_snapshot", None)
+        for parts in ("staged_snapshot_part", "staged_snapshot_part_new"):
+            self._put_aside(parts)
+        writer.execute("DELETE FROM staged_snapshot")
+        self._note_format(writer)
+
+    def _forget_staged_log(self, writer: sqlite3.Connection) -> None:
+        if writer.execute("SELECT EXISTS (SELECT 1 FROM staged_log)").fetchone()[0]:
+            used = self._forgotten.used_bytes
+            before = self._noted(_UNSTAGED_BYTES, self._writer)
+            self._put_aside("staged_log", used - before if isinstance(before, int) else 0)
+            writer.execute(_CREATE["staged_log"])
 
     def install(self) -> None:
         with self._writing() as writer:
-            writer.execute("DELETE FROM log")
-            writer.execute("INSERT INTO log SELECT * FROM staged_log")
-            writer.execute("REPLACE INTO snapshot SELECT * FROM staged_snapshot")
-            writer.execute("DELETE FROM staged_log")
-            writer.execute("DELETE FROM staged_snapshot")
+            before = self._noted(_UNSTAGED_BYTES, self._writer)  # the log's, most of all
+            self._put_aside("log", before if isinstance(before, int) else 0)
+            for table in ("snapshot", "snapshot_part", "snapshot_part_new"):
+                self._put_aside(table)
+            for table in ("log", "snapshot", "snapshot_part"):
+                if has_table(writer, f"staged_{table}"):
+                    writer.execute(f"ALTER TABLE staged_{table} RENAME TO {table}")
+            for table in ("staged_log", "staged_snapshot"):
+                writer.execute(_CREATE[table])
+            self._note_format(writer)
+
+    @property
+    def has_forgotten(self) -> bool:
+        return not self._forgotten.is_empty
+
+    def discard(self, bytes_max: int) -> bool:
+        with self._writing():
+            if self._forgotten.is_empty:
+                return False
+            more = self._forgotten.remove(bytes_max)
+            self._note_forgotten()
+            return more
 
     def adopt(self, cluster_id: str, epoch: str) -> None:
         with self._writing():
@@ -729,11 +900,23 @@ class SqliteStorage:
         with self._writing() as writer:
             writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", _ranges(indexes))
 
-    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
-        bounds = [0, *(i for i in keep if i <= upto), upto + 1]
-        gaps = [(a + 1, b - 1) for a, b in pairwise(bounds) if b - a > 1]
+    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
+        kept = keep[bisect_right(keep, after) : bisect_right(keep, upto)]
+        bounds = [after, *kept[:GAPS_MAX]]
+        done = upto if len(kept) <= GAPS_MAX else bounds[-1]
+        bounds.append(done + 1)
+        rows = "SELECT idx FROM log WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
+        found: list[int] = []
         with self._writing() as writer:
-            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", gaps)
+            for a, b in pairwise(bounds):
+                if b - a > 1:
+                    room = (a + 1, b - 1, entries_max - len(found))
+                    found += [index for (index,) in writer.execute(rows, room)]
+                if len(found) >= entries_max:
+                    done = found[-1]
+                    break
+            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", _ranges(found))
+        return done
 
     def replace(self, entries: Mapping[int, bytes]) -> None:
         with self._writing() as writer:
@@ -766,7 +949,7 @@ class SqliteStorage:
         except sqlite3.Error:
             pages = page_bytes = 0  # it is being closed, or busy; the next look tells
         free: int = disk.f_bavail * disk.f_frsize + pages * page_bytes
-        return free
+        return free + self._forgotten.bytes
 
     @property
     def bytes(self) -> int:
@@ -788,13 +971,17 @@ class SqliteStorage:
         with self._damage_told():
             (found,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
             self._check(found == "ok", f"its structure ({found.splitlines()[-1]})")
-            tables = {sql for (sql,) in self._reader.execute("SELECT sql FROM sqlite_master")}
+            found = self._reader.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+            tables = {sql.replace('"', "") for (sql,) in found}  # a name that was changed has them
             self._check(set(_statements(_SCHEMA)) <= tables, "its schema")
 
     def note(self, name: str) -> Any:
         """What was noted under this name, for people and for programs; or None."""
+        return self._noted(name, self._reader)
+
+    def _noted(self, name: str, connection: sqlite3.Connection) -> Any:
         with self._damage_told():
-            row = self._reader.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
+            row = connection.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
         try:
             return None if row is None else json.loads(row[0])
         except (TypeError, ValueError):
@@ -826,8 +1013,7 @@ class SqliteStorage:
                 incarnation=identity.incarnation,
                 adopted=int(identity.adopted),
             )
-            writer.execute("DELETE FROM staged_log")  # of a cluster that is no more
-            writer.execute("DELETE FROM staged_snapshot")
+            self._forget_staged(writer)  # of a cluster that is no more
         self.identity = identity
 
     # --- writing ---
@@ -982,7 +1168,10 @@ def _settle_copy(copy: Path, salt: bytes, entries: Sequence[Entry]) -> None:
             if copied == salt:  # or all was moved meanwhile
                 _insert(connection, entries)
             _put_salt(connection, b"")
+            had_more = drop_forgotten(connection)
             connection.execute("COMMIT")
+            if had_more:
+                connection.execute("VACUUM")
 
 
 def _is_store(connection: sqlite3.Connection) -> bool:
@@ -998,7 +1187,7 @@ def _journal(connection: sqlite3.Connection, where: str) -> tuple[bytes, Shape]:
     meta = {}
     if _is_store(connection):
         meta = dict(connection.execute("SELECT key, value FROM meta"))
-    if _SALT not in meta and meta.get("format") != FORMAT:
+    if _SALT not in meta and meta.get("format") not in (FORMAT, PARTS_FORMAT):
         return b"", FIRST_SHAPE
     salt, _, checksum = str(meta.get(_SALT)).partition(" ")
     if checksum != _salt_checksum(salt):
@@ -1148,11 +1337,6 @@ def _meta_checksum(meta: Mapping[str, Any]) -> int:
 def _snapshot_checksum(snapshot: Snapshot) -> int:
     head = b"%d %d %b " % (snapshot.index, snapshot.term, snapshot.membership)
     return crc32(snapshot.data, crc32(head))
-
-
-def _snapshot_row(snapshot: Snapshot) -> tuple[int, int, bytes, bytes, int]:
-    s = snapshot
-    return (s.index, s.term, s.data, s.membership, _snapshot_checksum(s))
 
 
 def _rows(entries: Iterable[Entry]) -> list[tuple[int, int, int, bytes, int]]:

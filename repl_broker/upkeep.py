@@ -13,7 +13,7 @@ snapshot goes to a peer, what it covers is *held*.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -55,6 +55,8 @@ class Upkeep:
         self._unsnapped_bytes = 0  # since the last snapshot
         self._holders = 0
         self._is_urgent = False  # the disk is full: little is worth a snapshot, too
+        # The generation of a log, and of what its snapshot covers all that is to be kept.
+        self._others: tuple[int, Sequence[int]] | None = None
         self._released = trio.lowlevel.ParkingLot()
         self._due = trio.Event()
 
@@ -77,6 +79,13 @@ class Upkeep:
         """The store holds a snapshot, and so many bytes of entries above it."""
         self.snapshot_index = snapshot_index
         self._unsnapped_bytes = entries_bytes
+
+    def installed(self, snapshot_index: int, live: Sequence[int] | None) -> None:
+        """A peer's snapshot took the place of the log; with ``live``, entries that it covers may
+        have come with it that are not among these."""
+        self.loaded(snapshot_index, 0)
+        self._others = None if live is None else (self._disk.generation, live)
+        self._due.set()
 
     def wrote(self, size: int) -> None:
         """So many bytes of entries more are on the disk."""
@@ -112,7 +121,7 @@ class Upkeep:
         The state must be the snapshot's.
         """
         live = self._state().live_entries()
-        await self._disk.drop_others(self.snapshot_index, live)
+        await self._disk.drop_others(self.snapshot_index, live, self._disk.generation)
         self.store_bytes = self._disk.store_bytes
 
     async def run(self) -> None:
@@ -120,11 +129,18 @@ class Upkeep:
         while True:
             await self._due.wait()
             self._due = trio.Event()
+            await self._drop_others()
             if self._snapshot_due() and not self.is_held:
                 await self._compact()
             self._written_bytes = 0
             await self._disk.tidy()
             self.store_bytes = self._disk.store_bytes
+
+    async def _drop_others(self) -> None:
+        """What died while a peer sent it. Before the next snapshot, which may need less."""
+        if self._others is not None:
+            (generation, live), self._others = self._others, None
+            await self._disk.drop_others(self.snapshot_index, live, generation)
 
     async def _compact(self) -> None:
         """Take a snapshot; drop what it covers and nothing retains, in small transactions."""

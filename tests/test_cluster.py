@@ -468,7 +468,7 @@ SMALL = configured(raft={"snapshot_entries": 50}, topics={})
 async def lagging(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, count: int = 300) -> str:
     """Kill a follower; publish until the others have compacted what it lacks. Its id."""
     monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
-    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
     leader = await cluster.leader()
     behind = next(node_id for node_id in cluster.running if node_id != leader.id)
     cluster.kill(behind)
@@ -572,7 +572,7 @@ async def test_streams_on_a_node_that_gets_a_snapshot_miss_nothing(
 ) -> None:
     """RAFT.md scenario 50: the node jumps, the stream does not."""
     monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
-    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
     async with running_cluster(config=SMALL) as cluster:
         leader = await cluster.leader()
         behind = next(node for node in cluster.running.values() if node is not leader)

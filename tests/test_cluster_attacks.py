@@ -208,18 +208,18 @@ async def test_a_learner_gets_what_the_leaders_disk_does_not_have_yet_too(
 ) -> None:
     """RAFT.md scenarios 31, 42: and it votes as if it had everything."""
     monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
-    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
     async with running_cluster(3, config=SMALL) as cluster:
         leader = await cluster.leader()
         for number in range(COUNT):
             await leader.replica.propose(publish(b'"%06d"' % number))
-        send = leader.replica._send_snapshot
+        send = leader.replica._sender.send
 
         async def send_behind_a_slow_disk(peer: str) -> None:
             cluster.network.start(open_later, await behind_a_slow_disk(leader))
             await send(peer)
 
-        monkeypatch.setattr(leader.replica, "_send_snapshot", send_behind_a_slow_disk)
+        monkeypatch.setattr(leader.replica._sender, "send", send_behind_a_slow_disk)
         node = await cluster.start("n4", join=("n1",))
         await cluster.all_vote()
         await cluster.converged()
@@ -282,7 +282,7 @@ async def test_nothing_is_called_damage_while_a_snapshot_takes_the_place_of_the_
     what was trimmed since. It is no loss, and not the end of the node."""
     monkeypatch.setattr("repl_broker.history.CACHE_BYTES_MAX", 100)
     monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
-    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
     async with running_cluster(config=SMALL) as cluster:
         leader = await cluster.leader()
         node = follower_of(cluster, leader)
@@ -402,7 +402,7 @@ async def test_time_does_not_jump_where_a_snapshot_was_installed(
 ) -> None:
     """What had passed since the node's own last entry was added to the snapshot's time."""
     monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
-    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
     async with running_cluster(config=SMALL) as cluster:
         behind = follower_of(cluster, await cluster.leader())
         cluster.cut(behind.id)

@@ -275,7 +275,7 @@ async def test_a_node_that_is_removed_while_it_gets_a_snapshot_hears_of_it(
 ) -> None:
     """RAFT.md scenario 9: it does not stand for ever, and its operator learns why."""
     monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
-    monkeypatch.setattr("repl_broker.replica.LOG_BYTES_KEPT", 1000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
     async with tcp_cluster(SMALL) as nodes:
         leader, behind, _ = nodes
         begun = trio.Event()

@@ -34,11 +34,12 @@ class SlowStorage(SqliteStorage):
         self.let = threading.Event()
         self.done: list[str] = []
 
-    def drop_others(self, upto: int, keep: Sequence[int]) -> None:
+    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
         self.hangs.set()
         assert self.let.wait(HANG_SECONDS_MAX)
-        super().drop_others(upto, keep)
+        done = super().drop_others(upto, keep, after, entries_max)
         self.done.append("written")
+        return done
 
     def close(self) -> None:
         super().close()

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from repl_broker.disk import UNSTAGED_ENTRIES_MAX, Disk
+from repl_broker.disk import DISCARD_BYTES, Disk
 from repl_broker.errors import StorageError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from tests import nodes
@@ -129,7 +129,7 @@ async def test_what_was_planned_for_the_log_before_is_not_run() -> None:
         nursery.start_soon(queue.disk.save_snapshot, snapshot(3), 0)
         nursery.start_soon(queue.disk.drop, [1, 2], 0)
         nursery.start_soon(queue.disk.replace, {3: b""}, 0)
-        nursery.start_soon(queue.disk.drop_others, 3, [3])
+        nursery.start_soon(queue.disk.drop_others, 3, [3], 0)
         await wait_all_tasks_blocked()
         assert queue.disk.is_installing
         queue.gate.open()
@@ -303,26 +303,50 @@ async def test_many_jobs_that_are_done_at_once_need_no_deep_stack() -> None:
     assert queue.store.notes == {"number": 4999}
 
 
-async def test_what_is_staged_is_cleared_in_pieces_and_not_what_comes_behind() -> None:
+async def test_what_was_put_aside_is_removed_in_pieces_behind_what_waits() -> None:
     class Slowly(Store):
-        def unstage(self, entries_max: int) -> bool:
-            assert entries_max == UNSTAGED_ENTRIES_MAX
-            self.did.append("unstage")
-            return self.did.count("unstage") < 3 or bool(super().unstage(entries_max))
+        left = 3
+        has_forgotten = True
+
+        def discard(self, bytes_max: int) -> bool:
+            assert bytes_max == DISCARD_BYTES
+            self.did.append("discard")
+            self.left -= 1
+            return self.left > 0
 
     queue = Queue()
-    queue.store = queue.disk._storage = Slowly()
-    queue.disk.unstage()
-    assert queue.store.did == ["unstage"] * 3
-    queue.store.did.clear()
+    store = queue.store = queue.disk._storage = Slowly()
+    await queue.stage(9)
+    assert store.did == ["discard"] * 3, "what was staged before"
+    store.did.clear()
+    store.left = 3
     queue.gate.shut()
-    queue.disk.unstage()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(queue.stage, 9)
-        await wait_all_tasks_blocked()
-        queue.gate.open()
-    assert queue.store.did == ["unstage"], "the others would clear what was staged since"
-    assert queue.store.staged is not None
+    queue.disk.install(9, lambda: None)
+    queue.append(10)
+    queue.disk.discard()
+    queue.disk.discard()
+    queue.append(11)
+    queue.gate.open()
+    await wait_all_tasks_blocked()
+    assert store.did[:2] == ["install", "write [[10]]"]
+    assert store.did[2:] == ["discard", "write [[11]]", "discard", "discard"], "one at a time"
+
+
+async def test_removing_what_was_put_aside_ends_with_the_disk() -> None:
+    class Failing(Store):
+        has_forgotten = True
+
+        def discard(self, bytes_max: int) -> bool:
+            raise OSError("no")
+
+    queue = Queue()
+    queue.store = queue.disk._storage = Failing()
+    queue.disk.discard()
+    await wait_all_tasks_blocked()
+    assert len(queue.told) == 1
+    assert queue.told[0].startswith("failed: ")
+    queue.disk.discard()
+    assert len(queue.told) == 1
 
 
 async def test_a_hard_state_alone_is_no_place_in_the_log() -> None:

@@ -23,10 +23,10 @@ from repl_broker.raft.log import (
 from repl_broker.snapshots import (
     PIECE_BYTES,
     PIECE_SECONDS_MAX,
+    Outgoing,
     SnapshotReceiver,
     SnapshotRefusedError,
     ask_for_room,
-    send_snapshot,
 )
 from repl_broker.state import BrokerState
 from repl_broker.taking import Mark
@@ -44,6 +44,16 @@ async def at_once(call: Callable[..., object], *arguments: Any) -> Any:
     return call(*arguments)
 
 
+class Restored(bytes):
+    """Stands in for a state. What is retained is written in it: a digit for each entry."""
+
+    def __new__(cls, snapshot: Snapshot) -> Restored:
+        return super().__new__(cls, snapshot.data)
+
+    def live_entries(self) -> array[int]:
+        return array("Q", sorted(digit - ord("0") for digit in self))
+
+
 class Receiving:
     """A receiver with its disk, and a leader's disk from which it can be sent a snapshot."""
 
@@ -51,7 +61,7 @@ class Receiving:
         self.disk = Disk("n2")
         self.gate = Gate()
         self.queue = queue_of(self.disk, self.gate)
-        self.receiver = SnapshotReceiver(self.queue, at_once, lambda snapshot: snapshot.data)  # type: ignore[arg-type,return-value]
+        self.receiver = SnapshotReceiver(self.queue, at_once, Restored)  # type: ignore[arg-type]
         self.leader = Disk("n1")
         self.leader.write(WriteBatch(tuple(HISTORY)))
         self.asked: list[str] = []
@@ -83,14 +93,16 @@ class Receiving:
         self.mark, _ = self.receiver.take()
         self.queue.install(self.mark.index, lambda: None)
 
-    async def send(self, state: bytes = STATE, live: list[int] = LIVE) -> None:
-        """As a leader does it."""
+    def outgoing(self) -> Outgoing:
+        """A leader's side."""
 
         async def call(name: str, argument: Any) -> None:
             self.asked.append(name)
             match name:
                 case "snapshot-begin":
                     await self.receiver.begin("n1", argument, self.own_term)
+                case "snapshot-renew":
+                    await self.receiver.renew("n1", argument)
                 case "snapshot-state":
                     await self.receiver.state("n1", argument)
                 case "snapshot-entries":
@@ -98,9 +110,13 @@ class Receiving:
                 case _:
                     await self.receiver.end("n1", argument)
 
-        snapshot = Snapshot(INDEX, 2, state, MEMBERS.encode())
-        queue = queue_of(self.leader)
-        await send_snapshot(call, queue, snapshot, array("Q", live), TERM, at_once)
+        return Outgoing(call, queue_of(self.leader), TERM, at_once)
+
+    async def send(self, state: bytes = STATE, live: list[int] = LIVE) -> None:
+        """As a leader does it."""
+        outgoing = self.outgoing()
+        await outgoing.begin(Snapshot(INDEX, 2, state, MEMBERS.encode()), array("Q", live))
+        await outgoing.end()
 
 
 def refusal(match: str) -> pytest.RaisesExc[SnapshotRefusedError]:
@@ -222,6 +238,76 @@ async def test_another_that_begins_while_one_is_staged_is_not_mixed_with_it() ->
             await receiving.begin("next", sender="n3")
             receiving.gate.open()
     assert receiving.disk.staged is None, "who began the next cleared what was staged"
+
+
+# --- one that is renewed ---
+
+
+def snapshot_at(index: int, state: bytes) -> tuple[Snapshot, array[int]]:
+    live = array("Q", sorted(digit - ord("0") for digit in state))
+    return Snapshot(index, 2, state, MEMBERS.encode()), live
+
+
+async def test_a_newer_one_is_sent_as_what_is_new_and_takes_the_place_of_the_older() -> None:
+    """RAFT.md scenario 31: by the time that gigabytes are there, much more was published."""
+    receiving = Receiving()
+    outgoing = receiving.outgoing()
+    await outgoing.begin(*snapshot_at(4, b"124"))
+    assert (outgoing.index, outgoing.bytes) == (4, 3 * len(b"entry 1"))
+    await outgoing.renew(*snapshot_at(7, b"2457"))
+    assert (outgoing.index, outgoing.bytes) == (7, 2 * len(b"entry 5"))
+    await outgoing.renew(*snapshot_at(9, b"579"))
+    await outgoing.end()
+    mark, state = receiving.receiver.complete or (None, None)
+    assert mark is not None
+    assert (mark.index, mark.term, mark.membership, state) == (9, 2, MEMBERS, b"579")
+    assert receiving.asked.count("snapshot-entries") == 3
+    receiving.install()
+    assert receiving.disk.snapshot == snapshot_at(9, b"579")[0]
+    assert [*receiving.disk.entries] == [1, 2, 4, 5, 7, 9], "upkeep drops what has died"
+    assert [*(receiving.receiver.live or ())] == [5, 7, 9]
+
+
+async def test_one_that_was_never_renewed_has_nothing_that_is_to_be_dropped() -> None:
+    receiving = Receiving()
+    await receiving.send(state=b"259")
+    assert receiving.receiver.live is None
+
+
+async def test_a_renewal_before_the_whole_of_what_it_renews_is_refused() -> None:
+    """RAFT.md scenario 33: or its state would be mixed with the one before."""
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE[:5])
+    with refusal("not sound: a newer one came before the whole of the older"):
+        await receiving.receiver.renew("n1", ("t", INDEX, 2, MEMBERS.encode(), 10, 0))
+    assert receiving.disk.staged is None
+
+
+async def test_an_older_one_does_not_take_the_place_of_a_newer() -> None:
+    receiving = Receiving()
+    await receiving.begin()
+    await receiving.state(0, STATE)
+    with refusal("not sound"):
+        await receiving.receiver.renew("n1", ("t", INDEX - 1, 2, MEMBERS.encode(), 10, 0))
+
+
+async def test_what_nobody_has_begun_is_not_renewed() -> None:
+    receiving = Receiving()
+    with refusal("of no snapshot that was begun"):
+        await receiving.receiver.renew("n1", ("t", INDEX, 2, MEMBERS.encode(), 10, 0))
+    await receiving.begin()
+    with refusal("of no snapshot that was begun"):
+        await receiving.receiver.renew("n3", ("t", INDEX, 2, MEMBERS.encode(), 10, 0))
+
+
+async def test_a_sender_whose_disk_lacks_what_is_new_does_not_end_it() -> None:
+    receiving = Receiving()
+    outgoing = receiving.outgoing()
+    await outgoing.begin(*snapshot_at(4, b"124"))
+    receiving.leader.drop([5])
+    with refusal("1 of its entries are not on this disk"):
+        await outgoing.renew(*snapshot_at(7, b"2457"))
 
 
 # --- what is staged has an owner ---

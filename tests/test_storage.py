@@ -137,8 +137,21 @@ def test_drop_others_keeps_what_is_named_and_what_is_above(reopen: Reopen) -> No
     """RAFT.md scenario 30: the other way round."""
     storage = reopen()
     storage.write(WriteBatch(tuple(entry(i) for i in range(1, 10))))
-    storage.drop_others(7, [2, 5, 9])
+    assert storage.drop_others(7, [2, 5, 9], 0, 100) == 7
     assert sorted(reopen().read(range(1, 10))) == [2, 5, 8, 9]
+
+
+def test_others_are_dropped_in_pieces_up_to_where_it_is_said(reopen: Reopen) -> None:
+    """RAFT.md scenario 30: however many there are, nothing waits for all of them."""
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i) for i in range(1, 13))))
+    keep, after, pieces = [3, 9, 12], 0, 0
+    while after < 11:
+        before = len(storage.read(range(20)))
+        after, pieces = storage.drop_others(11, keep, after, 2), pieces + 1
+        assert before - len(storage.read(range(20))) <= 2
+    assert [*storage.read(range(20))] == keep
+    assert pieces >= 5
 
 
 def test_replaced_entries_have_their_new_data(reopen: Reopen) -> None:
@@ -227,13 +240,32 @@ class TwoStores(RuleBasedStateMachine):
         self.do(lambda s: s.stage(covered))
         self.do(lambda s: s.install())
 
+    @rule(index=INDEXES, data=DATA, staged=st.sets(INDEXES, max_size=3))
+    def renew(self, index: int, data: bytes, staged: set[int]) -> None:
+        covered = [entry(i, data) for i in sorted(staged) if i < index]
+        self.do(lambda s: s.begin_install(Snapshot(index - 1, 2, b"first")))
+        self.do(lambda s: s.stage(covered))
+        self.do(lambda s: s.renew_install(Snapshot(index, 2, data)))
+        self.do(lambda s: s.stage([entry(index, data)]))
+        self.do(lambda s: s.install())
+
+    @rule(index=INDEXES, data=DATA)
+    def give_up_staging(self, index: int, data: bytes) -> None:
+        self.do(lambda s: s.begin_install(Snapshot(index, 2, data)))
+        self.do(lambda s: s.stage([entry(index, data)]))
+        self.do(lambda s: s.unstage())
+
+    @rule()
+    def discard(self) -> None:
+        self.do(lambda s: s.discard(10))
+
     @rule(indexes=st.sets(INDEXES))
     def drop(self, indexes: set[int]) -> None:
         self.do(lambda s: s.drop([i for i in indexes if i <= self.snapshot_index]))
 
     @rule(keep=st.sets(INDEXES))
     def drop_others(self, keep: set[int]) -> None:
-        self.do(lambda s: s.drop_others(self.snapshot_index, sorted(keep)))
+        self.do(lambda s: s.drop_others(self.snapshot_index, sorted(keep), 0, 100))
 
     @rule(index=INDEXES, data=DATA)
     def replace(self, index: int, data: bytes) -> None:

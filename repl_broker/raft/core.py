@@ -207,9 +207,11 @@ class SnapshotInstalled(msgspec.Struct, frozen=True):
 
 
 class SnapshotSent(msgspec.Struct, frozen=True):
-    """All of the snapshot that ``Effects.snapshots`` asked for has gone to ``peer``."""
+    """All of the snapshot that ``Effects.snapshots`` asked for has gone to ``peer``, or a newer
+    one, at ``index``."""
 
     peer: str
+    index: int = 0
 
 
 class SnapshotFailed(msgspec.Struct, frozen=True):
@@ -1203,15 +1205,16 @@ class Core:
 
     def _snapshot_sent(self, event: SnapshotSent) -> None:
         # Whether it was installed, the next answers tell; the one to it may be lost.
-        self._end_snapshot(event.peer, arrived=True)
+        self._end_snapshot(event.peer, event.index)
 
     def _snapshot_failed(self, event: SnapshotFailed) -> None:
-        self._end_snapshot(event.peer, arrived=False)
+        self._end_snapshot(event.peer, None)
 
-    def _end_snapshot(self, peer: str, *, arrived: bool) -> None:
+    def _end_snapshot(self, peer: str, arrived: int | None) -> None:
         progress = self.progress.get(peer)
         if progress is not None and progress.mode is Mode.SNAPSHOT:
-            progress.probe((progress.snapshot_index if arrived else progress.match) + 1)
+            found = progress.match if arrived is None else max(progress.snapshot_index, arrived)
+            progress.probe(found + 1)
             progress.paused = True  # until it answers a heartbeat
 
     def _part_received(self, event: PartReceived) -> None:

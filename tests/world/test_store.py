@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from repl_broker import journal, storage
+from repl_broker import journal, parts, storage
 from repl_broker.errors import ConfigError, StorageError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import SqliteStorage
@@ -29,6 +29,7 @@ STEPS = 40
 # So small that they are full now and then.
 JOURNAL_BYTES = (32 << 10, 32 << 10, 24 << 10, 64 << 10)
 RECORD_BYTES_MAX, WAL_BYTES_MAX = 16 << 10, 100_000
+ROW_BYTES_MAX, PART_BYTES = 2500, 1200  # of a state: those that are larger are in parts
 
 
 @dataclass
@@ -73,6 +74,22 @@ class Model:
     def begin_install(self, snapshot: Snapshot) -> None:
         self.staged = (snapshot, {})
 
+    def save_part(self, number: int, data: bytes) -> None:
+        pass
+
+    def stage_part(self, number: int, data: bytes) -> None:
+        pass
+
+    def renew_install(self, snapshot: Snapshot) -> None:
+        assert self.staged is not None
+        self.staged = (snapshot, self.staged[1])
+
+    def unstage(self) -> None:
+        self.staged = None
+
+    def discard(self, bytes_max: int) -> None:
+        pass
+
     def stage(self, entries: Sequence[Entry]) -> None:
         assert self.staged is not None
         self.staged[1].update((e.index, e) for e in entries)
@@ -85,8 +102,9 @@ class Model:
     def drop(self, indexes: list[int]) -> None:
         self.entries = {i: e for i, e in self.entries.items() if i not in indexes}
 
-    def drop_others(self, upto: int, keep: list[int]) -> None:
-        self.drop([i for i in self.entries if i <= upto and i not in keep])
+    def drop_others(self, upto: int, keep: list[int], after: int, entries_max: int) -> None:
+        others = [i for i in sorted(self.entries) if after < i <= upto and i not in keep]
+        self.drop(others[:entries_max])
 
     def replace(self, entries: dict[int, bytes]) -> None:
         for index, data in entries.items():
@@ -142,12 +160,13 @@ class Calls:
     def draw(self, model: Model) -> Call:
         kinds: list[Callable[[Model], Call]] = [self._append] * 8
         kinds += [self._vote, self._notes, self._tidy, self._tidy, self._begin]
+        kinds += [self._part, self._discard, self._discard, self._unstage]
         if model.last > model.start:
             kinds += [self._truncate, self._truncate, self._snapshot, self._snapshot]
         if any(index <= model.start for index in model.entries):
             kinds += [self._drop, self._drop_others, self._replace]
         if model.staged is not None:
-            kinds += [self._stage, self._stage, self._install]
+            kinds += [self._stage, self._stage, self._install, self._renew]
         return self._chance.choice(kinds)(model)
 
     def _data(self) -> bytes:
@@ -192,6 +211,22 @@ class Calls:
         index = model.last + self._chance.randint(1, 5)
         return "begin_install", (Snapshot(index, max(model.hard_state.term, 1), self._data()),)
 
+    def _renew(self, model: Model) -> Call:
+        assert model.staged is not None
+        index = model.staged[0].index + self._chance.randint(0, 5)
+        return "renew_install", (Snapshot(index, max(model.hard_state.term, 1), self._data()),)
+
+    def _part(self, model: Model) -> Call:
+        """Of a state that is given up, as nothing follows."""
+        name = self._chance.choice(("save_part", "stage_part"))
+        return name, (0, self._data())
+
+    def _unstage(self, model: Model) -> Call:
+        return "unstage", ()
+
+    def _discard(self, model: Model) -> Call:
+        return "discard", (self._chance.choice((0, 5000, 1 << 20)),)
+
     def _stage(self, model: Model) -> Call:
         assert model.staged is not None
         snapshot, entries = model.staged
@@ -212,7 +247,9 @@ class Calls:
         return "drop", (self._older(model),)
 
     def _drop_others(self, model: Model) -> Call:
-        return "drop_others", (self._chance.randint(0, model.start), self._older(model))
+        upto = self._chance.randint(0, model.start)
+        after, most = self._chance.randint(0, upto), self._chance.choice((1, 3, 1000))
+        return "drop_others", (upto, self._older(model), after, most)
 
     def _replace(self, model: Model) -> Call:
         return "replace", ({index: self._data() for index in self._older(model)[:5]},)
@@ -285,6 +322,26 @@ class Run:
         found.staged = None if possible else self.model.staged
         self.model = found
 
+    def leaves_nothing_behind(self) -> None:
+        """Whatever was put aside, given up or left by the dead is gone once that is asked for."""
+        assert self.store is not None
+        self.store.unstage()
+        while self.store.discard(5000):
+            pass
+        rows = self.store._reader.execute("SELECT name FROM sqlite_master")
+        tables = {name for (name,) in rows} - {"snapshot_part_new"}  # with the next large state
+        has_parts = (
+            self.model.snapshot is not None and len(self.model.snapshot.data) > ROW_BYTES_MAX
+        )
+        assert tables == {
+            *("meta", "log", "snapshot", "staged_log", "staged_snapshot"),
+            *(["snapshot_part"] if has_parts else []),
+        }
+        assert self.store._meta()["format"] == (3 if has_parts else 2)
+        assert self.store.note("forgotten_bytes") is None
+        assert self.store._forgotten.bytes == 0
+        self.compare([])
+
 
 @contextlib.contextmanager
 def small() -> Iterator[None]:
@@ -292,6 +349,8 @@ def small() -> Iterator[None]:
         patch.object(journal, "JOURNAL_BYTES", JOURNAL_BYTES[0]),
         patch.object(journal, "RECORD_BYTES_MAX", RECORD_BYTES_MAX),
         patch.object(storage, "WAL_BYTES_MAX", WAL_BYTES_MAX),
+        patch.object(parts, "ROW_BYTES_MAX", ROW_BYTES_MAX),
+        patch.object(parts, "PART_BYTES", PART_BYTES),
     ):
         yield
 
@@ -344,6 +403,7 @@ def live(seed: int) -> None:
         disk.kill()
         run.open()
         run.compare([run.model])
+        run.leaves_nothing_behind()
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 20))
@@ -368,15 +428,23 @@ SCRIPT: tuple[Call, ...] = (
     ("tidy", ()),
     ("drop", ([1, 3],)),
     ("replace", ({4: b"e"},)),
-    ("drop_others", (5, [4, 5])),
+    ("drop_others", (5, [4, 5], 0, 1000)),
     ("write", (WriteBatch((Entry(7, 2, EntryKind.DATA, b"f" * 99),)),)),
     ("begin_install", (Snapshot(30, 2, b"another state"),)),
     ("stage", ([Entry(20, 1, EntryKind.DATA, b"g" * 5000)],)),
     ("stage", ([Entry(29, 2, EntryKind.DATA, b"h")],)),
+    ("renew_install", (Snapshot(30, 2, b"renewed" * 1000),)),
     ("install", ()),
+    ("discard", (6000,)),
+    ("discard", (1 << 20,)),
     ("write", (WriteBatch((Entry(31, 2, EntryKind.DATA, b"i"),)),)),
     ("tidy", ()),
     ("write", (WriteBatch((Entry(31, 3, EntryKind.NO_OP, b""),), HardState(3, "n2"), 31),)),
+    ("begin_install", (Snapshot(40, 3, b"given up"),)),
+    ("stage", ([Entry(35, 3, EntryKind.DATA, b"j" * 5000)],)),
+    ("unstage", ()),
+    ("save_snapshot", (Snapshot(31, 3, b"small again"),)),
+    ("discard", (1 << 20,)),
 )
 
 
