@@ -84,6 +84,7 @@ class Disk:
         on_failed: Callable[[StorageError], None] = lambda error: None,
     ) -> None:
         self.writer = writer
+        self.identity: Identity = storage.identity
         self.generation = 0  # of the log
         self.asked = self.durable = 0  # log writes, by number: the last one that …
         self.durable_index = 0  # where the log on the disk ends
@@ -103,10 +104,6 @@ class Disk:
         self._seconds = Histogram()
 
     # --- what it is ---
-
-    @property
-    def identity(self) -> Identity:
-        return self._storage.identity
 
     @property
     def store_bytes(self) -> int:
@@ -183,8 +180,15 @@ class Disk:
     async def replace(self, entries: Mapping[int, bytes], generation: int) -> None:
         await self._run(partial(self._storage.replace, entries), generation)
 
-    async def adopt(self, cluster_id: str, epoch: str) -> None:
-        await self._run(partial(self._storage.adopt, cluster_id, epoch), self.generation)
+    async def adopt(self, cluster_id: str, epoch: str, switch: Callable[[], None]) -> None:
+        """Belong to that cluster. ``switch`` says so in memory, in the step in which ``identity``
+        does: whoever asked for it may have gone."""
+
+        def belong() -> None:
+            self.identity = self._storage.identity
+            switch()
+
+        await self._run(partial(self._storage.adopt, cluster_id, epoch), switch=belong)
 
     def note(self, name: str, value: object) -> None:
         """Have it written; nobody waits for that."""
@@ -316,14 +320,21 @@ class Disk:
 
     # --- turns ---
 
-    async def _run(self, call: Callable[[], object], generation: int | None = None) -> None:
-        """Have it done, in its turn. Cancelling stops the wait, not the call."""
+    async def _run(
+        self,
+        call: Callable[[], object],
+        generation: int | None = None,
+        switch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Have it done, in its turn, then call ``switch``. Cancelling stops the wait alone."""
         finished = trio.Event()
         failure: Exception | None = None
 
         def done(error: Exception | None) -> None:
             nonlocal failure
             failure = error
+            if error is None:
+                switch()
             finished.set()
 
         def is_off() -> bool:

@@ -812,11 +812,13 @@ class Members:
             if cluster_id != replica.cluster_id:
                 raise NotAMemberError(f"it belongs to the cluster {replica.cluster_id}")
             return
-        with trio.CancelScope(shield=True):  # who invites may leave; on disk it has happened
-            await replica.adopt(cluster_id, epoch)
+
+        def belong() -> None:
             self._require_transport().me = self._identity()
             log.info("taken in cluster_id=%s epoch=%s", cluster_id, epoch)
             self._on_adopted()
+
+        await replica.adopt(cluster_id, epoch, belong)
 
     def _require_transport(self) -> Transport:
         assert self._transport is not None, "connect() comes first"

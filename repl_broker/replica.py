@@ -754,9 +754,10 @@ class Replica:
         """Drop from the disk what is not retained, even if it is little: the store is full."""
         self._upkeep.urge()
 
-    async def adopt(self, cluster_id: str, epoch: str) -> None:
-        """Belong to that cluster from now on; only while the log is empty."""
-        await self._disk.adopt(cluster_id, epoch)
+    async def adopt(self, cluster_id: str, epoch: str, switch: Callable[[], None]) -> None:
+        """Belong to that cluster from now on; only while the log is empty. ``switch`` is called
+        in the moment from which on this node does, even if the caller has been cancelled."""
+        await self._disk.adopt(cluster_id, epoch, switch)
 
     # --- what comes from peers ---
 
