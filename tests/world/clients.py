@@ -17,7 +17,7 @@ import trio
 
 from repl_broker.access import Asking, Credentials
 from repl_broker.broker import Broker, Receipt
-from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.errors import OutcomeUnknownError, RequestError, StorageError
 from repl_broker.message import FilterSet, parse_event_id
 from tests.world.truth import Sent, Truth, ViolationError
 
@@ -184,9 +184,12 @@ class Writer:
         change = Change(topic, number, trio.current_time())
         self.changes.append(change)
         messages = self.chance.choice([1, 5, 50, 1000])
+        seconds = self.chance.choice([None, None, 3, 60])
 
         def call(broker: Broker) -> Awaitable[Any]:
-            return broker.create_topic(ANYONE, topic, messages=messages, bytes=number, replace=True)
+            return broker.create_topic(
+                ANYONE, topic, messages=messages, seconds=seconds, bytes=number, replace=True
+            )
 
         await self._change(change, call)
         if change.ended >= 0:
@@ -281,8 +284,8 @@ async def ask(
         life.calls[scope] = None
         try:
             answer = Answer("done", await call(life.node.broker))
-        except OutcomeUnknownError:
-            pass
+        except (OutcomeUnknownError, StorageError):
+            pass  # the latter is the node's end: the connection breaks
         except RequestError as error:
             answer = Answer("refused", error.code)
         finally:
@@ -324,7 +327,7 @@ def _check_publish(publish: Publish, truth: Truth) -> None:
 
 def _check_look(look: Look, truth: Truth, world: World) -> None:
     newest = look.newest_acknowledged
-    was_deleted = newest and truth.deleted_after(truth.sent[newest - 1])
+    was_deleted = newest and truth.may_be_out_of_sight(truth.sent[newest - 1])
     if look.missing:
         if newest and not was_deleted:
             raise ViolationError(
@@ -390,6 +393,8 @@ class Follower:
                 except RequestError as error:
                     self.world.note(self.name, "refused", error.code)
                     await trio.sleep(0.2)
+                except StorageError:
+                    pass  # the node ends, and the stream with it
                 finally:
                     life.calls.pop(scope, None)
                     self.is_open = False

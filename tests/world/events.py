@@ -21,9 +21,10 @@ from tests.world.weather import Event
 if TYPE_CHECKING:
     from tests.world.world import World
 
+LATE_SECONDS: Final = 10  # that a write may take which had no room
 FAULTS: Final[tuple[Fault, ...]] = ("write", "sync", "read")
 
-__all__ = ["carry_out", "dialled", "heal"]
+__all__ = ["carry_out", "dialled", "heal", "replace_lost"]
 
 
 @contextmanager
@@ -160,11 +161,39 @@ def _full(world: World, event: Event, hosts: list[Machine]) -> None:
     (machine,) = hosts
     disk = machine.disk
     disk.limit_bytes = disk.used_bytes + int(event.value)
+    machine.fails_until = trio.current_time() + event.seconds + LATE_SECONDS
 
     def mend() -> None:
         disk.limit_bytes = None
 
     _after(world, event.seconds, mend)
+
+
+def _lie(world: World, event: Event, hosts: list[Machine]) -> None:
+    """What a follower's disk says that it has synced is lost when its power fails."""
+    liars = [machine for machine in world.machines if machine.may_lose]
+    followers = [m for m in liars or hosts if m.is_serving and not m.leads and not m.is_replaced]
+    if followers:
+        followers[0].may_lose = True  # it may notice at a later start only
+        world.spawn(_lose, world, followers[0], event.seconds)
+
+
+async def _lose(world: World, machine: Machine, seconds: float) -> None:
+    machine.disk.loses_syncs = True
+    with trio.move_on_after(seconds):
+        while world.is_stormy:
+            await trio.sleep(0.05)
+    machine.kill(power=True)
+    machine.disk.loses_syncs = False
+    await trio.sleep(0.2)
+    _start(machine)()
+
+
+def replace_lost(world: World, machine: Machine) -> None:
+    """It has noticed, and ended: as its message says, it is removed, and joins again."""
+    machine.is_replaced = True
+    machine.may_lose, machine.lost_data = False, True
+    world.spawn(_replace_slowly, world, machine, Event(0, "replace", (machine.number,)))
 
 
 def _restore(world: World, one: Machine, other: Machine) -> None:
@@ -241,7 +270,9 @@ async def _remove(world: World, machine: Machine) -> bool:
         life = other.life
         if other is machine or life is None or life.node is None or not other.is_serving:
             continue
-        if machine.name not in life.node.replica.committed_membership.ids:
+        replica = life.node.replica
+        is_sure = replica.leads and replica.seen.has_committed  # another may be behind
+        if is_sure and machine.name not in replica.committed_membership.ids:
             return True
         with trio.CancelScope() as scope:
             life.calls[scope] = None
@@ -266,6 +297,7 @@ ACTIONS: Final[dict[str, Callable[[World, Event, list[Machine]], None]]] = {
     "slow": _slow,
     "fail": _fail,
     "full": _full,
+    "lie": _lie,
     "narrow": _line,
     "far": _line,
     "jump": _jump,

@@ -146,6 +146,9 @@ class Machine:
         self.life: Life | None = None
         self.lives = 0
         self.may_fail = False  # its disk was told to: then the node may end by itself
+        self.fails_until = 0.0  # because it was full
+        self.lost_data = False  # … and that has happened
+        self.may_lose = False  # its disk lied: then the node ends, and is replaced
         self.was_removed = False  # the node has left, as it was told to
         self.has_power = True
         self.power_fails = False  # when the disk stops in the middle of an operation
@@ -155,6 +158,11 @@ class Machine:
     @property
     def is_serving(self) -> bool:
         return self.life is not None and self.life.is_serving
+
+    @property
+    def leads(self) -> bool:
+        node = self.life.node if self.life is not None else None
+        return node is not None and node.replica.leads
 
     def is_member(self) -> bool:
         """Whether its node knows that it is one."""
@@ -171,6 +179,7 @@ class Machine:
     def wipe(self) -> None:
         """Another disk takes its place, with nothing on it."""
         self.mounts.close()
+        self.may_lose = self.lost_data = False
         self.disk = SimDisk(self.chance, name=self.name, mean_seconds=self.disk.mean_seconds)
         self.mount()
 

@@ -51,11 +51,53 @@ def _one(about: str, place: str, old: str, new: str, *, shipped: bool = False) -
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     # What was in the product, and is mended.
-    "snapshot-ahead-of-writes": _one(
+    "snapshot-ahead-of-writes": Mutation(
         "a snapshot is saved before the writes that wait for this disk",
-        "upkeep:Upkeep._compact",
-        "await self._durable()",
+        (
+            Edit(
+                "disk:Disk._add",
+                "self._queue.append(",
+                "(self._queue.appendleft if getattr(call, 'func', 0) == self._save else "
+                "self._queue.append)(",
+            ),
+            Edit("disk:Disk._save", "if snapshot.index > self.durable_index:", "if False:"),
+            Edit("soundness:load_sound", "fault = _fault_of(loaded)", "fault = None"),
+        ),
+        shipped=True,
+    ),
+    "store-before-state": _one(
+        "readers look while the store has a received snapshot and the memory has not",
+        "disk:Disk.settled",
+        "while self._installs:",
+        "while False:",
+        shipped=True,
+    ),
+    "snapshots-without-end": _one(
+        "a follower that installs a snapshot is sent another one meanwhile",
+        "replica:Replica._until_level",
+        "with trio.move_on_after(2 * PIECE_SECONDS_MAX):",
+        "with trio.move_on_after(0):",
+        shipped=True,
+    ),
+    "staged-for-ever": _one(
+        "what came of a snapshot that broke off stays in the store",
+        "disk:Disk.unstage",
+        "staging = self._staging\n",
+        "return\n    staging = self._staging\n",
+        shipped=True,
+    ),
+    "loss-not-noticed": _one(
+        "a node that lost what it had acknowledged goes on",
+        "raft.core:Core._commit_acknowledged",
+        "self._effects.loss = Loss(index, self.log.last_index)",
         "pass",
+        shipped=True,
+    ),
+    "parts-not-heard": _one(
+        "a large entry that arrives slowly is no sign of life",
+        "cluster:connect",
+        "on_part=replica.receive_part",
+        "on_part=lambda peer: None",
         shipped=True,
     ),
     "repeats-carried-out": _one(
@@ -72,11 +114,15 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "return [*self.topics.values()]",
         shipped=True,
     ),
-    "adoption-in-two-steps": _one(
+    "adoption-in-two-steps": Mutation(
         "a node that is taken in while the invitation breaks off keeps its own epoch",
-        "members:Members._on_invite",
-        "shield=True",
-        "shield=False",
+        (
+            Edit(
+                "members:Members._on_invite",
+                "await replica.adopt(cluster_id, epoch, belong)",
+                "await replica.adopt(cluster_id, epoch, lambda: None)\n    belong()",
+            ),
+        ),
         shipped=True,
     ),
     # What syncs are for.
@@ -93,10 +139,10 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "synchronous=NORMAL",
     ),
     "told-before-durable": _one(
-        "a write is reported when it is asked for",
-        "replica:Replica._write",
-        "quick = self._storage.is_quick(*batches)",
-        "self._events.append(Persisted(due[-1][0]))\n    quick = self._storage.is_quick(*batches)",
+        "a write is reported when it begins",
+        "disk:Disk._write",
+        "self._current = due\n",
+        "self._current = due\n    self._on_durable(due[-1][0], 0)\n",
     ),
     "vote-not-written": _one(
         "a term or vote is written only with entries",
@@ -113,22 +159,21 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     # Order.
     "install-overtakes": _one(
         "a received snapshot is installed ahead of the writes before it",
-        "replica:Replica._write_next",
-        "first = self._writes_due[0]",
-        "self._writes_due.sort(key=lambda item: not isinstance(item, _Install))\n"
-        "    first = self._writes_due[0]",
+        "disk:Disk.install",
+        "self._add(self._storage.install, done)",
+        "self._queue.appendleft(_Job(self._storage.install, done))\n    self._advance()",
     ),
     "journal-outlives-truncation": _one(
         "what moves from the journal to SQLite still counts in the journal",
-        "storage:SqliteStorage._move_pending",
-        "salt = secrets.token_bytes(SALT_BYTES)",
-        "salt = _salt(self._writer) or secrets.token_bytes(SALT_BYTES)",
+        "storage:SqliteStorage._writing",
+        "self._move_pending(secrets.token_bytes(SALT_BYTES))",
+        "self._move_pending(self._journal._salt)",
     ),
     "upkeep-of-an-older-log": _one(
         "jobs of upkeep that a received snapshot has made worthless run",
-        "upkeep:Upkeep._compact",
-        "unless=lambda: self.generation != generation",
-        "unless=lambda: False",
+        "disk:Disk._run",
+        "return generation is not None and generation != self.generation",
+        "return False",
     ),
     # Fences.
     "place-not-fenced": _one(

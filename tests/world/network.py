@@ -23,6 +23,7 @@ import trio
 __all__ = ["Line", "Listener", "Network", "Stream"]
 
 SEGMENT_BYTES: Final = 16 << 10
+SEGMENT_BYTES_MIN: Final = 1400
 WINDOW_BYTES: Final = 128 << 10  # on the way, a connection and direction; then who sends waits
 SILENCE_SECONDS: Final = 3.0  # transport.TransportOptions.silence_ms
 AGAIN_SECONDS: Final = 0.3  # until TCP sends again, at the most, when a line is back
@@ -100,9 +101,9 @@ class Network:
         line = self.line(sender, receiver)
         line.is_cut = False
         held, line.held = line.held, []
-        line.free_at = line.last_arrival = trio.current_time() + (
-            self._random.random() * AGAIN_SECONDS
-        )
+        again = trio.current_time() + self._random.random() * AGAIN_SECONDS
+        line.free_at = max(line.free_at, again)
+        line.last_arrival = max(line.last_arrival, again)  # nothing overtakes what is on its way
         for size, arrive in held:
             self.carry(sender, receiver, size, arrive)
 
@@ -217,12 +218,14 @@ class Stream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: Any) -> None:
         await trio.lowlevel.checkpoint()
         view = memoryview(data)
-        for start in range(0, len(view), SEGMENT_BYTES):
+        line = self._network.line(self.here, self.there)
+        segment = int(min(max(line.bytes_per_second / 20, SEGMENT_BYTES_MIN), SEGMENT_BYTES))
+        for start in range(0, len(view), segment):
             self._check()
             while self._on_the_way >= WINDOW_BYTES:
                 await self._writable.park()
                 self._check()
-            self._send(bytes(view[start : start + SEGMENT_BYTES]))
+            self._send(bytes(view[start : start + segment]))
         self._check()
 
     async def wait_send_all_might_not_block(self) -> None:

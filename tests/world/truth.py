@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Truth", "ViolationError"]
 
 DIGEST_EVERY: Final = 8  # entries
+SNAPSHOTS_MAX: Final = 6  # to one follower in one term: one after the other brings nobody level
 
 
 class ViolationError(Exception):
@@ -74,8 +75,10 @@ class Truth:
         self.deleted: dict[str, list[tuple[int, int]]] = {}  # by topic: position, index
         self.settings: dict[str, list[tuple[int, int]]] = {}  # by topic: index, number (bytes)
         self.gone: dict[int, int] = {}  # by seq: the index that removed it
+        self.aged: set[int] = set()  # of these, for their age
         self.topics: dict[str, Kept] = {}
         self.places: dict[str, list[int]] = {}  # by payload
+        self.snapshots: dict[tuple[Any, ...], int] = {}  # by leader, its life, peer and term: sent
         self.index = 0
         self.by_topic: dict[str, list[int]] = {}
 
@@ -108,6 +111,17 @@ class Truth:
             apply(entry)
             self._applied(life, entry, replica.state, told[0])
 
+        async def send_snapshot(peer: str) -> None:
+            key, before = (life.name, life.number, peer, replica.term), replica._snapshots_sent
+            await send(peer)
+            self.snapshots[key] = count = self.snapshots.get(key, 0) + (
+                replica._snapshots_sent - before
+            )
+            if count > SNAPSHOTS_MAX:
+                raise ViolationError(f"{life.name} has sent {count} snapshots to {peer} in a term")
+
+        send = replica._send_snapshot
+        replica._send_snapshot = send_snapshot
         replica._on_applied = on_applied
         replica._on_restored = on_restored
         replica._notice_changes = MethodType(notice_changes, replica)
@@ -220,6 +234,7 @@ class Truth:
                         f"message {oldest.seq} of {name!r} is gone at {self.index}, and "
                         f"retention keeps it: {kept.messages_max} messages, {count} there"
                     )
+                self.aged.add(oldest.seq)
                 self._drop(kept)
             if count != len(kept.sent) or (kept.sent and kept.sent[0].seq != first):
                 raise ViolationError(
@@ -247,7 +262,8 @@ class Truth:
             raise ViolationError(f"{life.name} {how}: at {index} it has {found}, not {known}")
         if known is None and how == "started":
             raise ViolationError(f"{life.name} {how} at {index}, which nobody has applied")
-        if index % DIGEST_EVERY == 0 or how != "applied":
+        is_free = state._capture is None  # there is one at a time, and a digest is one
+        if is_free and (index % DIGEST_EVERY == 0 or how != "applied"):
             digest = state.digest()
             other = self.digests.setdefault(index, digest)
             if other != digest:
@@ -273,8 +289,11 @@ class Truth:
         old = self.idempotency_seconds * 1000
         return sum(later - earlier >= old for earlier, later in pairwise(times))
 
-    def deleted_after(self, sent: Sent) -> bool:
-        return any(index >= sent.index for _, index in self.deleted.get(sent.topic, ()))
+    def may_be_out_of_sight(self, sent: Sent) -> bool:
+        """Whether it went without a newer one in its place."""
+        return sent.seq in self.aged or any(
+            index >= sent.index for _, index in self.deleted.get(sent.topic, ())
+        )
 
     def between(self, topic: str, first: int, last: int) -> list[int]:
         seqs = self.by_topic.get(topic, [])

@@ -78,6 +78,7 @@ class World:
         self.numbers = 0
         self.is_stormy = True
         self.weather_ends = 0.0
+        self.first_term = 0
         self._nursery: trio.Nursery | None = None
         self.violation: ViolationError | None = None
 
@@ -106,6 +107,10 @@ class World:
         elif self._was_told_to_fail(machine) and self._says_so(error):
             machine.may_fail = False
             self.spawn(self._start_later, machine, 0.5)
+        elif machine.lost_data and isinstance(error, StorageError):
+            pass  # somebody has started it again before it was replaced
+        elif machine.may_lose and isinstance(error, StorageError):
+            events.replace_lost(self, machine)
         elif isinstance(error, ConfigError) and machine.is_replaced:
             self.spawn(self._start_later, machine, 0.5)
         else:
@@ -113,7 +118,7 @@ class World:
 
     def _was_told_to_fail(self, machine: Machine) -> bool:
         """Its disk was full, or failed."""
-        return machine.may_fail or machine.disk.limit_bytes is not None
+        return machine.may_fail or trio.current_time() < machine.fails_until
 
     def _says_so(self, error: BaseException) -> bool:
         return isinstance(error, StorageError | ConfigError) and "damaged" not in str(error)
@@ -161,6 +166,7 @@ class World:
             await trio.sleep(0.2)
         await self.until(self._is_level, FORM_SECONDS, "the cluster to form")
         self.note("formed")
+        self.first_term = max(self.truth.leaders)
 
     async def _storm(self) -> None:
         began = trio.current_time()
@@ -264,18 +270,37 @@ class World:
         return "; ".join(texts)
 
     async def _compare(self) -> None:
-        digests = {}
-        for machine in self.machines:
-            assert machine.life is not None
-            assert machine.life.node is not None
-            digests[machine.name] = machine.life.node.replica.state.digest()
+        digests = {machine.name: await self._digest(machine) for machine in self.machines}
         if len(set(digests.values())) > 1:
             raise ViolationError(f"digests differ: {digests}")
         for writer in self.writers:
             writer.check(self.truth)
         for follower in self.followers:
             follower.check(self.truth)
+        if self.schedule.is_calm and max(self.truth.leaders) > self.first_term:
+            raise ViolationError(f"leaders changed while nothing was wrong: {self.truth.leaders}")
         await self._read_all()
+        await self.until(lambda: not self._staged(), HEAL_SECONDS, "what is staged to be cleared")
+
+    async def _digest(self, machine: Machine) -> str:
+        assert machine.life is not None
+        assert machine.life.node is not None
+        replica = machine.life.node.replica
+        # A snapshot that is being made is the one that there may be at a time.
+        await self.until(lambda: replica.state._capture is None, HEAL_SECONDS, "a snapshot")
+        return replica.state.digest()
+
+    def _staged(self) -> list[str]:
+        """Nodes that have something of a snapshot that nobody sends any more."""
+        found = []
+        for machine in self.machines:
+            assert machine.life is not None
+            assert machine.life.node is not None
+            reader = machine.life.node.storage._reader
+            (count,) = reader.execute("SELECT count(*) FROM staged_log").fetchone()
+            if count:
+                found.append(machine.name)
+        return found
 
     async def _read_all(self) -> None:
         """Every node gives every message that is retained, as it was published."""
@@ -294,6 +319,8 @@ class World:
                         if error.code == "topic_not_found":
                             break
                         raise ViolationError(f"{machine.name}: history: {error.code}") from None
+                    except StorageError as error:
+                        raise ViolationError(f"{machine.name}: history: {error}") from None
                     found += [
                         (m.seq, m.data.split(b" ", 1)[0].strip(b'"').decode())
                         for m in page.messages
@@ -317,7 +344,8 @@ class World:
             if machine.life is not None:
                 machine.kill(power=machine.chance.random() < 0.7)
         for machine in self.machines:
-            machine.start()
+            if machine.life is None:  # else it ended by itself, and is back already
+                machine.start()
         await self.until(self._is_level, HEAL_SECONDS, "all nodes to be level after the start")
         await self._read_all()
 
