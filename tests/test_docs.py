@@ -52,7 +52,15 @@ from repl_broker.access import COOKIE
 from repl_broker.cli import main
 from repl_broker.config import keys
 from repl_broker.errors import PROBLEMS
-from repl_broker.web.metrics import BUILD_INFO, HISTOGRAMS, MEMBERS, METRICS, REFUSED, REQUESTS
+from repl_broker.web.metrics import (
+    BUILD_INFO,
+    HISTOGRAMS,
+    MEMBERS,
+    METRICS,
+    OWN_CLOCK,
+    REFUSED,
+    REQUESTS,
+)
 from tests.browser.demo_node import BROWSER_ARGUMENTS, find_browser, free_port
 from tests.required import need_program
 
@@ -240,7 +248,8 @@ def test_environment_variables_that_a_page_names_exist(page: Path) -> None:
 
 @every_written_page
 def test_metrics_that_a_page_names_exist(page: Path) -> None:
-    known = {metric.full_name for metric in METRICS} | {BUILD_INFO[0], REQUESTS[0]}
+    known = {metric.full_name for metric in METRICS}
+    known |= {BUILD_INFO[0], REQUESTS[0], OWN_CLOCK[0]}
     known |= {name for name, _ in (*HISTOGRAMS, *MEMBERS)}
     known |= {f"{name}_{part}" for name, _ in HISTOGRAMS for part in ("bucket", "sum", "count")}
     known.add(f"{REFUSED[0]}_total")
