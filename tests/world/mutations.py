@@ -74,16 +74,16 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "snapshots-without-end": _one(
         "a follower that installs a snapshot is sent another one meanwhile",
-        "replica:Replica._until_level",
-        "with trio.move_on_after(2 * PIECE_SECONDS_MAX):",
-        "with trio.move_on_after(0):",
+        "sending:SnapshotSender._until",
+        "elif trio.current_time() >= since + still_seconds:",
+        "else:",
         shipped=True,
     ),
     "staged-for-ever": _one(
         "what came of a snapshot that broke off stays in the store",
-        "disk:Disk.unstage",
-        "staging = self._staging\n",
-        "return\n    staging = self._staging\n",
+        "disk:Disk.discard",
+        "if self._is_discarding or",
+        "if True or",
         shipped=True,
     ),
     "loss-not-noticed": _one(

@@ -112,16 +112,14 @@ class Truth:
             self._applied(life, entry, replica.state, told[0])
 
         async def send_snapshot(peer: str) -> None:
-            key, before = (life.name, life.number, peer, replica.term), replica._snapshots_sent
+            key, before = (life.name, life.number, peer, replica.term), sender.sent
             await send(peer)
-            self.snapshots[key] = count = self.snapshots.get(key, 0) + (
-                replica._snapshots_sent - before
-            )
+            self.snapshots[key] = count = self.snapshots.get(key, 0) + sender.sent - before
             if count > SNAPSHOTS_MAX:
                 raise ViolationError(f"{life.name} has sent {count} snapshots to {peer} in a term")
 
-        send = replica._send_snapshot
-        replica._send_snapshot = send_snapshot
+        sender = replica._sender
+        send, sender.send = sender.send, send_snapshot
         replica._on_applied = on_applied
         replica._on_restored = on_restored
         replica._notice_changes = MethodType(notice_changes, replica)

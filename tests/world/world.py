@@ -19,6 +19,7 @@ from typing import Any, Final
 import trio
 
 from repl_broker.errors import ConfigError, RequestError, StorageError
+from repl_broker.forgotten import FORGOTTEN
 from tests.world import events
 from tests.world.clients import ANYONE, TOPICS, Follower, Writer
 from tests.world.machine import Life, Machine, make_config
@@ -291,15 +292,17 @@ class World:
         return replica.state.digest()
 
     def _staged(self) -> list[str]:
-        """Nodes that have something of a snapshot that nobody sends any more."""
+        """What nodes have of snapshots that nobody sends any more, and of logs that are no more."""
         found = []
         for machine in self.machines:
             assert machine.life is not None
             assert machine.life.node is not None
             reader = machine.life.node.storage._reader
-            (count,) = reader.execute("SELECT count(*) FROM staged_log").fetchone()
-            if count:
-                found.append(machine.name)
+            names = reader.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (name,) in names:
+                if name.startswith(("staged_", FORGOTTEN)):
+                    (count,) = reader.execute(f"SELECT count(*) FROM {name}").fetchone()
+                    found += [f"{machine.name} {name}"] * bool(count)
         return found
 
     async def _read_all(self) -> None:
