@@ -33,7 +33,7 @@ import trio
 
 from repl_broker.errors import StorageError
 from repl_broker.histogram import Durations, Histogram
-from repl_broker.parts import count_of, parts_of
+from repl_broker.parts import parts_of
 from repl_broker.raft.log import Entry, Snapshot, WriteBatch
 from repl_broker.storage import Identity, Storage
 from repl_broker.writer import Done, Writer
@@ -150,8 +150,7 @@ class Disk:
         for number, part in enumerate(parts_of(snapshot.data)):
             await self._run(partial(self._storage.save_part, number, part), generation)
         await self._run(partial(self._save, snapshot), generation)
-        if count_of(snapshot.data):
-            self.discard()  # those of the one before
+        self.discard()  # the parts of the one before; this one may be too small to have any
 
     def _save(self, snapshot: Snapshot) -> None:
         if snapshot.index > self.durable_index:

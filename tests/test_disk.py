@@ -332,6 +332,26 @@ async def test_what_was_put_aside_is_removed_in_pieces_behind_what_waits() -> No
     assert store.did[2:] == ["discard", "write [[11]]", "discard", "discard"], "one at a time"
 
 
+async def test_the_parts_of_the_snapshot_before_go_also_when_the_next_has_none() -> None:
+    class Shrinking(Store):
+        has_forgotten = False
+
+        def save_snapshot(self, snapshot: Snapshot) -> None:
+            super().save_snapshot(snapshot)
+            self.has_forgotten = True  # there was a larger one, in parts
+
+        def discard(self, bytes_max: int) -> bool:
+            self.has_forgotten = False
+            return False
+
+    queue = Queue()
+    store = queue.store = queue.disk._storage = Shrinking()
+    queue.append(1)
+    await queue.disk.save_snapshot(snapshot(1), 0)
+    await wait_all_tasks_blocked()
+    assert not store.has_forgotten
+
+
 async def test_removing_what_was_put_aside_ends_with_the_disk() -> None:
     class Failing(Store):
         has_forgotten = True
