@@ -311,7 +311,7 @@ def test_a_single_node_with_messages_becomes_a_cluster_that_has_them(tmp_path: P
 
 def members_of(node: Member) -> list[dict[str, Any]]:
     """Without what moves."""
-    moving = ("match_index", "lag", "reachable", "role")
+    moving = ("match_index", "lag", "reachable", "role", "feature_level", "clock_skew_seconds")
     return [
         {k: v for k, v in member.items() if k not in moving} for member in node.cluster()["members"]
     ]

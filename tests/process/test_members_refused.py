@@ -56,7 +56,7 @@ class Scene:
         for name in ("node", "applied_index"):
             del found[name]
         for member in found["members"]:
-            for name in ("match_index", "lag", "reachable"):
+            for name in ("match_index", "lag", "reachable", "feature_level", "clock_skew_seconds"):
                 del member[name]
         return found
 
