@@ -171,6 +171,8 @@ def _full(world: World, event: Event, hosts: list[Machine]) -> None:
 
 def _lie(world: World, event: Event, hosts: list[Machine]) -> None:
     """What a follower's disk says that it has synced is lost when its power fails."""
+    if any(machine.is_replaced or not machine.is_member() for machine in world.machines):
+        return  # the others would be no majority
     liars = [machine for machine in world.machines if machine.may_lose]
     followers = [m for m in liars or hosts if m.is_serving and not m.leads and not m.is_replaced]
     if followers:

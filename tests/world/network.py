@@ -39,7 +39,8 @@ class Line:
         self.is_cut = False
         self.free_at = 0.0  # when what was sent before has left
         self.last_arrival = 0.0
-        self.held: list[tuple[int, Callable[[], None]]] = []
+        self.resumes_at = 0.0  # after a cut
+        self.queue: deque[tuple[float, Callable[[], None]]] = deque()  # in the order of sending
 
 
 class Network:
@@ -83,15 +84,21 @@ class Network:
         line.free_at = max(now, line.free_at) + size / line.bytes_per_second
         when = line.free_at + line.latency + self._random.random() * line.jitter
         line.last_arrival = when = max(when, line.last_arrival)
+        line.queue.append((when, arrive))
+        self.at(when, lambda: self._deliver(line, receiver))
 
-        def arrives() -> None:
-            if line.is_cut or line.held or receiver in self.dark:
-                line.held.append((size, arrive))
-            else:
-                self.carried += 1
-                arrive()
-
-        self.at(when, arrives)
+    def _deliver(self, line: Line, receiver: str) -> None:
+        """What is due; nothing overtakes what is held before it."""
+        now = trio.current_time()
+        while (
+            line.queue
+            and line.queue[0][0] <= now
+            and now >= line.resumes_at
+            and not line.is_cut
+            and receiver not in self.dark
+        ):
+            self.carried += 1
+            line.queue.popleft()[1]()
 
     def cut(self, sender: str, receiver: str) -> None:
         """Nothing passes in this direction, without a sound."""
@@ -100,12 +107,8 @@ class Network:
     def heal(self, sender: str, receiver: str) -> None:
         line = self.line(sender, receiver)
         line.is_cut = False
-        held, line.held = line.held, []
-        again = trio.current_time() + self._random.random() * AGAIN_SECONDS
-        line.free_at = max(line.free_at, again)
-        line.last_arrival = max(line.last_arrival, again)  # nothing overtakes what is on its way
-        for size, arrive in held:
-            self.carry(sender, receiver, size, arrive)
+        line.resumes_at = trio.current_time() + self._random.random() * AGAIN_SECONDS
+        self.at(line.resumes_at, lambda: self._deliver(line, receiver))
 
     def reaches(self, one: str, other: str) -> bool:
         lines = self.line(one, other), self.line(other, one)
@@ -156,7 +159,7 @@ class Network:
     def power_returns(self, host: str) -> None:
         self.dark.discard(host)
         for (sender, receiver), line in sorted(self._lines.items(), key=lambda item: item[0]):
-            if receiver == host and line.held and not line.is_cut:
+            if receiver == host and line.queue and not line.is_cut:
                 self.heal(sender, receiver)
 
     def break_connections(self, one: str, other: str) -> None:
@@ -285,7 +288,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._readable.unpark_all()
         back = self._network.line(self.here, self.there)
         other, size = self.other, len(data)
-        if back.is_cut or back.held:
+        if back.is_cut:
             self._network.carry(self.here, self.there, 60, lambda: other._acknowledged(size))
         else:  # not worth an event of its own
             other._acknowledged(size)
