@@ -1304,15 +1304,19 @@ class Replica:
     def _stamp_ms(self) -> int:
         """The time for the entry that is made now."""
         time_ms, before_ms = self.time_ms(), self._stamped_ms
-        seconds = (time_ms - self._steady_ms()) // 1000
-        if before_ms and seconds > CLOCK_JUMP_MS // 1000:
+        if before_ms and time_ms - before_ms > CLOCK_JUMP_MS:
+            self._tell_jump(time_ms - self._steady_ms())
+        self._note_time(time_ms)
+        self._has_stamped = True
+        return time_ms
+
+    def _tell_jump(self, jump_ms: int) -> None:
+        seconds = jump_ms // 1000
+        if jump_ms > CLOCK_JUMP_MS:
             if self._has_stamped:
                 log.warning("the clock has jumped ahead seconds=%d", seconds)
             else:
                 log.info("the newest entry is old; history ages by the clock seconds=%d", seconds)
-        self._note_time(time_ms)
-        self._has_stamped = True
-        return time_ms
 
     def _note_time(self, time_ms: int) -> None:
         """An entry of that time is the newest."""

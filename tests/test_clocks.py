@@ -104,6 +104,21 @@ async def test_a_clock_that_passes_the_bound_is_one_line_on_each_node_and_its_re
         assert len(lines(caplog, "right again member=n3")) == 3
 
 
+async def test_another_bound_counts_from_the_moment_it_is_given(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_cluster() as cluster:
+        cluster.ahead_ms["n3"] = 20_000
+        for node in cluster.running.values():
+            node.clocks.reload(30)
+        await trio.sleep(2 * ROUND)
+        assert not lines(caplog, "clock is off")
+        for node in cluster.running.values():
+            node.clocks.reload(10)
+        await trio.sleep(2 * ROUND)
+        assert len(lines(caplog, "clock is off")) == 3
+
+
 @pytest.mark.parametrize(
     ("offsets", "middle", "agree"),
     [
