@@ -199,6 +199,7 @@ async def test_a_leader_that_is_just_started_waits_with_its_entries_until_it_kno
         await seq_of(cluster["n1"].replica, publish(b"1"))
         for node_id in IDS:
             cluster.kill(node_id)
+        await trio.sleep(1)  # what they sent last has come, or is lost
         cluster.clock.now_ms += 7 * DAY_MS
         cluster.ahead_ms["n2"] = YEAR_MS
         cluster.network.ask_seconds = dict.fromkeys(IDS, 0.3)
