@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import access, churn, hostile, stalled
+from benchmarks import replace as replacing
 from benchmarks.command import add_options, allow_files, end_in_order, named, progress
 from benchmarks.load import BenchmarkError
 from benchmarks.peers import PEERS, Peer
@@ -24,6 +25,7 @@ OTHERS = {
     "churn": churn.main,
     "hostile": hostile.main,
     "access": access.main,
+    "replace": replacing.main,
 }
 GENERATOR_FILES = 600  # that are open beside the subscribers': publishers, and room to spare
 
@@ -102,7 +104,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="python -m benchmarks stalled: readers that stop reading, among those that go on. "
         "python -m benchmarks churn: readers that come and vanish. "
         "python -m benchmarks hostile: slow clients, and a flood. "
-        "python -m benchmarks access: what tokens and TLS cost. Each has --help.",
+        "python -m benchmarks access: what tokens and TLS cost. "
+        "python -m benchmarks replace: a node that is replaced under load. Each has --help.",
     )
     add_options(parser)
     parser.add_argument(

@@ -7,9 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
+from repl_broker.parts import parts_of
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import (
     Identity,
@@ -30,6 +33,7 @@ from repl_broker.storage import (
     MemoryStorage,
     SqliteStorage,
     Storage,
+    StoreCopy,
     _meta_checksum,
     copy_store,
 )
@@ -357,6 +361,207 @@ def test_a_store_adopts_the_cluster_that_it_joins(reopen: Reopen) -> None:
     incarnation = reopen().identity.incarnation
     reopen().adopt("c" * 32, "0badcafe")
     assert reopen().identity == Identity("c" * 32, "0badcafe", "n1", incarnation, adopted=True)
+
+
+# --- SQLite: much at once ---
+
+
+def filled(folder: Path, count: int = 40) -> SqliteStorage:
+    """With as many entries of 100 kB in the log, and as many of a peer's staged."""
+    storage = SqliteStorage(folder, "n1")
+    for start in range(1, count, 10):
+        entries = tuple(entry(i, b"x" * 100_000) for i in range(start, start + 10))
+        storage.write(WriteBatch(entries))
+    storage.begin_install(Snapshot(100, 2, b"state"))
+    for start in range(1, count, 10):
+        storage.stage([entry(i, b"y" * 100_000) for i in range(start, start + 10)])
+    storage.tidy()
+    storage._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return storage
+
+
+def written_bytes(folder: Path) -> int:
+    return (folder / "broker.db-wal").stat().st_size
+
+
+def test_an_install_writes_little_however_much_is_installed(tmp_path: Path) -> None:
+    """Copying took 5.5 s a GiB, and all that waited for the disk as long."""
+    storage = filled(tmp_path)
+    storage.install()
+    assert written_bytes(tmp_path) < 100_000
+    assert storage.read([1, 40]) == {1: b"y" * 100_000, 40: b"y" * 100_000}
+    storage.close()
+
+
+def test_what_the_old_log_took_is_given_back_bit_by_bit_and_counts_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)  # others use this disk, too
+    monkeypatch.setattr("repl_broker.storage.os.statvfs", lambda folder: full)
+    storage = filled(tmp_path)
+    before = storage.free_bytes()
+    storage.install()
+    freed = storage.free_bytes() - before
+    assert 3_900_000 < freed < 4_400_000, "it will be free"
+    pieces = 1
+    while storage.discard(500_000):
+        pieces += 1
+        assert written_bytes(tmp_path) < pieces * 200_000
+        assert abs(storage.free_bytes() - before - freed) < 1_000_000
+    assert pieces >= 8
+    assert 3_900_000 < storage.free_bytes() - before < 4_400_000, "it is free"
+    assert not storage.discard(500_000)
+    storage.close()
+
+
+def test_what_a_crash_left_of_the_old_log_is_found_and_removed_after_it(tmp_path: Path) -> None:
+    storage = filled(tmp_path / "old")
+    storage.install()
+    storage.discard(500_000)
+    known = storage._forgotten.bytes
+    put(image(tmp_path / "old"), tmp_path / "new")
+    storage.close()
+    storage = SqliteStorage(tmp_path / "new", "n1")
+    assert storage.has_forgotten
+    assert storage._forgotten.bytes == known > 3_000_000
+    while storage.discard(1 << 20):
+        pass
+    assert not storage.has_forgotten
+    assert len(storage.read(range(1, 41))) == 40
+    storage.close()
+
+
+def test_a_copy_has_nothing_of_what_was_put_aside(tmp_path: Path) -> None:
+    storage = filled(tmp_path / "data")
+    storage.install()
+    copy_store(tmp_path / "data", tmp_path / "copy.db")
+    assert (tmp_path / "copy.db").stat().st_size < 5_000_000, "the log of now, and no other"
+    storage.close()
+
+
+def test_a_reader_sees_the_log_of_before_or_of_after_an_install(tmp_path: Path) -> None:
+    """Each read is of one moment."""
+    storage = filled(tmp_path)
+    stop = threading.Event()
+    mixed: list[object] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            kinds = {data[:1] for data in storage.read([1, 20, 40]).values()}
+            if len(kinds) != 1:
+                mixed.append(kinds)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for data in (b"z", b"x", b"y") * 5:
+        storage.begin_install(Snapshot(100, 2, b"state"))
+        storage.stage([entry(i, data * 1000) for i in (1, 20, 40)])
+        storage.install()
+    stop.set()
+    reader.join()
+    assert mixed == []
+    storage.close()
+
+
+@pytest.fixture
+def small_values(monkeypatch: pytest.MonkeyPatch) -> int:
+    """What is in one row, as SQLite takes no value beyond some size."""
+    monkeypatch.setattr("repl_broker.parts.ROW_BYTES_MAX", 30_000)
+    monkeypatch.setattr("repl_broker.parts.PART_BYTES", 7_000)
+    return 40_000
+
+
+def limited(folder: Path, size: int) -> SqliteStorage:
+    storage = SqliteStorage(folder, "n1")
+    for connection in (storage._writer, storage._reader):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, size)
+    return storage
+
+
+def test_a_state_that_no_row_can_hold_is_saved_in_parts(tmp_path: Path, small_values: int) -> None:
+    """SQLite takes no value of more than 1e9 bytes, and settings that are allowed lead there."""
+    large = bytes(range(256)) * 500
+    storage = limited(tmp_path, small_values)
+    storage.write(WriteBatch((entry(1), entry(2))))
+    storage.save_snapshot(Snapshot(1, 1, large, b"members"))
+    storage.close()
+    storage = limited(tmp_path, small_values)
+    assert storage.load() == Loaded(HardState(), Snapshot(1, 1, large, b"members"), [entry(2)])
+    storage.begin_install(Snapshot(9, 2, large[::-1]))
+    storage.renew_install(Snapshot(10, 2, large * 2))
+    assert storage.load().snapshot == Snapshot(1, 1, large, b"members")
+    storage.install()
+    assert storage.load().snapshot == Snapshot(10, 2, large * 2)
+    storage.close()
+
+
+def test_only_a_store_whose_state_is_in_parts_has_the_newer_format(
+    tmp_path: Path, small_values: int
+) -> None:
+    """Earlier versions read all others, also once it has become smaller again."""
+    storage = limited(tmp_path, small_values)
+    storage.write(WriteBatch((entry(1),)))
+    assert storage._meta()["format"] == 2
+    storage.save_snapshot(Snapshot(1, 1, b"x" * 50_000))
+    assert storage._meta()["format"] == 3
+    storage.save_snapshot(Snapshot(1, 1, b"small"))
+    assert storage._meta()["format"] == 2
+    storage.begin_install(Snapshot(9, 2, b"y" * 50_000))
+    assert storage._meta()["format"] == 3
+    storage.unstage()
+    assert storage._meta()["format"] == 2
+    storage.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE snapshot_part SET data = zeroblob(length(data)) WHERE number = 1",
+        "DELETE FROM snapshot_part WHERE number = 3",
+        "UPDATE snapshot_part SET number = 99 WHERE number = 0",
+        "UPDATE snapshot_part SET data = 'text' WHERE number = 0",
+        """UPDATE snapshot SET data = CAST('{"parts":2}' AS BLOB)""",
+        """UPDATE snapshot SET data = CAST('{"parts":"x"}' AS BLOB)""",
+        """UPDATE snapshot SET data = CAST('{"parts":' AS BLOB)""",
+    ],
+)
+def test_damage_to_the_parts_of_a_state_is_told(
+    tmp_path: Path, small_values: int, statement: str
+) -> None:
+    storage = limited(tmp_path, small_values)
+    storage.write(WriteBatch((entry(1),)))
+    storage.save_snapshot(Snapshot(1, 1, b"x" * 50_000))
+    storage._writer.execute(statement)
+    with pytest.raises(StorageError, match="the snapshot at 1 is not what was written"):
+        storage.load()
+    storage.close()
+
+
+def test_a_state_in_parts_is_in_a_backup_and_comes_back_from_it(
+    tmp_path: Path, small_values: int
+) -> None:
+    storage = limited(tmp_path / "data", small_values)
+    storage.write(WriteBatch((entry(1),)))
+    storage.save_snapshot(Snapshot(1, 1, b"x" * 50_000))
+    (tmp_path / "copy").mkdir()
+    copy_store(tmp_path / "data", tmp_path / "copy" / "broker.db")
+    storage.close()
+    copy = StoreCopy(tmp_path / "copy", "the copy")
+    copy.check_file()
+    assert copy.load().snapshot == Snapshot(1, 1, b"x" * 50_000)
+    copy.close()
+
+
+def test_parts_that_were_saved_ahead_are_not_taken_for_those_of_another_state(
+    tmp_path: Path, small_values: int
+) -> None:
+    storage = limited(tmp_path, small_values)
+    storage.write(WriteBatch((entry(1),)))
+    for number, part in enumerate(parts_of(b"x" * 50_000)):
+        storage.save_part(number, part)
+    storage.save_snapshot(Snapshot(1, 1, b"y" * 50_000))
+    assert storage.load().snapshot == Snapshot(1, 1, b"y" * 50_000)
+    storage.close()
 
 
 # --- SQLite: durability ---
