@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import access, churn, hostile, stalled
+from benchmarks import access, churn, hostile, stalled, turns
 from benchmarks import replace as replacing
 from benchmarks.command import add_options, allow_files, end_in_order, named, progress
 from benchmarks.load import BenchmarkError
@@ -26,6 +26,7 @@ OTHERS = {
     "hostile": hostile.main,
     "access": access.main,
     "replace": replacing.main,
+    "turns": turns.main,
 }
 GENERATOR_FILES = 600  # that are open beside the subscribers': publishers, and room to spare
 
@@ -105,7 +106,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "python -m benchmarks churn: readers that come and vanish. "
         "python -m benchmarks hostile: slow clients, and a flood. "
         "python -m benchmarks access: what tokens and TLS cost. "
-        "python -m benchmarks replace: a node that is replaced under load. Each has --help.",
+        "python -m benchmarks replace: a node that is replaced under load. "
+        "python -m benchmarks turns: how long a snapshot keeps the event loop. Each has --help.",
     )
     add_options(parser)
     parser.add_argument(

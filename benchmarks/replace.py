@@ -43,7 +43,7 @@ MESSAGES_MAX = 1_000_000_000
 NODES = 3
 LEVEL_SECONDS_MAX = 3600
 POLL_SECONDS = 0.2
-NOTE = "replace.json"  # in the folder: how it was filled
+NOTE = "replace.json"  # in the folder: where its nodes listen
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +138,21 @@ class Nodes:
 
 
 def fill(folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
-    """Have three nodes keep this much history. Raises BenchmarkError."""
-    nodes = Nodes(folder, free_ports(2 * NODES))
+    """Have three nodes keep this much history, with what they have already. Raises BenchmarkError.
+
+    It may be interrupted, and begun again.
+    """
+    note = folder / NOTE
+    ports = json.loads(note.read_text())["ports"] if note.exists() else free_ports(2 * NODES)
+    note.write_text(json.dumps({"ports": ports}))
+    nodes = Nodes(folder, ports)
     size = int(plan.gib * GIB)
     retention = {"messages": MESSAGES_MAX, "bytes": size, "seconds": 10 * 86400}
     with nodes:
         _request(nodes.ports[0], "PUT", TOPIC, json.dumps({"retention": retention}).encode())
         line = json.dumps("x" * (plan.message_bytes - 2)).encode() + b"\n"
-        batch, count = line * BATCH_MESSAGES, -(-size // (plan.message_bytes * BATCH_MESSAGES))
+        lacking = size - json.loads(_request(nodes.ports[0], "GET", TOPIC))["bytes"]
+        batch, count = line * BATCH_MESSAGES, -(-lacking // (plan.message_bytes * BATCH_MESSAGES))
         todo, failures = [None] * count, list[BaseException]()
 
         def publish() -> None:
@@ -163,11 +170,10 @@ def fill(folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            say(f"filling: {100 * (count - len(todo)) // count} %")
+            say(f"filling: {len(todo) * plan.message_bytes * BATCH_MESSAGES / GIB:.2f} GiB to go")
             time.sleep(1)
         if failures:
             raise BenchmarkError(f"cannot fill: {failures[0]}") from failures[0]
-    (folder / NOTE).write_text(json.dumps({"ports": nodes.ports, "plan": asdict(plan)}))
 
 
 def replace(folder: Path, plan: Plan, say: Callable[[str], None]) -> Found:

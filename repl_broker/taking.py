@@ -62,7 +62,8 @@ class Begun:
         try:
             while await self._turnstile.give(capture.piece):
                 pass
-            parts, live = capture.parts(), capture.live_entries()
+            # What is complete changes no more; and with millions of entries it is a copy of size.
+            parts, live = capture.parts(), await self._in_thread(capture.live_entries)
         finally:
             capture.end()
         data = await self._in_thread(_joined, parts)

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import __main__, access, attacks, hostile, network, shares, stalled
+from benchmarks import __main__, access, attacks, hostile, network, shares, stalled, turns
+from benchmarks import replace as replacing
 from benchmarks.churn import Found as Churned
 from benchmarks.churn import Holding, as_lines, is_settled, leaks
 from benchmarks.figures import Figure, Row
@@ -302,6 +303,33 @@ def test_the_stalled_run_is_shown_and_judged() -> None:
         (True, "each stalled reader was at least 60 KB behind what the kernel held for it"),
         (True, "every reader, the stalled ones too, got every message, once and in order"),
     ]
+
+
+def test_a_node_is_replaced_under_load_in_two_steps_that_keep_their_folder(tmp_path: Path) -> None:
+    plan = replacing.Plan(gib=0.1, rate=40, message_bytes=4000, warm_seconds=0.2)
+    said: list[str] = []
+    replacing.fill(tmp_path, plan, said.append)
+    replacing.fill(tmp_path, plan, said.append)  # it has all of it
+    found = replacing.replace(tmp_path, plan, said.append)
+    assert (found.snapshots, found.failed) == (1, 0)
+    assert found.published > 0
+    assert found.sent_mib > 90
+    assert 0 < found.level_seconds < 60
+    lines = replacing.as_lines(plan, found)
+    assert any(line.startswith("sent its history peer=n3") for line in lines), lines
+
+
+def test_one_step_of_replacing_needs_a_folder() -> None:
+    with pytest.raises(SystemExit):
+        replacing.main(["fill"])
+
+
+def test_how_long_a_snapshot_keeps_the_loop_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--messages", "2000", "--topics", "50", "--keys", "100", "--deleted", "10"]
+    turns.main([*few, "--rounds", "1"])
+    said = capsys.readouterr().out
+    assert said.startswith("2,000 messages in 2,000 entries, 50 topics, 100 keys: a snapshot of ")
+    assert "longest turn of the loop: " in said
 
 
 @pytest.mark.parametrize(
