@@ -352,7 +352,7 @@ def test_the_status_for_people(scene: Scene) -> None:
     roles = scene.leader.roles()
     for node, row in zip(scene.nodes, rows, strict=True):
         assert row[:4] == [node.name, roles[node.name], node.raft, node.url]
-        assert row[-1] == "yes"
+        assert row[6] == "yes"
 
 
 def test_the_status_for_programs(scene: Scene) -> None:

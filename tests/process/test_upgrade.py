@@ -9,7 +9,7 @@ import pytest
 
 from repl_broker.levels import FIRST, NEWEST
 from tests.process.member import NAMES, Member, Rounds, cluster_of, followers_of, leader_of
-from tests.process.node import LEASH, polls
+from tests.process.node import LEASH, Client, polls
 
 pytestmark = pytest.mark.process
 
@@ -57,6 +57,8 @@ def test_a_cluster_is_upgraded_node_by_node_and_each_step_can_be_taken_back(tmp_
         last.prefix = (*OLDER, *LEASH)
         since = len(last.log_text())
         last.spawn()
-        assert last.wait() == 1
-        assert "a newer version" in last.log_text()[since:]
+        last.wait_log("install a newer one there", since)
+        assert f"the cluster has feature level {NEWEST}" in last.log_text()[since:]
+        with Client(last) as client:
+            assert client.request("GET", "/readyz").status == 503
         assert "Traceback" not in last.log_text()[since:]
