@@ -57,11 +57,10 @@ MUTATIONS: Final[dict[str, Mutation]] = {
             Edit(
                 "disk:Disk._add",
                 "self._queue.append(",
-                "(self._queue.appendleft if getattr(call, 'func', 0) == self._save else "
-                "self._queue.append)(",
+                "is_first = getattr(call, 'func', None) in (self._save, self._storage.save_part)\n"
+                "    (self._queue.appendleft if is_first else self._queue.append)(",
             ),
             Edit("disk:Disk._save", "if snapshot.index > self.durable_index:", "if False:"),
-            Edit("soundness:load_sound", "fault = _fault_of(loaded)", "fault = None"),
         ),
         shipped=True,
     ),

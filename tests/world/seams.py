@@ -33,9 +33,6 @@ SMALL: Final = {  # what happens once a day happens all the time
     "repl_broker.upkeep.DROP_ENTRIES_MAX": 5,
     "repl_broker.upkeep.REWRITE_ENTRIES_MAX": 3,
     "repl_broker.replica.RELEASE_BYTES": 1 << 10,
-    "repl_broker.sending.LOG_BYTES_KEPT": 2 << 10,
-    "repl_broker.sending.LOG_BYTES_MAX": 16 << 10,
-    "repl_broker.sending.BEHIND_BYTES_MAX": 8 << 10,
     "repl_broker.disk.DISCARD_BYTES": 2 << 10,
     "repl_broker.parts.ROW_BYTES_MAX": 4 << 10,
     "repl_broker.parts.PART_BYTES": 1 << 10,
@@ -67,8 +64,10 @@ def world_clock() -> trio.testing.MockClock:
 
 
 @contextmanager
-def deterministic(seed: int) -> Iterator[None]:
+def deterministic(seed: int, log_bytes_kept: int) -> Iterator[None]:
     """The process's chance, threads and processor's clock, from ``seed``."""
+    kept = {"LOG_BYTES_KEPT": 1, "LOG_BYTES_MAX": 8, "BEHIND_BYTES_MAX": 4}
+    small = SMALL | {f"repl_broker.sending.{n}": t * log_bytes_kept for n, t in kept.items()}
     chance = random.Random(f"chance {seed}")
     trio_run = trio._core._run
     states = random.getstate(), trio_run._r.getstate()
@@ -81,7 +80,7 @@ def deterministic(seed: int) -> Iterator[None]:
         return ticked
 
     with ExitStack() as stack:
-        for name, value in SMALL.items():
+        for name, value in small.items():
             stack.enter_context(patch(name, value))
         stack.enter_context(patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True))
         stack.enter_context(patch.object(secrets, "token_bytes", chance.randbytes))

@@ -51,6 +51,7 @@ class Schedule:
     drift: tuple[float, ...]
     large: bool  # messages now and then
     disk_free_bytes: int
+    log_bytes_kept: int = 2 << 10  # in memory, for followers that lag
     election_timeout_ms: int = 1000
 
     @property
@@ -145,17 +146,20 @@ def draw(seed: int, *, seconds: float | None = None) -> Schedule:
     chance = random.Random(f"weather {seed}")
     size = chance.choices([3, 5, 1], [14, 2, 2])[0]
     seconds = seconds or chance.uniform(6, 14)
-    pause_times = 1
+    pause_times = 1.0
     kinds = [kind for kind in EVENTS if EVENTS[kind][0] and chance.random() < 0.6] or ["kill"]
     fate = chance.random() if size > 1 else 1
     is_calm = fate < 0.06
     if is_calm:
         kinds = ["narrow"]
-    elif fate < 0.12:  # nothing else: what a disk that lies has acknowledged is on few others
+    slow = chance.randint(1, size) if 0.12 <= fate < 0.22 else 0  # its disk, and it is killed
+    if slow:
+        kinds, pause_times = ["kill", "power", "break"], 0.5
+    elif 0.06 <= fate < 0.12:  # nothing else: few others have what it acknowledged
         kinds, pause_times = ["lie"], 4
     weights = [EVENTS[kind][0] or 1 for kind in kinds]
     events = []
-    victim = chance.randint(1, size) if chance.random() < 0.5 else 0
+    victim = slow or (chance.randint(1, size) if chance.random() < 0.5 else 0)
     at, pause = 0.0, chance.choice([0.4, 0.8, 1.6]) * pause_times
     while True:
         at += chance.expovariate(1 / pause)
@@ -166,14 +170,17 @@ def draw(seed: int, *, seconds: float | None = None) -> Schedule:
         events.append(EVENTS[kind][1](_Drawing(own, size, round(at, 3), victim)))
     pace = chance.choice([0.0003, 0.002, 0.01])
     paces = [pace * (1 if is_calm else chance.choice([1, 1, 1, 10, 60])) for _ in range(size)]
+    if slow:
+        paces = [0.0003] * size
+        paces[slow - 1] = chance.choice([0.1, 0.3, 1])
     return Schedule(
         seed=seed,
         size=size,
         seconds=seconds,
         events=tuple(events),
-        clients=tuple(range(chance.randint(2, 6))),
+        clients=tuple(range(chance.randint(2, 6) + 2 * bool(slow))),
         streams=tuple(range(chance.randint(1, 4))),
-        snapshot_entries=chance.choice([5, 10, 30, 100]),
+        snapshot_entries=5 if slow else chance.choice([5, 10, 30, 100]),
         retention_messages=chance.choice([1, 3, 10, 50, 1000]),
         idempotency_seconds=chance.choice([60, 86_400]),
         paces=tuple(paces),
@@ -182,4 +189,5 @@ def draw(seed: int, *, seconds: float | None = None) -> Schedule:
         drift=tuple(chance.choice([0, 0, 0.01, -0.01, 0.2]) for _ in range(size)),
         large=is_calm or chance.random() < 0.3,
         disk_free_bytes=chance.choice([0, 200_000]),
+        log_bytes_kept=1 << 20 if slow else chance.choice([2 << 10, 2 << 10, 32 << 10]),
     )

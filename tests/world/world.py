@@ -376,7 +376,8 @@ def _bounded() -> Iterator[None]:
 def run(schedule: Schedule) -> Result:
     """Raises what is no violation: a fault of the simulation itself."""
     logging.getLogger("repl_broker").setLevel(logging.CRITICAL + 1)
-    with _bounded(), deterministic(schedule.seed), events.dialled() as network_of:
+    seams = deterministic(schedule.seed, schedule.log_bytes_kept)
+    with _bounded(), seams, events.dialled() as network_of:
         world = World(schedule)
         network_of.append(world.network)
         clock: Any = world_clock()
