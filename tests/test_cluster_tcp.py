@@ -20,6 +20,7 @@ import trustme
 from repl_broker import cluster as clustering
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
+from repl_broker.clocks import Clocks
 from repl_broker.config import Address, Config
 from repl_broker.hub import Hub
 from repl_broker.members import Members
@@ -54,10 +55,11 @@ class TcpNode:
         self.disk = disk or Disk(node_id)
         self.gate = Gate()
         self.hub = Hub(self.disk.identity.epoch, config.limits.tail_bytes)
+        clock = Clock()
         self.replica = Replica(
             self.disk,
             Broker.settings(config),
-            now_ms=Clock(),
+            now_ms=clock,
             on_applied=lambda applied: self.hub.publish(applied.events, self.replica.state.seq),
             on_restored=lambda: self.hub.jump(self.replica.state.seq),
             on_members=lambda members: self.members.follow(members),
@@ -67,6 +69,7 @@ class TcpNode:
             writer=self.gate,
             randomness=random.Random(node_id),
         )
+        self.clocks = Clocks(self.replica, clock, config.cluster.clock_skew_seconds_max)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.replica.load(joins=bool(self.join))
@@ -78,7 +81,8 @@ class TcpNode:
         self.transport = clustering.connect(self.replica, self.members, SECRET, self.certificates)
         self.broker = Broker(self.replica, self.hub, self.config, self.members)
         async with trio.open_nursery() as nursery:
-            await nursery.start(clustering.run, self.transport, self.members, listeners)
+            parts = (self.transport, self.members, self.clocks, listeners)
+            await nursery.start(clustering.run, *parts)
             await nursery.start(self.replica.run)
             task_status.started()
             await trio.sleep_forever()
