@@ -459,7 +459,7 @@ NAME: Final = Text(
     "1 to 64 letters, digits, dots, _ or -",
     lambda text: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is not None,
 )
-NETWORK: Final = Text('an IP address, or a network such as "10.0.0.0/8"', is_network)
+NETWORK: Final = Text('an IP address, or a network such as "10.0.0.8/29"', is_network)
 URL: Final = Text("an http:// or https:// URL", is_http_url)
 ORIGIN: Final = Text(
     '"*" or an origin as browsers send it: such as "https://app.example", in lower case, without '
@@ -532,12 +532,13 @@ class HttpConfig:
     trusted_proxies: tuple[str, ...] = key(
         (),
         ListOf(NETWORK),
-        "Addresses or networks of the proxies before this node. Their X-Forwarded-For says whose "
+        "The proxies' own addresses, not the clients' network: a network is for proxies that have "
+        "no fixed address, and every host in it is trusted. Their X-Forwarded-For says whose "
         "share and rate a request counts in: the last address in it that is none of these. They "
         "must write it, or add to it. Their "
         "X-Forwarded-Prefix says below which path clients see this node, if not below that of "
         "public_url. From others both headers mean nothing.",
-        example='["127.0.0.1", "10.0.0.0/8"]',
+        example='["127.0.0.1", "10.0.0.2"]',
     )
     tls_certificate: Path | None = key(
         None,
@@ -745,7 +746,8 @@ class LimitsConfig:
         Whole("connections", 1, 1_000_000),
         "The most open connections. One more has the place of another: of the address (IPv6: the "
         "/64 network) that has most, the connection that has rested for longest or, if that "
-        "has more than the newcomer's, one that waits for its client, or its latest event stream. "
+        "has more than the newcomer's, one that waits for its client, its latest event stream, or "
+        "one that reads; one with a write under way is answered, and then closed. "
         "Where that would be unfair it is answered 429 too_many_connections. Each takes a "
         "file descriptor: if the system lets the process open fewer files, the log says so at the "
         "start, and as many connections are taken as there are files for.",
@@ -755,7 +757,8 @@ class LimitsConfig:
         Whole("connections", 0, 1_000_000),
         "The most open connections of one client address (IPv6: of one /64 network); one more is "
         "answered 429 too_many_connections. 0: no limit but that of connections. Connections of "
-        "http.trusted_proxies do not count; of other proxies, whose address all come from, they "
+        "http.trusted_proxies do not count, but for the client whose request is under way; "
+        "of other proxies, whose address all come from, they "
         "do.",
     )
     publishes_per_second: int = key(

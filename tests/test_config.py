@@ -157,7 +157,10 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
         ("[http]\npublic_url = 'http://x:y'", "wanted an http:// or https:// URL"),
         ("[http]\npublic_url = 'http://x/a//b'", "has the path '/a//b', which cannot stand"),
         ("[http]\npublic_url = 'http://x/../b/'", "has the path '/../b', which cannot stand"),
-        ("[http]\ntrusted_proxies = ['proxy']", 'an IP address, or a network such as "10.0.0.0/8"'),
+        (
+            "[http]\ntrusted_proxies = ['proxy']",
+            'an IP address, or a network such as "10.0.0.8/29"',
+        ),
         ("[http]\ntrusted_proxies = ['10.0.0.1/8']", 'found the string "10.0.0.1/8"'),
         ("[http]\ncors_origins = '*'", 'wanted an array, each "*" or an origin'),
         ("[http]\ncors_origins = ['https://a/b']", 'found the string "https://a/b"'),

@@ -7,11 +7,15 @@ this order:
 1. a connection that rests: no request is under way on it, none has begun to arrive, and
    it has been so for longest. HTTP lets both sides close such a one at any time;
 2. only of an address that has more than the newcomer would have: a connection that waits
-   for its client (for the rest of a request, or to take an answer), or its latest stream.
+   for its client (for the rest of a request, or to take an answer), its latest stream, or
+   a connection on which the node is at work at what changes nothing. What may change
+   something is never cut off: such a connection ends with its answer, and until then is
+   one of a few that are above the number.
 
 Neither is taken from an address that has less than the newcomer's. A trusted proxy is
-many clients: what waits for it is never cut off, and a stream that comes through it has
-its place as its client's. Time is the caller's; each step of the search is bounded.
+many clients, and has a row of its own: what waits for it is never cut off. A request that
+comes through it, and a stream, has its place as its client's, from its head until all of
+its answer is sent. Time is the caller's; each step of the search is bounded.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ ADDRESSES_MAX: Final = 4
 LOOKS_MAX: Final = 32  # … and so many connections of each; the next newcomer goes on there
 # Of the most that an address has, this part makes one crowded as well.
 _CROWDED_PART: Final = 8
+LEAVING_MAX: Final = 32  # connections that still have their answer to get, and no place any more
 # What a client may have that is not ended for a newcomer who comes through a proxy: for
 # nobody knows yet whose place it will be.
 _SPARED: Final = 8
@@ -45,23 +50,42 @@ class Guest(Protocol):
     def waits_for_client(self) -> bool:
         """The client, not the node, is to act; or what it reads has no end."""
 
+    @property
+    def only_reads(self) -> bool:
+        """What the node is at work at for it can be broken off, and asked for again."""
+
     def close_if_idle(self) -> None: ...
 
     def cut_off(self) -> None:
         """Reset it."""
 
+    def finish(self) -> None:
+        """Answer the request that is under way, and close then."""
+
 
 class Place:
     """One connection's, from when it is accepted until it ends. ``leave`` again: nothing."""
 
-    __slots__ = ("_crowd", "_end_stream", "_home", "address", "guest")
+    __slots__ = ("_crowd", "_end_stream", "_home", "_left", "address", "guest", "proxied")
 
-    def __init__(self, crowd: Crowd, address: str) -> None:
+    def __init__(self, crowd: Crowd, address: str, *, proxied: bool = False) -> None:
         self._crowd: Crowd | None = crowd
+        self._left: Crowd | None = None  # … but what had it still has its answer to get
         self._home = address
         self._end_stream: Callable[[], None] | None = None
         self.address = address
         self.guest: Guest | None = None
+        self.proxied: Final = proxied  # a trusted proxy's, whose clients are others
+
+    @property
+    def is_nobodys(self) -> bool:
+        """It counts as the proxy's, not as a client's."""
+        return self.proxied and self.address == self._home
+
+    @property
+    def is_given_up(self) -> bool:
+        """What had it is to end with the answer that it is still to get."""
+        return self._left is not None
 
     def rest(self) -> None:
         """A request has been answered: of its address's it is the one that rests least."""
@@ -83,7 +107,19 @@ class Place:
         crowd, self._crowd = self._crowd, None
         if crowd is not None:
             crowd.remove(self)
+        if self._left is not None:
+            self._left.leaving.pop(self, None)
+            self._left = None
         self.guest = self._end_stream = None
+
+    def finish(self) -> None:
+        """Leave it to somebody else; what the node is at work at comes to its end."""
+        guest, self._left = self.guest, self._crowd
+        if self._crowd is not None and guest is not None:
+            self._crowd.remove(self)
+            self._crowd.leaving[self] = None
+            self._crowd = None
+            guest.finish()
 
     def give_up(self, *, cut: bool) -> None:
         """Leave it to somebody else."""
@@ -102,8 +138,8 @@ class _Row:
 
     __slots__ = ("connections", "streams", "trusted")
 
-    def __init__(self) -> None:
-        self.trusted = False  # a proxy
+    def __init__(self, *, trusted: bool) -> None:
+        self.trusted: Final = trusted  # a proxy's
         self.connections: OrderedDict[Place, None] = OrderedDict()  # who rests longest first
         self.streams: dict[Place, None] = {}  # the latest last
 
@@ -123,12 +159,22 @@ class _Row:
         return None
 
     def cuttable(self) -> Place | None:
-        """One that waits for its client, or the latest stream."""
+        """One that waits for its client, the latest stream, or one that only reads."""
+        reads: Place | None = None
         for place in list(islice(self.connections, LOOKS_MAX)):
             if place.guest is not None and place.guest.waits_for_client:
                 return place
+            if reads is None and place.guest is not None and place.guest.only_reads:
+                reads = place
             self.connections.move_to_end(place)
-        return next(reversed(self.streams), None)
+        return next(reversed(self.streams), reads)
+
+    def working(self) -> Place | None:
+        """One whose request is to be answered first, where none is ``cuttable``."""
+        for place in islice(self.connections, LOOKS_MAX):
+            if place.guest is not None:
+                return place
+        return None
 
 
 class Crowd:
@@ -136,8 +182,11 @@ class Crowd:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
-        self._by_count: dict[int, dict[str, None]] = {}  # addresses, by how many they have
+        # Addresses, by how many they have; proxies apart, which would hide the others.
+        self._by_count: dict[int, dict[str, None]] = {}
+        self._proxies_by_count: dict[int, dict[str, None]] = {}
         self._count = 0
+        self.leaving: dict[Place, None] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -152,11 +201,11 @@ class Crowd:
         return {address: len(row) for address, row in self._rows.items()}
 
     def enter(self, address: str, *, trusted: bool = False) -> Place:
-        place = Place(self, address)
+        """``trusted``: it is a proxy's, and then ``address`` is nobody else's."""
+        place = Place(self, address, proxied=trusted)
         row = self._row(place)
-        row.trusted = trusted
         row.connections[place] = None
-        self._counted(address, len(row) - 1, len(row))
+        self._counted(row, address, len(row) - 1)
         return place
 
     def make_room(
@@ -167,11 +216,12 @@ class Crowd:
         own = self.of(newcomer)
         if trusted:
             own = max(_SPARED, self._count // (2 * len(self._rows)) if self._rows else 0)
-        asked = [address for address in islice(self._most_first(), ADDRESSES_MAX)
-                 if self.of(address) > own]  # fmt: skip
-        if newcomer in self._rows and newcomer not in asked:
-            asked.append(newcomer)
-        rows = [self._rows[address] for address in asked]
+        asked = {address: None for most in (self._by_count, self._proxies_by_count)
+                 for address in islice(_most_first(most), ADDRESSES_MAX)
+                 if self.of(address) > own}  # fmt: skip
+        if newcomer in self._rows:
+            asked[newcomer] = None
+        rows = sorted((self._rows[address] for address in asked), key=len, reverse=True)
         resting: Place | None = None
         for row in rows:
             found = row.resting(now, settled_seconds)
@@ -180,12 +230,26 @@ class Crowd:
                 return True
             resting = resting or found
         for row in rows:
-            if not row.trusted and len(row) > own + 1 and (place := row.cuttable()) is not None:
+            if row.trusted or len(row) <= own + 1:
+                continue
+            if (place := row.cuttable()) is not None:
                 place.give_up(cut=True)
+                return True
+            if (place := row.working()) is not None and self._may_leave():
+                place.finish()
                 return True
         if resting is not None:
             resting.give_up(cut=False)
         return resting is not None
+
+    def _may_leave(self) -> bool:
+        """Whether one more may go on without a place. Who only has to take his answer need not."""
+        if len(self.leaving) >= LEAVING_MAX:
+            for place in list(self.leaving):
+                if place.guest is not None and place.guest.waits_for_client:
+                    place.give_up(cut=True)
+                    break
+        return len(self.leaving) < LEAVING_MAX
 
     # --- for Place ---
 
@@ -202,7 +266,7 @@ class Crowd:
         place.address = address
         row = self._row(place)
         (row.streams if is_stream else row.connections)[place] = None
-        self._counted(address, len(row) - 1, len(row))
+        self._counted(row, address, len(row) - 1)
 
     def remove(self, place: Place) -> None:
         self._take_out(place)
@@ -212,25 +276,31 @@ class Crowd:
         row = self._rows[place.address]
         is_stream = place in row.streams
         del (row.streams if is_stream else row.connections)[place]
-        self._counted(place.address, len(row) + 1, len(row))
+        self._counted(row, place.address, len(row) + 1)
         if not len(row):
             del self._rows[place.address]
         return is_stream
 
     def _row(self, place: Place) -> _Row:
-        return self._rows.setdefault(place.address, _Row())
+        row = self._rows.get(place.address)
+        if row is None:
+            row = self._rows[place.address] = _Row(trusted=place.is_nobodys)
+        return row
 
-    def _counted(self, address: str, before: int, after: int) -> None:
+    def _counted(self, row: _Row, address: str, before: int) -> None:
+        after = len(row)
         self._count += after - before
+        by_count = self._proxies_by_count if row.trusted else self._by_count
         if before:
-            among = self._by_count[before]
+            among = by_count[before]
             del among[address]
             if not among:
-                del self._by_count[before]
+                del by_count[before]
         if after:
-            self._by_count.setdefault(after, {})[address] = None
+            by_count.setdefault(after, {})[address] = None
 
-    def _most_first(self) -> Iterator[str]:
-        """Addresses; there are few different counts: of n places, less than 2 √n."""
-        for count in sorted(self._by_count, reverse=True):
-            yield from self._by_count[count]
+
+def _most_first(by_count: dict[int, dict[str, None]]) -> Iterator[str]:
+    """Addresses; there are few different counts: of n places, less than 2 √n."""
+    for count in sorted(by_count, reverse=True):
+        yield from by_count[count]

@@ -40,7 +40,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final, cast
@@ -65,7 +65,6 @@ from hypercorn.typing import (
     TaskGroup,
 )
 
-from repl_broker.admission import address_key
 from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
 from repl_broker.stalled import Stalled
@@ -81,6 +80,7 @@ from repl_broker.web.head import (
     FIELDS_MAX,
     begins_in_place,
     coming_bytes,
+    forwarded_in,
     has_too_many_fields,
     head_end,
     is_plain,
@@ -88,7 +88,7 @@ from repl_broker.web.head import (
 from repl_broker.web.publisher import Patience, Publisher, Rest
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.streams import Streams
-from repl_broker.web.tcp import READ_BYTES, Linger, Transport, discard, prepare
+from repl_broker.web.tcp import READ_BYTES, Discards, Linger, Transport, discard, prepare
 
 __all__ = ["QUART_ONLY", "Door", "DoorOptions", "DoorStatistics", "open_listeners"]
 
@@ -112,6 +112,7 @@ _ACCEPTED_TOGETHER_MIN: Final = 10
 _ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
 _EVERY_IPV4: Final = (socket.AF_INET, "0.0.0.0")  # noqa: S104  # nosec B104  # where asked for
 _AUTHORITY: Final = re.compile(rb"[^/?#]*+")
+_READING: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})  # methods
 # What h11 says of requests that it cannot parse, and what we do.
 _COMPLAINTS: Final = {
     "Missing mandatory Host: header": "The Host field is missing; HTTP/1.1 requires it (RFC 9112).",
@@ -167,14 +168,14 @@ class DoorOptions:
     answer_in_place: bool = field(default_factory=lambda: QUART_ONLY not in os.environ)
     """Publishes and event streams do without Quart. Off for tests only: answers are the same."""
 
-    @property
-    def patience(self) -> Patience:
+    def patience(self, discards: Discards) -> Patience:
         """The limits that concern a Publisher."""
         return Patience(
             self.header_timeout_seconds,
             self.idle_timeout_seconds,
             self.header_bytes_max,
             self.linger,
+            discards,
         )
 
     @property
@@ -322,6 +323,8 @@ class Door:
         self.refusals = Counter() if refusals is None else refusals
         self.some_together = trio.CapacityLimiter(_GIVEN_UP_TOGETHER_MAX)
         """For what would hold up good clients if it was done for all together."""
+        self.discards = Discards()
+        """What is read in vain of all clients."""
         self.beginning = trio.StrictFIFOLock()
         """An application begins on one request in each turn of the event loop: on all that have
         come in one moment together it would hold up the publishes beside them."""
@@ -494,7 +497,8 @@ class Door:
     def _objection(self, transport: Transport) -> _Problem | None:
         """Why a connection is not taken; None if it is, and counts from now on."""
         options, host = self.options, transport.peer[0]
-        address, trusted = address_key(host), self.base.proxies.trusts(host)
+        proxies = self.base.proxies
+        address, trusted = proxies.key(host), proxies.trusts(host)
         most = 0 if trusted else options.connections_per_address
         if most and self._crowd.of(address) >= most:
             self._refused_by_address += 1
@@ -525,8 +529,10 @@ class Door:
 
     def _let_in(self, client: Connection | Publisher) -> None:
         self._open.add(client)
-        if client.transport.place is not None:
-            client.transport.place.guest = client
+        if (place := client.transport.place) is not None:
+            place.guest = client
+            if place.is_given_up:
+                client.finish()
 
     def _receive(self, transport: Transport, data: bytes = b"") -> Connection | Publisher:
         if self._publishing is None:
@@ -534,7 +540,12 @@ class Door:
         transport.write_timeout_seconds = self.options.write_timeout_seconds  # no stream any more
         peer = _host_port(transport.peer)
         publisher = Publisher(
-            transport, self._publishing, self._streams, self.options.patience, peer, data
+            transport,
+            self._publishing,
+            self._streams,
+            self.options.patience(self.discards),
+            peer,
+            data,
         )
         if self.stopping:
             publisher.close_if_idle()  # which this one is not, but it is to know
@@ -620,7 +631,7 @@ class Door:
                 await stream.send_all(_refusal(problem, self.base.path, permission))
                 if stream is transport:
                     transport.send_eof()
-                await discard(stream, self.options.linger)
+                await discard(stream, self.options.linger, self.discards)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it did not wait for the answer
         finally:
@@ -677,6 +688,9 @@ class Connection:
         self._gone = False
         self._is_stream = False  # what is being answered is an event stream
         self._gathers = False  # a body is waited for
+        self._says_no = False  # an answer of the door's own is on its way, and is the last
+        self._finishing = False  # no request is wanted after that which is under way
+        self._only_reads = False  # what is being answered changes nothing
         self.peer = _host_port(transport.peer)
         self._made: _Protocol | None = None
         self._rested_at = trio.current_time()
@@ -697,7 +711,7 @@ class Connection:
     @property
     def stopping(self) -> bool:
         """No further request is wanted."""
-        return self._door.stopping
+        return self._door.stopping or self._finishing
 
     async def run(self) -> Rest | None:
         """Serve the client until either side has enough, or an exception.
@@ -718,6 +732,11 @@ class Connection:
         if not self._busy and not self._input_pending:
             self._end()
 
+    def finish(self) -> None:
+        """Close after the request that is under way."""
+        self._finishing = True
+        self.close_if_idle()
+
     @property
     def rests_since(self) -> float | None:
         if self._busy or self._over or self._input_pending or self.transport.has_come:
@@ -726,9 +745,13 @@ class Connection:
 
     @property
     def waits_for_client(self) -> bool:
-        if not self._busy or self._is_stream or self.transport.sending:
+        if not self._busy or self._over or self._is_stream or self.transport.sending:
             return True
         return self._made is not None and self._made.awaits_body
+
+    @property
+    def only_reads(self) -> bool:
+        return self._busy and self._only_reads
 
     def cut_off(self) -> None:
         """Reset it: its place is for another."""
@@ -751,12 +774,31 @@ class Connection:
         """What the log and the answer are to know of it."""
         return request_of(event.headers, self.base, self.transport.peer[0])
 
+    def begins(self, event: h11.Request) -> None:
+        """The head of a request has come: until it is answered the place is its client's."""
+        self._only_reads = event.method in _READING
+        place = self.transport.place
+        if place is not None and place.proxied:
+            place.count_for(self.request_of(event).client)
+
+    def lend(self, data: bytes) -> None:
+        """As ``begins``, of a request that is not read further than this, nor will be."""
+        place, host = self.transport.place, self.transport.peer[0]
+        if place is not None and place.is_nobodys:
+            place.count_for(self.base.proxies.client(forwarded_in(data), host))
+
+    @contextmanager
+    def saying_no(self) -> Iterator[None]:
+        """Meanwhile an application that has not answered yet does not, and nothing is closed."""
+        self._says_no = True
+        try:
+            yield
+        finally:
+            self._says_no = False
+
     def allow_stalls(self, allowed: bool) -> None:
         """Whether the client may leave the response that now begins unread for a while."""
         self._is_stream = allowed
-        place, request = self.transport.place, CURRENT.get()
-        if allowed and place is not None and request is not None:
-            place.count_for(request.client)
         limit = math.inf if allowed else self._options.write_timeout_seconds
         self.transport.write_timeout_seconds = limit
 
@@ -782,7 +824,8 @@ class Connection:
         if isinstance(event, RawData):
             await self._write(event.data)
         elif isinstance(event, Closed):
-            self._end()
+            if not self._says_no:
+                self._end()
         elif isinstance(event, Updated):
             self._set_busy(not event.idle)
 
@@ -837,6 +880,7 @@ class Connection:
         missing = coming_bytes(data)
         if not 0 < missing <= _GATHERED_BYTES_MAX:
             return data
+        self.lend(data)
         size = len(data) + missing
         self._reading.deadline = math.inf
         self._gathers = True
@@ -940,7 +984,7 @@ class Connection:
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> None:
         async def send_unless_over(message: ASGISendEvent) -> None:
-            if self._over:
+            if self._over or self._says_no:
                 # A checkpoint, or an application that ignores the error spins.
                 await trio.lowlevel.checkpoint()
                 raise _ClientGoneError("the connection has ended")
@@ -1004,7 +1048,7 @@ class Connection:
         """
         if self._stream is self.transport:
             self.transport.send_eof()
-        await discard(self._stream, self._options.linger)
+        await discard(self._stream, self._options.linger, self._door.discards)
 
 
 class _Protocol(H11Protocol):
@@ -1079,6 +1123,7 @@ class _Protocol(H11Protocol):
             date = self.config.response_headers("h11")
             request = CURRENT.get()
             base = self._owner.base.path if request is None else request.base
+            self._owner.lend(http.begun or http.trailing_data[0])
             origin = http.origin or cors.origin_in(http.trailing_data[0])
             permission = self._owner.permission(origin)
             headers = [*problem.headers(base), *permission, *date, (b"connection", b"close")]
@@ -1086,7 +1131,8 @@ class _Protocol(H11Protocol):
             if not self._is_head:
                 answer += http.send(h11.Data(data=problem.body(base)))
             answer += http.send(h11.EndOfMessage())
-            await self.send(RawData(answer))
+            with self._owner.saying_no():
+                await self.send(RawData(answer))
         await self.send(Closed())
 
     async def refuse_unread(self, data: bytes, problem: _Problem) -> None:
@@ -1122,6 +1168,7 @@ class _Protocol(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         """Refuse what the application is not to see; called before it is started."""
         self._is_head = event.method == b"HEAD"
+        self._owner.begins(event)
         problem = _objection(event)
         if problem is not None:
             CURRENT.set(self._owner.request_of(event))
@@ -1194,6 +1241,7 @@ class _StrictHttp(h11.Connection):
     origin = ""
     """Of the page that asks, as far as a head has been read or was refused."""
     complaint = ""  # of what could not be parsed
+    begun = b""  # a request that could not be parsed, with its head
     _chunks: Chunks | None = None  # of the body that is being read, if it has any
 
     @property
@@ -1221,6 +1269,7 @@ class _StrictHttp(h11.Connection):
             event = self._next_event(begun)
         except h11.RemoteProtocolError as error:
             self.complaint = str(error)
+            self.begun = begun
             self.origin = self.origin or cors.origin_in(begun)
             raise
         if isinstance(event, h11.Request):

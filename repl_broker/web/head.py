@@ -32,8 +32,8 @@ from repl_broker.web.base import FORWARDED_PREFIX
 from repl_broker.web.proxies import FORWARDED_FOR
 
 __all__ = ["EVENTS_BEGINS", "FIELDS_MAX", "HEAD_ENDS", "EventsHead", "PublishHead"]
-__all__ += ["begins_in_place", "coming_bytes", "has_too_many_fields", "head_end", "is_plain"]
-__all__ += ["read_head"]
+__all__ += ["begins_in_place", "coming_bytes", "forwarded_in", "has_too_many_fields", "head_end"]
+__all__ += ["is_plain", "read_head"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,12 @@ def head_end(data: bytes) -> int:
     """Where the head that ``data`` begins with ends, lenient readers included; 0: not yet."""
     blank = _BLANK_LINE.search(data)
     return 0 if blank is None else blank.end()
+
+
+def forwarded_in(head: bytes) -> str | None:
+    """What all X-Forwarded-For of the head say that this begins with; None if it has none."""
+    lines = _FORWARDED.findall(head, 0, head_end(head) or len(head))
+    return b",".join(lines).decode("latin-1") if lines else None
 
 
 def is_plain(head: bytes) -> bool:
@@ -224,6 +230,7 @@ def _read_fields(head: bytes, method: bytes, target: bytes) -> _Fields | None:
     return fields if agreed == (target, method, "1.1") else None
 
 
+_FORWARDED = re.compile(rb"\nx-forwarded-for:([^\r\n]*+)(?=[\r\n])", re.IGNORECASE)
 _known: dict[bytes, PublishHead] = {}  # heads that were read
 
 

@@ -44,11 +44,19 @@ class Proxies:
         """Whether a connection from there is a proxy's."""
         return bool(self._networks) and self._trusts(host)
 
+    def key(self, host: str) -> str:
+        """Whose a connection from ``host`` is: its ``address_key``; a proxy's is its own, for its
+        neighbours in a network are not trusted with it."""
+        address = _read(host.partition("%")[0]) if self.trusts(host) else None
+        return address_key(host) if address is None else str(address)
+
     def client(self, forwarded: str | None, host: str) -> str:
-        """The client (``address_key``) of a request from ``host``; ``forwarded`` is what all its
+        """The client (``key``) of a request from ``host``; ``forwarded`` is what all its
         X-Forwarded-For say, joined by commas in their order."""
-        if forwarded is None or not self.trusts(host):
+        if not self.trusts(host):
             return address_key(host)
+        if forwarded is None:
+            return self.key(host)
         elements = forwarded.rsplit(",", _HOPS_MAX)
         for element in reversed(elements[-_HOPS_MAX:]):
             address = _read(element.strip(" \t"))
@@ -56,7 +64,7 @@ class Proxies:
                 break
             if not self._trusts(str(address)):
                 return address_key(str(address))
-        return address_key(host)
+        return self.key(host)
 
     def _find(self, host: str) -> bool:
         address = _read(host.partition("%")[0])

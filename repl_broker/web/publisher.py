@@ -36,13 +36,14 @@ from repl_broker.web.head import (
     HEAD_ENDS,
     EventsHead,
     PublishHead,
+    forwarded_in,
     head_end,
     read_head,
 )
 from repl_broker.web.publishing import Publishing
 from repl_broker.web.shell import Answer
 from repl_broker.web.streams import Streams
-from repl_broker.web.tcp import READ_BYTES, Linger, Transport, discard
+from repl_broker.web.tcp import READ_BYTES, Discards, Linger, Transport, discard
 
 __all__ = ["Patience", "Publisher", "Rest"]
 
@@ -56,6 +57,7 @@ class Patience(NamedTuple):
     idle_seconds: float
     header_bytes_max: int
     linger: Linger
+    discards: Discards
 
 
 class Rest(NamedTuple):
@@ -101,6 +103,8 @@ class Publisher:
         self.request = Request(base=publishing.base.path)
         self._rested_at = trio.current_time()  # the last time that it began to wait for a request
         self._cut = False
+        self._lent = False  # its place is that of a client of a proxy, for the present request
+        self._opens = False  # a stream, when it is its turn
         self._lingers = False  # all is said, and what the client still sends is read in vain
         self._life = trio.CancelScope()
 
@@ -160,6 +164,10 @@ class Publisher:
         if self.due < math.inf and not self._pending():
             self.give_up()
 
+    def finish(self) -> None:
+        """Close after the request that is under way."""
+        self.close_if_idle()
+
     @property
     def rests_since(self) -> float | None:
         if self.due == math.inf or self._pending() or self.transport.has_come:
@@ -170,12 +178,16 @@ class Publisher:
     def waits_for_client(self) -> bool:
         return self.due < math.inf or self.transport.sending or self._lingers
 
+    @property
+    def only_reads(self) -> bool:
+        return self._opens
+
     def cut_off(self) -> None:
-        """Reset it: its place is for another. Only while it waits for its client."""
-        if self.due < math.inf:
+        """Reset it: its place is for another. Only while it waits for its client, or reads."""
+        if self.due < math.inf or self._opens:
             self._cut = True
             self._life.cancel()
-        else:
+        if self.due == math.inf:
             self.transport.abort()
 
     def _pending(self) -> bool:
@@ -204,7 +216,17 @@ class Publisher:
 
     def _begin(self, head: PublishHead | EventsHead) -> None:
         base = self._publishing.base.of(head.prefix, self.transport.peer[0])
-        self.request.begin(head.traceparent, base, self._client_of(head))
+        client = self._client_of(head)
+        self.request.begin(head.traceparent, base, client)
+        if head.forwarded is not None:
+            self._lend(client)
+
+    def _lend(self, client: str) -> None:
+        """The place is ``client``'s, until the request is answered."""
+        place = self.transport.place
+        if place is not None and place.proxied:
+            place.count_for(client)
+            self._lent = True
 
     def _client_of(self, head: PublishHead | EventsHead) -> str:
         return self._publishing.base.proxies.client(head.forwarded, self.transport.peer[0])
@@ -212,9 +234,12 @@ class Publisher:
     async def _open(self, head: EventsHead) -> Answer | None:
         assert self._streams is not None, "else none is read"
         self._begin(head)
-        return await self._streams.open_in_turn(
+        self._opens = True
+        refused = await self._streams.open_in_turn(
             head, self.transport, self.peer, self.request.client
         )
+        self._opens = False
+        return refused
 
     async def _refuse(self, head: EventsHead, refused: Answer) -> None:
         """Answer that there is no stream. One bad request after another takes turns."""
@@ -228,6 +253,10 @@ class Publisher:
         """A request has been answered."""
         if last:
             await self._part()
+        if self._lent:
+            self._lent = False
+            if self.transport.place is not None:
+                self.transport.place.count_for()
         if self._at == len(self._data):
             await self._await_next()
         self._began = None
@@ -377,6 +406,8 @@ class Publisher:
         elif self._pending():
             self.request.begin(None, self._publishing.base.path)
             data = self._data[self._at :]
+            forwarded = forwarded_in(data)
+            self._lend(self._publishing.base.proxies.client(forwarded, self.transport.peer[0]))
             await self._write(self._publishing.late_head(self._patience.header_seconds, data))
         await self._part()
 
@@ -386,5 +417,5 @@ class Publisher:
             with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 self.transport.send_eof()
                 self._lingers = True
-                await discard(self.transport, self._patience.linger)
+                await discard(self.transport, self._patience.linger, self._patience.discards)
         raise _OverError

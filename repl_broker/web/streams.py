@@ -86,8 +86,15 @@ class Streams:
         if len(head.query) <= SHORT_QUERY_BYTES:
             return self.open(head, transport, peer, client)
         return await self._broker.turnstile.give(
-            lambda turn: self.open(head, transport, peer, client)
+            lambda turn: self._open_unless_gone(head, transport, peer, client)
         )
+
+    def _open_unless_gone(
+        self, head: EventsHead, transport: Transport, peer: str, client: str
+    ) -> Answer | None:
+        if transport.socket.fileno() == -1:  # its place was somebody else's before its turn came
+            return None
+        return self.open(head, transport, peer, client)
 
     def encode(self, head: EventsHead, answer: Answer, *, last: bool) -> bytes:
         """The answer as it is sent; ``last`` announces that the connection ends."""

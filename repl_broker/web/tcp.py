@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 from contextlib import suppress
@@ -11,9 +12,13 @@ import trio
 
 from repl_broker.web.crowd import Place
 
-__all__ = ["READ_BYTES", "Linger", "Transport", "discard", "prepare"]
+__all__ = ["READ_BYTES", "Discards", "Linger", "Transport", "discard", "prepare"]
 
 READ_BYTES: Final = 64 * 1024  # at most, in one read
+# Who reads an answer more slowly than this, after the time that a pause may take, does not read.
+_WRITE_BYTES_PER_SECOND_MIN: Final = 1024
+# Of all clients together, in vain: it goes at the cost of those who are heard.
+_DISCARDED_BYTES_PER_SECOND: Final = 32 << 20
 # The kernel takes more when less than this is unsent, so that what waits is ours to drop.
 _UNSENT_BYTES: Final = 16 * 1024
 # What the kernel gathers at most before it wakes whoever waits for more.
@@ -46,15 +51,19 @@ class Transport(trio.abc.Stream):
         self._waking_bytes = 1
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send; the time starts anew with each piece that the kernel takes.
+        """Send; the time starts anew with each piece that the kernel takes. But a byte now and
+        then does not renew it for ever: all of it takes that time, and what a slow line takes.
 
         Raises BrokenResourceError when the client is gone or stalls, in which
         case the connection has been reset.
         """
+        began = trio.current_time()
         with memoryview(data) as whole:
             sent_bytes = 0
             while sent_bytes < len(whole):
-                with trio.move_on_after(self.write_timeout_seconds) as patience:
+                slowest = began + sent_bytes / _WRITE_BYTES_PER_SECOND_MIN
+                since = min(trio.current_time(), slowest)
+                with trio.move_on_at(since + self.write_timeout_seconds) as patience:
                     self.sending = True
                     try:
                         sent_bytes += await self._send(whole[sent_bytes:])
@@ -163,7 +172,22 @@ class Linger(NamedTuple):
     seconds: float  # in all
 
 
-async def discard(stream: trio.abc.Stream, linger: Linger) -> None:
+class Discards:
+    """What is read in vain of all clients of a door: so much a second, however many send."""
+
+    __slots__ = ("_free_at",)
+
+    def __init__(self) -> None:
+        self._free_at = -math.inf
+
+    async def take(self, size: int) -> None:
+        """So much has been read; wait until it is in turn."""
+        began = max(trio.current_time(), self._free_at)
+        self._free_at = began + size / _DISCARDED_BYTES_PER_SECOND
+        await trio.sleep_until(began)
+
+
+async def discard(stream: trio.abc.Stream, linger: Linger, discards: Discards) -> None:
     """Read until the end, or until it is enough."""
     missing = linger.bytes_max
     with trio.move_on_after(linger.seconds):
@@ -173,3 +197,4 @@ async def discard(stream: trio.abc.Stream, linger: Linger) -> None:
             if quiet.cancelled_caught or not data:
                 return
             missing -= len(data)
+            await discards.take(len(data))

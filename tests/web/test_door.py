@@ -35,7 +35,7 @@ from repl_broker.certificates import ALPN
 from repl_broker.errors import ConfigError
 from repl_broker.web import door as door_module
 from repl_broker.web.body import ASK_FOR_BODY
-from repl_broker.web.door import Door, DoorOptions, DoorStatistics, open_listeners
+from repl_broker.web.door import Connection, Door, DoorOptions, DoorStatistics, open_listeners
 from repl_broker.web.tcp import prepare
 
 TEST_SECONDS_MAX = 5
@@ -1482,3 +1482,64 @@ async def test_first_address_is_released_when_the_second_cannot_be_had(
     with pytest.raises(ConfigError, match="another program listens there"):
         await open_listeners("127.0.0.1", 0, 16)
     assert {one.socket.fileno() for one in opened} == {-1}
+
+
+@pytest.mark.parametrize("answers_late", [True, False], ids=["answers", "fails"])
+async def test_while_the_door_says_no_the_application_says_nothing_more(
+    answers_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, said_no, tried = trio.Event(), trio.Event(), trio.Event()
+    write = Connection._write
+
+    async def write_late(connection: Connection, data: bytes) -> None:
+        said_no.set()
+        await tried.wait()
+        await write(connection, data)
+
+    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        begun.set()
+        await said_no.wait()
+        try:
+            assert answers_late
+            await send({"type": "http.response.start", "status": 415, "headers": []})  # type: ignore[typeddict-item]
+            await send({"type": "http.response.body", "body": b"no", "more_body": False})
+        finally:
+            await trio.lowlevel.checkpoint()
+            tried.set()
+
+    monkeypatch.setattr(Connection, "_write", write_late)
+    async with open_door(app) as door, connect(door) as client:
+        await client.send(b"POST / HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked\r\n\r\n")
+        await begun.wait()
+        await client.send(b"5\nx")
+        answer = await client.receive_answer()
+        assert (answer.status, answer.code) == (400, "malformed_request")
+        assert await client.receive_end() == b""
+        assert door.statistics().failed == (0 if answers_late else 1)
+
+
+async def test_a_bad_chunk_does_not_end_the_answer_that_an_application_failed_to_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, said_no = trio.Event(), trio.Event()
+    write = Connection._write
+
+    async def write_late(connection: Connection, data: bytes) -> None:
+        said_no.set()
+        chunks = connection._protocol._http._chunks
+        assert chunks is not None
+        await until(lambda: not chunks.sound)
+        await write(connection, data)
+
+    async def app(*_: object) -> None:
+        begun.set()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Connection, "_write", write_late)
+    async with open_door(app) as door, connect(door) as client:
+        await client.send(b"POST / HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked\r\n\r\n")
+        await said_no.wait()
+        await client.send(b"5\nx")
+        answer = await client.receive_answer()
+        assert (answer.status, answer.code) == (500, "internal_error")
+        assert await client.receive_end() == b""
