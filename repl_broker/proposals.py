@@ -17,9 +17,10 @@ again (Raft §5.3, log matching). So a change of leaders costs no answer, unless
 the node cannot learn whether its command was appended at all. Then a command
 that may be repeated is, and any other ends as ``outcome_unknown``.
 
-There are two lines of those that wait, and entries are made of one and the other in
-turn: batches and removals, which take long to write or to apply, and all else. So a publish
-waits for one entry of batches, and not for all the batches that came before it.
+There are three lines of those that wait, and entries are made of them in turn: what is
+larger than an entry of several; other batches and removals, which take long to write or to
+apply; and all else. So a publish waits for one entry of batches, and not for all the batches
+that came before it. Large ones go one at a time, with a pause between (pace.py).
 No order is lost: whoever waits in one line has had no answer yet, nor has anyone in
 the other.
 """
@@ -56,6 +57,7 @@ __all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposal
 STEPS_MAX: Final = 10_000  # of one entry, unless a single command is more: some 20 ms of applying
 LIGHT_STEPS_MAX: Final = 1000  # of what does not wait behind batches …
 LIGHT_BYTES_MAX: Final = 64 << 10  # … and its size
+LARGE_BYTES: Final = 1 << 20  # what has more goes alone, and no other such beside it
 TOPIC_STEPS: Final = 4  # of a message in a batch over several topics
 REMOVAL_STEPS: Final = 500  # of what removes a topic's messages: how many, only the state knows
 KEPT_TOPICS_OF_STEP: Final = 4
@@ -228,7 +230,8 @@ class Proposals:
         self.unsettled: set[Proposal] = set()
         self._light = _Line()
         self._heavy = _Line()
-        self._took_light = False  # the last time
+        self._large = _Line()
+        self._lines = [self._light, self._heavy, self._large]  # in the order of their turns
         self._applied_term = 0
         self._placed: dict[int, list[tuple[int, int, Proposal]]] = {}  # term, ordinal
         self._recent: OrderedDict[int, tuple[int, Sequence[Outcome]]] = OrderedDict()  # by index
@@ -238,16 +241,16 @@ class Proposals:
 
     @property
     def is_waiting(self) -> bool:
-        return bool(self._light.offers or self._heavy.offers)
+        return bool(self._light.offers or self._heavy.offers or self._large.offers)
 
     @property
     def waiting(self) -> int:
         """How many offers wait."""
-        return len(self._light.offers) + len(self._heavy.offers)
+        return len(self._light.offers) + len(self._heavy.offers) + len(self._large.offers)
 
     @property
     def waiting_bytes(self) -> int:
-        return self._light.bytes + self._heavy.bytes
+        return self._light.bytes + self._heavy.bytes + self._large.bytes
 
     def bytes_before(self, offer: Offer) -> int:
         """How much waits where ``offer`` would."""
@@ -261,14 +264,31 @@ class Proposals:
         self._line(offer).add(offer)
 
     def _line(self, offer: Offer) -> _Line:
-        return self._light if offer.is_light else self._heavy
+        if offer.is_light:
+            return self._light
+        return self._large if offer.size > LARGE_BYTES else self._heavy
 
-    def take(self, bytes_max: int) -> list[Offer]:
-        """What goes next: at least one if there is one, and of at most this many bytes."""
-        lines = (self._heavy, self._light) if self._took_light else (self._light, self._heavy)
-        for line in lines:
+    @property
+    def has_others(self) -> bool:
+        """Whether anything but large ones waits, or was what was taken the last time."""
+        return self._lines[-1] is not self._large or not self.has_only_large
+
+    @property
+    def has_only_large(self) -> bool:
+        return not self._light.offers and not self._heavy.offers
+
+    def take(self, bytes_max: int, *, large: bool = True) -> list[Offer]:
+        """What goes next: at least one if there is one, and of at most this many bytes.
+
+        Without ``large`` those go on waiting.
+        """
+        for line in self._lines:
+            if line is self._large and not large:
+                continue
             if taken := line.take(bytes_max):
-                self._took_light = line is self._light
+                if line is not self._lines[-1]:
+                    at = self._lines.index(line) + 1
+                    self._lines = self._lines[at:] + self._lines[:at]
                 return taken
         return []
 
@@ -301,7 +321,7 @@ class Proposals:
 
     def refuse_forwarded(self) -> None:
         """This node leads no more: what peers sent goes back to them, never on."""
-        for line in (self._light, self._heavy):
+        for line in (self._light, self._heavy, self._large):
             for offer in line.clear():
                 if isinstance(offer, Forwarded):
                     offer.decided.set()

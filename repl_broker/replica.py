@@ -55,7 +55,8 @@ from repl_broker.histogram import Durations
 from repl_broker.history import History
 from repl_broker.levels import NEWEST, NUMBERED, PUBLISHERS
 from repl_broker.message import Message
-from repl_broker.proposals import Forwarded, Offer, Proposal, Proposals, Watch
+from repl_broker.pace import Pace
+from repl_broker.proposals import LARGE_BYTES, Forwarded, Offer, Proposal, Proposals, Watch
 from repl_broker.raft.core import (
     ChangeMembership,
     Compact,
@@ -331,6 +332,7 @@ class Replica:
         self._nursery: trio.Nursery | None = None
         self._events: list[Event] = []  # for the core's next step
         self._turning = False
+        self._pace = Pace()
         self._deadline = 0.0  # when the next turn is due at the latest
         self._alarm = trio.CancelScope()  # of the driving task's wait for that
         self._awake = trio.Event()
@@ -1010,6 +1012,8 @@ class Replica:
             # In this order: a wait that ends in between is over by what is asked last.
             if self._proposals.is_waiting and self._gathers():
                 deadline = min(deadline, self._gathered_at())
+            if trio.current_time() < self._pace.next_at:
+                deadline = min(deadline, self._pace.next_at)
             more = self._events or self._committed or self._may_send_off()
             if more:
                 self._awake.set()
@@ -1078,6 +1082,8 @@ class Replica:
         else:
             asked.term = term
             self._own[index] = asked
+            if asked.offers[0].size > LARGE_BYTES:
+                self._pace.began(index, term, trio.current_time())
             placed = zip(asked.offers, asked.ordinals, strict=True)
             self._proposals.place(placed, index, term)
 
@@ -1151,8 +1157,14 @@ class Replica:
             core = self._core
             if self.holds_entries or core.committed_index == self._full_at:
                 return False
-            return core.takes_proposals and not core.is_writing
+            if not core.takes_proposals or core.is_writing:
+                return False
+            return self._takes_large() or not self._proposals.has_only_large
         return self._core.leader is not None and self._forwards < FORWARDS_MAX
+
+    def _takes_large(self) -> bool:
+        """Whether what is larger than an entry of several may be appended now."""
+        return self._pace.allows(self._core.term, trio.current_time())
 
     def _offered_more(self) -> None:
         """Send off what waits, if that may be now; else whoever ends the wait does."""
@@ -1179,7 +1191,8 @@ class Replica:
         """Make an entry of what waits, when the writer is free; or let the leader do it."""
         if not self._may_send_off():
             return
-        offers = self._proposals.take(ENTRY_BYTES_MAX)
+        large = not self.leads or self._takes_large()
+        offers = self._proposals.take(ENTRY_BYTES_MAX, large=large)
         if not self.leads:
             offers = self._proposals.keep_back(offers, LEADERS_OWN, self._no_leader())
         if not offers:
@@ -1353,6 +1366,8 @@ class Replica:
 
     def _apply(self, entry: Entry) -> None:
         self._log_bytes += len(entry.data)
+        if entry.index == self._pace.index:
+            self._pace.ended(trio.current_time(), pauses=self._proposals.has_others)
         batch = self._own.pop(entry.index, None)
         time_ms: int = 0
         commands: Sequence[Command] = ()
