@@ -150,9 +150,12 @@ class Upkeep:
             state, generation = self._state(), self._disk.generation
             self._unsnapped_bytes = 0
             self._is_urgent = False
+            parts = await self._dead_parts(state)
+            if self._disk.generation != generation:
+                return
             begun = self._taker.begin()
             index = begun.index
-            dead, sparse = state.take_dead(index), state.take_sparse(index)
+            dead = state.take_dead(index)
             snapshot = (await begun.finish()).snapshot
 
         disk = self._disk
@@ -161,21 +164,32 @@ class Upkeep:
             self.snapshot_index = index
         for start in range(0, len(dead), DROP_ENTRIES_MAX):
             await disk.drop(dead[start : start + DROP_ENTRIES_MAX], generation)
+        sparse = sorted(parts)
         for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
-            thinned = await self._thinned(state, sparse[start : start + REWRITE_ENTRIES_MAX])
+            thinned = await self._thinned(parts, sparse[start : start + REWRITE_ENTRIES_MAX])
             await disk.replace(thinned, generation)
         log.debug("compacted index=%d dropped=%d rewritten=%d", index, len(dead), len(sparse))
 
-    async def _thinned(self, state: BrokerState, indexes: list[int]) -> dict[int, bytes]:
-        """These entries without what is not retained; nothing that is held is missing."""
+    async def _dead_parts(self, state: BrokerState) -> dict[int, set[int]]:
+        """By entry, which of its messages nothing retains, of those entries that are mostly dead.
+
+        From before the snapshot: the one that is on the disk when they go must need none of
+        them. What dies later may still be retained there, and a crash goes back to it.
+        """
+        parts: dict[int, set[int]] = {}
+        sparse = state.take_sparse(state.applied_index)
+        for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
+            found = await self._disk.read(sparse[start : start + REWRITE_ENTRIES_MAX])
+            for index, data in found.items():
+                parts[index] = state.dead_ordinals(index, decode_entry(data)[1])
+        return parts
+
+    async def _thinned(self, parts: dict[int, set[int]], indexes: list[int]) -> dict[int, bytes]:
+        """These entries without their dead parts; nothing that is held is missing."""
         while True:
             while self.is_held:
                 await self._released.park()
             found = await self._disk.read(indexes)
             if not self.is_held:
                 break
-        thinned = {}
-        for index, data in found.items():
-            dead = state.dead_ordinals(index, decode_entry(data)[1])
-            thinned[index] = without_messages(data, dead)
-        return thinned
+        return {index: without_messages(data, parts[index]) for index, data in found.items()}

@@ -16,7 +16,7 @@ from repl_broker.message import FilterSet
 from repl_broker.raft.core import TellCommit
 from repl_broker.replica import TURNS_MAX, Replica
 from repl_broker.state import BrokerState, Published, Refused
-from repl_broker.wire import decode_messages
+from repl_broker.wire import decode_entry, decode_messages
 from tests.nodes import Clock, Disk, configured, running_node
 
 
@@ -470,6 +470,42 @@ async def test_an_entry_that_is_mostly_dead_is_rewritten_without_its_dead() -> N
     async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
         assert content(node.replica.state) == digest
         assert await history(node.replica, "rare") == [b"7"] * 5
+
+
+async def test_nothing_is_rewritten_away_that_the_snapshot_on_disk_still_retains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A crash goes back to it, and readers are served from there at once."""
+    disk, missing = Disk(), list[tuple[int, set[int]]]()
+    replace_entries = disk.replace
+
+    def replaced(entries: dict[int, bytes]) -> None:
+        assert disk.snapshot is not None
+        saved = BrokerState.restore(disk.snapshot.data)
+        for index, data in entries.items():
+            dead = saved.dead_ordinals(index, decode_entry(disk.entries[index].data)[1])
+            gone = {n for n, body in enumerate(decode_messages(data)) if not body}
+            missing.append((index, gone - dead))
+        replace_entries(entries)
+
+    monkeypatch.setattr(disk, "replace", replaced)
+    async with running_node(disk, config=SMALL_SNAPSHOTS) as node:
+        await node.replica.propose(CreateTopic("busy", messages=1))
+        await node.replica.propose(CreateTopic("rare", messages=5))
+        save = node.replica._disk.save_snapshot
+
+        async def saved_while_more_is_published(*arguments: Any) -> None:
+            await save(*arguments)
+            await node.replica.propose(publish("rare", b"8", b"9"))
+
+        monkeypatch.setattr(node.replica._disk, "save_snapshot", saved_while_more_is_published)
+        data = tuple(b"x" * 20_000 if topic == "busy" else b"7" for topic in ("busy", "rare") * 5)
+        await node.replica.propose(Publish(("busy", "rare") * 5, data))
+        for _ in range(110):
+            await node.replica.propose(publish("busy", b"1"))
+        await wait_all_tasks_blocked()
+    assert missing
+    assert [(index, gone) for index, gone in missing if gone] == []
 
 
 async def test_fetch_gives_what_comes_before_a_message_that_was_trimmed_meanwhile() -> None:
