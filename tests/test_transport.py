@@ -750,18 +750,18 @@ async def drip(stream: trio.abc.SendStream, data: bytes, piece: int, seconds: fl
 @pytest.mark.parametrize(
     ("piece", "seconds", "told"),
     [
-        (10_000, 0.03, 14),  # each time when 50 ms are over, and 16 KiB have come
-        (20_000, 1.0, 14),
-        (1000, 0.02, 17),  # 50 KB/s: as often as 16 KiB have come
-        (300_000, 10.0, 0),  # as a whole
-        (30_000, 0.001, 0),  # it comes at once, as far as anybody can tell
+        (40_000, 0.03, 14),  # each time when 50 ms are over, and 64 KiB have come
+        (80_000, 1.0, 14),
+        (4000, 0.02, 17),  # 200 KB/s: as often as 64 KiB have come
+        (1_200_000, 10.0, 0),  # as a whole
+        (120_000, 0.001, 0),  # it comes at once, as far as anybody can tell
     ],
 )
 async def test_of_whom_a_long_frame_is_coming_is_told_as_it_goes_on(
     autojump_clock: trio.testing.MockClock, piece: int, seconds: float, told: int
 ) -> None:
     node = Node("a")
-    frame = packed((0, encode_rpc(heartbeat("b", "a")) + bytes(290_000)))
+    frame = packed((0, encode_rpc(heartbeat("b", "a")) + bytes(1_160_000)))
     async with met(node, "b") as stream:
         await drip(stream, frame[:-1], piece, seconds)
         assert abs(len(node.parts) - told) <= 1, len(node.parts)
@@ -772,7 +772,7 @@ async def test_of_whom_a_long_frame_is_coming_is_told_as_it_goes_on(
 async def test_a_trickle_is_no_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
     node = Node("a")
     async with met(node, "b") as stream:
-        await drip(stream, packed((0, bytes(20_000)))[:15_000], 10, 0.1)
+        await drip(stream, packed((0, bytes(80_000)))[:60_000], 40, 0.1)
         assert node.parts == []
 
 
@@ -813,7 +813,7 @@ async def test_parts_of_a_reply_are_told_of_as_well(
     link = _Link(node.transport, "b", ("", 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link._take_replies, _Frames(_Line(ours, 0), 1 << 20))
-        await drip(theirs, packed((2, 1, bytes(100_000)))[:-1], 20_000, 0.1)
+        await drip(theirs, packed((2, 1, bytes(400_000)))[:-1], 80_000, 0.1)
         nursery.cancel_scope.cancel()
     assert node.parts == ["b"] * 4
 
