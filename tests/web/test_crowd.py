@@ -370,6 +370,7 @@ async def test_a_client_behind_a_proxy_holds_its_own_places_whatever_it_does_wit
             newcomer = await stack.enter_async_context(connect(served.door, source=source))
             assert await answers(newcomer, other) == [(201, "")]
         assert counts() == {CROWD: 6, "192.0.2.7": 12, PROXY: 1, "127.0.0.4": 1}
+        assert served.door._crowd.leaving == {}  # they are cut off, whatever they wait in
         assert all(b"goodbye" not in stream.buffer for stream in streams)
         assert metric(served, "connections_failed_total") == 0
 
@@ -437,6 +438,7 @@ async def test_an_address_whose_reads_the_node_works_at_keeps_nobody_out(method:
         async with connect(door) as newcomer:
             await newcomer.send(b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             await until(lambda: app.begun == 5)
+            assert door._crowd.leaving == {}  # one of them has been broken off
             app.go_on.set()
             assert (await newcomer.receive_answer()).status == 200
         assert door.statistics().refused == door.statistics().failed == 0
@@ -450,11 +452,16 @@ async def test_an_address_whose_writes_the_node_works_at_keeps_nobody_out_and_lo
         async with connect(door) as newcomer:
             await newcomer.send(b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             await until(lambda: app.begun == 5)
+            (left,) = (place.guest for place in door._crowd.leaving)
+            assert left is not None and not left.waits_for_client
+            for client in held:
+                await client.send(b"GET /y HTTP/1.1\r\n")  # which is read in vain
             app.go_on.set()
             assert (await newcomer.receive_answer()).status == 200
         found = [await client.receive_answer() for client in held]
         assert [answer.status for answer in found] == [200] * 4
         assert [answer.headers.get("connection") for answer in found].count("close") == 1
+        assert left.waits_for_client
         assert door.statistics().refused == door.statistics().failed == 0
 
 
@@ -472,6 +479,7 @@ async def test_streams_that_wait_for_their_turn_are_no_place_to_stay() -> None:
                 await until(lambda n=number: turns.statistics().tasks_waiting == n + 1)  # type: ignore[misc]
             newcomer = await stack.enter_async_context(connect(served.door))
             assert await answers(newcomer, publish()) == [(201, "")]
+            assert served.door._crowd.leaving == {}
         await until(lambda: len(served.fanout) == 3)
         assert served.door._crowd.counts() == {CROWD: 3, "127.0.0.1": 1}
 

@@ -51,6 +51,15 @@ def test_the_client_is_the_last_address_that_is_no_trusted_proxys(
     assert PROXIES.client(forwarded, host) == client
 
 
+def test_a_proxys_neighbours_in_its_network_are_neither_trusted_nor_of_its_row() -> None:
+    proxies = Proxies(("2001:db8:1::9",))
+    assert proxies.key("2001:db8:1::9") == "2001:db8:1::9"
+    assert proxies.client(None, "2001:db8:1::9") == "2001:db8:1::9"
+    assert proxies.key("2001:db8:1::bad") == "2001:db8:1::/64"
+    assert proxies.client("192.0.2.7", "2001:db8:1::bad") == "2001:db8:1::/64"
+    assert Proxies(("10.0.0.1",)).key("::ffff:10.0.0.1") == "10.0.0.1"
+
+
 def test_without_trusted_proxies_every_request_counts_for_where_it_comes_from() -> None:
     assert Proxies().client("192.0.2.7", "127.0.0.1") == "127.0.0.1"
     assert not Proxies().trusts("127.0.0.1")
