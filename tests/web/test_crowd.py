@@ -453,7 +453,8 @@ async def test_an_address_whose_writes_the_node_works_at_keeps_nobody_out_and_lo
             await newcomer.send(b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             await until(lambda: app.begun == 5)
             (left,) = (place.guest for place in door._crowd.leaving)
-            assert left is not None and not left.waits_for_client
+            assert left is not None
+            assert not left.waits_for_client
             for client in held:
                 await client.send(b"GET /y HTTP/1.1\r\n")  # which is read in vain
             app.go_on.set()
