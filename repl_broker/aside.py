@@ -71,8 +71,12 @@ class Aside:
 
 
 def _meta(file: Path) -> dict[str, Any]:
-    """What of it can be read: it may be damaged anywhere. Its write-ahead log stays as it is."""
-    name = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
+    """What of it can be read: it may be damaged anywhere.
+
+    Of a young node that was killed all is in the write-ahead log, which is read too. It stays
+    as it is: who may only read does not move it into the file at the end.
+    """
+    name = f"{file.absolute().as_uri()}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(name, uri=True)) as connection:
             return dict(connection.execute("SELECT key, value FROM meta"))

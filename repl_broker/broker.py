@@ -650,6 +650,8 @@ class Broker:
         """
         replica = self._replica.statistics()
         members = [self._single()] if self._members is None else await self._members.view()
+        # With no pause in between: it is about the members as they are shown.
+        change_pending = self._replica.change_pending
         return {
             "cluster_id": self._replica.cluster_id,
             "epoch": self.epoch,
@@ -660,6 +662,7 @@ class Broker:
             "commit_index": replica.commit_index,
             "applied_index": replica.applied_index,
             "feature_level": self._replica.state.level,
+            "change_pending": change_pending,
             "members": [member._asdict() for member in members],
         }
 

@@ -441,6 +441,11 @@ class Replica:
         return self._core.committed_membership
 
     @property
+    def change_pending(self) -> bool:
+        """Whether ``membership`` is not known to be committed: it may be dropped again."""
+        return self.membership != self.committed_membership
+
+    @property
     def commit_index(self) -> int:
         return self._core.committed_index
 

@@ -943,3 +943,22 @@ async def test_a_node_that_is_taken_in_knows_it_even_if_the_invitation_breaks_of
         assert node.hub.epoch == node.replica.epoch == "0badcafe"
         assert node.line.me.cluster_id == "c" * 32
         nursery.cancel_scope.cancel()
+
+
+async def test_a_removal_that_cannot_be_committed_is_shown_as_pending(
+    autojump_clock: MockClock,
+) -> None:
+    """The leader shows the members as in its log: whoever is gone there may not have gone."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        await cluster.converged()
+        assert not leader.replica.change_pending
+        gone, other = [node for node in cluster.running if node != leader.id]
+        cluster.kill(gone)
+        cluster.kill(other)
+        await leader.members.remove(gone)
+        assert gone not in leader.replica.membership.ids
+        assert leader.replica.change_pending
+        await cluster.start(other)
+        await cluster.until(lambda: not leader.replica.change_pending, "the removal's commit")
+        assert leader.replica.committed_membership.ids == {leader.id, other}

@@ -27,6 +27,7 @@ from repl_broker.config import Address
 __all__ = ["cluster"]
 
 LEAVE_SECONDS: Final = 30  # until the cluster has agreed that a node is no member any more
+SETTLE_SECONDS: Final = 2  # a node that went down just now may be taken for reachable that long
 
 
 @click.group()
@@ -60,6 +61,7 @@ def status(url: str, as_json: bool) -> None:
         "commit_index",
         "applied_index",
         "feature_level",
+        "change_pending",
     ):
         click.echo(f"{name.replace('_', ' '):<14} {shown(answer.get(name))}")
     members = answer.get("members")
@@ -231,6 +233,11 @@ def outcome(new: dict[str, Any]) -> str:
     help="The node's name, if its store cannot say it.",
 )
 @click.option(
+    "--cluster-id",
+    metavar="ID",
+    help="The cluster's id, if its store cannot say it; as in 'cluster status' of another node.",
+)
+@click.option(
     "--url",
     type=UrlType(),
     metavar="URL",
@@ -243,6 +250,7 @@ def rejoin(
     file: Path | None,
     data_dir: Path | None,
     node_id: str | None,
+    cluster_id: str | None,
     url: str,
     yes: bool,
     as_json: bool,
@@ -250,16 +258,18 @@ def rejoin(
     """Have this node join its cluster anew, with what the others have.
 
     For a store that is damaged, or not trusted any more. Stop the node first, and run
-    this on its machine. The node is removed from the cluster, and its store moved aside:
-    nothing is deleted. Started again, it gets everything from the others.
+    this on its machine. The node is removed from the cluster, for which a majority of the
+    others must run, and then its store is moved aside: nothing is deleted. Started again,
+    it gets everything from the others.
     """
     from repl_broker.aside import Aside
     from repl_broker.cli.client import Client
 
     folder = data_dir_of(file, data_dir)
     with Aside(folder) as aside, Client(url, token=given_token()) as client:
-        node = own_name(aside.node_id, node_id, folder)
-        others = others_of(client, node, aside.cluster_id)
+        node = own("--node-id", "node", aside.node_id, node_id, folder)
+        own_cluster = own("--cluster-id", "cluster", aside.cluster_id, cluster_id, folder)
+        others = others_of(client, node, own_cluster)
         if not yes:
             confirm_with(lambda: REJOINING.format(node=node, folder=folder))
         leave(client, node)
@@ -282,13 +292,15 @@ REJOINED = (
 )
 
 
-def own_name(stored: str, given: str | None, folder: Path) -> str:
-    """Which member goes: never by a default, as it may be another that goes well."""
+def own(option: str, kind: str, stored: str, given: str | None, folder: Path) -> str:
+    """Which member goes, and of which cluster: never by a default, as another may go well."""
     if stored and given and stored != given:
-        raise click.UsageError(f"the store in {str(folder)!r} is of node {stored!r}, not {given!r}")
+        raise click.UsageError(
+            f"the store in {str(folder)!r} is of {kind} {stored!r}, not {given!r}"
+        )
     if not (stored or given):
         raise click.UsageError(
-            f"the store in {str(folder)!r} cannot say of which node it is; name it with --node-id"
+            f"the store in {str(folder)!r} cannot say of which {kind} it is; name it with {option}"
         )
     return given or stored
 
@@ -298,7 +310,7 @@ def others_of(client: Any, node: str, cluster_id: str) -> list[str]:
     found = client.call("GET", "/v1/cluster")
     if found.get("mode") != "cluster":
         raise click.ClickException(f"the node at {client.url} runs alone, and is no cluster")
-    if cluster_id and found.get("cluster_id") != cluster_id:
+    if found.get("cluster_id") != cluster_id:
         raise click.ClickException(
             f"the node at {client.url} is of cluster {found.get('cluster_id')}, and the store of "
             f"cluster {cluster_id}; name a node of its own with --url"
@@ -316,22 +328,53 @@ def others_of(client: Any, node: str, cluster_id: str) -> list[str]:
     return others
 
 
+def is_member(found: Mapping[str, Any], node: str) -> bool:
+    return any(each["id"] == node for each in found["members"])
+
+
+def check_majority(found: Mapping[str, Any], node: str) -> None:
+    """Whoever is left must be able to agree without it. Raises ClickException.
+
+    A removal is counted by the votes of those who are left: once it is in the leader's log,
+    the node's own vote cannot help any more.
+    """
+    votes = {m["id"]: m["reachable"] for m in found["members"] if m["role"] != "learner"}
+    votes.pop(node, None)
+    reached = sorted(name for name, is_reached in votes.items() if is_reached is True)
+    wanted = len(votes) // 2 + 1
+    if len(reached) < wanted:
+        away = ", ".join(sorted(votes.keys() - set(reached)))
+        raise click.ClickException(
+            f"without {node!r} there are {len(votes)} voters, of which {wanted} must be reached, "
+            f"and {len(reached)} are ({', '.join(reached)}): nobody could agree that it goes. "
+            f"Nothing was changed or moved; start {away} first, and run this again"
+        )
+
+
 def leave(client: Any, node: str) -> None:
-    """Take it out, and wait until that is agreed on. Raises CallError, ClickException."""
+    """Take it out, and wait until that is committed. Raises CallError, ClickException."""
     from repl_broker.cli.client import ProblemError, segment
 
+    found = client.call("GET", "/v1/cluster")
+    if is_member(found, node):
+        check_majority(found, node)
+        time.sleep(SETTLE_SECONDS)
     end = time.monotonic() + LEAVE_SECONDS
     while time.monotonic() < end:
-        members = client.call("GET", "/v1/cluster").get("members", ())
-        if all(each["id"] != node for each in members):
+        found = client.call("GET", "/v1/cluster")
+        if is_member(found, node):
+            check_majority(found, node)
+            try:
+                client.call("DELETE", f"/v1/cluster/members/{segment(node)}")
+            except ProblemError as error:
+                if error.code not in ("membership_change_in_progress", "member_not_found"):
+                    raise
+        elif found.get("change_pending") is False:
             return
-        try:
-            client.call("DELETE", f"/v1/cluster/members/{segment(node)}")
-        except ProblemError as error:
-            if error.code not in ("membership_change_in_progress", "member_not_found"):
-                raise
         time.sleep(0.2)
     raise click.ClickException(
-        f"{node!r} was not removed within {LEAVE_SECONDS} s; nothing was moved. A majority of the "
-        "members must run: see 'repl-broker cluster status'"
+        f"{client.url} did not say within {LEAVE_SECONDS} s that the removal of {node!r} is "
+        "committed: it may be in the leader's log alone. The store was left where it is. See that "
+        "a majority of the other voters runs ('repl-broker cluster status' shows them, and 'change "
+        "pending no' once it is committed), and run this again"
     )

@@ -1061,6 +1061,11 @@ def _schemas() -> Object:
                     "description": "What may be written to the log: it rises to what all members "
                     "know, once every one of them runs a version that knows more.",
                 },
+                "change_pending": {
+                    "type": "boolean",
+                    "description": "Whether the members are as in a change that this node does not "
+                    "know to be committed: without a majority it may stay so, or be dropped.",
+                },
                 "members": {"type": "array", "items": _ref("Member")},
             },
             "The cluster as one node sees it.",
@@ -1202,6 +1207,7 @@ _EXAMPLE_CLUSTER: Final[Object] = {
     "commit_index": 5120,
     "applied_index": 5120,
     "feature_level": 3,
+    "change_pending": False,
     "members": [
         _example_member(1, "leader"),
         _example_member(2, "voter"),

@@ -37,6 +37,7 @@ CLUSTER: dict[str, Any] = {
     "commit_index": 7,
     "applied_index": 7,
     "feature_level": 1,
+    "change_pending": False,
     "members": [
         {
             "id": "n1",
@@ -247,6 +248,7 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
         ["commit", "index", "7"],
         ["applied", "index", "7"],
         ["feature", "level", "1"],
+        ["change", "pending", "no"],
         [],
         ["MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL", "CLOCK"],
         ["n1", "leader", "127.0.0.1:4081", "-", "7", "0", "yes", "2", "0.0"],

@@ -22,6 +22,7 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "leader": "n1",
         "applied_index": commit_index,
         "feature_level": FIRST,
+        "change_pending": False,
     }
     assert member.pop("raft_address")
     assert member.pop("http_url").startswith("http://")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner, Result
 
+from repl_broker.aside import Aside
 from repl_broker.cli import main
+from repl_broker.cli.cluster import leave
 from repl_broker.errors import ReplBrokerError
 from repl_broker.storage import STORE_NAME, SqliteStorage
-from tests.process.member import NAMES, Member, cluster_of, followers_of
+from tests.process.member import NAMES, Member, cluster_of, followers_of, leader_of
 from tests.process.node import Node, polls
 
 pytestmark = pytest.mark.process
@@ -103,7 +108,9 @@ def test_who_is_reached_is_not_taken_out(nodes: list[Member], tmp_path: Path) ->
     copy.mkdir()
     store = (node.data_dir / STORE_NAME).read_bytes()
     (copy / STORE_NAME).write_bytes(store)
-    said = refused(rejoin(copy, other.url, "--yes", "--node-id", node.name))
+    own = other.cluster()["cluster_id"]  # which the file alone may be too young to say
+    options = ("--yes", "--node-id", node.name, "--cluster-id", own)
+    said = refused(rejoin(copy, other.url, *options))
     assert f"reaches a node {node.name!r} that runs" in said
     assert (copy / STORE_NAME).read_bytes() == store
     assert node.name in other.roles()
@@ -116,9 +123,99 @@ def test_a_store_that_cannot_say_whose_it_is_is_asked_about(
     (tmp_path / STORE_NAME).write_bytes(b"nothing of this is a database")
     said = refused(rejoin(tmp_path, nodes[0].url, "--yes"))
     assert "cannot say of which node it is; name it with --node-id" in said
-    result = rejoin(tmp_path, nodes[0].url, "--yes", "--node-id", "n9")
+    said = refused(rejoin(tmp_path, nodes[0].url, "--yes", "--node-id", "n9"))
+    assert "cannot say of which cluster it is; name it with --cluster-id" in said
+    of_another = ("--yes", "--node-id", "n9", "--cluster-id", "0" * 32)
+    assert "name a node of its own with --url" in refused(
+        rejoin(tmp_path, nodes[0].url, *of_another)
+    )
+    assert (tmp_path / STORE_NAME).exists()
+    own = nodes[0].cluster()["cluster_id"]
+    result = rejoin(tmp_path, nodes[0].url, "--yes", "--node-id", "n9", "--cluster-id", own)
     assert result.exit_code == 0, "it was removed before"
     assert "n9 is no member any more" in result.output
+
+
+def test_a_store_is_kept_while_too_few_others_run(nodes: list[Member]) -> None:
+    """Without it the two others are the cluster: one alone could never agree that it goes."""
+    leader = leader_of(nodes)
+    away, node = followers_of(nodes)
+    away.kill()
+    node.kill()
+    wait_unreachable(leader, away.name)
+    wait_unreachable(leader, node.name)
+    said = refused(rejoin(node.data_dir, leader.url, "--yes"))
+    assert "there are 2 voters, of which 2 must be reached, and 1 are" in said
+    assert f"start {away.name} first" in said
+    assert (node.data_dir / STORE_NAME).exists()
+    assert leader.roles().keys() == {*NAMES}
+    for each in (away, node):
+        each.start()
+    for each in nodes:
+        each.wait_votes(*NAMES)
+
+
+def test_a_young_store_of_a_killed_node_says_whose_it_is(tmp_path: Path) -> None:
+    """All that it has is in the write-ahead log, which stays as it is."""
+    storage = SqliteStorage(tmp_path / "runs", "n2")
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "runs", killed)
+    wal = (killed / f"{STORE_NAME}-wal").read_bytes()
+    assert wal
+    with Aside(killed) as aside:
+        assert (aside.node_id, aside.cluster_id) == ("n2", storage.identity.cluster_id)
+    assert (killed / f"{STORE_NAME}-wal").read_bytes() == wal
+    storage.close()
+
+
+class Answers:
+    """A client for which each look at the cluster finds the next of these, the last for ever."""
+
+    url = "http://n1"
+
+    def __init__(self, *found: dict[str, Any]) -> None:
+        self._found = list(found)
+        self.deleted = 0
+
+    def call(self, method: str, path: str) -> dict[str, Any]:
+        if method == "DELETE":
+            self.deleted += 1
+            return {}
+        return self._found.pop(0) if len(self._found) > 1 else self._found[0]
+
+
+def members(*names: str, away: tuple[str, ...] = (), pending: bool = False) -> dict[str, Any]:
+    found = [{"id": n, "role": "voter", "reachable": n not in away} for n in names]
+    return {"members": found, "change_pending": pending}
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that is turned on by who sleeps."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    return now
+
+
+def test_a_removal_that_is_only_appended_is_waited_for(slept: list[float]) -> None:
+    whole = members(*NAMES, away=("n3",))
+    appended = members("n1", "n2", pending=True)
+    client = Answers(whole, whole, appended, appended, members("n1", "n2"))
+    leave(client, "n3")
+    assert client.deleted == 1
+    for never in (appended, {"members": appended["members"]}):  # or a version that does not say
+        with pytest.raises(ClickException, match="did not say within 30 s that the removal"):
+            leave(Answers(whole, whole, never), "n3")
+
+
+def test_who_goes_down_while_it_is_looked_is_seen(slept: list[float]) -> None:
+    """A node that was killed just now may be taken for reachable, for a moment."""
+    client = Answers(members(*NAMES, away=("n3",)), members(*NAMES, away=("n2", "n3")))
+    with pytest.raises(ClickException, match="start n2 first"):
+        leave(client, "n3")
+    assert client.deleted == 0
+    assert slept[0] >= 2
 
 
 def test_only_its_own_cluster_can_give_it_what_it_had(nodes: list[Member], tmp_path: Path) -> None:
