@@ -854,9 +854,9 @@ class LimitsConfig:
         Whole("bytes", 0, 1024 * GiB),
         "The space that is left free on the disk of the store. With less, publishes are refused "
         "with 507 storage_full, until there is 10 % more than this. All else goes on. Below half "
-        "of it, a node that follows takes only what makes room from its leader, such as deletions, "
-        "and below an eighth nothing, for the time being. 0: no limit; then a full disk stops the "
-        "node.",
+        "of it, a node that follows takes from its leader only what makes room, such as deletions, "
+        "and at most a quarter of this, as written, of what was under way before that; below an "
+        "eighth nothing, for the time being. 0: no limit; then a full disk stops the node.",
     )
     streams_per_client: int | None = key(
         None,

@@ -111,6 +111,7 @@ __all__ += ["disowned_error"]
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
+ENTRY_BYTES: Final = 4096  # what an entry counts for beside its data: a page of the database
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
 LEADERS_OWN: Final = (Configure, Expire, RaiseLevel)  # which no follower sends on
 RUNS: Final = "runs"  # the note: how often this node was started
@@ -304,6 +305,8 @@ class Replica:
         self.on_full: Callable[[str], RequestError] = _storage_full
         self.holds_back = False
         self.has_reserve = True  # for what makes room, all the same
+        self.tail_bytes = 0  # of all else, let through since it holds back
+        self.tail_bytes_max = 0
         # By clocks.py: the time of day, None while none is certain; whether to wait for it.
         self.certain_ms: Callable[[], int | None] = now_ms
         self.holds_entries = False
@@ -770,19 +773,40 @@ class Replica:
 
     def receive(self, rpc: Rpc) -> None:
         """Take an RPC of a peer; ``turn`` when there are no more for now."""
-        if self.holds_back and isinstance(rpc, Append) and not self._has_room_for(rpc.entries):
+        if not self._loaded:
+            return
+        if self.holds_back and isinstance(rpc, Append) and not self._has_room_for(rpc):
             return  # as if it were lost: there is no disk for it
-        if self._loaded:
-            self._events.append(Receive(rpc))
+        self._events.append(Receive(rpc))
 
     def receive_part(self, peer: str) -> None:
         """More of an RPC has come from there, and not all of it; ``turn`` as after ``receive``."""
         if self._loaded:
             self._events.append(PartReceived(peer))
 
-    def _has_room_for(self, entries: Sequence[Entry]) -> bool:
-        """Though the disk is nearly full: what makes room may take the reserve."""
-        return not entries or (self.has_reserve and all(map(_makes_room, entries)))
+    def _has_room_for(self, append: Append) -> bool:
+        """Though the disk is nearly full: what makes room may take the reserve.
+
+        So may some of all else. What was under way when the leader heard of it is in the log
+        in front of what makes room, which could not be committed without it.
+        """
+        entries = self._new_among(append)
+        if not entries or (self.has_reserve and all(map(_makes_room, entries))):
+            return True
+        size = self.tail_bytes + sum(len(entry.data) + ENTRY_BYTES for entry in entries)
+        if size > self.tail_bytes_max:
+            return False
+        self.tail_bytes = size
+        return True
+
+    def _new_among(self, append: Append) -> Sequence[Entry]:
+        """What may have to be written of it: not what is here, nor what does not follow on."""
+        if self._events:  # which may change the log first
+            return append.entries
+        term = self._core.log.term
+        if term(append.prev_index) != append.prev_term:
+            return ()
+        return [entry for entry in append.entries if term(entry.index) != entry.term]
 
     def lost(self, peer: str) -> None:
         """The connection to ``peer`` broke."""

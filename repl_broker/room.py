@@ -15,7 +15,8 @@ disk has come below half of what is to be left free takes no more entries from
 the leader, as if they were lost on the way: it stays, serves what it has, and
 catches up when it has room. What makes room is taken all the same, down to an eighth:
 deletions, expiry, the first entry of a new leader. Else a majority without room could
-not get out of that.
+not get out of that. So is a bounded tail of all else: publishes that were under way when
+the leader was told stand in front of the deletion, and no others come after them.
 
 Nothing is told between two looks, so what is taken meanwhile is counted.
 """
@@ -46,6 +47,7 @@ WRITTEN_TIMES: Final = 3  # each byte: the journal, SQLite's write-ahead log, th
 STORAGE_AGAIN: Final = 0.95  # of ``storage_bytes``, and there is room again
 DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``
 RESERVE: Final = 8  # of this part of ``disk_free_bytes`` what makes room may take the rest
+TAIL: Final = 4  # and all else that was under way this part, in all, while it holds back
 REQUEST: Final = "full"  # what a follower tells the leader
 
 
@@ -164,10 +166,19 @@ class Room:
         was, wary = self._disk_full, self._disk_full or self._may_be_full
         self._disk_full = self._free < (floor * DISK_AGAIN if wary else floor)
         self._may_be_full = False
-        self._replica.holds_back = self._free < floor // 2
-        self._replica.has_reserve = self._free >= floor // RESERVE
+        self._note_reserve(floor)
         self._tell(was, self._disk_full, "the disk of the store is nearly full")
         self._note_stored()
+
+    def _note_reserve(self, floor: int) -> None:
+        """What is taken from the leader. What it has let through may not be written yet, so
+        it counts for as long as the node holds back, also against what is free by now."""
+        replica, left = self._replica, self._free - floor // RESERVE
+        replica.holds_back = self._free < floor // 2
+        replica.has_reserve = left >= 0
+        replica.tail_bytes_max = min(floor // TAIL, left) // WRITTEN_TIMES
+        if not replica.holds_back:
+            replica.tail_bytes = 0
 
     def _note_stored(self) -> None:
         limit, was = self._limits.storage_bytes, self._storage_full

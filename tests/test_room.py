@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from repl_broker.config import LimitsConfig
 from repl_broker.errors import RequestError
 from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
+from repl_broker.replica import ENTRY_BYTES
 from repl_broker.room import LOOK_SECONDS, MESSAGE_OVERHEAD_BYTES, Room
 from repl_broker.storage import SqliteStorage
 from tests.network import Cluster, running_cluster
@@ -343,7 +344,7 @@ async def test_a_leader_that_is_full_refuses_what_others_send_on_but_not_a_delet
         assert "propose" not in [what for _, _, what in asked_for], "it remembers for a moment"
 
 
-async def test_a_follower_without_disk_takes_no_entries_and_catches_up_when_it_has_room(
+async def test_a_follower_without_disk_takes_few_entries_and_catches_up_when_it_has_room(
     autojump_clock: MockClock,
 ) -> None:
     async with watched_cluster() as there:
@@ -354,7 +355,8 @@ async def test_a_follower_without_disk_takes_no_entries_and_catches_up_when_it_h
         for n in range(50):
             assert await there.code_of_publish(leader, b"%d" % n) == "kept"
         await trio.sleep(10)
-        assert len(there.cluster.disks[full].entries) == before
+        taken = len(there.cluster.disks[full].entries) - before
+        assert taken <= FLOOR // 4 // 3 // ENTRY_BYTES < 50, "what may have been under way"
         assert there.cluster[full].replica.leader == leader, "it hears the heartbeats"
         assert (await there.cluster.leader()).id == leader, "and disturbs nobody"
         there.free[full] = 1 << 40
@@ -384,3 +386,81 @@ async def test_a_majority_without_room_lets_through_what_makes_room(
         await look()
         with pytest.raises(RequestError):
             await there.cluster[third].broker.create_topic(ANYONE, "more")
+
+
+def runs_out_of_room(there: WatchedCluster, free: int, *names: str) -> None:
+    """All at once, and found by them before the leader can have been told."""
+    for name in names:
+        there.free[name] = free
+        room = there.cluster[name].broker._room
+        room._free = free
+        room._note()
+
+
+async def test_publishes_under_way_when_the_room_goes_do_not_stand_before_a_deletion(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
+        await there.cluster.converged()
+        runs_out_of_room(there, FLOOR // 2 - 1, second, third)
+        outcomes = []
+
+        async def publish(node: str) -> None:
+            outcomes.append(await there.code_of_publish(node, b'"%b"' % (b"x" * 998)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(publish, leader)
+        assert outcomes == ["kept"] * 20, "the leader had taken them"
+        await trio.sleep(3)
+        for node in (leader, second, third):
+            assert await there.code_of_publish(node) == "storage_full"
+        await there.cluster[third].broker.delete_topic(ANYONE, "chat")
+        await there.cluster.converged()
+        for node in (leader, second, third):
+            assert not there.cluster[node].replica.state.retained_bytes
+        assert (await there.cluster.leader()).id == leader
+        assert not there.cluster.failures
+
+
+@pytest.mark.parametrize(
+    ("free", "bound"),
+    [
+        (FLOOR // 2 - 1, FLOOR // 4 // 3),
+        (FLOOR // 8 + 3 * 20_000, 20_000),
+        (FLOOR // 8 + 1, 0),
+        (0, 0),
+    ],
+)
+async def test_a_follower_without_disk_stops_at_a_bound_though_its_leader_goes_on(
+    autojump_clock: MockClock, free: int, bound: int
+) -> None:
+    """An older one, say: it refuses nothing. Nor do retries count as much again."""
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
+        await there.cluster.converged()
+        room = there.cluster[leader].broker._room
+        room.check = lambda size: None  # type: ignore[method-assign]
+        runs_out_of_room(there, free, second, third)
+        before = {name: set(there.cluster.disks[name].entries) for name in (second, third)}
+
+        def taken(name: str) -> int:
+            entries = there.cluster.disks[name].entries
+            new = entries.keys() - before[name]
+            return sum(len(entries[index].data) + ENTRY_BYTES for index in new)
+
+        each = 1000 + 100 + ENTRY_BYTES
+        for _ in range(bound // each + 20):
+            with trio.move_on_after(2):
+                await there.code_of_publish(leader, b'"%b"' % (b"x" * 998))
+        await trio.sleep(30)
+        for name in (second, third):
+            assert max(0, bound - each) <= taken(name) <= bound
+            assert there.cluster[name].replica.leader == leader
+        there.free[second] = there.free[third] = 1 << 40
+        await there.cluster.converged()
+        for name in (second, third):
+            assert there.cluster[name].replica.tail_bytes == 0, "it begins anew the next time"
