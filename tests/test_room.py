@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from repl_broker.config import LimitsConfig
 from repl_broker.errors import RequestError
 from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
+from repl_broker.raft.rpc import Append
 from repl_broker.replica import ENTRY_BYTES
 from repl_broker.room import LOOK_SECONDS, MESSAGE_OVERHEAD_BYTES, Room
 from repl_broker.storage import SqliteStorage
@@ -464,3 +466,40 @@ async def test_a_follower_without_disk_stops_at_a_bound_though_its_leader_goes_o
         await there.cluster.converged()
         for name in (second, third):
             assert there.cluster[name].replica.tail_bytes == 0, "it begins anew the next time"
+
+
+async def test_what_need_not_be_written_takes_nothing_of_the_bound(
+    autojump_clock: MockClock,
+) -> None:
+    """What is here already, and what the log is asked about, however often it comes."""
+    async with watched_cluster() as there:
+        leader, second, _ = await there.roles()
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
+        await there.cluster.converged()
+        runs_out_of_room(there, FLOOR // 2 - 1, second)
+        replica = there.cluster[second].replica
+        entry = there.cluster.disks[leader].entries[replica.state.applied_index]
+
+        def append(prev_index: int, entry: Entry) -> None:
+            term = replica._core.term
+            prev_term = replica._core.log.term(prev_index) or term
+            replica.receive(
+                Append(
+                    sender=leader,
+                    receiver=second,
+                    term=term,
+                    prev_index=prev_index,
+                    prev_term=prev_term,
+                    entries=(entry,),
+                    commit=0,
+                )
+            )
+
+        for _ in range(50):
+            append(entry.index - 1, entry)
+            replica.turn()
+            append(entry.index + 5, replace(entry, index=entry.index + 6))
+            replica.turn()
+        assert replica.tail_bytes == 0
+        append(entry.index, replace(entry, index=entry.index + 1))
+        assert replica.tail_bytes == len(entry.data) + ENTRY_BYTES
