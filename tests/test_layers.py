@@ -63,7 +63,7 @@ LAYERS = (
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors", "order", "floor", "patience", "expiry", "untracked"),
+    ("errors", "order", "floor", "pace", "patience", "expiry", "untracked"),
     ("raft.*",),
     ("__init__",),
 )
@@ -85,6 +85,7 @@ PURE = (
         "floor",
         "order",
         "patience",
+        "pace",
         "payers",
         "expiry",
         "raft.*",
