@@ -757,8 +757,7 @@ class LimitsConfig:
         Whole("connections", 0, 1_000_000),
         "The most open connections of one client address (IPv6: of one /64 network); one more is "
         "answered 429 too_many_connections. 0: no limit but that of connections. Connections of "
-        "http.trusted_proxies do not count, but for the client whose request is under way; "
-        "of other proxies, whose address all come from, they "
+        "http.trusted_proxies do not count; those of other proxies, whose address all come from, "
         "do.",
     )
     publishes_per_second: int = key(
@@ -845,8 +844,9 @@ class LimitsConfig:
         "counted as for storage_bytes. A publish beyond it is refused with 507 storage_full. A "
         "client is a token's subject, or an address where there is no token; with the right admin "
         "there is no limit. 0: no limit. Not set: half of storage_bytes (rounded "
-        "up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without a token "
-        "share its address. In a cluster, what the leader's file says counts.",
+        "up) with auth.mode jwt, and no limit with none. Behind a proxy that is "
+        "not in http.trusted_proxies, clients without a token share its address. In a cluster, "
+        "what the leader's file says counts.",
         example='"1 GiB"',
     )
     disk_free_bytes: int = key(
@@ -864,8 +864,8 @@ class LimitsConfig:
         "The most event streams that one client may have open on this node; one more is answered "
         "429 too_many_streams. A client is a token's subject, or an address where there is no "
         "token; with the right admin there is no limit. 0: no limit. Not set: half of connections "
-        "(rounded up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without "
-        "a token share its address.",
+        "(rounded up) with auth.mode jwt, and no limit with none. Behind a proxy that "
+        "is not in http.trusted_proxies, clients without a token share its address.",
         example="100",
     )
     streams_bytes: int = key(
@@ -894,8 +894,9 @@ class LimitsConfig:
         "all clients together have more than idempotency_keys, the oldest of the client with the "
         "most go. A client is a token's subject, or an address where there is no token; with the "
         "right admin there is no limit. 0: no limit. Not set: half of idempotency_keys (rounded "
-        "up) with auth.mode jwt, and no limit with none. Behind a proxy, clients without a token "
-        "share its address. In a cluster, what the leader's file says counts.",
+        "up) with auth.mode jwt, and no limit with none. Behind a proxy that is "
+        "not in http.trusted_proxies, clients without a token share its address. In a cluster, "
+        "what the leader's file says counts.",
         example="1000",
     )
     idempotency_seconds: int = key(

@@ -259,6 +259,14 @@ def test_metrics_that_a_page_names_exist(page: Path) -> None:
 
 
 @every_written_page
+def test_nginx_says_whose_request_it_passes_on_wherever_a_page_has_it(page: Path) -> None:
+    """Else it passes on what the client says, who then has as many shares as it likes."""
+    for block in re.findall(r"location [^{]*\{([^}]*(?:\{[^}]*\}[^}]*)*)\}", page.read_text()):
+        if "proxy_pass" in block:
+            assert "proxy_set_header X-Forwarded-For $remote_addr;" in block
+
+
+@every_written_page
 def test_problem_codes_that_a_page_names_exist(page: Path) -> None:
     named = set(re.findall(r"\b[45]\d\d \[?`([a-z_]+)`", prose(page)))
     assert named - set(PROBLEMS) == set()
