@@ -269,7 +269,7 @@ def rejoin(
     with Aside(folder) as aside, Client(url, token=given_token()) as client:
         node = own("--node-id", "node", aside.node_id, node_id, folder)
         own_cluster = own("--cluster-id", "cluster", aside.cluster_id, cluster_id, folder)
-        others = others_of(client, node, own_cluster)
+        others = others_of(client, node, own_cluster, is_sure=bool(aside.node_id))
         if not yes:
             confirm_with(lambda: REJOINING.format(node=node, folder=folder))
         leave(client, node)
@@ -305,8 +305,11 @@ def own(option: str, kind: str, stored: str, given: str | None, folder: Path) ->
     return given or stored
 
 
-def others_of(client: Any, node: str, cluster_id: str) -> list[str]:
-    """The addresses of the other voters. Raises ClickException if the node cannot be taken out."""
+def others_of(client: Any, node: str, cluster_id: str, *, is_sure: bool) -> list[str]:
+    """The addresses of the other voters. Raises ClickException if the node cannot be taken out.
+
+    ``is_sure`` says that the store itself has the node's name: then it may be removed already.
+    """
     found = client.call("GET", "/v1/cluster")
     if found.get("mode") != "cluster":
         raise click.ClickException(f"the node at {client.url} runs alone, and is no cluster")
@@ -317,6 +320,12 @@ def others_of(client: Any, node: str, cluster_id: str) -> list[str]:
         )
     members = {each["id"]: each for each in found.get("members", ())}
     me = members.pop(node, None)
+    if me is None and not is_sure:
+        names = ", ".join(sorted(members))
+        raise click.ClickException(
+            f"the cluster has no member {node!r}; --node-id is one of {names}. "
+            "If it was removed before, move the files of its store aside by hand"
+        )
     if me is not None and me.get("reachable") is not False:
         raise click.ClickException(
             f"the cluster reaches a node {node!r} that runs, or cannot tell; this is for one that "
