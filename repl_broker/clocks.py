@@ -224,8 +224,7 @@ class Clocks:
             if is_off and not was_off:
                 self._is_off.add(node_id)
                 log.warning(
-                    "%s is off member=%s ahead_seconds=%.1f seconds_max=%g of=%s remedy=%r",
-                    "this node's clock" if node_id == me else "a member's clock",
+                    "a clock is off member=%s ahead_seconds=%.1f seconds_max=%g of=%r remedy=%r",
                     node_id,
                     ahead,
                     self._bound_ms / 1000,

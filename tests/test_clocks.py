@@ -94,8 +94,7 @@ async def test_a_clock_that_passes_the_bound_is_one_line_on_each_node_and_its_re
         assert not lines(caplog, "clock is off")
         cluster.ahead_ms["n3"] = -2 * DAY_MS
         await trio.sleep(4 * ROUND)
-        assert len(lines(caplog, "a member's clock is off member=n3")) == 2
-        assert len(lines(caplog, "this node's clock is off member=n3")) == 1
+        assert len(lines(caplog, "a clock is off member=n3")) == 3
         assert len(lines(caplog, "clock is off")) == 3
         assert "ahead_seconds=-172800.0" in lines(caplog, "clock is off")[0]
         assert "NTP" in lines(caplog, "clock is off")[0]

@@ -13,7 +13,7 @@ from repl_broker.errors import StorageError
 from repl_broker.raft.log import Entry, HardState, Snapshot, WriteBatch
 from repl_broker.soundness import load_sound, restored
 from repl_broker.state import BrokerState
-from repl_broker.storage import STORE_NAME, SqliteStorage, _checksum, _snapshot_row
+from repl_broker.storage import STORE_NAME, SqliteStorage, _checksum, _snapshot_checksum
 from tests.stores import THREE, log_of, make_store, message, snapshot_of
 
 LAST = 12  # of the log that ``make_store`` makes: a membership, a leader's first, 10 messages
@@ -61,11 +61,9 @@ def with_snapshot(change: Callable[[Snapshot], Snapshot]) -> Callable[[Path], No
     def put(folder: Path) -> None:
         found = snapshot_of(log_of(10, THREE), SNAPSHOT, THREE)
         rows(folder, "DELETE FROM snapshot")
-        rows(
-            folder,
-            "INSERT INTO snapshot VALUES (1, ?, ?, ?, ?, ?)",
-            *_snapshot_row(change(found)),
-        )
+        new = change(found)
+        row = (new.index, new.term, new.data, new.membership, _snapshot_checksum(new))
+        rows(folder, "INSERT INTO snapshot VALUES (1, ?, ?, ?, ?, ?)", *row)
 
     return put
 

@@ -222,8 +222,8 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "thinned-too-far": _one(
         "an entry that is written anew loses a message that is retained",
         "upkeep:Upkeep._thinned",
-        "without_messages(data, dead)",
-        "without_messages(data, {*dead, max(dead, default=0) + 1})",
+        "without_messages(data, parts[index])",
+        "without_messages(data, {*parts[index], max(parts[index], default=0) + 1})",
     ),
     # Streams.
     "streams-not-told-of-install": _one(

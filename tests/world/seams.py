@@ -36,6 +36,7 @@ SMALL: Final = {  # what happens once a day happens all the time
     "repl_broker.disk.DISCARD_BYTES": 2 << 10,
     "repl_broker.parts.ROW_BYTES_MAX": 4 << 10,
     "repl_broker.parts.PART_BYTES": 1 << 10,
+    "repl_broker.transport.PART_BYTES": 16 << 10,  # lines are narrower than any in use
     "repl_broker.snapshots.PIECE_BYTES": 2 << 10,
     "repl_broker.history.CACHE_BYTES_MAX": 4 << 10,
     "repl_broker.subscription.CHUNK_BYTES_MAX": 2 << 10,

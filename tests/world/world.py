@@ -373,11 +373,22 @@ def _bounded() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No lines of the log; other tests in the process get theirs."""
+    logger = logging.getLogger("repl_broker")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def run(schedule: Schedule) -> Result:
     """Raises what is no violation: a fault of the simulation itself."""
-    logging.getLogger("repl_broker").setLevel(logging.CRITICAL + 1)
     seams = deterministic(schedule.seed, schedule.log_bytes_kept)
-    with _bounded(), seams, events.dialled() as network_of:
+    with _silence(), _bounded(), seams, events.dialled() as network_of:
         world = World(schedule)
         network_of.append(world.network)
         clock: Any = world_clock()
