@@ -370,8 +370,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(Core, "fsyncgate; NATS#8290", 4, ignore_write_errors=True),
     Mutation(HasNoNoOp, "RedisRaft#22", 0),
     Mutation(ReadsBeforeACommitInItsTerm, "RedisRaft#22", 4),
-    Mutation(ReadsWithoutARound, "etcd#20418", 36),
-    Mutation(CountsAnOldRound, "etcd raft#397", 36),
+    Mutation(ReadsWithoutARound, "etcd#20418", 150),
+    Mutation(CountsAnOldRound, "etcd raft#397", 413),
     Mutation(
         ChangesMembersBeforeACommitInItsTerm,
         "the 2015 bug; copycat#23",
@@ -381,7 +381,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(ChangesManyMembersAtOnce, "NATS#7545", 421),
     Mutation(KeepsATruncatedMembership, "NATS#7632", 8),
-    Mutation(TakesAcknowledgementsOfAnOldTerm, "etcd append_aba_race", 147),
+    Mutation(TakesAcknowledgementsOfAnOldTerm, "etcd append_aba_race", 4757),
     Mutation(TakesCompletionsOfAnOldTerm, "canonical newTermWhileAppending", 976),
     Mutation(TakesVotesOfAnOldTerm, "NRGRemovedPeerVoteDoesNotElectLeader", 348),
     Mutation(VotesForAnyLog, "Raft §5.4.1", 1),
@@ -393,7 +393,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(HasNoPreVote, "etcd DisruptiveFollowerPreVote", 19),
     Mutation(CampaignsWhileInstalling, "canonical snapshotBlocksCandidate"),
     Mutation(NeverAsksAgain, "this core, seed 18", 2),
-    Mutation(BarsARemovedLeader, "this core, seed 53", 99),
+    Mutation(BarsARemovedLeader, "this core, seed 53", 174),
 )
 
 
