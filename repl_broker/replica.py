@@ -115,6 +115,7 @@ ENTRY_BYTES: Final = 4096  # what an entry counts for beside its data: a page of
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
 LEADERS_OWN: Final = (Configure, Expire, RaiseLevel)  # which no follower sends on
 RUNS: Final = "runs"  # the note: how often this node was started
+RUN_BITS: Final = 32  # of chance, behind that number
 FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
 TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
@@ -355,7 +356,7 @@ class Replica:
         self._next_read: _SharedRead | None = None  # to be asked when the one before is answered
         self._reading = trio.Lock()
         self._proposals = Proposals()
-        self._run = 0  # which of this node's starts this is; set when the store is read
+        self._run = 0  # which of this node's starts this is, and chance; set with the store
         self._forwards = 0
         self._together = 0  # how many offers went together the last time
         self._full_at = -1  # the commit index when there was no room for a proposal
@@ -905,9 +906,12 @@ class Replica:
             raise self._lost(Loss(*lost))
         self.disowned = await disk.load(lambda storage: storage.note(DISOWNED))
         self._founded_ms = await disk.load(lambda storage: storage.note(FOUNDED))
-        self._run = (await disk.load(lambda storage: storage.note(RUNS)) or 0) + 1
+        runs = (await disk.load(lambda storage: storage.note(RUNS)) or 0) + 1
+        # An older copy of the data directory counts as the one did that went on: what that
+        # one sent is not taken for its own.
+        self._run = (runs << RUN_BITS) | self._random.getrandbits(RUN_BITS)
         loaded, self.state = await disk.load(load_sound)
-        await disk.noted(RUNS, self._run)
+        await disk.noted(RUNS, runs)
         mark = SnapshotMark(0, 0, Membership() if joins or self.adopted else self._alone())
         if loaded.snapshot is not None:
             snapshot = loaded.snapshot

@@ -100,13 +100,15 @@ class Network:
         self.ask_seconds: dict[str, float] = {}  # to whom is asked, if not DELAY_SECONDS
         self.nursery: trio.Nursery | None = None
         self.asked: list[tuple[str, str, str]] = []  # from, to, what
+        self.started: list[str] = []  # each life of a node has chances of its own
 
     def start(self, task: Any, *arguments: Any) -> None:
         if self.nursery is not None:
             self.nursery.start_soon(task, *arguments)
 
     def reaches(self, sender: str, receiver: str) -> bool:
-        return receiver in self.nodes and (sender, receiver) not in self.lost
+        node = self.nodes.get(receiver)
+        return node is not None and node.listens and (sender, receiver) not in self.lost
 
     async def carry(self, data: bytes, sender: str, receiver: str) -> None:
         await trio.sleep(DELAY_SECONDS)
@@ -206,10 +208,11 @@ class ClusterNode:
             core_options=OPTIONS,
             in_thread=self.gate,
             writer=self.gate,
-            randomness=random.Random(node_id),
+            randomness=random.Random(f"{node_id}, {len(network.started)}"),
             level_max=level,
         )
         self.line = Line(network, node_id)
+        self.listens = False
         self.clocks = Clocks(self.replica, clock, config.cluster.clock_skew_seconds_max)
         self.config = config
         self.join = join
@@ -232,6 +235,7 @@ class ClusterNode:
         )
         self.replica.peers = self.line
         self.members.connect(self.line)  # type: ignore[arg-type]
+        self.listens = True
         self.members.skew_seconds = self.clocks.skew_seconds
         self.broker = Broker(self.replica, self.hub, self.config, self.members)
         self.broker.clocks = self.clocks
@@ -300,6 +304,7 @@ class Cluster:
             level=self.levels.get(node_id, NEWEST),
         )
         self.network.nodes[node_id] = node
+        self.network.started.append(node_id)
         await self._nursery.start(self._run, node)
         return node
 

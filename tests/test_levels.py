@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -22,11 +23,11 @@ from repl_broker.command import (
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.levels import FIRST, NEWEST, NUMBERED
 from repl_broker.raft.log import EntryKind
-from repl_broker.replica import Replica
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from repl_broker.wire import decode_entry, encode_command
 from tests.network import Cluster, ClusterNode, running_cluster
 from tests.test_cluster import history, publish, seq_of
+from tests.test_cluster_attacks import follower_of, outcome_of
 
 OLD = {"n1": FIRST, "n2": FIRST, "n3": FIRST}
 
@@ -133,7 +134,7 @@ async def test_a_peer_has_nothing_appended_that_is_the_leaders_or_anothers(
 ) -> None:
     async with running_cluster() as cluster:
         leader = await cluster.leader()
-        peer = next(node for node in cluster.running.values() if node is not leader)
+        peer = follower_of(cluster, leader)
         encoded = (encode_command(command), encode_command(publish(b"x")))
         argument = (leader.replica.term, encoded)
         with pytest.raises(PeerRefusedError):
@@ -145,7 +146,7 @@ async def test_a_peer_has_nothing_appended_that_is_the_leaders_or_anothers(
 async def test_what_only_a_leader_proposes_is_not_sent_on(autojump_clock: MockClock) -> None:
     async with running_cluster() as cluster:
         leader = await cluster.leader()
-        node = next(node for node in cluster.running.values() if node is not leader)
+        node = follower_of(cluster, leader)
         cluster.network.asked.clear()
         with pytest.raises(RequestError) as refused:
             await node.replica.propose(Expire(10))
@@ -162,13 +163,13 @@ async def test_what_the_leader_refuses_ends_as_refused_and_not_in_doubt(
     """It was sent, and answered: it is in no log, however long that is tried."""
     async with running_cluster() as cluster:
         leader = await cluster.leader()
-        node = next(node for node in cluster.running.values() if node is not leader)
+        node = follower_of(cluster, leader)
 
         async def call(*_: object, seconds: float) -> object:
             raise PeerRefusedError("not from you")
 
         monkeypatch.setattr(node.line, "call", call)
-        assert await outcome_or_code(node.replica) == "no_leader"
+        assert await outcome_of(node, b"x") == "no_leader"
 
 
 def losing_answers(node: ClusterNode, monkeypatch: pytest.MonkeyPatch, lost: int) -> list[Any]:
@@ -229,7 +230,7 @@ async def test_of_two_that_are_appended_the_first_is_carried_out(
     """However many answers are lost, each publish is kept once, and none ends in doubt."""
     async with running_cluster() as cluster:
         leader = await cluster.leader()
-        node = next(node for node in cluster.running.values() if node is not leader)
+        node = follower_of(cluster, leader)
         answers = losing_answers(node, monkeypatch, 3)
         hold_back_entries(node, monkeypatch)
         found: list[int] = []
@@ -252,7 +253,7 @@ async def test_a_node_that_starts_anew_numbers_from_the_beginning(
 ) -> None:
     async with running_cluster() as cluster:
         leader = await cluster.leader()
-        node_id = next(node.id for node in cluster.running.values() if node is not leader)
+        node_id = follower_of(cluster, leader).id
         for number in range(3):
             await seq_of(cluster[node_id].replica, publish(b"%d" % number))
             cluster.kill(node_id)
@@ -264,18 +265,55 @@ async def test_a_node_that_starts_anew_numbers_from_the_beginning(
         assert len({command.run for command in numbered}) == 3
 
 
+async def test_an_older_copy_of_a_store_takes_nothing_for_its_own_that_another_run_sent(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts its starts as the one did that went on, and its numbers, too."""
+    async with running_cluster() as cluster:
+        node_id = follower_of(cluster, await cluster.leader()).id
+        cluster.kill(node_id)
+        copy = deepcopy(cluster.disks[node_id])
+        await cluster.start(node_id)
+        for number in range(5):
+            await seq_of(cluster[node_id].replica, publish(b"%d" % number))
+        cluster.kill(node_id)
+        leader = await cluster.leader()
+        other = follower_of(cluster, leader)
+        await leader.replica.transfer(other.id)  # whom the copy has acknowledged nothing
+        await cluster.until(lambda: other.replica.leads, "the other to lead")
+        cluster.disks[node_id] = copy
+        node = await cluster.start(node_id)
+        hold_back_entries(node, monkeypatch)
+        await cluster.until(lambda: node.replica.state.level >= NUMBERED, "it to know its log")
+        answers = losing_answers(node, monkeypatch, 0)
+        found: list[int | str] = []
+
+        async def send() -> None:
+            found.append(await outcome_of(node, b"new"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(send)
+            await cluster.until(lambda: answers, "them to be sent on")
+            monkeypatch.undo()
+        await cluster.converged()
+        kept = (await history(node.replica)).count(b"new")
+        assert kept == sum(isinstance(each, int) for each in found), found
+        assert not {1, 2, 3, 4, 5} & {*found}, "those are another run's"
+
+
 async def test_when_the_origin_leads_itself_it_appends_its_number_too(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it sent to the leader before may be in the log that it takes over."""
     async with running_cluster() as cluster:
         leader = await cluster.leader()
-        node = next(node for node in cluster.running.values() if node is not leader)
+        node = follower_of(cluster, leader)
         answers = losing_answers(node, monkeypatch, 1)
         found: list[object] = []
 
         async def send() -> None:
-            found.append(await outcome_or_code(node.replica))
+            found.append(await outcome_of(node, b"x"))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
@@ -285,13 +323,6 @@ async def test_when_the_origin_leads_itself_it_appends_its_number_too(
         await cluster.converged()
         assert found == [1]
         assert await history(node.replica) == [b"x"]
-
-
-async def outcome_or_code(replica: Replica) -> int | str:
-    try:
-        return await seq_of(replica, publish(b"x"))
-    except RequestError as error:
-        return error.code
 
 
 def test_levels_are_in_order() -> None:
