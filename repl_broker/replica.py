@@ -866,8 +866,8 @@ class Replica:
         """Its last words."""
         acknowledged, last_index = msgspec.convert(argument, tuple[int, int])
         log.error(
-            "a node has lost what it had acknowledged, and ends; remove it, and let it join with "
-            "an empty data directory node=%s acknowledged=%d last_index=%d",
+            "a node has lost what it had acknowledged, and ends; look at its disk, then run "
+            "'repl-broker cluster rejoin' there node=%s acknowledged=%d last_index=%d",
             peer,
             acknowledged,
             last_index,
@@ -1015,8 +1015,9 @@ class Replica:
         return StorageError(
             f"the store of node {self.node_id!r} lost what it had acknowledged: up to entry "
             f"{loss.acknowledged} at least, and its log ended at {loss.last_index}. Look whether "
-            f"its disk keeps what is synced; then run 'repl-broker cluster remove {self.node_id}' "
-            "on another node, and let this one join with an empty data directory"
+            "its disk keeps what is synced; then run 'repl-broker cluster rejoin' here, or "
+            f"'repl-broker cluster remove {self.node_id}' on another node, and let this one join "
+            "with an empty data directory"
         )
 
     def turn(self) -> None:

@@ -7,7 +7,8 @@ came in between does not matter, nor does any clock.
 
 A sender says with each of its numbers below which one it will never repeat any: its
 *floor*. Below it, all count as carried out, and nothing is kept of them. A node that
-starts anew is a sender of a higher *run*; what comes late from an earlier run is not
+starts anew is a sender of a higher *run* (the count of its starts, and chance, so that two
+processes never share one); what comes late from an earlier run is not
 carried out, because nobody waits for it.
 
 Part of the state machine: the same calls give the same answers on every node.
