@@ -352,6 +352,7 @@ class Replica:
         self._progressed = trio.lowlevel.ParkingLot()  # woken when something was applied
         self._token = 0
         self._asked: dict[int, _Batch | _Question] = {}  # by token: given to the core
+        self._is_copy = False  # … that has been overtaken, as was logged
         self._own: dict[int, _Batch] = {}  # by index: appended here, not applied yet
         self._next_read: _SharedRead | None = None  # to be asked when the one before is answered
         self._reading = trio.Lock()
@@ -1418,11 +1419,28 @@ class Replica:
         self._history.remember(entry.index, commands)
         self._on_applied(applied)
         for numbered, ordinal in applied.numbered:
-            if numbered.sender == self.incarnation and numbered.run == self._run:
+            if numbered.sender != self.incarnation:
+                continue
+            if numbered.run == self._run:
                 self._proposals.delivered(numbered, ordinal, applied.outcomes)
+            else:
+                self._notice_copy(numbered.run)
         if self.state.level < NUMBERED and not self.leads:
             self._proposals.keep(entry.index, entry.term, applied.outcomes)
         self._proposals.applied(entry.index, entry.term, applied.outcomes)
+
+    def _notice_copy(self, run: int) -> None:
+        """Of this node's own incarnation. A later start than this one, or another with its count,
+        can only be that of a node with the same data."""
+        if not self._is_copy and run >> RUN_BITS >= self._run >> RUN_BITS:
+            self._is_copy = True
+            log.error(
+                "the data directory is an older copy: this node sent more than it knows of, and "
+                "may have lost what it had acknowledged starts=%d starts_known=%d remedy=%r",
+                run >> RUN_BITS,
+                self._run >> RUN_BITS,
+                "stop it, and run 'repl-broker cluster rejoin' on its machine",
+            )
 
     def _notice_removal(self, committed: Membership) -> None:
         if self.incarnation in committed.removed:

@@ -249,7 +249,7 @@ async def test_of_two_that_are_appended_the_first_is_carried_out(
 
 
 async def test_a_node_that_starts_anew_numbers_from_the_beginning(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_cluster() as cluster:
         leader = await cluster.leader()
@@ -263,10 +263,11 @@ async def test_a_node_that_starts_anew_numbers_from_the_beginning(
         numbered = [c for c in commands_of(cluster) if isinstance(c, Numbered)]
         assert {command.numbers for command in numbered} == {(1,)}
         assert len({command.run for command in numbered}) == 3
+        assert "older copy" not in caplog.text
 
 
 async def test_an_older_copy_of_a_store_takes_nothing_for_its_own_that_another_run_sent(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It counts its starts as the one did that went on, and its numbers, too."""
     async with running_cluster() as cluster:
@@ -300,6 +301,9 @@ async def test_an_older_copy_of_a_store_takes_nothing_for_its_own_that_another_r
         kept = (await history(node.replica)).count(b"new")
         assert kept == sum(isinstance(each, int) for each in found), found
         assert not {1, 2, 3, 4, 5} & {*found}, "those are another run's"
+        (line,) = [r.getMessage() for r in caplog.records if "older copy" in r.message]
+        assert "starts=2 starts_known=2" in line
+        assert "cluster rejoin" in line
 
 
 async def test_when_the_origin_leads_itself_it_appends_its_number_too(
