@@ -76,6 +76,7 @@ async def find_cluster(
         on_rpc=lambda rpc: None,
         on_request=_no_request,
         admit=lambda hello: None,
+        admit_level=lambda node_id, level: None,  # it belongs to no cluster that had one
         tls=certificates.peers if certificates.has_peers else None,
     )
     found: list[str] = []

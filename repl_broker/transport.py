@@ -198,7 +198,7 @@ class Transport:
         on_rpc: OnRpc,
         on_request: OnRequest,
         admit: Admit,
-        admit_level: Callable[[str, int], Objection | None] = lambda node_id, level: None,
+        admit_level: Callable[[str, int], Objection | None],
         on_part: Callable[[str], None] = lambda peer: None,
         on_unreachable: Callable[[str], None] = lambda peer: None,
         on_removed: Callable[[str], None] = lambda reason: None,

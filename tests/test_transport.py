@@ -71,6 +71,7 @@ class Node:
             on_rpc=self.hear,
             on_request=self.answer,
             admit=admit or (lambda hello: objection),
+            admit_level=lambda node_id, level: None,
             on_lost=self.losses.append,
             on_part=self.parts.append,
             on_unreachable=self.lose,

@@ -464,6 +464,7 @@ def a_transport(heard: list[Rpc], asked: list[str]) -> Transport:
         on_rpc=heard.append,
         on_request=on_request,
         admit=lambda *_: None,
+        admit_level=lambda node_id, level: None,
     )
 
 
