@@ -44,9 +44,15 @@ _ENCODE: Final = msgspec.msgpack.Encoder().encode  # the bytes of msgpack.packb
 
 
 class Capture:
-    """One at a time: the state tells it before anything changes. ``end`` when it is not needed."""
+    """The state tells it before anything changes. ``end`` when it is not needed.
 
-    def __init__(self, state: BrokerState, number: int, release: Callable[[], None]) -> None:
+    ``number``: the mark on what it has seen, of one that is told, of which there is one at a time.
+    None: it is made in one go, marks nothing, and disturbs no other.
+    """
+
+    def __init__(
+        self, state: BrokerState, number: int | None, release: Callable[[], None] = lambda: None
+    ) -> None:
         self.index: Final = state.applied_index
         self._number = number
         self._release = release
@@ -79,6 +85,7 @@ class Capture:
 
     def before_topic(self, topic: Topic) -> None:
         """It is about to change, or to go."""
+        assert self._number is not None
         if topic.captured != self._number:
             topic.captured = self._number
             self._topics[topic.name] = topic.to_wire()
@@ -90,10 +97,12 @@ class Capture:
 
     def created(self, topic: Topic) -> None:
         """It was not there at the moment."""
+        assert self._number is not None
         topic.captured = self._number
 
     def before_block(self, block: Block) -> None:
         """It is about to change."""
+        assert self._number is not None
         if block.captured != self._number:
             block.captured = self._number
             self._copies[block] = block.copy()
@@ -147,7 +156,8 @@ class Capture:
                     if topic.captured == self._number:
                         continue  # it was not there
                     row = topic.to_wire()
-                    topic.captured = self._number
+                    if self._number is not None:
+                        topic.captured = self._number
                 rows.append(row)
             is_last = len(names) < STEP_TOPICS
             if is_last:
@@ -175,7 +185,8 @@ class Capture:
     def _pack_blocks(self) -> Generator[None, None, None]:
         for block in self._blocks:
             seen = self._copies.pop(block, block)
-            block.captured = self._number
+            if self._number is not None:
+                block.captured = self._number
             for column, data in zip(self._columns, seen.pack(), strict=True):
                 column.append(data)
             if seen.published:

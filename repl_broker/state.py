@@ -1111,8 +1111,11 @@ class BrokerState:
         return self._keys.to_wire()
 
     def snapshot(self) -> bytes:
-        """The whole state as bytes, in one go; equal states give equal bytes."""
-        capture = self.capture()
+        """The whole state as bytes, in one go; equal states give equal bytes.
+
+        Also while a capture goes on in pieces, which it does not disturb.
+        """
+        capture = Capture(self, None)
         try:
             while capture.piece(ENDLESS):
                 pass

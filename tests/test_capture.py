@@ -107,6 +107,8 @@ def test_what_is_applied_between_the_pieces_is_not_in_it(seed: int) -> None:
             for _ in range(chance.randint(0, 3)):
                 history.go_on()
                 between += 1
+            if between % 7 == 0:
+                assert state.snapshot() == in_one_go(state), "one in one go disturbs none in pieces"
         assert b"".join(capture.parts()) == expected
         assert [*capture.live_entries()] == live
         capture.end()
