@@ -265,6 +265,51 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """An IP address, or a network of them, as a string."""
+
+    wanted: str = 'an IP address, or a network such as "10.0.0.8/29"'
+
+    def read(self, found: object) -> str:
+        if not isinstance(found, str):
+            raise wrong_type(self, found)
+        try:
+            network = ipaddress.ip_network(found)
+        except ValueError:
+            raise self.refusal(found) from None
+        if isinstance(network, ipaddress.IPv6Network) and (plain := as_ipv4(network)):
+            raise RefusedError(
+                f'"{found}" is IPv4, written as IPv6, which no connection is compared with: write '
+                f'"{plain}"'
+            )
+        return found
+
+    def read_text(self, text: str) -> str:
+        return self.read(text)
+
+    def refusal(self, text: str) -> RefusedError:
+        """How to write what was probably meant."""
+        try:
+            meant = ipaddress.ip_interface(text)
+        except ValueError:
+            return wrong_type(self, text)
+        return RefusedError(
+            f'"{text}" is an address in a network, and no network: it has bits of the host set; '
+            f'write "{meant.network}" for all of the network, or "{meant.ip}" for this address '
+            "alone"
+        )
+
+
+def as_ipv4(network: ipaddress.IPv6Network) -> str:
+    """Of ``::ffff:0:0/96``: the IPv4 address or network that it is; of all others ""."""
+    first = network.network_address.ipv4_mapped
+    if first is None or network.prefixlen < 96:
+        return ""
+    plain = ipaddress.ip_network((int(first), network.prefixlen - 96))
+    return str(plain.network_address if plain.num_addresses == 1 else plain)
+
+
+@dataclass(frozen=True, slots=True)
 class ListOf:
     """An array of one kind; in the environment, separated by commas."""
 
@@ -447,19 +492,11 @@ def is_base_path(text: str) -> bool:
     )
 
 
-def is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
-
-
 NAME: Final = Text(
     "1 to 64 letters, digits, dots, _ or -",
     lambda text: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is not None,
 )
-NETWORK: Final = Text('an IP address, or a network such as "10.0.0.8/29"', is_network)
+NETWORK: Final = Network()
 URL: Final = Text("an http:// or https:// URL", is_http_url)
 ORIGIN: Final = Text(
     '"*" or an origin as browsers send it: such as "https://app.example", in lower case, without '

@@ -30,6 +30,7 @@ from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config, exposed
+from repl_broker.doubts import doubts
 from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
@@ -161,7 +162,7 @@ async def serve(
     """A node as a task: ``started`` once it answers requests; drains and returns after ``stop``,
     or once it was removed from its cluster."""
     certificates, access = Certificates(config), Access(config)
-    _tell_exposed(config)
+    _tell_warnings(config)
     service = service or Service()
     tracing = open_tracing(config, os.environ)
     if not (config.node.data_dir / STORE_NAME).exists():  # a refused start leaves none behind
@@ -285,14 +286,16 @@ def _log_hook() -> Hook:
 def _access_hook(access: Access) -> Hook:
     def apply(config: Config) -> None:
         access.reload(config)
-        _tell_exposed(config)
+        _tell_warnings(config)
 
     return Hook("access", LIVE["access"], apply)
 
 
-def _tell_exposed(config: Config) -> None:
+def _tell_warnings(config: Config) -> None:
     for warning in exposed(config):
         log.warning("others can reach what is for this node alone what=%r", warning)
+    for warning in doubts(config):
+        log.warning("the configuration is hardly what is meant what=%r", warning)
 
 
 def _limits_hook(

@@ -161,7 +161,25 @@ def test_an_unknown_variable_is_refused_and_a_foreign_one_is_not() -> None:
             "[http]\ntrusted_proxies = ['proxy']",
             'an IP address, or a network such as "10.0.0.8/29"',
         ),
-        ("[http]\ntrusted_proxies = ['10.0.0.1/8']", 'found the string "10.0.0.1/8"'),
+        (
+            "[http]\ntrusted_proxies = ['10.0.0.1/8']",
+            'F: http.trusted_proxies: "10.0.0.1/8" is an address in a network, and no network: it '
+            'has bits of the host set; write "10.0.0.0/8" for all of the network, or "10.0.0.1" '
+            "for this address alone",
+        ),
+        (
+            "[http]\ntrusted_proxies = ['10.0.0.1/255.255.0.0']",
+            'write "10.0.0.0/16" for all of the network, or "10.0.0.1" for this address alone',
+        ),
+        (
+            "[http]\ntrusted_proxies = ['2001:db8::1/64']",
+            'write "2001:db8::/64" for all of the network, or "2001:db8::1" for this address',
+        ),
+        ("[http]\ntrusted_proxies = ['10.0.0.0/33']", 'found the string "10.0.0.0/33"'),
+        ("[http]\ntrusted_proxies = [10]", "found the integer 10"),
+        ("[http]\ntrusted_proxies = ['::ffff:10.0.0.0/104']", "as IPv6, which no connection is"),
+        ("[http]\ntrusted_proxies = ['::ffff:10.0.0.0/104']", 'write "10.0.0.0/8"'),
+        ("[http]\ntrusted_proxies = ['::ffff:10.0.0.7']", 'write "10.0.0.7"'),
         ("[http]\ncors_origins = '*'", 'wanted an array, each "*" or an origin'),
         ("[http]\ncors_origins = ['https://a/b']", 'found the string "https://a/b"'),
         ("[http]\ncors_origins = ['https://A']", "as browsers send it"),

@@ -54,7 +54,7 @@ LAYERS = (
         *("logs", "certificates", "admission", "seats", "loop_turns", "handshake"),
         "notices",
     ),
-    ("systemd", "reload"),
+    ("systemd", "reload", "doubts"),
     ("trace", "histogram", "turnstile"),
     ("config",),
     ("segments", "levels", "payers"),

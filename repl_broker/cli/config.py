@@ -16,6 +16,7 @@ from repl_broker.config import (
     is_credential,
     load,
 )
+from repl_broker.doubts import doubts
 from repl_broker.errors import ConfigError
 from repl_broker.masking import masked
 
@@ -62,7 +63,7 @@ def verdict_on(file: Path) -> tuple[list[str], list[str]]:
         return [*error.problems], []
     except ConfigError as error:
         return [str(error)], []
-    problems, warnings = certificates.problems(config), exposed(config)
+    problems, warnings = certificates.problems(config), [*exposed(config), *doubts(config)]
     for each in (check_tokens, check_secret):
         try:
             warnings += each(config)

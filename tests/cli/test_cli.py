@@ -198,3 +198,15 @@ def test_config_check_passes_the_example(run: Run) -> None:
     file = Path(__file__).parents[2] / "cluster.toml.example"
     result = run("config", "check", str(file))
     assert (result.exit_code, result.output) == (0, f"{file}: no problems\n")
+
+
+def test_config_check_warns_of_what_is_hardly_meant(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(
+        "[http]\ntrusted_proxies = ['0.0.0.0/0']\n[limits]\ntopics = 10\ntopics_per_client = 20\n"
+    )
+    result = run("config", "check", str(file))
+    assert result.exit_code == 0
+    proxies, topics = result.stderr.splitlines()
+    assert proxies.startswith("warning: http.trusted_proxies has 0.0.0.0/0, every IPv4 address: ")
+    assert topics.startswith("warning: limits.topics_per_client is 20, more than limits.topics ")

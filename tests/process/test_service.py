@@ -137,15 +137,18 @@ def test_signs_of_life_come_until_the_process_stands_still(tmp_path: Path) -> No
 def test_a_reload_applies_what_can_change_while_streams_go_on(
     manager: Manager, tmp_path: Path
 ) -> None:
-    options = written(tmp_path, "[limits]\nmessage_bytes = 100\n")
+    doubtful = "[http]\ntrusted_proxies = ['0.0.0.0/0']\n"
+    options = written(tmp_path, f"[limits]\nmessage_bytes = 100\n{doubtful}")
     with Node(tmp_path / "data", prefix=manager.prefix, options=options) as node:
         node.spawn()
         manager.until("READY=1")
+        assert "http.trusted_proxies has 0.0.0.0/0, every IPv4 address" in node.log_text()
         with Client(node) as client:
             assert client.publish("chat", b'"' + b"x" * 200 + b'"').status == 413
             written(
                 tmp_path,
-                "[limits]\nmessage_bytes = 1000\n[log]\nlevel = 'debug'\n[raft]\n"
+                "[limits]\nmessage_bytes = 1000\ntopics = 5\ntopics_per_client = 6\n"
+                "[log]\nlevel = 'debug'\n[raft]\n"
                 "bind = '127.0.0.1:9999'\n"
                 "[http]\ncors_origins = ['https://app.example']\naccess_log = true\n"
                 "[topics.retention]\nmessages = 2\n",
@@ -157,7 +160,7 @@ def test_a_reload_applies_what_can_change_while_streams_go_on(
             status = manager.next()
             for key in ("limits.message_bytes", "log.level", "http.cors_origins"):
                 assert key in status
-            assert "restart for raft.bind" in status
+            assert "restart for http.trusted_proxies, raft.bind" in status
             answer = client.publish("chat", b'"' + b"x" * 200 + b'"', Origin="https://app.example")
             assert answer.status == 201
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
@@ -170,6 +173,7 @@ def test_a_reload_applies_what_can_change_while_streams_go_on(
                 break
         log = node.log_text()
         assert "applied key=limits.message_bytes value=1000 was=100" in log
+        assert "limits.topics_per_client is 6, more than limits.topics (5)" in log
         assert "needs a restart key=raft.bind value='127.0.0.1:9999'" in log
         assert "request method=POST path=/v1/topics/chat/messages status=201" in log
         assert "request method=GET path=/v1/topics status=200" in log
