@@ -397,8 +397,8 @@ class Members:
             # What one leader has accepted, it may lose; asking again does no harm.
             await self._wait_to_be_led(self._replica.patience if accepted else JOIN_RETRY_SECONDS)
             while accepted and self._replica.leader is not None and not self.is_led:
-                # It talks to members only, so this is one. Its copy of all there is may take long,
-                # and another connection by address would break off what is on its way.
+                # It talks to members only, so this is one: there is nothing to ask, however long
+                # its copy of all there is may take.
                 await self._replica.pause(self._replica.seen)
 
     @property

@@ -518,7 +518,7 @@ class Transport:
         async with _one_error(), trio.open_nursery() as nursery:
             outbox.life = nursery.cancel_scope
             nursery.start_soon(outbox.run)
-            if peer:
+            if peer and hello.peer_id:  # else it only asks who is there, beside its connection
                 if peer in self._inbound:
                     self._inbound[peer].life.cancel()  # it dialled anew: that one is half open
                 self._inbound[peer] = outbox
@@ -529,6 +529,7 @@ class Transport:
                             case (0, bytes(data)):
                                 self._take_rpc(peer, hello.incarnation, data)
                             case (1, int(number), str(name), argument):
+                                self._check_fence(peer, hello.incarnation)
                                 if not under_way.available_tokens:  # heartbeats come behind it
                                     outbox.put((_REFUSAL, number, "too much is asked at a time"))
                                     outbox.flush()

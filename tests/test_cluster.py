@@ -665,6 +665,24 @@ async def test_a_node_joins_catches_up_and_gets_its_vote(autojump_clock: MockClo
         assert roles == {"n1": "leader", "n2": "voter"}
 
 
+async def test_a_newcomer_asks_no_more_while_its_copy_is_on_its_way(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until that has come it is no member, and it takes longer than a leader is waited for."""
+    monkeypatch.setattr("repl_broker.replica.RELEASE_BYTES", 2000)
+    monkeypatch.setattr("repl_broker.sending.LOG_BYTES_KEPT", 1000)
+    async with running_cluster(1, config=SMALL) as cluster:
+        for _ in range(100):
+            await cluster["n1"].replica.propose(publish(bytes(8 << 10)))
+        cluster.network.ask_seconds["n2"] = 3.0  # for each piece
+        began = trio.current_time()
+        node = await cluster.start("n2", join=("n1",))
+        await cluster.all_vote()
+        assert trio.current_time() - began > 3 * node.replica.patience
+        assert node.replica.statistics().snapshots_received == 1
+        assert cluster.network.asked.count(("n2", "n1", "join")) == 1
+
+
 async def test_a_node_may_join_through_any_member(autojump_clock: MockClock) -> None:
     async with running_cluster(3) as cluster:
         leader = await cluster.leader()

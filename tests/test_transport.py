@@ -260,6 +260,40 @@ async def test_who_dials_anew_takes_the_place_of_its_old_connection() -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_a_question_by_address_leaves_the_connection_between_two_members_alone() -> None:
+    """A leader looks who a newcomer is while it sends it a snapshot, and a member looks around.
+    What was under way was lost, and the answers went to one who could not place them."""
+    a, b = Node("a"), Node("b")
+    replies: list[Any] = []
+
+    async def slow(peer: str, name: str, argument: Any) -> Any:
+        await asked_by_address.wait()
+        return name
+
+    async def call() -> None:
+        replies.append(await a.transport.call("b", "slow", None, seconds=10))
+
+    asked_by_address = trio.Event()
+    async with running(a, b):
+        b.transport.set_peers({})  # a newcomer: it answers over what a has dialled
+        await connected(a, "b")
+        answer, b.transport._on_request = b.transport._on_request, slow
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            b.transport._on_request = answer
+            for number in range(3):
+                found = await a.transport.call_address(b.address, "who", number, seconds=10)
+                assert found == ("a", "who", number)
+                b.transport.send(heartbeat("b", "a", number))
+                b.transport.flush()
+                await a.wait_heard(number + 1)
+            asked_by_address.set()
+        assert replies == ["slow"]
+        assert "b" not in a.unreachable
+        assert a.transport.statistics().garbage == 0
+
+
 async def test_what_finds_no_room_is_dropped_and_counted() -> None:
     a, b = Node("a", queue_bytes_max=100), Node("b")
     async with running(a, b):
@@ -936,6 +970,20 @@ async def test_an_rpc_of_a_removed_node_that_has_come_already_counts_no_more() -
         old.transport.flush()
         await old.lost.wait()
     assert b.heard == [heartbeat("a", "b", 0)]
+
+
+async def test_a_question_of_a_removed_node_is_not_answered_once_another_has_its_name() -> None:
+    """Also over a connection by address, which is nobody's."""
+    old, b = Node("a", incarnation="old"), Node("b")
+    async with running(b):
+        link = _Link(old.transport, "", b.address)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run_once)
+            assert await link.call("ask", 1, 10) == ("a", "ask", 1)
+            b.transport.set_peers({"a": ("127.0.0.1", 9)}, {"a": "new"})
+            with pytest.raises(PeerUnreachableError):
+                await link.call("ask", 2, 10)
+        assert b.transport.statistics().refused == 1
 
 
 async def test_a_connection_to_a_removed_node_is_not_that_to_its_successor() -> None:
