@@ -70,15 +70,15 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "last_voter": (409, "The last voter cannot be removed"),
     "not_a_voter": (409, "The member is not a voter"),
     "single_node": (409, "The node runs in single-node mode"),
-    "too_many_topics": (409, "There are too many topics"),
+    "too_many_topics": (409, "There are too many topics, of all clients or of this one"),
     "membership_change_in_progress": (409, "Another membership change is under way"),
     "message_too_large": (413, "The message is too large"),
     "batch_too_large": (413, "The batch is too large"),
     "unsupported_media_type": (415, "The media type is not supported"),
     "unknown_host": (421, "The node does not serve this host"),
     "idempotency_key_reused": (422, "The idempotency key was used for another request"),
-    "too_many_connections": (429, "The node has too many connections"),
-    "too_many_streams": (429, "The client has too many event streams"),
+    "too_many_connections": (429, "The node, or the address, has too many connections"),
+    "too_many_streams": (429, "The client's share of event streams is used up"),
     "rate_limited": (429, "Too many requests"),
     "headers_too_large": (431, "The request header is too large"),
     "internal_error": (500, "The node failed to carry out the request"),
@@ -89,7 +89,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "overloaded": (503, "The node has too much to do at the moment"),
     "outcome_unknown": (504, "The outcome of the request is unknown"),
     "http_version_not_supported": (505, "The HTTP version is not supported"),
-    "storage_full": (507, "The store is full"),
+    "storage_full": (507, "The store is full, or the client's share of it"),
 }
 
 

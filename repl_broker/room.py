@@ -194,15 +194,20 @@ class Room:
             log.log(level, text, self._free, self._stored_bytes)
 
     def _own_reason(self) -> str | None:
+        limits = self._limits
         if self._disk_full:
             return (
-                f"The disk of node {self._replica.node_id!r} has {self._free} bytes left, and "
-                f"{self._limits.disk_free_bytes} are to stay free ([limits] disk_free_bytes)."
+                f"The disk of node {self._replica.node_id!r} has {self._free:,} bytes left, and "
+                f"{limits.disk_free_bytes:,} are to stay free ([limits] disk_free_bytes). Make "
+                "room on it, delete topics, or shorten their retention."
             )
         if self._storage_full:
             return (
-                f"The messages that are retained take {self._stored_bytes} bytes, and "
-                f"{self._limits.storage_bytes} is the most ([limits] storage_bytes)."
+                "The store is full: the messages that are retained, of all clients, take "
+                f"{self._stored_bytes:,} bytes, and {limits.storage_bytes:,} is the most "
+                f"([limits] storage_bytes); below {int(limits.storage_bytes * STORAGE_AGAIN):,} "
+                "publishes are taken again. Delete topics, shorten their retention, or raise "
+                "storage_bytes."
             )
         return None
 
@@ -214,8 +219,9 @@ class Room:
         self._may_be_full = True
         self._look_now.set()
         return (
-            f"The disk of node {self._replica.node_id!r} is nearly full, with what is being "
-            "written ([limits] disk_free_bytes)."
+            f"The disk of node {self._replica.node_id!r} would have less than "
+            f"{floor:,} bytes left, with what is being written ([limits] disk_free_bytes). Make "
+            "room on it, delete topics, or shorten their retention."
         )
 
     # --- the cluster ---

@@ -46,9 +46,10 @@ class Seats:
         if taken >= most:
             raise RequestError(
                 "too_many_streams",
-                f"The client's share of event streams on this node is {most:,} ([limits] "
-                f"streams_per_client), and it has {taken:,} open. Close some, or follow several "
-                "topics in one.",
+                f"It is the share of one client, {client!r}, that is used up: a client's share of "
+                f"event streams on this node is {most:,} ([limits] streams_per_client), and it has "
+                f"{taken:,} open. Close some, follow several topics in one, or raise "
+                "streams_per_client.",
                 retry_after=RETRY_SECONDS,
             )
         self._taken[client] = taken + 1

@@ -742,8 +742,9 @@ class BrokerState:
     def _too_many_topics(self) -> Refused:
         return Refused(
             "too_many_topics",
-            f"There are {len(self.topics)} topics, and {self.settings.topics} is the most "
-            "([limits] topics); delete some, or raise it.",
+            f"There are {len(self.topics):,} topics, of all clients, and "
+            f"{self.settings.topics:,} is the most ([limits] topics). Delete some, let them go "
+            "when they are idle (retention.idle_seconds), or raise topics.",
         )
 
     def _beyond_share(
@@ -760,7 +761,7 @@ class BrokerState:
         if shares.topics and held + len(names) > shares.topics:
             new = {name for name in names if name not in self.topics}
             if new and held + len(new) > shares.topics:
-                return _too_many_of_client(held, len(new), shares.topics)
+                return _too_many_of_client(client, held, len(new), shares.topics)
         size = sum(map(len, data)) + MESSAGE_OVERHEAD_BYTES * len(data)
         if not shares.storage_bytes or self._stored_bytes + size <= shares.storage_bytes:
             return None  # nobody can have more than there is
@@ -768,7 +769,8 @@ class BrokerState:
         for payer, more in added.items():
             held = self._holdings[payer].bytes if payer in self._holdings else 0
             if payer and more and held + more > shares.storage_bytes:
-                return _too_much_of_client(held, more, shares.storage_bytes)
+                whose = client if payer == client else ""
+                return _too_much_of_client(whose, held, more, shares.storage_bytes)
         return None
 
     @property
@@ -1202,20 +1204,24 @@ def _topic_not_found(name: str) -> Refused:
     )
 
 
-def _too_many_of_client(held: int, new: int, most: int) -> Refused:
+def _too_many_of_client(client: str, held: int, new: int, most: int) -> Refused:
     return Refused(
         "too_many_topics",
-        f"The client's share is {most:,} topics ([limits] topics_per_client); it has {held:,}, and "
-        f"asks for {new:,} more. Delete some, let them go when they are idle "
-        "(retention.idle_seconds), or raise the share.",
+        f"It is the share of one client, {client!r}, that is used up, not all topics that there "
+        f"may be: a client's share is {most:,} topics ([limits] topics_per_client); it has created "
+        f"{held:,}, and asks for {new:,} more. Delete some, let them go when they are idle "
+        "(retention.idle_seconds), or raise topics_per_client.",
     )
 
 
-def _too_much_of_client(held: int, added: int, most: int) -> Refused:
+def _too_much_of_client(client: str, held: int, added: int, most: int) -> Refused:
+    """``client`` is who is told, or "" where it is somebody else's share."""
+    whose = f"of one client, {client!r}," if client else "of the client that created the topic"
     return Refused(
         "storage_full",
-        f"The client's share is {most:,} bytes of messages ([limits] storage_bytes_per_client); "
-        f"those that are kept for it take {held:,}, and these would take {added:,} more. There is "
-        "room again when some are too old, or topics that it published to are trimmed or deleted; "
-        "else raise the share.",
+        f"It is the share {whose} that is full, not the store: a client's share is {most:,} bytes "
+        "of messages ([limits] storage_bytes_per_client); those that are kept for it take "
+        f"{held:,}, and these would take {added:,} more. There is room again when some are too "
+        "old, or topics that it published to are trimmed or deleted; else raise "
+        "storage_bytes_per_client.",
     )

@@ -80,7 +80,7 @@ async def test_all_else_goes_on_while_the_store_is_full(autojump_clock: MockCloc
         with pytest.raises(RequestError) as refused:
             await node.broker.publish(ANYONE, "chat", b"1")
         assert refused.value.status == 507
-        for words in ("'n1'", "0 bytes left", f"{FLOOR}", "[limits] disk_free_bytes", "deleting"):
+        for words in ("'n1'", "0 bytes left", f"{FLOOR:,}", "[limits] disk_free_bytes", "deleting"):
             assert words in refused.value.detail
         page = await node.broker.history(ANYONE, "chat", limit=10)
         assert [message.data for message in page.messages] == [b'"before"']

@@ -1385,7 +1385,8 @@ def test_a_topic_too_many_is_refused_and_leaves_no_trace(command: Command) -> No
     (outcome,) = state.apply(2, HOUR_MS, [command]).outcomes
     assert isinstance(outcome, Refused)
     assert outcome.code == "too_many_topics"
-    assert "2 topics" in outcome.detail
+    assert "2 topics, of all clients" in outcome.detail
+    assert "([limits] topics)" in outcome.detail
     assert (state.seq, sorted(state.topics), state.retained_messages) == (0, ["a", "b"], 0)
     again = crowded("a", "b")
     again.apply(2, HOUR_MS, [])
@@ -1508,7 +1509,8 @@ def test_a_message_counts_for_whoever_published_it_and_trimming_gives_it_back() 
         assert "share is 222 bytes of messages" in refused.detail
         assert "([limits] storage_bytes_per_client)" in refused.detail
         assert "kept for it take 222, and these would take 65 more" in refused.detail
-        assert "raise the share" in refused.detail
+        assert "the share of one client, 'bob'," in refused.detail
+        assert "raise storage_bytes_per_client" in refused.detail
     assert isinstance(node.do(Publish("ann's", (b"x" * 10,) * 2, client="ann")), Published)
     both = Publish(("ann's", "all"), (b"x" * 10,) * 2, client="ann")
     assert refusal(node.do(both)).code == "storage_full"

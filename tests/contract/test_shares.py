@@ -108,6 +108,49 @@ async def test_a_topic_of_an_administrators_is_no_way_around_a_share(
         assert (await publish(node, EVE, "shared", body)).status_code == 201
 
 
+async def test_a_refusal_says_whose_share_is_used_up_what_is_used_and_what_makes_room(
+    launch: Launch, tmp_path: Path
+) -> None:
+    body = json.dumps("x" * 400).encode()
+    share = {"topics_per_client": 2, "storage_bytes_per_client": 1000, "streams_per_client": 1}
+    async with shared(launch, tmp_path, **share) as node:
+        for topic in ("m.1", "m.2"):
+            assert (await publish(node, EVE, topic, body)).status_code == 201
+        mine = "the share of one client, 'token eve', that is "
+        words = (mine, "is 2 topics ([limits] topics_per_client)", "created 2", "raise topics_per_")
+        topics = check_problem(await publish(node, EVE, "m.3"), 409, "too_many_topics", *words)
+        assert "or of this one" in topics["title"]
+        words = (mine, "full, not the store", "is 1,000 bytes", "take 932", "466 more", "too old")
+        full = check_problem(await publish(node, EVE, "m.1", body), 507, "storage_full", *words)
+        assert "the client's share" in full["title"]
+        _, connection = await opened(node, EVE)
+        refused = await node.client.get("/v1/events?topic=m.1", headers=EVE)
+        words = (mine, "is 1 ([limits] streams_per_client)", "1 open", "raise streams_per_client")
+        streams = check_problem(refused, 429, "too_many_streams", *words)
+        assert "share" in streams["title"]
+        await connection.aclose()
+
+
+async def test_a_refusal_says_that_it_is_the_limit_of_all_that_is_reached(
+    launch: Launch, tmp_path: Path
+) -> None:
+    limits = {"topics": 2, "topics_per_client": 0}
+    async with shared(launch, tmp_path, **limits) as node:
+        for topic in ("m.1", "m.2"):
+            assert (await publish(node, EVE, topic)).status_code == 201
+        words = ("2 topics, of all clients, and 2 is the most ([limits] topics)", "raise topics")
+        check_problem(await publish(node, ANN, "x"), 409, "too_many_topics", *words)
+    limits = {"storage_bytes": 100, "storage_bytes_per_client": 0}
+    async with shared(launch, tmp_path, **limits) as node:
+        words = (
+            "The store is full",
+            "of all clients, take 130 bytes",
+            "100 is the most",
+            "below 95 ",
+        )
+        check_problem(await publish(node, ANN, "x"), 507, "storage_full", *words)
+
+
 async def test_nobody_uses_up_the_share_of_a_neighbour_by_publishing_to_its_topic(
     launch: Launch, tmp_path: Path
 ) -> None:
