@@ -179,6 +179,7 @@ class Broker:
         self._replica = replica
         self._room = room  # None: the store never is full
         self._members = members  # None in single-node mode, as is …
+        self.clock_skew_seconds_max = config.cluster.clock_skew_seconds_max
         self.clocks: Clocks | None = None  # … this, set by whoever puts the node together
         self._hub = hub
         self._config = config
@@ -661,7 +662,12 @@ class Broker:
             "leader": self._replica.leader,
             "commit_index": replica.commit_index,
             "applied_index": replica.applied_index,
-            "feature_level": self._replica.state.level,
+            # A single node may write all that it knows, and its log says so only once it has: a
+            # store that founds a cluster begins with what it needs, and rises to what all know.
+            "feature_level": self._replica.level_max
+            if self._members is None
+            else self._replica.state.level,
+            "clock_skew_seconds_max": self.clock_skew_seconds_max,
             "change_pending": change_pending,
             "members": [member._asdict() for member in members],
         }
@@ -704,7 +710,7 @@ class Broker:
 
     async def move_leader(self, asking: Asking, node_id: str) -> None:
         """Have ``node_id`` lead. Raises ``unauthenticated``, ``forbidden``, ``single_node``,
-        ``member_not_found``, ``not_a_voter``, ``membership_change_in_progress``,
+        ``member_not_found``, ``not_a_voter``, ``clock_off``, ``membership_change_in_progress``,
         ``no_leader``."""
         self._administrator(asking)
         await self._require_members().transfer(node_id)
@@ -751,7 +757,9 @@ class Broker:
             self._room.statistics() if self._room else NO_ROOM_KNOWN,
             self.refusals,
             self.turns.statistics(),
-            self.clocks.statistics() if self.clocks else ClockStatistics(),
+            self.clocks.statistics()
+            if self.clocks
+            else ClockStatistics(self.clock_skew_seconds_max),
         )
 
     def _followers(self, last_index: int) -> tuple[MemberStatistics, ...]:

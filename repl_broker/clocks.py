@@ -18,13 +18,14 @@ clock compares, it waits a moment with its first entry.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median_low
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
 
+from repl_broker.agreement import middle
+from repl_broker.errors import RequestError
 from repl_broker.raft.log import Membership
 from repl_broker.replica import Replica
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
@@ -47,6 +48,7 @@ REMEDY: Final = "let all nodes follow NTP, and look at timedatectl there"
 class ClockStatistics(NamedTuple):
     """Seconds by which clocks are ahead; what is not known is None, or left out."""
 
+    seconds_max: float  # apart that two clocks may be that are both taken for right
     own: float | None = None  # of what a majority has
     members: tuple[tuple[str, float], ...] = ()  # by id, of this node's own
 
@@ -108,10 +110,36 @@ class Clocks:
         answer = self._fresh().get(node_id)
         return None if answer is None else round(answer.offset_ms - self._own_ms()) / 1000
 
+    def off_seconds(self, node_id: str) -> float | None:
+        """How far the member's clock is ahead of what a majority has, if that is further than two
+        that are right may be apart; None if it is not, or not known."""
+        answer = self._fresh().get(node_id)
+        offset_ms = self._own_ms() if node_id == self._replica.node_id else None
+        if answer is not None:
+            offset_ms = answer.offset_ms
+        if self._middle_ms is None or offset_ms is None:
+            return None
+        ahead_ms = offset_ms - self._middle_ms
+        return ahead_ms / 1000 if abs(ahead_ms) > self._bound_ms else None
+
+    def check(self, node_id: str) -> None:
+        """Whether the member may be asked to lead. Raises ``clock_off``."""
+        if (ahead := self.off_seconds(node_id)) is None:
+            return
+        way = "ahead of" if ahead > 0 else "behind"
+        raise RequestError(
+            "clock_off",
+            f"The clock of {node_id!r} is {abs(ahead):,.1f} s {way} what a majority of the members "
+            f"has, and {self._bound_ms / 1000:g} s is the most ([cluster] "
+            "clock_skew_seconds_max): it would leave it to others to lead. Let it follow NTP (see "
+            "timedatectl there), and ask again.",
+        )
+
     def statistics(self) -> ClockStatistics:
         own_ms = self._own_ms()
         off_ms = None if self._middle_ms is None else own_ms - self._middle_ms
         return ClockStatistics(
+            self._bound_ms / 1000,
             None if off_ms is None else round(off_ms) / 1000,
             tuple(
                 (peer, round(answer.offset_ms - own_ms) / 1000)
@@ -187,7 +215,7 @@ class Clocks:
         needed = len(voters) // 2 + 1
         open_ = voters - self._fresh().keys() - self._mute - {me}
         reachable = sum(map(replica.peers.is_connected, open_))
-        middle_ms, agree = _middle(known, self._bound_ms)
+        middle_ms, agree = middle(known, self._bound_ms)
         is_known = len(voters) > 1 and agree >= needed
         self._middle_ms = middle_ms if is_known else None
         is_pending = len(voters) > 1 and not is_known and agree + reachable >= needed
@@ -272,16 +300,3 @@ class Clocks:
     def _right(self) -> set[str]:
         """The members whose clocks are known to be right."""
         return {p for p, each in self._fresh().items() if p not in self._is_off}
-
-
-def _middle(offsets_ms: Sequence[float], bound_ms: float) -> tuple[float, int]:
-    """That of them which most of them are near to, and how many are."""
-
-    def near(offset_ms: float) -> int:
-        return sum(abs(each - offset_ms) <= bound_ms for each in offsets_ms)
-
-    if not offsets_ms:
-        return 0.0, 0
-    median_ms = median_low(offsets_ms)
-    best_ms = min(sorted(offsets_ms), key=lambda each: (-near(each), abs(each - median_ms)))
-    return best_ms, near(best_ms)

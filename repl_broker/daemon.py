@@ -329,6 +329,7 @@ def _settings_hook(replica: Replica) -> Hook:
 
 def _clocks_hook(broker: Broker) -> Hook:
     def apply(config: Config) -> None:
+        broker.clock_skew_seconds_max = config.cluster.clock_skew_seconds_max
         if broker.clocks is not None:
             broker.clocks.reload(config.cluster.clock_skew_seconds_max)
 

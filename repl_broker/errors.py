@@ -69,6 +69,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "member_unreachable": (409, "The node to be added does not answer"),
     "last_voter": (409, "The last voter cannot be removed"),
     "not_a_voter": (409, "The member is not a voter"),
+    "clock_off": (409, "The member's clock is off"),
     "single_node": (409, "The node runs in single-node mode"),
     "too_many_topics": (409, "There are too many topics, of all clients or of this one"),
     "membership_change_in_progress": (409, "Another membership change is under way"),

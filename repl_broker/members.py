@@ -134,6 +134,7 @@ class Members:
         self._on_disowned = on_disowned
         self._transport: Transport | None = None
         self.skew_seconds: Callable[[str], float | None] = lambda node_id: None  # by clocks.py
+        self.check_clock: Callable[[str], None] = lambda node_id: None  # … too
         self._changed = trio.Event()  # set when the members change
         self._elsewhere: dict[str, tuple[str, Address]] = {}  # by id: not there any more, but here
         self._noted: dict[Address, str] = {}  # what was logged of the addresses in ``join``
@@ -777,6 +778,7 @@ class Members:
     async def _transfer(self, argument: Any) -> None:
         node_id = msgspec.convert(argument, str)
         self._check_member(node_id)
+        self.check_clock(node_id)
         await self._replica.transfer(node_id)
 
     def _check_member(self, node_id: str) -> None:

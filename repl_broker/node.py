@@ -130,6 +130,7 @@ class Node:
             )
             self.clocks = Clocks(replica, self._now_ms, config.cluster.clock_skew_seconds_max)
             self.members.skew_seconds = self.clocks.skew_seconds
+            self.members.check_clock = self.clocks.check
             self._raft_listeners = raft_listeners
             self._transport = cluster.connect(replica, self.members, self._key, self._certificates)
         self.room = Room(replica, config.limits, self.storage.free_bytes, in_thread=self._in_thread)

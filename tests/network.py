@@ -237,6 +237,7 @@ class ClusterNode:
         self.members.connect(self.line)  # type: ignore[arg-type]
         self.listens = True
         self.members.skew_seconds = self.clocks.skew_seconds
+        self.members.check_clock = self.clocks.check
         self.broker = Broker(self.replica, self.hub, self.config, self.members)
         self.broker.clocks = self.clocks
         async with trio.open_nursery() as nursery:

@@ -14,8 +14,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from repl_broker import agreement
 from repl_broker.access import Access, Credentials
-from repl_broker.clocks import ASK_SECONDS, GOOD_SECONDS, REQUEST, _middle
+from repl_broker.clocks import ASK_SECONDS, GOOD_SECONDS, REQUEST
 from repl_broker.command import CreateTopic, RaiseLevel, RevokeTokens
 from repl_broker.errors import RequestError
 from repl_broker.levels import NEWEST, TWO_CLOCKS
@@ -137,10 +138,45 @@ def test_the_middle_is_the_clock_that_most_agree_with(
     offsets: list[float], middle: float, agree: int
 ) -> None:
     for order in (offsets, offsets[::-1]):
-        assert _middle(order, BOUND_MS) == (middle, agree)
+        assert agreement.middle(order, BOUND_MS) == (middle, agree)
 
 
 # --- a leader whose clock is off ---
+
+
+async def test_leadership_is_not_handed_to_a_member_whose_clock_is_off(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        wrong, right = sorted(cluster.running.keys() - {leader.id})
+        cluster.ahead_ms[wrong] = -90_000
+        await trio.sleep(2 * ROUND)
+        for asked in (leader, cluster[right]):  # a follower passes it on
+            with pytest.raises(RequestError) as refused:
+                await asked.broker.move_leader(ANYONE, wrong)
+            assert (refused.value.code, refused.value.status) == ("clock_off", 409)
+            for words in (f"{wrong!r} is 90.0 s behind", "5 s is the most", "NTP"):
+                assert words in refused.value.detail
+        assert leader.replica.leads
+        await leader.broker.move_leader(ANYONE, right)
+        await cluster.until(lambda: cluster[right].replica.leads, "the other to lead")
+        cluster.ahead_ms[wrong] = 0
+        await trio.sleep(2 * ROUND)
+        await cluster[right].broker.move_leader(ANYONE, wrong)
+        await cluster.until(lambda: cluster[wrong].replica.leads, "the one that was off to lead")
+
+
+async def test_where_no_majority_agrees_on_the_time_leadership_goes_where_it_is_asked_to(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        one, other = sorted(cluster.running.keys() - {leader.id})
+        cluster.ahead_ms |= {one: -90_000, other: 90_000}
+        await trio.sleep(2 * ROUND)
+        await leader.broker.move_leader(ANYONE, one)
+        await cluster.until(lambda: cluster[one].replica.leads, "it to lead")
 
 
 async def test_a_leader_whose_clock_jumps_ahead_dates_nothing_by_it_and_hands_over(

@@ -54,6 +54,7 @@ from repl_broker.config import keys
 from repl_broker.errors import PROBLEMS
 from repl_broker.web.metrics import (
     BUILD_INFO,
+    CLOCK_MAX,
     HISTOGRAMS,
     MEMBERS,
     METRICS,
@@ -249,7 +250,7 @@ def test_environment_variables_that_a_page_names_exist(page: Path) -> None:
 @every_written_page
 def test_metrics_that_a_page_names_exist(page: Path) -> None:
     known = {metric.full_name for metric in METRICS}
-    known |= {BUILD_INFO[0], REQUESTS[0], OWN_CLOCK[0]}
+    known |= {BUILD_INFO[0], REQUESTS[0], OWN_CLOCK[0], CLOCK_MAX[0]}
     known |= {name for name, _ in (*HISTOGRAMS, *MEMBERS)}
     known |= {f"{name}_{part}" for name, _ in HISTOGRAMS for part in ("bucket", "sum", "count")}
     known.add(f"{REFUSED[0]}_total")

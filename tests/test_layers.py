@@ -63,7 +63,7 @@ LAYERS = (
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors", "order", "floor", "pace", "patience", "expiry", "untracked"),
+    ("errors", "order", "floor", "pace", "patience", "expiry", "untracked", "agreement"),
     ("raft.*",),
     ("__init__",),
 )
@@ -88,6 +88,7 @@ PURE = (
         "pace",
         "payers",
         "expiry",
+        "agreement",
         "raft.*",
     ),
 )

@@ -49,6 +49,7 @@ from repl_broker.cli.findings import (
     percentile,
     problem,
     read_metrics,
+    skew_seconds_max,
     untested,
     warning,
 )
@@ -119,6 +120,7 @@ class Examination:
             self.trust = httpx.create_ssl_context()
         self.nonce = uuid.uuid4().hex
         self.round_trip = 0.0
+        self.skew_seconds_max = skew_seconds_max({})
 
     def client(self, token: str | None) -> httpx.AsyncClient:
         headers = {"User-Agent": f"repl-broker/{__version__}"}
@@ -138,6 +140,8 @@ class Examination:
                 await self.connection()
                 await self.node()
                 before = await self.cluster()
+                self.skew_seconds_max = skew_seconds_max(before)
+                self.clock()
                 await self.stream_and_canaries()
                 await self.cors()
                 await self.members(before)
@@ -225,7 +229,7 @@ class Examination:
             self.tell(not_a_node(response))
             raise _OverError("no node answers")
         self.tell(ok("node", f"a node answers at {self.orders.url}"))
-        self.clock(response.headers.get("date"), sent, received)
+        self.date = response.headers.get("date"), sent, received
         ready = await self.get("/readyz")
         if ready.status_code == 200:
             self.tell(ok("ready", "the node serves requests"))
@@ -239,7 +243,8 @@ class Examination:
             )
         self.round_trip = await self.round_trips()
 
-    def clock(self, date: str | None, sent: float, received: float) -> None:
+    def clock(self) -> None:
+        date, sent, received = self.date
         try:
             there = parsedate_to_datetime(date or "").timestamp()
         except (ValueError, TypeError, OverflowError):
@@ -247,7 +252,9 @@ class Examination:
             return
         # A Date has no fractions: it is half a second behind on average.
         ahead, uncertain = there + 0.5 - (sent + received) / 2, 0.5 + (received - sent) / 2
-        self.tell(judge_clock("the clock of who answers (Date)", ahead, uncertain))
+        self.tell(
+            judge_clock("the clock of who answers (Date)", ahead, uncertain, self.skew_seconds_max)
+        )
 
     async def round_trips(self) -> float:
         took = []
@@ -429,7 +436,11 @@ class Examination:
         if there is not None:
             received = self.now()
             ahead, uncertain = there - (sent + received) / 2, (received - sent) / 2
-            self.tell(judge_clock("the leader's clock (a message's time)", ahead, uncertain))
+            self.tell(
+                judge_clock(
+                    "the leader's clock (a message's time)", ahead, uncertain, self.skew_seconds_max
+                )
+            )
 
     async def canaries_arrive(self, stream: _Stream, ids: list[str]) -> None:
         started = trio.current_time()

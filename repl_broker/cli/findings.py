@@ -14,6 +14,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
+from repl_broker.agreement import middle
+from repl_broker.config import ClusterConfig
+
 __all__ = [
     "Finding",
     "judge_clock",
@@ -28,11 +31,11 @@ __all__ = [
     "percentile",
     "problem",
     "read_metrics",
+    "skew_seconds_max",
     "untested",
     "warning",
 ]
 
-SKEW_SECONDS_MAX: Final = 5.0
 LATENCY_P50_SECONDS_MAX: Final = 0.05
 LATENCY_P99_SECONDS_MAX: Final = 0.5
 # A tenth of the default election timeout: beyond it, heartbeats begin to wait for the disk.
@@ -73,11 +76,19 @@ def untested(check: str, found: str, remedy: str = "") -> Finding:
 # --- time ---------------------------------------------------------------------------------
 
 
-def judge_clock(whose: str, ahead_seconds: float, uncertain_seconds: float) -> Finding:
+def skew_seconds_max(cluster: Mapping[str, Any]) -> float:
+    """How far apart the node that answered ``GET /v1/cluster`` lets two clocks be."""
+    found = _number(cluster.get("clock_skew_seconds_max"))  # older nodes do not say
+    return found if found > 0 else ClusterConfig().clock_skew_seconds_max
+
+
+def judge_clock(
+    whose: str, ahead_seconds: float, uncertain_seconds: float, seconds_max: float
+) -> Finding:
     """A clock that is ``ahead_seconds`` of this machine's; negative: behind."""
     way = "ahead of" if ahead_seconds > 0 else "behind"
-    if abs(ahead_seconds) - uncertain_seconds <= SKEW_SECONDS_MAX:
-        return ok("clock", f"{whose} and this machine's agree within {SKEW_SECONDS_MAX:g} s")
+    if abs(ahead_seconds) - uncertain_seconds <= seconds_max:
+        return ok("clock", f"{whose} and this machine's agree within {seconds_max:g} s")
     return warning(
         "clock",
         f"{whose} is {abs(ahead_seconds):.0f} s {way} this machine's",
@@ -88,20 +99,55 @@ def judge_clock(whose: str, ahead_seconds: float, uncertain_seconds: float) -> F
 
 def judge_clocks(cluster: Mapping[str, Any]) -> list[Finding]:
     """Of the members, as the node that answers ``GET /v1/cluster`` sees them."""
-    node, findings = cluster.get("node"), []
+    bound, voters = skew_seconds_max(cluster), 0
+    ahead: dict[str, float] = {}  # of the node that answered
+    votes: list[float] = []
     for member in _members(cluster):
-        ahead = _number(member.get("clock_skew_seconds"))
-        if abs(ahead) > SKEW_SECONDS_MAX:
-            way = "ahead of" if ahead > 0 else "behind"
-            findings.append(
-                warning(
-                    "clock",
-                    f"the clock of {member.get('id')} is {abs(ahead):.0f} s {way} that of {node}",
-                    "let both follow NTP (timedatectl); the one that most others differ from is "
-                    "off: it does not lead, and nothing is dated by it",
-                )
+        skew, votes_too = member.get("clock_skew_seconds"), member.get("role") != "learner"
+        voters += votes_too
+        if isinstance(skew, int | float):
+            ahead[str(member.get("id"))] = skew
+            votes += [skew] * votes_too
+    if voters < 2:
+        return []
+    needed = voters // 2 + 1
+    if len(votes) < needed:
+        return [
+            untested(
+                "clock", f"the node knows {len(votes)} of {voters} clocks, and {needed} are needed"
             )
-    return findings
+        ]
+    right, agree = middle(votes, bound)
+    if agree < needed:
+        return [_no_majority(ahead, str(cluster.get("node")), bound)]
+    return [
+        warning(
+            "clock",
+            f"the clock of {name} is {_apart(skew - right)} what a majority of the members has; "
+            f"{bound:g} s is the most ([cluster] clock_skew_seconds_max)",
+            f"let {name} follow NTP (timedatectl there); meanwhile it does not lead, and nothing "
+            "is dated by it",
+        )
+        for name, skew in ahead.items()
+        if abs(skew - right) > bound
+    ]
+
+
+def _no_majority(ahead: Mapping[str, float], node: str, bound: float) -> Finding:
+    each = ", ".join(
+        f"{name} is {_apart(skew)} {node}" for name, skew in ahead.items() if name != node
+    )
+    return problem(
+        "clock",
+        f"no majority of the members agrees on the time within {bound:g} s ([cluster] "
+        f"clock_skew_seconds_max): {each}",
+        "nobody can tell which clock is right, and until a majority agrees nothing is removed for "
+        f"its age: let {', '.join(ahead)} all follow NTP (timedatectl on each)",
+    )
+
+
+def _apart(ahead: float) -> str:
+    return f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -382,6 +382,11 @@ OWN_CLOCK: Final = (
     "By how much this node's clock is ahead of what a majority of the members has; negative: "
     "behind. Left out while no majority agrees, and on a single node.",
 )
+CLOCK_MAX: Final = (
+    f"{PREFIX}clock_skew_seconds_max",
+    "How far apart two clocks may be that this node takes for right ([cluster] "
+    "clock_skew_seconds_max).",
+)
 REFUSED: Final = (
     f"{PREFIX}refused",
     "Requests that were answered with a problem, by its code: every limit that was reached.",
@@ -467,6 +472,7 @@ def _clocks(node: Statistics) -> Iterator[Metric]:
     if node.clocks.own is not None:
         own.add_metric((), node.clocks.own)
     yield own
+    yield GaugeMetricFamily(*CLOCK_MAX, value=node.clocks.seconds_max)
 
 
 def with_registry(

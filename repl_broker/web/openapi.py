@@ -658,7 +658,7 @@ def _move_leader() -> Object:
         "get there within an election timeout, the old leader goes on." + _UNDER_WAY,
         body={JSON: {"schema": _ref("NewLeader"), "example": {"id": "n2"}}},
         answers=_accepted(),
-        codes=(*BODY_CODES, *MEMBER_CODES, "member_not_found", "not_a_voter"),
+        codes=(*BODY_CODES, *MEMBER_CODES, "member_not_found", "not_a_voter", "clock_off"),
         curl="""-H 'Content-Type: application/json' -d '{"id":"n2"}' {url}/v1/cluster/leader""",
     )
 
@@ -1059,7 +1059,14 @@ def _schemas() -> Object:
                     "type": "integer",
                     "minimum": 1,
                     "description": "What may be written to the log: it rises to what all members "
-                    "know, once every one of them runs a version that knows more.",
+                    "know, once every one of them runs a version that knows more. Of a single "
+                    "node: what its version knows.",
+                },
+                "clock_skew_seconds_max": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "description": "How far apart two clocks may be that the node that answers "
+                    "takes for right ([cluster] clock_skew_seconds_max).",
                 },
                 "change_pending": {
                     "type": "boolean",
@@ -1207,6 +1214,7 @@ _EXAMPLE_CLUSTER: Final[Object] = {
     "commit_index": 5120,
     "applied_index": 5120,
     "feature_level": 3,
+    "clock_skew_seconds_max": 5,
     "change_pending": False,
     "members": [
         _example_member(1, "leader"),

@@ -68,6 +68,8 @@ REMEDIES: Final[dict[str, str]] = {
     "`[raft] advertise`, and ask again.",
     "last_voter": "Add another node first, or stop this one if the cluster is to end.",
     "not_a_voter": "Choose a voter; a learner becomes one when it has caught up.",
+    "clock_off": "Mend the member's clock (NTP), or choose another: one whose clock is off leaves "
+    "it to others to lead. The operator sets `[cluster] clock_skew_seconds_max`.",
     "single_node": "Start the node with `--bootstrap`: it is then the first member of a cluster, "
     "with all its messages, and others can join it.",
     "too_many_topics": "Delete topics that are not needed any more. `DELETE /v1/topics?match=` "

@@ -19,6 +19,7 @@ from repl_broker.errors import PROBLEMS
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.metrics import (
     BUILD_INFO,
+    CLOCK_MAX,
     HISTOGRAMS,
     MEMBERS,
     METRICS,
@@ -182,7 +183,7 @@ def metrics() -> str:
     about = f"{REQUESTS[1]} Labels: `method`, `route`, `status`."
     ours.append((f"`{REQUESTS[0]}`", "counter", about))
     ours += [(f"`{name}`", "gauge", f"{about} Label: `member`.") for name, about in MEMBERS]
-    ours += [(f"`{OWN_CLOCK[0]}`", "gauge", OWN_CLOCK[1])]
+    ours += [(f"`{name}`", "gauge", meaning) for name, meaning in (OWN_CLOCK, CLOCK_MAX)]
     ours.append((f"`{REFUSED[0]}_total`", "counter", REFUSED[1] + " Label: `code`."))
     ours.append((f"`{BUILD_INFO[0]}`", "gauge", BUILD_INFO[1] + " Labels: `version`, `node`."))
     process = [(f"`{name}`", *about) for name, about in PROCESS_METRICS.items()]
@@ -218,8 +219,9 @@ def metrics() -> str:
         "0: clients get errors.\n"
         "- `repl_broker_member_lag_entries` stays high, or `repl_broker_member_reachable` is 0: a "
         "member that is slow, or gone.\n"
-        "- `min by (member) (abs(repl_broker_member_clock_skew_seconds))` is above 5: the clock of "
-        "that member is off, as all others see it.\n"
+        "- `min by (member) (abs(repl_broker_member_clock_skew_seconds))` is above "
+        "`repl_broker_clock_skew_seconds_max`: the clock of that member is off, as all others see "
+        "it.\n"
         "- `increase(repl_broker_gaps_total[15m])` is above 0: readers come back too late for what "
         "topics retain.\n"
         "- `repl_broker_pending_proposals` grows: more is published than the disk takes.\n"

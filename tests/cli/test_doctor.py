@@ -26,8 +26,9 @@ from repl_broker.cli.findings import (
     judge_versions,
     percentile,
     read_metrics,
+    skew_seconds_max,
 )
-from repl_broker.config import Config
+from repl_broker.config import ClusterConfig, Config
 from tests.cli.bad_proxy import Wrongs, bad_proxy, with_field, without
 from tests.cli.conftest import Run
 from tests.cli.fake_broker import FakeBroker, html
@@ -547,20 +548,85 @@ def test_a_node_that_was_busy_for_long_at_a_time_is_named() -> None:
 
 
 def test_a_clock_is_only_wrong_if_the_way_cannot_explain_it() -> None:
-    assert judge_clock("it", 5.5, 1).verdict == "ok"
-    assert judge_clock("it", -7, 1).verdict == "warning"
+    assert judge_clock("it", 5.5, 1, 5).verdict == "ok"
+    assert judge_clock("it", -7, 1, 5).verdict == "warning"
 
 
-def test_a_member_whose_clock_is_far_from_that_of_the_node_that_answers_is_named() -> None:
-    members = [
-        {"id": each, "clock_skew_seconds": ahead}
-        for each, ahead in (("n1", 0.0), ("n2", -86_400.5), ("n3", 4.9), ("n4", None))
-    ]
-    (found,) = judge_clocks({"node": "n1", "members": members})
+@pytest.mark.parametrize(("seconds_max", "verdict"), [(30, "ok"), (5, "warning")])
+def test_clocks_may_be_as_far_apart_as_the_node_lets_them(seconds_max: int, verdict: str) -> None:
+    cluster = seen(seconds_max, n1=0.0, n2=20.0, n3=0.0)
+    assert skew_seconds_max(cluster) == seconds_max
+    assert judge_clock("it", 20, 1, skew_seconds_max(cluster)).verdict == verdict
+    assert [each.verdict for each in judge_clocks(cluster)] == ["warning"] * (verdict != "ok")
+
+
+def test_a_node_that_does_not_say_how_far_apart_clocks_may_be_is_held_to_the_default() -> None:
+    assert skew_seconds_max({}) == ClusterConfig().clock_skew_seconds_max
+    assert skew_seconds_max({"clock_skew_seconds_max": "x"}) == skew_seconds_max({})
+
+
+def seen(seconds_max: int, *, node: str = "n1", **ahead: float | None) -> dict[str, object]:
+    """``GET /v1/cluster``, with the clocks' distances from that of ``node``."""
+    return {
+        "node": node,
+        "clock_skew_seconds_max": seconds_max,
+        "members": [
+            {"id": each, "role": "voter", "clock_skew_seconds": seconds}
+            for each, seconds in ahead.items()
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        (seen(5, n1=0.0, n2=-86_400.5, n3=4.9), "the clock of n2 is 86400.5 s behind"),
+        (seen(5, n1=0.0, n2=60.0, n3=61.0), "the clock of n1 is 60.0 s behind"),  # the one asked
+        (seen(5, n1=0.0, n2=9.0, n3=None, n4=0.0, n5=0.0), "the clock of n2 is 9.0 s ahead of"),
+    ],
+)
+def test_the_member_whose_clock_is_far_from_that_of_a_majority_is_named(
+    cluster: dict[str, object], said: str
+) -> None:
+    (found,) = judge_clocks(cluster)
     assert found.verdict == "warning"
-    assert "the clock of n2 is 86400 s behind that of n1" in found.found
+    assert found.found.startswith(f"{said} what a majority of the members has; 5 s is the most")
     assert "NTP" in found.remedy
-    assert judge_clocks({"members": [1, {}, {"clock_skew_seconds": "x"}]}) == []
+
+
+@pytest.mark.parametrize("node", ["n1", "n2", "n3"])
+def test_where_no_majority_agrees_on_the_time_each_clock_is_named_and_none_accused(
+    node: str,
+) -> None:
+    clocks = {"n1": 0.0, "n2": 90.0, "n3": -60.0}
+    ahead = {each: seconds - clocks[node] for each, seconds in clocks.items()}
+    (found,) = judge_clocks(seen(5, node=node, **ahead))
+    assert found.verdict == "problem"
+    assert "no majority of the members agrees on the time within 5 s" in found.found
+    for other in clocks.keys() - {node}:
+        way = "ahead of" if ahead[other] > 0 else "behind"
+        assert f"{other} is {abs(ahead[other])} s {way} {node}" in found.found
+    assert "nobody can tell which clock is right" in found.remedy
+    assert "let n1, n2, n3 all follow NTP" in found.remedy
+
+
+def test_two_members_that_differ_are_no_majority() -> None:
+    (found,) = judge_clocks(seen(5, n1=0.0, n2=9.0))
+    assert "no majority" in found.found
+    assert judge_clocks(seen(5, n1=0.0, n2=1.0)) == []
+
+
+def test_nothing_is_concluded_from_fewer_clocks_than_a_majority_or_from_a_learners() -> None:
+    (found,) = judge_clocks(seen(5, n1=0.0, n2=None, n3=None))
+    assert found.verdict == "untested"
+    cluster = seen(5, n1=0.0, n2=50.0, n3=50.0)
+    members = cluster["members"]
+    assert isinstance(members, list)
+    for learner in members[1:]:
+        learner["role"] = "learner"
+    assert judge_clocks(cluster) == []  # one voter: its clock is the time
+    assert judge_clocks({"members": [1, {}, {"clock_skew_seconds": "x"}]}) != []
+    assert judge_clocks({}) == []
 
 
 # --- the command ---

@@ -36,7 +36,8 @@ CLUSTER: dict[str, Any] = {
     "leader": None,
     "commit_index": 7,
     "applied_index": 7,
-    "feature_level": 1,
+    "feature_level": 2,
+    "clock_skew_seconds_max": 5,
     "change_pending": False,
     "members": [
         {
@@ -247,7 +248,7 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
         ["leader", "-"],
         ["commit", "index", "7"],
         ["applied", "index", "7"],
-        ["feature", "level", "1"],
+        ["feature", "level", "2"],
         ["change", "pending", "no"],
         [],
         ["MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL", "CLOCK"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from repl_broker.levels import FIRST, NEWEST
+from repl_broker.levels import NEWEST
 from tests.contract.client import Node, check_problem
 
 
@@ -21,7 +21,8 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "mode": "single",
         "leader": "n1",
         "applied_index": commit_index,
-        "feature_level": FIRST,
+        "feature_level": NEWEST,
+        "clock_skew_seconds_max": 5,
         "change_pending": False,
     }
     assert member.pop("raft_address")
