@@ -608,7 +608,9 @@ class HttpConfig:
     access_log: bool = key(
         False,
         Flag(),
-        "Log a line for each request. It costs time at high rates.",
+        "Log a line for each request. It costs time at high rates. Its peer is where the "
+        "connection came from, its client whose share the request counted in: behind one of "
+        "trusted_proxies they differ.",
     )
 
 

@@ -17,7 +17,15 @@ from contextvars import Context, ContextVar
 from secrets import token_hex
 from typing import Final, NamedTuple, TypeVar
 
-__all__ = ["CURRENT", "Parent", "Request", "apart", "current_id", "read_traceparent"]
+__all__ = [
+    "CURRENT",
+    "Parent",
+    "Request",
+    "apart",
+    "current_client",
+    "current_id",
+    "read_traceparent",
+]
 
 T = TypeVar("T")
 
@@ -74,6 +82,12 @@ def current_id() -> str:
     """The id of the request that is being answered here; "" if none is."""
     request = CURRENT.get()
     return "" if request is None else request.id
+
+
+def current_client() -> str:
+    """Whose request is being answered here, as ``Request.client``; "" if that is not known."""
+    request = CURRENT.get()
+    return "" if request is None else request.client
 
 
 def apart(call: Callable[..., T], *arguments: object) -> T:

@@ -14,7 +14,7 @@ from hypercorn.typing import (
     Scope,
 )
 
-from repl_broker.trace import CURRENT, Request
+from repl_broker.trace import CURRENT, Request, current_client
 from repl_broker.web.base import FORWARDED_PREFIX, Base
 from repl_broker.web.proxies import FORWARDED_FOR
 
@@ -89,19 +89,29 @@ class AccessLog:
 
 
 def note(
-    method: str, path: str, status: str, started: float, peer: str, request_id: str = ""
+    method: str,
+    path: str,
+    status: str,
+    started: float,
+    peer: str,
+    *,
+    request_id: str = "",
+    client: str = "",
 ) -> None:
     """Write the line of a request that began at ``started``, by Trio's clock.
 
-    ``request_id`` is for one that is not answered in this task any more.
+    ``peer`` is where the connection is from, and the client whose share it counted in: they
+    differ behind a trusted proxy. ``request_id`` and ``client`` are for a request that is not
+    answered in this task any more.
     """
     seconds = trio.current_time() - started
     log.info(
-        "request method=%s path=%s status=%s seconds=%.4f peer=%s",
+        "request method=%s path=%s status=%s seconds=%.4f peer=%s client=%s",
         method,
         path,
         status,
         seconds,
         peer or "unknown",
+        client or current_client() or "unknown",
         extra={"request_id": request_id} if request_id else None,
     )

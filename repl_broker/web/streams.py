@@ -70,13 +70,13 @@ class Streams:
         else:
             ended = None
             if self._log_access:
-                ended = partial(self._note, "200", started, peer, current_id())
+                ended = partial(self._note, "200", started, peer, current_id(), client)
             self.requests.add("GET", PATH, 200)
             self._hand_over(head, transport, subscription, ended, client)
             return None
         self.requests.add("GET", PATH, answer.status)
         if self._log_access:
-            self._note(str(answer.status), started, peer)
+            self._note(str(answer.status), started, peer, current_id(), client)
         return answer
 
     async def open_in_turn(
@@ -120,8 +120,8 @@ class Streams:
             place.count_for(client)
             place.become_stream(partial(self.fanout.shed, reader))
 
-    def _note(self, status: str, started: float, peer: str, request_id: str = "") -> None:
-        access.note("GET", PATH, status, started, peer, request_id)
+    def _note(self, status: str, started: float, peer: str, request_id: str, client: str) -> None:
+        access.note("GET", PATH, status, started, peer, request_id=request_id, client=client)
 
 
 def _both(
