@@ -192,6 +192,7 @@ class Broker:
         self._propose: Callable[[Command], Awaitable[Outcome]] = replica.propose
         self._publishes = 0
         self._messages = 0
+        self.leaving = False  # serves on for a while, and is not ready
         self.draining = False
         self.http_url = config.http.public_url or f"http://{config.http.bind}"
 
@@ -728,6 +729,12 @@ class Broker:
         """Raises ``shutting_down``, or ``no_leader`` while none is known or the node is behind."""
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
+        if self.leaving:
+            raise RequestError(
+                "shutting_down",
+                "The node stops soon, and serves until then; use another.",
+                reason="draining",
+            )
         if self._replica.disowned is not None:
             raise disowned_error(self._replica.disowned)
         if not self._replica.ready:
@@ -739,7 +746,7 @@ class Broker:
     @property
     def ready(self) -> bool:
         """Whether requests are served: a leader is known, the log applied, no end in sight."""
-        return not self.draining and self._replica.ready
+        return not (self.draining or self.leaving) and self._replica.ready
 
     def statistics(self) -> Statistics:
         state, replica = self._replica.state, self._replica.statistics()

@@ -612,6 +612,16 @@ class HttpConfig:
         "connection came from, its client whose share the request counted in: behind one of "
         "trusted_proxies they differ.",
     )
+    drain_seconds: int | None = key(
+        None,
+        Whole("seconds", 0, 300),
+        "How long a node that gets SIGTERM still serves, while /readyz answers 503 with reason "
+        "draining, so that load balancers see it and send what is new elsewhere. It hands "
+        "leadership over first, and in the second half tells its streams, one after the other, to "
+        "come back. Longer than a balancer takes to notice. SIGINT, and a second SIGTERM, end it. "
+        "Not set: 5 where the cluster has other members, else 0.",
+        example="5",
+    )
 
 
 @dataclass(frozen=True, slots=True)

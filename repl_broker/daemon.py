@@ -1,9 +1,10 @@
 """The node as a process: one nursery, the order of start and of stop.
 
 Start: store, log, hub, listeners, peers, HTTP; only then is anything announced.
-Stop, on SIGTERM or SIGINT or when the node is removed from its cluster: hand
-leadership over, take no more publishes, answer what was taken, tell the streams
-to go, end connections, close the store. A disk that fails ends the node: what it
+Stop, on SIGTERM or SIGINT or when the node is removed from its cluster: serve on for a
+while if others are there to go to (draining.py), hand leadership over, take no more
+publishes, answer what was taken, tell the streams to go, end connections, close the
+store. A disk that fails ends the node: what it
 could not make durable it must not acknowledge, and says so.
 """
 
@@ -31,6 +32,7 @@ from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.config import Address, Config, exposed
 from repl_broker.doubts import doubts
+from repl_broker.draining import drain, drain_seconds
 from repl_broker.errors import ConfigError, ReplBrokerError
 from repl_broker.fanout import Fanout, FanoutOptions
 from repl_broker.hub import Hub
@@ -81,6 +83,8 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until the node is removed from its cluster.
 
+    SIGINT, or a second signal, stops it without draining.
+
     ``bootstrap`` starts a cluster, of which this node is the first member; if it
     belongs to one, that changes nothing. ``apps`` maps a path such as ``/chat`` to
     static files. ``on_ready`` is called once requests are answered. With
@@ -101,6 +105,8 @@ def run(
                 end(signal.Signals(number))
 
     def end(number: signal.Signals) -> None:
+        if number == signal.SIGINT or stop.is_set():  # somebody waits for it
+            service.hurry.set()
         log.info("stopping signal=%s", number.name)
         service.stopping()
         stop.set()
@@ -218,6 +224,11 @@ async def serve(
                 service.stopping()
                 if replica.removed.is_set():
                     log.warning("this node was removed from its cluster; it stops")
+                if seconds := drain_seconds(broker.config.http, replica):
+                    service.extend_stop(seconds)
+                    broker.leaving = True
+                    door.leave()
+                    await drain(replica, streams.fanout, seconds, service.hurry)
                 await replica.hand_over()
                 broker.draining = True
                 shutdown_seconds = broker.config.limits.shutdown_seconds

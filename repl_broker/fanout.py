@@ -260,6 +260,20 @@ class Fanout:
         except Exception as error:  # noqa: BLE001  it ends here, logged
             self._fail(reader, error)
 
+    async def dismiss_in_turn(self, seconds: float) -> None:
+        """Tell each reader that is there now to come back, one after the other over this time.
+
+        One that does not read is left to the end of the node.
+        """
+        began, readers = trio.current_time(), list(self._all())
+        for number, reader in enumerate(readers):
+            await trio.sleep_until(began + seconds * number / len(readers))
+            try:
+                if not reader.rest:
+                    self._say_goodbye(reader, farewell(in_turn=True))
+            except Exception as error:  # noqa: BLE001  it ends here, logged
+                self._fail(reader, error)
+
     async def wait_empty(self) -> None:
         """Until there is no reader."""
         while self._count:

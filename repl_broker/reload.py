@@ -37,6 +37,7 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("limits.reads_per_second", "limits.read_burst"),
         *("limits.requests_bytes", "limits.streams_bytes", "limits.streams_per_client"),
         *("limits.storage_bytes", "limits.disk_free_bytes"),
+        "http.drain_seconds",
     ),
     # Of the whole cluster: in force as soon as this node leads.
     "settings": (

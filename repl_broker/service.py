@@ -49,6 +49,8 @@ class Service:
         self.manager = manager or Manager()
         self.reloader = reloader
         self.serving = trio.Event()
+        self.hurry = trio.Event()
+        """The node is to stop without draining."""
         self._status: Callable[[], str] = lambda: "starting"
         self._told = ""  # the status line that the manager has
         self._reload_outcome = ""
@@ -78,6 +80,11 @@ class Service:
         if not self._stopping:
             self._stopping = True
             self.manager.tell("STOPPING=1", "STATUS=stopping")
+
+    def extend_stop(self, seconds: int) -> None:
+        """The node serves on for so long before it stops: the manager's patience begins then."""
+        microseconds = (seconds + EXTENSION_SECONDS) * 1_000_000
+        self.manager.tell(f"EXTEND_TIMEOUT_USEC={microseconds}", f"STATUS=draining for {seconds} s")
 
     async def run(self, vital: Vital) -> None:
         """Signs of life and the status line, until cancelled."""

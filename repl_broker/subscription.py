@@ -44,6 +44,7 @@ __all__ = ["CHUNK_BYTES_MAX", "Lease", "Subscription", "farewell", "token_expire
 RETRY_MS: Final = 2000
 AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited for
 DRAIN_RETRY_MS_MAX: Final = 5000  # of the jitter that spreads reconnects
+TURN_RETRY_MS: Final = 500  # where they are told one after the other; and the jitter
 CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
 PAGE_MESSAGES_MAX: Final = 256
 SHORT_FILTERS: Final = 512  # characters of patterns, which are worth a look at what they match
@@ -458,15 +459,17 @@ class Subscription:
         return event_id(self._hub.epoch, seq)
 
 
-def farewell(reason: str = "shutting_down") -> bytes:
-    """How a stream ends when the node drains: come back, but not all in one moment.
+def farewell(reason: str = "shutting_down", *, in_turn: bool = False) -> bytes:
+    """How a stream ends when the node stops: come back, but not all in one moment.
 
-    Or, ``making_room``, when another client is to have its place.
+    Or, ``making_room``, when another client is to have its place. Those that are told
+    ``in_turn`` do not come together, and need not wait for long.
 
     It has no id: a reader that lags has not had what the node has, and comes back
     with the id of what it did have.
     """
-    retry_ms = RETRY_MS + random.randrange(DRAIN_RETRY_MS_MAX)  # noqa: S311  # nosec B311  # jitter
+    least, spread = (TURN_RETRY_MS, TURN_RETRY_MS) if in_turn else (RETRY_MS, DRAIN_RETRY_MS_MAX)
+    retry_ms = least + random.randrange(spread)  # noqa: S311  # nosec B311  # jitter
     return sse.notice("goodbye", encode_json({"reason": reason}), retry_ms)
 
 

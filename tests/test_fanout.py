@@ -1114,6 +1114,50 @@ async def test_a_reader_is_dismissed_in_whatever_state_it_is() -> None:
         assert kept.messages == ["on"]
 
 
+async def test_readers_are_told_to_go_one_after_the_other_over_the_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with scene() as there:
+        clients = [there.join("chat") for _ in range(4)]
+        stalled = there.join("large", buffer=4096)
+        await there.publish("large", "x" * 500_000)
+        for client in clients:
+            client.receive()
+        told = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.fan.dismiss_in_turn, 10)
+            await trio.sleep(0.5)
+            for _ in range(5):
+                told.append(5 - len(there.fan))
+                await trio.sleep(2)
+        assert told == [1, 2, 3, 4, 4]  # the fifth does not read, and is left to the end
+        for client in clients:
+            (last,) = client.receive()
+            assert (last["event"], last["data"]) == ("goodbye", '{"reason":"shutting_down"}')
+            assert 500 <= int(last["retry"]) < 1000, "they do not come together"
+            assert client.has_ended
+            assert "id" not in last
+        for _ in range(100):
+            stalled.receive()
+            await wait_all_tasks_blocked()
+        assert stalled.messages == ["x" * 500_000]
+
+
+async def test_who_comes_while_the_others_are_told_to_go_is_let_in_and_left(
+    autojump_clock: MockClock,
+) -> None:
+    async with scene() as there:
+        there.join("chat")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.fan.dismiss_in_turn, 10)
+            await trio.sleep(5)
+            late = there.join("chat")
+        assert len(there.fan) == 1
+        await there.publish("chat", "on")
+        late.receive()
+        assert late.messages == ["on"]
+
+
 async def test_one_that_stalls_is_cut_off_when_its_token_ends() -> None:
     async with scene() as there:
         there.join("chat", buffer=4096)

@@ -28,6 +28,7 @@ LAYERS = (
     ("otel",),
     ("node",),
     ("cluster", "broker"),
+    ("draining",),
     ("fanout",),
     ("subscription",),
     ("members", "room", "idle", "clocks"),

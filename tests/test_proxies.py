@@ -13,7 +13,7 @@ import re
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +122,15 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
     return text
 
 
-def configuration(program: str, block: str, folder: Path, node: Node, port: int) -> str:
+def configuration(
+    program: str, block: str, folder: Path, node: Node, port: int, others: Sequence[Node] = ()
+) -> str:
     """The guide's ``block``, for here."""
     block = block.replace("127.0.0.1:4080", f"127.0.0.1:{node.port}")
-    # Of a cluster's three nodes one is there.
+    # Of a cluster's three nodes one is there, unless there are others.
     block = block.replace("10.0.0.3:4080", f"127.0.0.1:{node.port}")
+    for number, other in enumerate(others, 1):
+        block = block.replace(f"10.0.0.{number}:4080", f"127.0.0.1:{other.port}")
     block = re.sub(r"10\.0\.0\.([12]):4080", r"127.0.0.1:\1", block)
     block = re.sub(r"\b60s", f"{TIMEOUT_SECONDS}s", block)
     if program == "nginx":
@@ -169,7 +173,9 @@ def below_the_path() -> dict[str, str]:
 
 
 @contextmanager
-def proxy(program: str, block: str, folder: Path, node: Node) -> Iterator[Proxy]:
+def proxy(
+    program: str, block: str, folder: Path, node: Node, others: Sequence[Node] = ()
+) -> Iterator[Proxy]:
     path = need_program(program, f"/usr/sbin/{program}")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -177,7 +183,7 @@ def proxy(program: str, block: str, folder: Path, node: Node) -> Iterator[Proxy]
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
     port, file, log = free_port(), folder / "configuration", folder / "log"
-    file.write_text(configuration(program, block, folder, node, port))
+    file.write_text(configuration(program, block, folder, node, port, others))
     arguments = [each.format(file=file, folder=folder) for each in COMMANDS[program]]
     with log.open("wb") as output:
         process = subprocess.Popen([*LEASH, path, *arguments], stdout=output, stderr=output)

@@ -68,6 +68,12 @@ def service(ear: Ear) -> Iterator[Service]:
     made.manager.close()
 
 
+def test_a_drain_asks_for_the_time_that_it_takes(ear: Ear, service: Service) -> None:
+    service.stopping()
+    service.extend_stop(300)  # more than the unit's TimeoutStopSec=
+    assert ear.heard()[2:] == ["EXTEND_TIMEOUT_USEC=360000000", "STATUS=draining for 300 s"]
+
+
 async def test_signs_of_life_come_twice_in_each_interval(
     ear: Ear, service: Service, autojump_clock: MockClock
 ) -> None:

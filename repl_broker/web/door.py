@@ -109,6 +109,7 @@ _GIVEN_UP_TOGETHER_MAX: Final = 8  # of those, until others have a turn
 # come in at a time all the same.
 _ACCEPT_SHARE: Final = 0.1
 _ACCEPTED_TOGETHER_MIN: Final = 10
+_ACCEPTED_LAST_MAX: Final = 1024  # as many as the kernel holds for a listener (daemon.BACKLOG)
 _ACCEPT_SECONDS_MAX: Final = 0.003  # at a time
 _EVERY_IPV4: Final = (socket.AF_INET, "0.0.0.0")  # noqa: S104  # nosec B104  # where asked for
 _AUTHORITY: Final = re.compile(rb"[^/?#]*+")
@@ -311,6 +312,7 @@ class Door:
         self.ssl_context = ssl_context
         self.addresses = tuple(_address(one.socket.getsockname()) for one in listeners)
         self.stopping = False
+        self.leaving = False  # each answer says that it is the last of its connection
         self.hypercorn_config = _hypercorn_config(options)
         self._listeners = tuple(listeners)
         for listener in listeners:
@@ -329,6 +331,7 @@ class Door:
         """An application begins on one request in each turn of the event loop: on all that have
         come in one moment together it would hold up the publishes beside them."""
         self._life = trio.CancelScope()
+        self._clients: trio.Nursery | None = None
         self._open: set[Connection | Publisher] = set()
         self._crowd = Crowd()
         self._made_room = 0
@@ -397,6 +400,7 @@ class Door:
                     if self._fanout is not None:
                         await beside.start(self._fanout.run)
                     async with trio.open_nursery() as nursery:
+                        self._clients = nursery
                         for listener in self._listeners:
                             nursery.start_soon(self._accept, listener, nursery)
                         task_status.started()
@@ -406,18 +410,32 @@ class Door:
             finally:
                 self._close_listeners()
 
+    def leave(self) -> None:
+        """Serve on, and have clients go elsewhere: each answer says that it is the last.
+
+        Whoever keeps connections for later does not use one then that ``stop`` closes.
+        """
+        self.leaving = True
+        for client in self._open:
+            if isinstance(client, Publisher):
+                client.leave()
+
     def stop(self, grace_seconds: float) -> None:
         """Let nobody in any more, and let those inside finish for ``grace_seconds``.
 
-        Idle connections close at once. One with a request under way closes after
-        its response, which says ``Connection: close`` if its header is not out
+        Who is connected already, and waits to be accepted, is inside: the kernel would reset
+        what they have sent. Idle connections close at once. One with a request under way
+        closes after its response, which says ``Connection: close`` if its header is not out
         yet. What is left when the time is over is cancelled and reset. Event
         streams are busy until the application ends them, so it should. A second
         call can shorten the time, not extend it.
         """
         self.stopping = True
+        if self._clients is not None:
+            for listener in self._listeners:
+                self._admit_last(listener, self._clients)
         self._close_listeners()
-        for client in self._open:
+        for client in list(self._open):
             client.close_if_idle()
         self._life.deadline = min(self._life.deadline, trio.current_time() + grace_seconds)
 
@@ -460,6 +478,19 @@ class Door:
                 accepted, _ = listener.accept()
                 self._admit(trio.socket.from_stdlib_socket(accepted), nursery)
                 count += 1
+
+    def _admit_last(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Those who wait to be accepted when the listener is about to close."""
+        if listener.socket.fileno() < 0:  # a second stop
+            return
+        at_once = socket.socket(fileno=listener.socket.fileno())
+        try:
+            with suppress(OSError):  # nobody is left
+                for _ in range(_ACCEPTED_LAST_MAX):
+                    accepted, _ = at_once.accept()
+                    self._admit(trio.socket.from_stdlib_socket(accepted), nursery)
+        finally:
+            at_once.detach()
 
     def _log_accept_failure(self, error: OSError) -> None:
         now = trio.current_time()
@@ -547,6 +578,8 @@ class Door:
             peer,
             data,
         )
+        if self.leaving:
+            publisher.leave()
         if self.stopping:
             publisher.close_if_idle()  # which this one is not, but it is to know
         return publisher
@@ -713,6 +746,11 @@ class Connection:
         """No further request is wanted."""
         return self._door.stopping or self._finishing
 
+    @property
+    def leaving(self) -> bool:
+        """An answer that begins now is the last, and is to say so."""
+        return self._door.leaving or self.stopping
+
     async def run(self) -> Rest | None:
         """Serve the client until either side has enough, or an exception.
 
@@ -729,7 +767,7 @@ class Connection:
 
     def close_if_idle(self) -> None:
         """Close now, unless a request is under way or has begun to arrive."""
-        if not self._busy and not self._input_pending:
+        if not (self._busy or self._input_pending or self.transport.has_come):
             self._end()
 
     def finish(self) -> None:
@@ -1109,7 +1147,7 @@ class _Protocol(H11Protocol):
         # comes before the end of the request (413), which is not waited for.
         if isinstance(event, Response) and event.status_code >= 200:
             self._owner.allow_stalls(_is_event_stream(event))
-            last = self._owner.stopping or self._http.their_state is h11.SEND_BODY
+            last = self._owner.leaving or self._http.their_state is h11.SEND_BODY
             if last:
                 headers = [*event.headers, (b"connection", b"close")]
                 event = Response(STREAM_ID, headers, event.status_code)

@@ -684,8 +684,9 @@ def _ready() -> Object:
         "Does the node serve?",
         "For the load balancer: send requests here while this answers 200. It does once the node "
         "knows a leader and has all that was committed when it found it; it does not while the "
-        "node shuts down, or once it has heard that its cluster was founded by a node that had "
-        "lost its data. While no leader is known, the answer names the peers that are refused.",
+        "node shuts down, nor in the `[http] drain_seconds` before that (`reason` `draining`), in "
+        "which it still serves, nor once it has heard that its cluster was founded by a node that "
+        "had lost its data. While no leader is known, the answer names the peers that are refused.",
         answers={200: _json("It does.", _ref("Status"), {"status": "ok"})},
         codes=("no_leader", "shutting_down"),
         curl="{url}/readyz",

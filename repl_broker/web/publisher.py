@@ -91,6 +91,7 @@ class Publisher:
         self.transport = transport
         self.peer = peer
         self._stopping = False
+        self._leaves = False  # the next answer is to say that it is the last here
         self._fd = transport.socket.fileno()  # nobody closes it while this task runs
         self._publishing = publishing
         self._streams = streams
@@ -160,9 +161,13 @@ class Publisher:
 
     def close_if_idle(self) -> None:
         """Close now, unless a request is under way or has begun to arrive; then after it."""
-        self._stopping = True
-        if self.due < math.inf and not self._pending():
+        self._stopping = self._leaves = True
+        if self.due < math.inf and not self._pending() and not self.transport.has_come:
             self.give_up()
+
+    def leave(self) -> None:
+        """Have the next answer be the last, and say so; wait for a request as ever."""
+        self._leaves = True
 
     def finish(self) -> None:
         """Close after the request that is under way."""
@@ -210,7 +215,7 @@ class Publisher:
             else:
                 self._begin(head)
                 answer, follows = await self._publish(head)
-                last = head.close or self._stopping or not follows
+                last = head.close or self._leaves or not follows
                 await self._write(self._publishing.encode(head, answer, last=last))
                 await self._go_on(last=last)
 
@@ -244,7 +249,7 @@ class Publisher:
     async def _refuse(self, head: EventsHead, refused: Answer) -> None:
         """Answer that there is no stream. One bad request after another takes turns."""
         assert self._streams is not None, "else none is read"
-        last = head.close or self._stopping
+        last = head.close or self._leaves
         await trio.lowlevel.checkpoint()
         await self._write(self._streams.encode(head, refused, last=last))
         await self._go_on(last=last)

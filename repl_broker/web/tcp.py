@@ -136,7 +136,7 @@ class Transport(trio.abc.Stream):
         """The peer has sent something, or has left, and that has not been read yet."""
         try:
             os_socket = socket.socket(fileno=self.socket.fileno())
-        except OSError:
+        except (OSError, ValueError):  # ValueError: it is closed
             return True
         try:
             os_socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)

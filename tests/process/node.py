@@ -61,6 +61,7 @@ def free_port() -> int:
 def environment(**keys: object) -> dict[str, str]:
     """Ours, less what configures a node, plus ``limits_tail_bytes=…`` as a variable."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith("REPL_BROKER_")}
+    ours["REPL_BROKER_HTTP_DRAIN_SECONDS"] = "0"  # tests of it say otherwise
     return ours | {f"REPL_BROKER_{key.upper()}": str(value) for key, value in keys.items()}
 
 

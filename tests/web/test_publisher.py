@@ -334,6 +334,55 @@ async def test_stop_closes_idle_connections_at_once() -> None:
         assert await used.receive_end() == b""
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "by Quart"])
+async def test_a_door_that_is_left_serves_on_and_says_of_each_answer_that_it_is_the_last(
+    in_place: bool,
+) -> None:
+    """Nobody keeps a connection that the stop then closes under a request."""
+    async with serving(in_place=in_place) as served, connect(served.door) as old:
+        await old.send(publish())
+        assert "connection" not in (await old.receive_answer()).headers
+        served.door.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        async with connect(served.door) as new, connect(served.door) as other:
+            await other.send(GET_READY)
+            assert (await other.receive_answer()).headers["connection"] == "close"
+            assert await other.receive_end() == b""
+            for client in (old, new):
+                await client.send(publish())
+                answer = await client.receive_answer()
+                assert (answer.status, answer.headers["connection"]) == (201, "close")
+                assert await client.receive_end() == b""
+        assert served.door.stopping is False
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "by Quart"])
+async def test_what_has_come_when_the_door_stops_is_answered(in_place: bool) -> None:
+    """On a connection that rests as far as the node has looked, and on one not yet accepted."""
+    async with serving(in_place=in_place) as served, connect(served.door) as old:
+        await old.send(publish())
+        await old.receive_answer()
+        await trio.testing.wait_all_tasks_blocked()
+        with socket.create_connection(("127.0.0.1", served.door.port)) as new:  # no checkpoint
+            new.sendall(publish())
+            os.write(old.stream.socket.fileno(), publish())
+            served.door.stop(grace_seconds=60)
+            answer = await old.receive_answer()
+            assert (answer.status, answer.headers["connection"]) == (201, "close")
+            assert await old.receive_end() == b""
+            told = await trio.to_thread.run_sync(_all_of, new)
+            assert told.startswith(b"HTTP/1.1 201 ")
+            assert b"\r\nconnection: close\r\n" in told.lower()
+
+
+def _all_of(client: socket.socket) -> bytes:
+    client.settimeout(10)
+    found = b""
+    while data := client.recv(65536):
+        found += data
+    return found
+
+
 @pytest.mark.parametrize("part", [20, -1, None], ids=["head", "body", "under way"])
 async def test_stop_lets_a_publish_finish_and_says_close(part: int | None) -> None:
     async with serving() as served, connect(served.door) as client:

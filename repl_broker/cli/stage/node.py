@@ -19,7 +19,7 @@ from typing import Final
 
 from repl_broker import daemon, logs
 from repl_broker.cli.demo import PREFIX, chat_folder
-from repl_broker.config import load
+from repl_broker.config import load, replace_values
 from repl_broker.errors import ReplBrokerError
 
 __all__ = ["BOOTSTRAP", "main"]
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     file, *options = arguments
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
-        config = load(Path(file))
+        config = replace_values(load(Path(file)), {"http.drain_seconds": 0})  # it is to be quick
         logs.configure(config.log)
         daemon.run(config, bootstrap=BOOTSTRAP in options, apps={PREFIX: chat_folder()})
     except ReplBrokerError as error:
