@@ -21,12 +21,23 @@ OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def make_file(path: Path) -> bool:
-    """Make an empty file for this user only, if there is none; whether it was made."""
+    """Make an empty file for this user only, if there is none; whether it was made.
+
+    Root makes it for the folder's owner, as SQLite does with its own: else a node with a user of
+    its own could not read what a command left beside its store that root had to run.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        os.close(os.open(path, flags, PRIVATE_FILE))
+        made = os.open(path, flags, PRIVATE_FILE)
     except FileExistsError:
         return False
+    try:
+        if os.geteuid() == 0:
+            folder = path.parent.stat()
+            if folder.st_uid != 0:
+                os.fchown(made, folder.st_uid, folder.st_gid)
+    finally:
+        os.close(made)
     return True
 
 

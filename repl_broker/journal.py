@@ -36,6 +36,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from repl_broker.files import make_file
 from repl_broker.raft.log import Entry, EntryKind
 
 __all__ = ["BLOCK_BYTES", "FIRST_SHAPE", "JOURNAL_BYTES", "SALT_BYTES", "Journal", "Shape", "shape"]
@@ -95,6 +96,7 @@ class Journal:
     @staticmethod
     def make(path: Path) -> None:
         """Write a file without records, and sync it; its name in the folder is not synced."""
+        make_file(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
             # Zeros, and not a hole: a write into it then changes nothing but its data.

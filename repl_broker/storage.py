@@ -416,6 +416,7 @@ class SqliteStorage:
         self._where = called or f"the data directory {str(folder)!r}"
         self._remedy = remedy
         self._failed: str | None = None
+        self._is_offline = node_id is None  # a command, and no node that is to run
         if node_id is None:
             require_store(folder)
         self._wal_bytes_max = WAL_BYTES_MAX
@@ -454,15 +455,19 @@ class SqliteStorage:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> ConfigError:
+        remedy = (
+            "run this as the node's user, or as root"
+            if self._is_offline
+            else "choose another with --data-dir or give this user the right to write there"
+        )
         return ConfigError(
             f"the data directory {str(self._folder)!r} cannot be written: "
-            f"{error.strerror or error}; choose another with --data-dir or "
-            "give this user the right to write there"
+            f"{error.strerror or error}; {remedy}"
         )
 
     def _lock(self) -> None:
         try:
-            lock = hold(self._folder)
+            lock = hold(self._folder, to_serve=not self._is_offline)
         except OSError as error:  # another user's, from an earlier run
             raise self._unwritable(error) from None
         self._closing.callback(os.close, lock)
@@ -1229,8 +1234,9 @@ def _salt_checksum(salt: str) -> str:
     return f"{crc32(salt.encode()):08x}"
 
 
-def hold(folder: Path) -> int:
-    """The lock of the store there, until it is closed. Raises StoreLockedError, OSError."""
+def hold(folder: Path, *, to_serve: bool = False) -> int:
+    """The lock of the store there, until it is closed; ``to_serve``: for a node that is to run,
+    which may also go elsewhere. Raises StoreLockedError, OSError."""
     lock = _open_lock(folder)
     if not _take(lock):
         holder = ""
@@ -1238,10 +1244,14 @@ def hold(folder: Path) -> int:
             holder = os.read(lock, 32).decode(errors="replace").strip()
         os.close(lock)
         by = f" (process {holder})" if holder.isdigit() else ""
-        raise StoreLockedError(
-            f"the data directory {str(folder)!r} is in use by a running node{by}; "
+        remedy = (
             "stop that one first, or give this one a directory and a port of its own, by "
             "--data-dir DIRECTORY --http HOST:PORT"
+            if to_serve
+            else "stop it first (a service: systemctl stop repl-broker), and run this again"
+        )
+        raise StoreLockedError(
+            f"the data directory {str(folder)!r} is in use by a running node{by}; {remedy}"
         )
     with contextlib.suppress(OSError):  # it is for people; a full disk may start, too
         os.ftruncate(lock, 0)
@@ -1298,6 +1308,7 @@ def _check_wal_at_rest(folder: Path) -> None:
 
 
 def _open_lock(folder: Path) -> int:
+    make_file(folder / LOCK_NAME)
     return os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 

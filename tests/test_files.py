@@ -296,3 +296,20 @@ def test_config_check_finds_what_a_node_would_refuse_of_keys(
     result = CliRunner().invoke(main, ["config", "check", str(file)])
     assert result.exit_code == 1
     assert words in result.stderr
+
+
+def test_a_file_that_root_makes_is_the_folders_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """'cluster recover' by root, in the folder of a service with a user of its own."""
+    given: list[tuple[int, int]] = []
+    owner = os.stat_result((0o40700, 0, 0, 2, 61234, 61235, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "fchown", lambda _, user, group: given.append((user, group)))
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: owner)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert make_file(tmp_path / "by-root")
+    assert given == [(61234, 61235)]
+    monkeypatch.setattr(os, "geteuid", lambda: 61234)
+    assert make_file(tmp_path / "by-the-owner")
+    assert not make_file(tmp_path / "by-root")
+    assert len(given) == 1

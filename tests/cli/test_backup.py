@@ -275,6 +275,8 @@ def test_a_running_node_is_not_recovered(run: Run, tmp_path: Path) -> None:
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert f"in use by a running node (process {node.process.pid})" in result.stderr
+        assert "stop it first" in result.stderr
+        assert "--http" not in result.stderr, "the command has no such option"
         node.publish("chat", 1)
         assert node.stop() == 0
         result = run(*arguments)

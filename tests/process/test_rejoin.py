@@ -67,7 +67,10 @@ def wait_unreachable(node: Member, gone: str) -> None:
 def test_a_damaged_node_joins_anew_by_one_command(nodes: list[Member]) -> None:
     node = next(each for each in followers_of(nodes) if "--bootstrap" not in each.options)
     others = [each for each in nodes if each is not node]
-    assert "is in use by a running node" in refused(rejoin(node.data_dir, others[0].url, "--yes"))
+    said = refused(rejoin(node.data_dir, others[0].url, "--yes"))
+    assert "is in use by a running node" in said
+    assert "stop it first" in said
+    assert "--http" not in said, "the command has no such option"
     node.kill()
     # What a store of this node's version says, once what the kill left is settled.
     SqliteStorage(node.data_dir, node.name).close()
