@@ -448,6 +448,74 @@ def test_the_proxy_lets_others_only_read(node: Node, tmp_path: Path) -> None:
             watch.until("event: subscribed")
 
 
+FORGED: Final[Mapping[str, list[tuple[str, str]]]] = {
+    "nothing": [],
+    "an-address": [("X-Forwarded-For", "6.6.6.6")],
+    "several": [("X-Forwarded-For", "6.6.6.6, 7.7.7.7,127.0.0.1")],
+    "several-lines": [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "7.7.7.7")],
+    "the-proxys-own": [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "127.0.0.1")],
+    "with-ports": [("X-Forwarded-For", "6.6.6.6:1234, [2001:db8::6]:4711")],
+    "garbage": [("X-Forwarded-For", 'unknown, "; for=_hidden, 6.6.6.6 7.7.7.7')],
+    "an-end-of-commas": [("X-Forwarded-For", "6.6.6.6, , ,")],
+    "empty": [("X-Forwarded-For", "")],
+    "very-many": [("X-Forwarded-For", ", ".join(["6.6.6.6"] * 200))],
+    "other-names": [
+        ("Forwarded", 'for=6.6.6.6;proto=https, for="[2001:db8::6]"'),
+        ("X-Real-IP", "6.6.6.6"),
+        ("True-Client-IP", "6.6.6.6"),
+        ("CF-Connecting-IP", "6.6.6.6"),
+        ("X_Forwarded_For", "6.6.6.6"),
+    ],
+}
+CLIENT: Final = "127.0.0.9"  # where the client is; the proxies are at 127.0.0.1
+
+
+@pytest.fixture(scope="module")
+def node_that_trusts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    folder = tmp_path_factory.mktemp("trusts")
+    settings = {
+        "http_public_url": PUBLIC_URL,
+        "http_trusted_proxies": "127.0.0.1",
+        "http_access_log": True,
+        "limits_heartbeat_seconds": HEARTBEAT_SECONDS,
+    }
+    with Node(folder / "data", **settings) as found:
+        found.start()
+        yield found
+
+
+def counted_for(node: Node, path: str, lines: int) -> set[str]:
+    """Whose the requests to ``path`` were, of which there are so many."""
+    for _ in polls(lambda: f"{lines} lines for {path}: {node.log_text()[-2000:]}"):
+        found = re.findall(rf'path={re.escape(path)} [^"]* client=([^\s"]+)', node.log_text())
+        if len(found) == lines:
+            return {*found}
+    raise AssertionError
+
+
+@every_proxy
+def test_a_client_counts_under_its_own_address_whatever_it_says_of_itself(
+    program: str, block: str, node_that_trusts: Node, tmp_path: Path
+) -> None:
+    node, way = node_that_trusts, tmp_path.name.replace("_", "-").replace(".", "-")
+    with proxy(program, block, tmp_path, node) as found:
+        transport = httpx.HTTPTransport(verify=found.trust, local_address=CLIENT)
+        with (
+            found.client() as template,
+            httpx.Client(
+                base_url=template.base_url, transport=transport, timeout=WAIT_SECONDS_MAX
+            ) as client,
+        ):
+            for name, fields in FORGED.items():
+                headers = [("Host", HOST), ("Content-Type", "application/json"), *fields]
+                path = f"/v1/topics/{way}.{name}/messages"
+                answer = client.post(path, content="1", headers=headers, extensions=sni())
+                assert answer.status_code == 201, (name, answer.text)
+                read = client.get(path, headers=headers, extensions=sni())  # by another way
+                assert read.status_code == 200, (name, read.text)
+                assert counted_for(node, path, 2) == {CLIENT}, name
+
+
 @pytest.fixture(scope="module")
 def nodes_below(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
     """One that is told its path by the configuration, and one that a proxy tells it."""
