@@ -654,6 +654,7 @@ class Broker:
         members = [self._single()] if self._members is None else await self._members.view()
         # With no pause in between: it is about the members as they are shown.
         change_pending = self._replica.change_pending
+        change = self._members.pending_change() if self._members is not None else None
         return {
             "cluster_id": self._replica.cluster_id,
             "epoch": self.epoch,
@@ -670,6 +671,7 @@ class Broker:
             else self._replica.state.level,
             "clock_skew_seconds_max": self.clock_skew_seconds_max,
             "change_pending": change_pending,
+            "change": msgspec.to_builtins(change),
             "members": [member._asdict() for member in members],
         }
 
@@ -700,19 +702,20 @@ class Broker:
         self._administrator(asking)
         await self._require_members().add(node_id, raft_address, http_url)
 
-    async def remove_member(self, asking: Asking, node_id: str) -> None:
+    async def remove_member(self, asking: Asking, node_id: str, *, forced: bool = False) -> None:
         """Remove a member; a leader hands over first.
 
         Raises ``unauthenticated``, ``forbidden``, ``single_node``, ``member_not_found``,
-        ``last_voter``, ``membership_change_in_progress``, ``no_leader``.
+        ``last_voter``, ``no_majority`` unless ``forced``, ``membership_change_in_progress``,
+        ``no_leader``.
         """
         self._administrator(asking)
-        await self._require_members().remove(node_id)
+        await self._require_members().remove(node_id, forced=forced)
 
     async def move_leader(self, asking: Asking, node_id: str) -> None:
         """Have ``node_id`` lead. Raises ``unauthenticated``, ``forbidden``, ``single_node``,
-        ``member_not_found``, ``not_a_voter``, ``clock_off``, ``membership_change_in_progress``,
-        ``no_leader``."""
+        ``member_not_found``, ``not_a_voter``, ``member_unreachable``, ``clock_off``,
+        ``membership_change_in_progress``, ``no_leader``."""
         self._administrator(asking)
         await self._require_members().transfer(node_id)
 

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import trio
 
+from repl_broker.changes import PendingChange, sentence
 from repl_broker.command import RaiseLevel
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
@@ -40,6 +41,7 @@ from repl_broker.levels import FIRST
 from repl_broker.raft.core import AddLearner, MembershipChange, Remove, Role, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
+from repl_broker.sending import UNKNOWN_REQUEST
 from repl_broker.transport import (
     Me,
     PeerRefusedError,
@@ -75,6 +77,7 @@ PASSING: Final = frozenset(
     {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
 )
 
+FORCED: Final = "remove-forced"  # a change, and a request: older nodes know neither
 LEVEL_SECONDS: Final = 1.0  # between two looks at which versions the members run
 
 Answer = tuple[str, str] | None  # code and detail of a refusal
@@ -143,6 +146,7 @@ class Members:
         self._is_new = replica.is_empty
         replica.handlers |= {
             "change": self._on_change,
+            FORCED: lambda peer, node_id: self._on_change(peer, (FORCED, node_id, False)),
             "join": self._on_join,
             "who": self._on_who,
             "invite": self._on_invite,
@@ -154,6 +158,7 @@ class Members:
             "add": self._add,
             "update": self._update,
             "remove": self._remove,
+            FORCED: self._remove_forced,
             "transfer": self._transfer,
         }
 
@@ -196,11 +201,20 @@ class Members:
 
         For anybody to read: it has ids and remedies, and no addresses.
         """
+        stuck = self.pending_change()
         found = [
             f"{peer} {OBJECTIONS.get(kind, OBJECTIONS[Objection.kind])}"
             for peer, kind in sorted(self._require_transport().refusals().items())[:OBJECTIONS_MAX]
         ]
-        return f"Not talked to: {'; '.join(found)}." if found else ""
+        texts = [f"Not talked to: {'; '.join(found)}."] if found else []
+        texts += [sentence(stuck)] if stuck is not None and stuck.waits_for else []
+        return " ".join(texts)
+
+    def pending_change(self) -> PendingChange | None:
+        """A change of the members that this node does not know to be committed."""
+        replica = self._replica
+        reached = replica.answering if replica.leads else {self._me.id, *self._connected()}
+        return replica.pending_change(reached)
 
     # --- tasks ---
 
@@ -576,9 +590,10 @@ class Members:
         """Add a node as a learner. Raises RequestError."""
         await self._by_leader("add", (node_id, raft_address, http_url))
 
-    async def remove(self, node_id: str) -> None:
-        """Remove a member. Raises RequestError."""
-        await self._by_leader("remove", node_id)
+    async def remove(self, node_id: str, *, forced: bool = False) -> None:
+        """Remove a member; if ``forced``, even if the voters that answer are no majority then.
+        Raises RequestError."""
+        await self._by_leader(FORCED if forced else "remove", node_id)
 
     async def transfer(self, node_id: str) -> None:
         """Hand leadership over to a voter. Raises RequestError."""
@@ -643,10 +658,7 @@ class Members:
                 if replica.leads:
                     return await self._actions[kind](argument)
                 if replica.leader is not None:
-                    found = await replica.call_leader(
-                        "change", (kind, argument, False), seconds=CHANGE_SECONDS
-                    )
-                    return _raise_refusal(found)
+                    return _raise_refusal(await self._ask_leader(kind, argument))
                 for peer in self._connected() if relay else ():
                     found = await self._require_transport().call(
                         peer, "change", (kind, argument, True), seconds=CHANGE_SECONDS
@@ -665,6 +677,17 @@ class Members:
             "The node knows no leader: a majority of the cluster's voters must run and reach "
             "each other. Nothing was changed.",
         )
+
+    async def _ask_leader(self, kind: str, argument: Any) -> Any:
+        call, seconds = self._replica.call_leader, CHANGE_SECONDS
+        if kind == FORCED:
+            try:
+                return await call(FORCED, argument, seconds=seconds)
+            except PeerRefusedError as error:
+                if not str(error).startswith(UNKNOWN_REQUEST):
+                    raise
+            kind = "remove"  # by an older leader, which refuses none
+        return await call("change", (kind, argument, False), seconds=seconds)
 
     def _connected(self) -> list[str]:
         transport = self._require_transport()
@@ -770,10 +793,13 @@ class Members:
             UpdateMember(Member(node_id, raft_address, http_url, False, incarnation))
         )
 
-    async def _remove(self, argument: Any) -> None:
+    async def _remove(self, argument: Any, *, forced: bool = False) -> None:
         node_id = msgspec.convert(argument, str)
         self._check_member(node_id)
-        await self._commit(Remove(node_id))
+        await self._commit(Remove(node_id), forced=forced)
+
+    async def _remove_forced(self, argument: Any) -> None:
+        await self._remove(argument, forced=True)
 
     async def _transfer(self, argument: Any) -> None:
         node_id = msgspec.convert(argument, str)
@@ -788,9 +814,9 @@ class Members:
                 "member_not_found", f"The cluster has no member {node_id!r}; it has {ids}."
             )
 
-    async def _commit(self, change: MembershipChange) -> None:
+    async def _commit(self, change: MembershipChange, *, forced: bool = False) -> None:
         """Append a change; wait for its commit, as long as that may be expected to take."""
-        index = await self._replica.change_membership(change)
+        index = await self._replica.change_membership(change, forced=forced)
         with trio.move_on_after(self._replica.options.election_timeout_seconds):
             await self._replica.wait_applied(index)
 

@@ -38,6 +38,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 import msgspec
 import trio
 
+from repl_broker.changes import PendingChange, arithmetic, pending
 from repl_broker.command import (
     Command,
     Configure,
@@ -450,6 +451,10 @@ class Replica:
         """Whether ``membership`` is not known to be committed: it may be dropped again."""
         return self.membership != self.committed_membership
 
+    def pending_change(self, answering: Container[str]) -> PendingChange | None:
+        """What ``change_pending`` is about; ``answering`` has the members that can be reached."""
+        return pending(self.committed_membership, self.membership, answering)
+
     @property
     def commit_index(self) -> int:
         return self._core.committed_index
@@ -691,21 +696,41 @@ class Replica:
 
     # --- what the cluster's managers use (members.py) ---
 
-    async def change_membership(self, change: MembershipChange) -> int:
+    async def change_membership(self, change: MembershipChange, *, forced: bool = False) -> int:
         """Append a change as leader; the index at which it is. Raises RequestError, and
-        NotLeaderError."""
+        NotLeaderError.
+
+        Unless ``forced``, it is refused if those who vote then, and answer, are no majority.
+        """
+        ask = partial(ChangeMembership, forced=forced)
+        refused = _refused(Refusal.NOT_READY)
         with trio.move_on_after(self.options.election_timeout_seconds):
             while True:
                 seen = self.seen
-                question = await self._question(ChangeMembership, change)
+                question = await self._question(ask, change)
                 match question.refusal:
                     case None:
                         return question.index
                     case Refusal.NOT_READY:  # its first entry is about to be committed
                         await self.pause(seen)
+                    case Refusal.NO_MAJORITY:  # perhaps who has just come back answers now
+                        refused = self._no_majority(change)
+                        await self.pause(seen)
                     case refusal:
                         raise _refused(refusal)
-        raise _refused(Refusal.NOT_READY)
+        raise refused
+
+    def _no_majority(self, change: MembershipChange) -> RequestError:
+        """Asked in the moment of the refusal: of the same voters and the same answers."""
+        voters, answering = self._core.voters_after(change), self._core.answering
+        away = ", ".join(sorted(voters - answering))
+        return RequestError(
+            "no_majority",
+            f"Then {arithmetic(voters, answering)}: the change could not be committed, nor "
+            f"anything after it, nor could it be taken back. Start {away} first, or remove it "
+            f"first if it is gone for good; 'cluster remove --force' (?force=true) does it all the "
+            f"same.{NOTHING_CHANGED}",
+        )
 
     async def transfer(self, target: str) -> None:
         """Begin to hand leadership over to ``target``. Raises RequestError, NotLeaderError."""
@@ -761,6 +786,11 @@ class Replica:
             )
             for peer, p in self._core.progress.items()
         }
+
+    @property
+    def answering(self) -> set[str]:
+        """As leader: the members that answer, and can be sent entries."""
+        return self._core.answering
 
     def make_room(self) -> None:
         """Drop from the disk what is not retained, even if it is little: the store is full."""
@@ -1554,6 +1584,11 @@ _REFUSALS: Final[dict[Refusal, tuple[str, str]]] = {
     Refusal.LAST_VOTER: (
         "last_voter",
         "The last voter cannot be removed: nobody would have the data. Add another node first.",
+    ),
+    Refusal.NOT_ANSWERING: (
+        "member_unreachable",
+        "The voter does not answer the leader, or has to get a snapshot first: writes would wait "
+        "for it in vain. Start it, or choose another one.",
     ),
     Refusal.NOT_A_VOTER: (
         "not_a_voter",

@@ -812,6 +812,117 @@ async def test_the_last_voter_stays(autojump_clock: MockClock) -> None:
         assert refused.value.code == "last_voter"
 
 
+async def test_a_removal_that_would_leave_no_majority_is_refused_by_name(
+    autojump_clock: MockClock,
+) -> None:
+    """RAFT.md scenario 37. A slip of the hand, on whichever node: the dead one stays, and one
+    that lives is removed."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        dead, living = sorted(cluster.running.keys() - {leader.id})
+        cluster.kill(dead)
+        before = leader.replica.membership
+        for node in (leader, cluster[living]):
+            for removed in (living, leader.id):
+                left = sorted({"n1", "n2", "n3"} - {removed})
+                with pytest.raises(RequestError) as refused:
+                    await node.broker.remove_member(ANYONE, removed)
+                assert refused.value.code == "no_majority"
+                assert f"of the voters {', '.join(left)} 2 must agree, and 1 can" in str(
+                    refused.value
+                )
+                assert f"Start {dead} first" in str(refused.value)
+        assert leader.replica.membership == before
+        assert await seq_of(cluster[living].replica, publish()) == 1
+
+
+async def test_who_is_away_is_removed_first_and_then_the_other_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        dead, living = sorted(cluster.running.keys() - {leader.id})
+        cluster.kill(dead)
+        await cluster[living].broker.remove_member(ANYONE, dead)
+        await cluster[living].broker.remove_member(ANYONE, living)
+        await cluster.until(lambda: leader.replica.committed_membership.ids == {leader.id}, "it")
+        assert await seq_of(leader.replica, publish()) == 1
+
+
+@pytest.mark.parametrize("through_leader", [True, False])
+async def test_a_forced_removal_says_whom_it_waits_for_until_that_one_is_back(
+    autojump_clock: MockClock, through_leader: bool
+) -> None:
+    """RAFT.md scenario 37."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        dead, living = sorted(cluster.running.keys() - {leader.id})
+        cluster.kill(dead)
+        asked = leader if through_leader else cluster[living]
+        await asked.broker.remove_member(ANYONE, living, forced=True)
+        waits = {
+            "joins": [],
+            "promotes": [],
+            "leaves": [living],
+            "voters": sorted((dead, leader.id)),
+            "needed": 2,
+            "waits_for": [dead],
+        }
+        for moment in ("it still leads", "it has stepped down"):
+            view = await leader.broker.cluster(ANYONE)
+            assert view["change_pending"], moment
+            assert view["change"] == waits, moment
+            await cluster.until(lambda: leader.replica.leader is None, "it to step down")
+        with pytest.raises(RequestError, match=f"The removal of {living} .* Start {dead}"):
+            leader.broker.check_ready()
+        await cluster.start(dead)
+        await cluster.leader(leader.id, dead)
+        await cluster.until(lambda: not leader.replica.change_pending, "the removal's commit")
+        assert (await leader.broker.cluster(ANYONE))["change"] is None
+        assert await seq_of(leader.replica, publish()) == 1
+
+
+async def test_a_leader_of_an_older_version_removes_as_it_ever_did(
+    autojump_clock: MockClock,
+) -> None:
+    """It has no guard, and does not know what to force is."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        other, removed = sorted(cluster.running.keys() - {leader.id})
+        del leader.replica.handlers["remove-forced"]
+        await cluster[other].broker.remove_member(ANYONE, removed, forced=True)
+        await cluster.until(lambda: removed not in leader.replica.membership.ids, "the removal")
+
+
+async def test_leadership_is_not_handed_to_a_voter_that_is_away(
+    autojump_clock: MockClock,
+) -> None:
+    """Writes would wait for it."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        dead, living = sorted(cluster.running.keys() - {leader.id})
+        cluster.kill(dead)
+        for node in (leader, cluster[living]):
+            with pytest.raises(RequestError) as refused:
+                await node.broker.move_leader(ANYONE, dead)
+            assert refused.value.code == "member_unreachable"
+        await cluster[living].broker.move_leader(ANYONE, living)
+        await cluster.until(lambda: cluster[living].replica.leads, "the other to lead")
+
+
+async def test_a_learner_that_goes_again_never_gets_a_vote(autojump_clock: MockClock) -> None:
+    """From one voter to two: the first must not wait for one that is gone."""
+    async with running_cluster(1) as cluster:
+        alone = cluster["n1"]
+        learner = await cluster.start("n2", join=("n1",))
+        learner.members._on_adopted = learner.gate.shut
+        await cluster.until(lambda: "n2" in alone.replica.committed_membership.ids, "it to join")
+        cluster.kill("n2")
+        await trio.sleep(30)
+        assert alone.replica.membership.voters == {"n1"}
+        assert await seq_of(alone.replica, publish()) == 1
+
+
 async def test_two_changes_at_once_are_made_one_after_the_other_or_refused(
     autojump_clock: MockClock,
 ) -> None:
@@ -974,7 +1085,7 @@ async def test_a_removal_that_cannot_be_committed_is_shown_as_pending(
         gone, other = [node for node in cluster.running if node != leader.id]
         cluster.kill(gone)
         cluster.kill(other)
-        await leader.members.remove(gone)
+        await leader.members.remove(gone, forced=True)
         assert gone not in leader.replica.membership.ids
         assert leader.replica.change_pending
         await cluster.start(other)

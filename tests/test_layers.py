@@ -64,7 +64,10 @@ LAYERS = (
     ("message", "names", "routes"),
     ("filters",),
     ("files", "masking"),
-    ("errors", "order", "floor", "pace", "patience", "expiry", "untracked", "agreement"),
+    (
+        *("errors", "order", "floor", "pace", "patience", "expiry", "untracked", "agreement"),
+        "changes",
+    ),
     ("raft.*",),
     ("__init__",),
 )
@@ -88,6 +91,7 @@ PURE = (
         "patience",
         "pace",
         "payers",
+        "changes",
         "expiry",
         "agreement",
         "raft.*",

@@ -64,6 +64,8 @@ def status(url: str, as_json: bool) -> None:
         "change_pending",
     ):
         click.echo(f"{name.replace('_', ' '):<14} {shown(answer.get(name))}")
+    if pending := sentence_of(answer.get("change")):
+        click.echo(f"\n{pending}")
     members = answer.get("members")
     if isinstance(members, list) and members:
         row = "{:<16} {:<8} {:<22} {:<28} {:>12} {:>8} {:<9} {:>5} {:>8}"
@@ -72,6 +74,19 @@ def status(url: str, as_json: bool) -> None:
         click.echo(row.format(*head))
         for each in members:
             click.echo(row.format(*(shown(each.get(cell)) for cell in CELLS)))
+
+
+def sentence_of(change: object) -> str:
+    """What is told of a change that is not committed; nothing if there is none."""
+    import msgspec
+
+    from repl_broker.changes import PendingChange, sentence
+
+    try:
+        found = msgspec.convert(change, PendingChange | None)
+    except msgspec.ValidationError:  # of another version
+        return ""
+    return sentence(found) if found else ""
 
 
 CELLS: Final = (
@@ -115,15 +130,23 @@ def add(node: str, raft: Address, http: str, url: str, as_json: bool) -> None:
 
 @cluster.command()
 @click.argument("node", type=KeyType("node.id", "name"), metavar="ID")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even if the voters that are left, and answer, are no majority: nothing is written then "
+    "until enough of them are back, and it cannot be undone.",
+)
 @url_option
 @json_option
-def remove(node: str, url: str, as_json: bool) -> None:
+def remove(node: str, force: bool, url: str, as_json: bool) -> None:
     """Remove the node ID.
 
     It hears of that, says so and stops. It may also be away: to come back it needs an
-    empty data directory.
+    empty data directory. What would leave the cluster without a majority is refused:
+    remove the nodes that are away first.
     """
-    change(url, as_json, "DELETE", f"/v1/cluster/members/{node}", None, f"removing {node}")
+    path = f"/v1/cluster/members/{node}{'?force=true' if force else ''}"
+    change(url, as_json, "DELETE", path, None, f"removing {node}")
 
 
 @cluster.command()
@@ -152,7 +175,7 @@ def change(
 
     with Client(url, token=given_token()) as client:
         answer = client.call(method, path, body=body)
-    text = f"{done}; 'cluster status' shows how far it is"
+    text = sentence_of(answer.get("change")) or f"{done}; 'cluster status' shows how far it is"
     click.echo(json.dumps(answer, ensure_ascii=False) if as_json else text)
 
 

@@ -14,7 +14,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from repl_broker.agreement import middle
+from repl_broker.changes import PendingChange, sentence
 from repl_broker.config import ClusterConfig
 
 __all__ = [
@@ -223,6 +226,7 @@ def judge_cluster(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[F
                 "raft_address",
             )
         )
+    findings += _judge_change(after.get("change"))
     earlier = {str(each.get("id")): each for each in _members(before)}
     for member in _members(after):
         findings += _judge_member(member, earlier.get(str(member.get("id")), {}))
@@ -230,6 +234,18 @@ def judge_cluster(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[F
         count = len(_members(after))
         findings.append(ok("cluster", f"{after.get('leader')} leads; {count} members are well"))
     return findings
+
+
+def _judge_change(change: object) -> list[Finding]:
+    """Of the members, if it is not committed and cannot be."""
+    try:
+        found = msgspec.convert(change, PendingChange | None)
+    except msgspec.ValidationError:  # of another version
+        return []
+    if found is None or not found.waits_for:
+        return []
+    what, _, remedy = sentence(found).partition(". ")
+    return [problem("cluster", what, remedy)]
 
 
 def _members(cluster: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -161,6 +161,7 @@ class ChangeMembership(msgspec.Struct, frozen=True):
 
     token: int
     change: MembershipChange
+    forced: bool = False  # even if the voters that answer are no majority then
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -265,6 +266,8 @@ class Refusal(Enum):
     NOT_A_MEMBER = "no such member"
     ALREADY_A_MEMBER = "the member is there already"
     LAST_VOTER = "the last voter cannot be removed"
+    NO_MAJORITY = "the voters that answer would be no majority"
+    NOT_ANSWERING = "the voter does not answer, or has to get a snapshot first"
     NOT_A_VOTER = "only a voter can lead"
 
 
@@ -1001,7 +1004,7 @@ class Core:
         progress = self.progress.get(rpc.sender)
         if progress is None or rpc.index > self.log.last_index:
             return  # no member, or it acknowledges what was never sent
-        progress.heard_at = self._now
+        progress.heard_at, progress.silent = self._now, False
         if rpc.accepted:
             if progress.accepted(rpc.index):
                 self._advance_commit()
@@ -1018,7 +1021,7 @@ class Core:
         progress = self.progress.get(rpc.sender)
         if progress is None:
             return
-        progress.heard_at = self._now
+        progress.heard_at, progress.silent = self._now, False
         progress.round = max(progress.round, rpc.round)
         self._watch_learner(rpc.sender, progress)
         if progress.is_waiting:
@@ -1105,6 +1108,8 @@ class Core:
             self._effects.refused.append((event.token, Refusal.NOT_A_VOTER))
         elif self.transfer_target not in (None, event.target):
             self._effects.refused.append((event.token, Refusal.BUSY))
+        elif event.target not in self.answering:
+            self._effects.refused.append((event.token, Refusal.NOT_ANSWERING))
         else:
             self._effects.taken.append((event.token, self.log.last_index, self.term))
             if event.target != self.node_id and self.transfer_target is None:
@@ -1133,14 +1138,14 @@ class Core:
     # --- membership ---
 
     def _change_membership(self, event: ChangeMembership) -> None:
-        refusal = self._objection(event.change)
+        refusal = self._objection(event.change, forced=event.forced)
         if refusal is not None:
             self._effects.refused.append((event.token, refusal))
             return
         entry = self._append_as_leader(EntryKind.MEMBERSHIP, self._changed(event.change).encode())
         self._effects.taken.append((event.token, entry.index, entry.term))
 
-    def _objection(self, change: MembershipChange) -> Refusal | None:
+    def _objection(self, change: MembershipChange, *, forced: bool = False) -> Refusal | None:
         if self.role is not Role.LEADER:
             return Refusal.NOT_LEADER
         if not self.has_committed_in_term:
@@ -1162,7 +1167,31 @@ class Core:
                 return Refusal.NOT_A_MEMBER
             case Remove(node_id) if self.membership.voters == {node_id}:
                 return Refusal.LAST_VOTER
+        if not forced and isinstance(change, Remove | Promote) and not self._may_commit(change):
+            return Refusal.NO_MAJORITY
         return None
+
+    def _may_commit(self, change: MembershipChange) -> bool:
+        """Whether those who would vote then, and answer now, are a majority. The change is in
+        force from the moment it is appended, so that without one it could never be committed,
+        nor taken back."""
+        voters = self.voters_after(change)
+        return 2 * len(self.answering & voters) > len(voters)
+
+    def voters_after(self, change: MembershipChange) -> frozenset[str]:
+        """Who would vote; for a change to which nothing else objects."""
+        return self._changed(change).voters
+
+    @property
+    def answering(self) -> set[str]:
+        """As leader: who has answered within an election timeout, and can be sent entries. Not
+        whose connection broke since, nor who has to get a snapshot first."""
+        since = self._now - self.options.election_timeout_seconds
+        return {
+            peer
+            for peer, progress in self.progress.items()
+            if peer == self.node_id or progress.is_answering(since)
+        }
 
     def _changed(self, change: MembershipChange) -> Membership:
         membership = self.membership
@@ -1226,7 +1255,7 @@ class Core:
         """
         if self.role is Role.LEADER:
             if (progress := self.progress.get(event.peer)) is not None:
-                progress.heard_at = self._now
+                progress.heard_at, progress.silent = self._now, False
         elif event.peer == self.leader and not self._leader_suspected:
             self._leader_heard_at = self._now
             self._restart_election_timer()
@@ -1238,6 +1267,8 @@ class Core:
 
     def _unreachable(self, event: Unreachable) -> None:
         progress = self.progress.get(event.peer)
+        if progress is not None:
+            progress.silent = True
         if progress is not None and progress.mode is Mode.REPLICATE:
             progress.probe(progress.match + 1)
             progress.paused = True

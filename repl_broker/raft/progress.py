@@ -33,7 +33,8 @@ class Progress:
     match: int = 0  # the log is known to be equal, and on the peer's disk, up to here
     mode: Mode = Mode.PROBE
     paused: bool = False  # PROBE: an append is on its way
-    heard_at: float = 0.0  # when the peer last answered
+    heard_at: float = 0.0  # when the peer last answered, or this leader began to wait for it
+    silent: bool = True  # it has not answered since then, or its connection broke
     round: int = 0  # the newest heartbeat that it answered
     told_commit: int = 0  # what it knows to be committed, if nothing was lost
     snapshot_index: int = 0  # SNAPSHOT: what it is being sent
@@ -51,6 +52,10 @@ class Progress:
                 return len(self.in_flight) < appends_max and self.in_flight_bytes < bytes_max
             case Mode.SNAPSHOT:
                 return False
+
+    def is_answering(self, since: float) -> bool:
+        """Whether the peer has answered since then, and can be sent entries."""
+        return self.heard_at >= since and not self.silent and self.mode is not Mode.SNAPSHOT
 
     @property
     def is_waiting(self) -> bool:

@@ -13,7 +13,13 @@ from repl_broker.web.answers import JSON, json_answer
 from repl_broker.web.base import base_here
 from repl_broker.web.body import BodyLimits, check_media_type, read_body
 from repl_broker.web.guard import asking
-from repl_broker.web.parameters import check_members, read_object, read_query, read_text
+from repl_broker.web.parameters import (
+    check_members,
+    read_object,
+    read_query,
+    read_switch,
+    read_text,
+)
 
 __all__ = ["Cluster"]
 
@@ -47,8 +53,9 @@ class Cluster:
 
     async def remove_member(self, member: str) -> Response:
         """Remove a node from the cluster."""
-        read_query(request.query_string, ())
-        await self._broker.remove_member(asking(), _check_id(member))
+        query = read_query(request.query_string, ("force",))
+        forced = read_switch(query, "force")
+        await self._broker.remove_member(asking(), _check_id(member), forced=forced)
         return await self._accepted()
 
     async def move_leader(self) -> Response:

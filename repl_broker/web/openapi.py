@@ -636,15 +636,23 @@ def _remove_member() -> Object:
         "schema": {"type": "string", "pattern": MEMBER_PATTERN},
         "example": "n2",
     }
+    force = {
+        "name": "force",
+        "in": "query",
+        "description": "`true`: even if the voters that are left, and answer, are no majority.",
+        "schema": {"type": "boolean", "default": False},
+    }
     return _operation(
         "Cluster",
         "removeMember",
         "Remove a node from the cluster",
         "The node hears of it, says so and stops. It may be away: with its old data it is not let "
-        "in again. A leader hands over first." + _UNDER_WAY,
-        parameters=[member],
+        "in again. A leader hands over first. If the voters that are left, and answer, would be no "
+        "majority, it is refused: once begun it could not be taken back, and nothing would be "
+        "written any more until enough of them are back." + _UNDER_WAY,
+        parameters=[member, force],
         answers=_accepted(),
-        codes=(*MEMBER_CODES, "member_not_found", "last_voter"),
+        codes=(*MEMBER_CODES, "member_not_found", "last_voter", "no_majority"),
         curl="-X DELETE {url}/v1/cluster/members/n2",
     )
 
@@ -658,7 +666,10 @@ def _move_leader() -> Object:
         "get there within an election timeout, the old leader goes on." + _UNDER_WAY,
         body={JSON: {"schema": _ref("NewLeader"), "example": {"id": "n2"}}},
         answers=_accepted(),
-        codes=(*BODY_CODES, *MEMBER_CODES, "member_not_found", "not_a_voter", "clock_off"),
+        codes=(
+            *(*BODY_CODES, *MEMBER_CODES),
+            *("member_not_found", "not_a_voter", "member_unreachable", "clock_off"),
+        ),
         curl="""-H 'Content-Type: application/json' -d '{"id":"n2"}' {url}/v1/cluster/leader""",
     )
 
@@ -935,6 +946,7 @@ def _schemas() -> Object:
     time = {"type": "string", "format": "date-time", "example": EXAMPLE_TIME}
     count = {"type": "integer", "minimum": 0}
     maybe = {"type": ["integer", "null"], "minimum": 0}
+    ids = {"type": "array", "items": {"type": "string"}}
     next_id = {"type": ["string", "null"], "description": "`after` of the next page; null: none."}
     retention = {
         name: {"type": "integer", "minimum": least, "maximum": most}
@@ -1074,9 +1086,28 @@ def _schemas() -> Object:
                     "description": "Whether the members are as in a change that this node does not "
                     "know to be committed: without a majority it may stay so, or be dropped.",
                 },
+                "change": {
+                    "anyOf": [_ref("PendingChange"), {"type": "null"}],
+                    "description": "That change; null if there is none.",
+                },
                 "members": {"type": "array", "items": _ref("Member")},
             },
             "The cluster as one node sees it.",
+        ),
+        "PendingChange": _object(
+            {
+                "joins": ids | {"description": "Who comes, as a learner."},
+                "promotes": ids | {"description": "Who gets its vote."},
+                "leaves": ids | {"description": "Who goes."},
+                "voters": ids | {"description": "Who votes once it is committed, and until then."},
+                "needed": count | {"description": "How many of them must have it."},
+                "waits_for": ids
+                | {
+                    "description": "Those of them that do not answer, if the others are too few: "
+                    "nothing is written before some of them are back.",
+                },
+            },
+            "A change of the members that is not known to be committed.",
         ),
         "Member": _object(
             {
@@ -1217,6 +1248,7 @@ _EXAMPLE_CLUSTER: Final[Object] = {
     "feature_level": 3,
     "clock_skew_seconds_max": 5,
     "change_pending": False,
+    "change": None,
     "members": [
         _example_member(1, "leader"),
         _example_member(2, "voter"),

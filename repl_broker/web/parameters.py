@@ -33,6 +33,7 @@ __all__ = [
     "read_limit",
     "read_object",
     "read_query",
+    "read_switch",
     "read_text",
 ]
 
@@ -95,6 +96,14 @@ def read_limit(query: Query) -> int:
     if re.fullmatch(r"[0-9]{1,9}", text) is None or not 1 <= int(text) <= LIMIT_MAX:
         _refuse(f"The query parameter 'limit' is {_shown(text)}; give a number, 1 to {LIMIT_MAX}.")
     return int(text)
+
+
+def read_switch(query: Query, name: str) -> bool:
+    """``true`` or ``false``, which it is if it is not given. Raises ``invalid_parameter``."""
+    text = query.get(name, ["false"])[0]
+    if text not in ("true", "false"):
+        _refuse(f"The query parameter {name!r} is {_shown(text)}; give true or false.")
+    return text == "true"
 
 
 def read_object(body: bytes) -> dict[str, object]:

@@ -64,8 +64,11 @@ REMEDIES: Final[dict[str, str]] = {
     "topic_exists": "Use it as it is, or change its settings with `PUT /v1/topics/{topic}`.",
     "member_exists": "Give each node an id of its own. A member that lost its data is removed "
     "first, and joins again with an empty data directory.",
-    "member_unreachable": "Start the node with `--join`, see that the leader reaches its "
-    "`[raft] advertise`, and ask again.",
+    "member_unreachable": "Start the node, with `--join` if it is to be added, see that the leader "
+    "reaches its `[raft] advertise`, and ask again.",
+    "no_majority": "`detail` names the voters that there would be, and those that do not answer: "
+    "start these first, or remove one of them first. With `force=true` it is done all the same, "
+    "and nothing is written until enough of them are back.",
     "last_voter": "Add another node first, or stop this one if the cluster is to end.",
     "not_a_voter": "Choose a voter; a learner becomes one when it has caught up.",
     "clock_off": "Mend the member's clock (NTP), or choose another: one whose clock is off leaves "

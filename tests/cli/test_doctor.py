@@ -492,7 +492,30 @@ def test_what_is_wrong_with_a_cluster_is_named(
     assert (found.verdict, words in found.found) == (verdict, True), found
 
 
-@pytest.mark.parametrize("strange", [{}, {"members": 1}, {"members": [1, {}]}, {"leader": []}])
+def test_a_change_of_members_that_waits_for_nodes_is_a_problem_with_a_remedy() -> None:
+    change = {"joins": [], "promotes": [], "leaves": ["n2"], "voters": ["n1", "n3"], "needed": 2}
+    stuck = {**cluster(member("n1")), "change": {**change, "waits_for": ["n3"]}}
+    (found,) = judge_cluster(stuck, stuck)
+    assert found.verdict == "problem"
+    assert found.found.startswith("The removal of n2 is not known to be committed: of the voters")
+    assert found.remedy.startswith("Start n3")
+    assert "recover" in found.remedy
+    under_way = {**cluster(member("n1")), "change": {**change, "waits_for": []}}
+    (found,) = judge_cluster(under_way, under_way)
+    assert found.verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {},
+        {"members": 1},
+        {"change": 1},
+        {"change": {"joins": 1}},
+        {"members": [1, {}]},
+        {"leader": []},
+    ],
+)
 def test_whatever_a_server_says_of_its_cluster_is_judged(strange: dict[str, Any]) -> None:
     assert judge_cluster(strange, strange)
 

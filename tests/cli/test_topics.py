@@ -39,6 +39,7 @@ CLUSTER: dict[str, Any] = {
     "feature_level": 2,
     "clock_skew_seconds_max": 5,
     "change_pending": False,
+    "change": None,
     "members": [
         {
             "id": "n1",
@@ -256,6 +257,23 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
     ]
     as_json = run("cluster", "status", "--json", "--url", broker.url)
     assert json.loads(as_json.stdout) == CLUSTER
+
+
+def test_status_shows_for_whom_a_change_waits(run: Run, broker: FakeBroker) -> None:
+    change = {"joins": [], "promotes": [], "leaves": ["n2"], "voters": ["n1", "n3"], "needed": 2}
+    stuck = {**CLUSTER, "change_pending": True, "change": {**change, "waits_for": ["n3"]}}
+    broker.steps = [answer(200, stuck), answer(200, {**CLUSTER, "change": {"of": "another"}})]
+    text = run("cluster", "status", "--url", broker.url).stdout
+    assert "The removal of n2 is not known to be committed: of the voters n1, n3 2 must" in text
+    assert "Start n3" in text
+    assert "committed" not in run("cluster", "status", "--url", broker.url).stdout
+
+
+def test_a_removal_is_forced_only_if_that_is_asked_for(run: Run, broker: FakeBroker) -> None:
+    broker.steps = [answer(202, CLUSTER), answer(202, CLUSTER)]
+    for force in ([], ["--force"]):
+        run("cluster", "remove", "n2", *force, "--url", broker.url)
+    assert [request.query for request in broker.seen] == [{}, {"force": ["true"]}]
 
 
 def test_what_the_node_cannot_know_of_a_member_is_shown_as_such(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from repl_broker.levels import NEWEST
 from tests.contract.client import Node, check_problem
 
@@ -24,6 +26,7 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "feature_level": NEWEST,
         "clock_skew_seconds_max": 5,
         "change_pending": False,
+        "change": None,
     }
     assert member.pop("raft_address")
     assert member.pop("http_url").startswith("http://")
@@ -44,6 +47,8 @@ async def test_a_single_node_has_no_members_to_change(node: Node) -> None:
     added = await client.post("/v1/cluster/members", json=member)
     check_problem(added, 409, "single_node")
     check_problem(await client.delete("/v1/cluster/members/n2"), 409, "single_node")
+    forced = await client.delete("/v1/cluster/members/n2?force=true")
+    check_problem(forced, 409, "single_node")
     moved = await client.post("/v1/cluster/leader", json={"id": "n2"})
     check_problem(moved, 409, "single_node")
 
@@ -51,3 +56,9 @@ async def test_a_single_node_has_no_members_to_change(node: Node) -> None:
 async def test_a_malformed_member_is_refused_as_such(node: Node) -> None:
     response = await node.client.delete("/v1/cluster/members/n%202")
     check_problem(response, 400, "invalid_parameter", "id")
+
+
+@pytest.mark.parametrize("value", ["", "1", "True", "yes", "true&force=true"])
+async def test_a_removal_is_forced_by_true_alone(node: Node, value: str) -> None:
+    response = await node.client.delete(f"/v1/cluster/members/n2?force={value}")
+    check_problem(response, 400, "invalid_parameter", "force")

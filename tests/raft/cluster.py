@@ -266,9 +266,9 @@ class Cluster:
         self.step(name, Transfer(self._token, target))
         return self._token
 
-    def change(self, name: str, change: MembershipChange) -> int:
+    def change(self, name: str, change: MembershipChange, *, forced: bool = False) -> int:
         self._token += 1
-        self.step(name, ChangeMembership(self._token, change))
+        self.step(name, ChangeMembership(self._token, change, forced))
         return self._token
 
     # --- what there is to see ---

@@ -706,7 +706,7 @@ class Simulator:
             else:
                 change = Remove(self.random.choice(sorted(membership.ids)))
             self.note("operator asks", leader.id, change)
-            self.post(leader, leader.life, ChangeMembership(-self.token(), change))
+            self.post(leader, leader.life, ChangeMembership(-self.token(), change, forced=True))
 
     # --- blows ---
 

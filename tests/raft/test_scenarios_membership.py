@@ -16,6 +16,7 @@ from repl_broker.raft.core import (
     Refusal,
     Remove,
     Role,
+    Unreachable,
     UpdateMember,
 )
 from repl_broker.raft.log import Entry, EntryKind, Membership
@@ -133,7 +134,7 @@ def test_majorities_before_and_after_any_change_have_a_node_in_common(
         cluster = Cluster(voters, learners=learners, outside=1)
         cluster.elect("n1", *nodes[:voters])  # a learner that hears would be promoted
         before = cluster["n1"].membership.voters
-        token = cluster.change("n1", change)
+        token = cluster.change("n1", change, forced=True)
         after = cluster["n1"].membership.voters
         assert len(before ^ after) <= 1
         assert overlap(before, after)
@@ -215,6 +216,78 @@ def test_the_last_voter_is_not_removed() -> None:
     cluster = grown()
     token = cluster.change("n1", Remove("n1"))
     assert cluster.refused == {token: Refusal.LAST_VOTER}
+
+
+def test_a_removal_that_the_rest_could_not_commit_is_refused() -> None:
+    """RAFT.md scenario 37; etcd's strict reconfiguration check: it would be in force at once."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    cluster.step("n1", Unreachable("n3"))
+    token = cluster.change("n1", Remove("n2"))
+    assert cluster.refused == {token: Refusal.NO_MAJORITY}
+    assert cluster["n1"].membership == members(["n1", "n2", "n3"])
+    token = cluster.change("n1", Remove("n3"))
+    assert token in cluster.taken
+    cluster.deliver_only("n1", "n2")
+    token = cluster.change("n1", Remove("n2"))
+    assert token in cluster.taken, "who is left is a majority of one"
+
+
+def test_a_removal_is_forced_by_who_knows_better() -> None:
+    """RAFT.md scenario 37."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    cluster.step("n1", Unreachable("n3"))
+    token = cluster.change("n1", Remove("n2"), forced=True)
+    assert token in cluster.taken
+
+
+def test_a_new_leader_counts_nobody_who_has_not_answered_it() -> None:
+    """RAFT.md scenario 37: it knows of nobody yet that it is away."""
+    cluster = Cluster()
+    cluster.elect("n1", "n1", "n2")
+    assert cluster["n1"].has_committed_in_term
+    token = cluster.change("n1", Remove("n2"))
+    assert cluster.refused == {token: Refusal.NO_MAJORITY}
+
+
+def test_a_voter_that_answered_long_ago_is_not_counted() -> None:
+    """RAFT.md scenario 37: a cut is silent."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    assert cluster["n1"].answering == {"n1", "n2", "n3"}
+    for _ in range(15):
+        cluster.now += 0.1
+        cluster.step("n1")
+        cluster.deliver_only("n1", "n2")
+    assert cluster["n1"].answering == {"n1", "n2"}
+    token = cluster.change("n1", Remove("n2"))
+    assert cluster.refused == {token: Refusal.NO_MAJORITY}
+
+
+def test_a_voter_that_has_to_get_a_snapshot_first_is_not_counted() -> None:
+    """RAFT.md scenario 37: it lives, and can acknowledge nothing for as long as that takes."""
+    cluster = Cluster()
+    cluster.elect("n1")
+    cluster["n1"].progress["n3"].snapshot(1)
+    token = cluster.change("n1", Remove("n2"))
+    assert cluster.refused == {token: Refusal.NO_MAJORITY}
+
+
+@pytest.mark.parametrize(("size", "away"), [(s, a) for s in range(2, 7) for a in range(s)])
+def test_no_removal_that_is_taken_leaves_those_who_answer_without_a_majority(
+    size: int, away: int
+) -> None:
+    """RAFT.md scenario 37: whoever goes, the leader too, and however many are away."""
+    for gone in range(1, size + 1):
+        cluster = Cluster(size)
+        cluster.elect("n1")
+        silent = {f"n{size - i}" for i in range(away)} - {"n1"}
+        cluster.step("n1", *map(Unreachable, sorted(silent)))
+        token = cluster.change("n1", Remove(f"n{gone}"))
+        left = {f"n{i}" for i in range(1, size + 1)} - {f"n{gone}"}
+        may_commit = 2 * len(left - silent) > len(left)
+        assert (token in cluster.taken) is may_commit
 
 
 def test_only_the_leader_changes_members() -> None:
@@ -427,7 +500,7 @@ def test_a_learner_is_promoted_on_request() -> None:
     """RAFT.md scenario 42."""
     cluster = Cluster(1, learners=1)
     cluster.elect("n1", "n1")
-    cluster.change("n1", Promote("n2"))
+    cluster.change("n1", Promote("n2"), forced=True)
     assert cluster["n1"].membership == members(["n1", "n2"])
 
 
