@@ -38,7 +38,7 @@ from repl_broker.handshake import (
     lost_its_data,
 )
 from repl_broker.levels import FIRST
-from repl_broker.raft.core import AddLearner, MembershipChange, Remove, Role, UpdateMember
+from repl_broker.raft.core import MembershipChange, Remove, Role, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
 from repl_broker.sending import UNKNOWN_REQUEST
@@ -737,11 +737,11 @@ class Members:
                 f"The node {node_id!r} was removed from the cluster and still has its old data; "
                 "empty its data directory, and let it join again.",
             )
-        await self._invite(raft_address)
-        await self._commit(AddLearner(member))
+        level = await self._invite(raft_address)
+        await self._await_commit(await replica.add_learner(member, level))
 
     async def _who(self, node_id: str, raft_address: str) -> Joiner:
-        found = await self._ask_address(raft_address, "who", None)
+        found, _ = await self._ask_address(raft_address, "who", None)
         joiner = msgspec.convert(found, Joiner)
         if joiner.id != node_id:
             raise RequestError(
@@ -756,17 +756,19 @@ class Members:
             )
         return joiner
 
-    async def _invite(self, raft_address: str) -> None:
-        replica = self._replica
-        await self._ask_address(raft_address, "invite", (replica.cluster_id, replica.epoch))
+    async def _invite(self, raft_address: str) -> int:
+        """Have the node belong to this cluster; its feature level."""
+        about = (self._replica.cluster_id, self._replica.epoch)
+        _, level = await self._ask_address(raft_address, "invite", about)
+        return level
 
-    async def _ask_address(self, raft_address: str, name: str, argument: Any) -> Any:
+    async def _ask_address(self, raft_address: str, name: str, argument: Any) -> tuple[Any, int]:
         try:
             address = Address.parse(raft_address)
         except RefusedError as error:
             raise RequestError("invalid_parameter", f"The raft_address: {error}.") from None
         try:
-            return await self._require_transport().call_address(
+            return await self._require_transport().meet(
                 (address.host, address.port), name, argument, seconds=CALL_SECONDS
             )
         except PeerUnreachableError:
@@ -816,7 +818,9 @@ class Members:
 
     async def _commit(self, change: MembershipChange, *, forced: bool = False) -> None:
         """Append a change; wait for its commit, as long as that may be expected to take."""
-        index = await self._replica.change_membership(change, forced=forced)
+        await self._await_commit(await self._replica.change_membership(change, forced=forced))
+
+    async def _await_commit(self, index: int) -> None:
         with trio.move_on_after(self._replica.options.election_timeout_seconds):
             await self._replica.wait_applied(index)
 

@@ -46,14 +46,18 @@ from repl_broker.command import (
     KeepTopics,
     Numbered,
     Publish,
+    RaiseLevel,
 )
-from repl_broker.errors import OutcomeUnknownError, RequestError
+from repl_broker.errors import NOTHING_CHANGED, OutcomeUnknownError, RequestError
 from repl_broker.histogram import BOUNDS_SECONDS
 from repl_broker.state import Outcome, Repeated
 from repl_broker.wire import encode_command
 
-__all__ = ["COMMIT_BUCKETS_SECONDS", "Forwarded", "Offer", "Proposal", "Proposals", "Watch"]
+__all__ = ["COMMIT_BUCKETS_SECONDS", "LARGE_BYTES", "LEADERS_OWN"]
+__all__ += ["Forwarded", "Offer", "Proposal", "Proposals", "Watch"]
 
+# What a leader decides by what it knows: no follower sends it on, and no later leader appends it.
+LEADERS_OWN: Final = (Configure, Expire, RaiseLevel)
 STEPS_MAX: Final = 10_000  # of one entry, unless a single command is more: some 20 ms of applying
 LIGHT_STEPS_MAX: Final = 1000  # of what does not wait behind batches …
 LIGHT_BYTES_MAX: Final = 64 << 10  # … and its size
@@ -319,14 +323,21 @@ class Proposals:
                 kept.append(offer)
         return kept
 
-    def refuse_forwarded(self) -> None:
-        """This node leads no more: what peers sent goes back to them, never on."""
+    def lose_leadership(self) -> None:
+        """This node leads no more: what peers sent goes back to them, never on; and what it
+        decided as leader is over, even if it should lead again."""
         for line in (self._light, self._heavy, self._large):
             for offer in line.clear():
                 if isinstance(offer, Forwarded):
                     offer.decided.set()
+                elif isinstance(offer.commands[0], LEADERS_OWN) and isinstance(offer, Proposal):
+                    self.refuse(offer, _leads_no_more())
                 else:
                     line.add(offer)
+
+    def has(self, kind: type[Command]) -> bool:
+        """Whether a command of that kind is not settled."""
+        return any(isinstance(each.commands[0], kind) for each in self.unsettled)
 
     def number(self, offers: Sequence[Offer]) -> tuple[int, tuple[int, ...]]:
         """The floor, and the numbers of ``offers``, which are proposals. Each keeps its own."""
@@ -408,7 +419,7 @@ class Proposals:
             placed = self._placed.pop(later)
             if kept := [p for p in placed if p[0] >= term]:
                 self._placed[later] = kept
-            self.put_back([p for t, _, p in placed if t < term])
+            self._offer_again([p for t, _, p in placed if t < term])
 
     def skipped(self, upto: int, term: int) -> None:
         """A snapshot took the place of the entries up to ``upto``, the last of which is of
@@ -452,7 +463,7 @@ class Proposals:
             self.give_up(proposal, refusal)
 
     def _settle(self, index: int, term: int, outcomes: Sequence[Outcome]) -> None:
-        again: list[Offer] = []
+        again: list[Proposal] = []
         now = trio.current_time()
         for placed_term, ordinal, proposal in self._placed.pop(index):
             if placed_term != term:
@@ -463,7 +474,11 @@ class Proposals:
                 self.fail(proposal, outcome_unknown())
             else:
                 self._succeed(proposal, outcomes[ordinal], now)
-        self.put_back(again)
+        self._offer_again(again)
+
+    def _offer_again(self, proposals: Iterable[Proposal]) -> None:
+        """Entries of another leader took their places: they are in no committed log."""
+        self.put_back(self.keep_back(proposals, LEADERS_OWN, _leads_no_more()))
 
     def _succeed(self, proposal: Proposal, outcome: Outcome, now: float) -> None:
         if not proposal.settled.is_set():
@@ -508,6 +523,10 @@ def _steps(command: Command) -> int:
 
 def _is_light(command: Command, encoded: bytes) -> bool:
     return len(encoded) <= LIGHT_BYTES_MAX and _steps(command) <= LIGHT_STEPS_MAX
+
+
+def _leads_no_more() -> RequestError:
+    return RequestError("no_leader", f"The node does not lead any more.{NOTHING_CHANGED}")
 
 
 def outcome_unknown() -> OutcomeUnknownError:

@@ -57,8 +57,17 @@ from repl_broker.history import History
 from repl_broker.levels import NEWEST, NUMBERED, PUBLISHERS
 from repl_broker.message import Message
 from repl_broker.pace import Pace
-from repl_broker.proposals import LARGE_BYTES, Forwarded, Offer, Proposal, Proposals, Watch
+from repl_broker.proposals import (
+    LARGE_BYTES,
+    LEADERS_OWN,
+    Forwarded,
+    Offer,
+    Proposal,
+    Proposals,
+    Watch,
+)
 from repl_broker.raft.core import (
+    AddLearner,
     ChangeMembership,
     Compact,
     Core,
@@ -114,7 +123,6 @@ log = logging.getLogger(__name__)
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
 ENTRY_BYTES: Final = 4096  # what an entry counts for beside its data: a page of the database
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
-LEADERS_OWN: Final = (Configure, Expire, RaiseLevel)  # which no follower sends on
 RUNS: Final = "runs"  # the note: how often this node was started
 RUN_BITS: Final = 32  # of chance, behind that number
 FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
@@ -696,6 +704,36 @@ class Replica:
 
     # --- what the cluster's managers use (members.py) ---
 
+    async def add_learner(self, member: Member, level: int) -> int:
+        """Append that a node joins; the index at which it is. ``level`` is the highest feature
+        level that its version knows. Raises RequestError, and NotLeaderError.
+
+        In front of it no command is in the log that it does not know; and the level rises by
+        what all members know (members.py), of whom it is one from then on.
+        """
+        with trio.move_on_after(self.options.election_timeout_seconds):
+            while self.leads:
+                seen = self.seen
+                if seen.has_committed:  # then this holds all that earlier leaders appended
+                    await self.wait_applied(self._core.committed_index)
+                if seen != self.seen or not seen.has_committed or self._proposals.has(RaiseLevel):
+                    await self.pause(seen)
+                elif level < self.state.level:
+                    raise RequestError(
+                        "member_unreachable",
+                        f"The version of node {member.id!r} knows feature level {level} at most, "
+                        f"and the cluster has {self.state.level}; install a newer one there."
+                        f"{NOTHING_CHANGED}",
+                    )
+                else:  # with no pause in between
+                    return await self.change_membership(AddLearner(member))
+            raise NotLeaderError
+        raise RequestError(
+            "membership_change_in_progress",
+            f"The cluster's feature level is about to rise; ask again when it has."
+            f"{NOTHING_CHANGED}",
+        )
+
     async def change_membership(self, change: MembershipChange, *, forced: bool = False) -> int:
         """Append a change as leader; the index at which it is. Raises RequestError, and
         NotLeaderError.
@@ -1169,7 +1207,7 @@ class Replica:
         self.seen = seen
         self._news.unpark_all()
         if core.role is not Role.LEADER:
-            self._proposals.refuse_forwarded()
+            self._proposals.lose_leadership()
         if seen.leader != before.leader or seen.term != before.term:
             self._caught_up = False
             self._receiver.forget()  # the next leader begins its own

@@ -327,11 +327,17 @@ class Transport:
 
         It is tried once: raises as ``call`` does, and at once if nobody is there.
         """
+        return (await self.meet(address, name, argument, seconds=seconds))[0]
+
+    async def meet(
+        self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
+    ) -> tuple[Any, int]:
+        """As ``call_address``; the answer, and the feature level of who gave it."""
         link = _Link(self, "", address)
         async with _one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(link.run_once)
             try:
-                return await link.call(name, argument, seconds)
+                return await link.call(name, argument, seconds), link.level
             finally:
                 nursery.cancel_scope.cancel()
 

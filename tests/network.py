@@ -75,6 +75,14 @@ class Line:
     ) -> Any:
         return await self._network.ask(self._node_id, address[0], name, argument, seconds)
 
+    async def meet(
+        self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
+    ) -> tuple[Any, int]:
+        node = self._network.nodes.get(address[0])
+        answer = await self.call_address(address, name, argument, seconds=seconds)
+        assert node is not None, "it has answered"
+        return answer, node.replica.level_max
+
     def refusals(self) -> dict[str, str]:
         return {}
 

@@ -798,7 +798,7 @@ async def test_a_node_that_keeps_the_leader_waiting_is_no_loss_of_the_leader(
 
     async with running_cluster(3) as cluster:
         leader = await cluster.leader()
-        monkeypatch.setattr(leader.line, "call_address", silence)
+        monkeypatch.setattr(leader.line, "meet", silence)
         for node in [*cluster.running.values()]:
             with pytest.raises(RequestError) as refused:
                 await node.broker.add_member(ANYONE, "n9", "n9:4081", "http://n9")

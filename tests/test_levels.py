@@ -109,6 +109,36 @@ async def test_a_node_of_an_older_version_does_not_join(autojump_clock: MockCloc
         assert "n4" not in cluster["n1"].replica.membership.ids
 
 
+@pytest.mark.parametrize("joins_first", [True, False])
+async def test_a_node_that_joins_while_the_level_rises_can_read_all_that_it_gets(
+    joins_first: bool, autojump_clock: MockClock
+) -> None:
+    """Either it is a member first, and the level waits; or the level is first, and it waits
+    outside: it was let in when it was dialled, before the command for it was applied."""
+    async with running_cluster(levels=OLD) as cluster:
+        await restarted(cluster, "n1", NEWEST)
+        await restarted(cluster, "n2", NEWEST)
+        cluster.levels |= {"n3": NEWEST, "n4": FIRST}
+        cluster.kill("n3")
+        leader = await cluster.leader()
+        if joins_first:
+            await cluster.start("n4", join=(leader.id,))
+            await cluster.start("n3")
+        else:
+            await cluster.start("n3")
+            follower_of(cluster, leader).gate.shut()
+            cluster["n3"].gate.shut()
+            rises = leader.replica._proposals.has
+            await cluster.until(lambda: rises(RaiseLevel), "the level to rise")
+            await cluster.start("n4", join=(leader.id,))
+            await trio.sleep(0.3)
+            for node in cluster.running.values():
+                node.gate.open()
+        await trio.sleep(20)
+        level, ids = leader.replica.state.level, leader.replica.membership.ids
+        assert (level, "n4" in ids) == ((FIRST, True) if joins_first else (NEWEST, False))
+
+
 async def test_an_older_version_at_a_members_place_is_refused_both_ways(
     autojump_clock: MockClock,
 ) -> None:

@@ -19,6 +19,7 @@ from repl_broker.command import (
     KeepTopics,
     Numbered,
     Publish,
+    RaiseLevel,
     Retention,
     Settings,
 )
@@ -71,6 +72,26 @@ def outcomes(count: int = 1) -> list[Outcome]:
 
 def ended_unknown(proposal: Proposal) -> bool:
     return proposal.settled.is_set() and isinstance(proposal.failure, OutcomeUnknownError)
+
+
+@pytest.mark.parametrize("command", [RaiseLevel(2), Expire(1)])
+async def test_what_a_leader_decided_is_not_offered_by_it_in_another_term(
+    command: Command,
+) -> None:
+    """It knows nothing of what has happened since: who has joined, or what was published."""
+    proposals = Proposals()
+    waits, displaced, behind = (Proposal(command) for _ in range(3))
+    publishes = [proposed(proposals) for _ in range(3)]
+    for proposal in (displaced, behind):
+        proposals.add(proposal)
+    proposals.place(at(proposals.take(1 << 20)), 5, 1)
+    proposals.add(waits)
+    proposals.lose_leadership()
+    proposals.applied(5, 2, outcomes())
+    for proposal in (waits, displaced, behind):
+        assert proposal.failure is not None
+        assert proposal.failure.code == "no_leader"
+    assert proposals.take(1 << 20) == publishes, "of clients it is not the leader who decides"
 
 
 # --- taking, and room ---
@@ -468,7 +489,7 @@ async def test_what_a_peer_sent_goes_back_to_it_when_this_node_leads_no_more() -
     """RAFT.md scenario 47: never on."""
     proposals = Proposals()
     own, offer = proposed(proposals), forwarded(proposals)
-    proposals.refuse_forwarded()
+    proposals.lose_leadership()
     assert offer.decided.is_set()
     assert offer.place is None
     assert proposals.waiting_bytes == own.size
