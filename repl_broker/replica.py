@@ -85,6 +85,7 @@ from repl_broker.raft.core import (
     Refusal,
     Role,
     SnapshotInstalled,
+    StepAside,
     TellCommit,
     Transfer,
     Unreachable,
@@ -317,6 +318,7 @@ class Replica:
         self.has_reserve = True  # for what makes room, all the same
         self.tail_bytes = 0  # of all else, let through since it holds back
         self.tail_bytes_max = 0
+        self.snapshot_bytes_max = math.inf  # of one that comes, and takes the place of all
         # By clocks.py: the time of day, None while none is certain; whether to wait for it.
         self.certain_ms: Callable[[], int | None] = now_ms
         self.holds_entries = False
@@ -795,6 +797,10 @@ class Replica:
                 await self._news.park()
             log.info("handed over leader=%s term=%d", self.leader, self.term)
 
+    def step_aside(self) -> None:
+        """If this node leads, let another lead that has not all of its log."""
+        self._post(StepAside())
+
     def decline(self, *, declines: bool) -> None:
         """Leave it to others to stand for leader, as long as one of them can."""
         self._post(Decline(declines))
@@ -945,8 +951,9 @@ class Replica:
     async def _on_snapshot_begin(self, peer: str, argument: Any) -> None:
         if self.holds_back:
             self._receiver.forget()  # what another left staged may be what takes the room
+        if self.snapshot_bytes_max <= 0:
             raise StoreFullError("the disk has no room for a snapshot")
-        await self._receiver.begin(peer, argument, self._core.term)
+        await self._receiver.begin(peer, argument, self._core.term, self.snapshot_bytes_max)
 
     async def _on_snapshot_renew(self, peer: str, argument: Any) -> None:
         await self._receiver.renew(peer, argument)

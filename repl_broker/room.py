@@ -16,7 +16,12 @@ the leader, as if they were lost on the way: it stays, serves what it has, and
 catches up when it has room. What makes room is taken all the same, down to an eighth:
 deletions, expiry, the first entry of a new leader. Else a majority without room could
 not get out of that. So is a bounded tail of all else: publishes that were under way when
-the leader was told stand in front of the deletion, and no others come after them.
+the leader was told stand in front of the deletion, and no others come after them. If
+these are more, and nothing is committed any more, the leader steps aside: one of those
+that have not taken them leads then, and takes them back from it.
+
+A snapshot takes the place of all that the store has, and most often of more than it
+brings: it is taken as far as it fits beside.
 
 Nothing is told between two looks, so what is taken meanwhile is counted.
 """
@@ -24,6 +29,7 @@ Nothing is told between two looks, so what is taken meanwhile is counted.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -48,6 +54,8 @@ STORAGE_AGAIN: Final = 0.95  # of ``storage_bytes``, and there is room again
 DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``
 RESERVE: Final = 8  # of this part of ``disk_free_bytes`` what makes room may take the rest
 TAIL: Final = 4  # and all else that was under way this part, in all, while it holds back
+STAGED_TIMES: Final = 2  # each byte of a snapshot: the write-ahead log, the database
+STALLED_SECONDS: Final = 5.0  # without a commit, though there is something to commit
 REQUEST: Final = "full"  # what a follower tells the leader
 
 
@@ -84,6 +92,7 @@ class Room:
         self._told = (0.0, "")  # by the leader, as a peer is told
         self._refused = 0
         self._look_now = trio.Event()
+        self._stood = (0, 0, 0.0)  # as leader: the term, what was committed, and since when
         replica.handlers[REQUEST] = self._on_full
         replica.admits = self._admits
         replica.on_full = self._leader_is_full
@@ -154,6 +163,14 @@ class Room:
             if self._disk_full or self._storage_full:
                 await self._pass_on()
             now = trio.current_time()
+            if self._is_stalled(now):
+                log.warning(
+                    "steps aside: what it has taken has no room on the others uncommitted=%d "
+                    "reason=%r",
+                    self._uncommitted,
+                    self._reason_of_peers(now),
+                )
+                self._replica.step_aside()
             if self._disk_full and now >= made_room_at + MAKE_ROOM_SECONDS:
                 made_room_at = now
                 self._replica.make_room()
@@ -177,6 +194,7 @@ class Room:
         replica.holds_back = self._free < floor // 2
         replica.has_reserve = left >= 0
         replica.tail_bytes_max = min(floor // TAIL, left) // WRITTEN_TIMES
+        replica.snapshot_bytes_max = left // STAGED_TIMES if floor else math.inf
         if not replica.holds_back:
             replica.tail_bytes = 0
 
@@ -225,6 +243,24 @@ class Room:
         )
 
     # --- the cluster ---
+
+    @property
+    def _uncommitted(self) -> int:
+        replica = self._replica.statistics()
+        return replica.last_index - replica.commit_index
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether this node leads, and nothing has been committed for long, because too few
+        of the others have room for what comes next."""
+        replica = self._replica
+        term, committed, since = self._stood
+        if not replica.leads or (replica.term, replica.commit_index) != (term, committed):
+            self._stood = replica.term, replica.commit_index, now
+            return False
+        if not self._uncommitted or self._reason_of_peers(now) is None:
+            self._stood = term, committed, now
+            return False
+        return now - since >= STALLED_SECONDS
 
     async def _pass_on(self) -> None:
         """Tell the leader; or, as leader, let one lead that has room."""

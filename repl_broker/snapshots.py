@@ -25,6 +25,7 @@ leader puts an end to, or of which nothing has come for long.
 
 from __future__ import annotations
 
+import math
 import secrets
 from array import array
 from bisect import bisect_left, bisect_right
@@ -142,6 +143,8 @@ class _Incoming:
     entries: int = 0
     staged: bool = False
     renewed: bool = False  # another was staged before, with entries
+    bytes: int = 0  # that have come
+    bytes_max: float = math.inf  # that there is room for
     heard_at: float = 0.0  # the last piece
 
 
@@ -187,7 +190,10 @@ class SnapshotReceiver:
         self._may_be_staged = False  # it is not left there
         return taken
 
-    async def begin(self, sender: str, argument: Any, own_term: int) -> None:
+    async def begin(
+        self, sender: str, argument: Any, own_term: int, bytes_max: float = math.inf
+    ) -> None:
+        """``bytes_max`` is what the disk has room for, beside what there is."""
         transfer, term, index, snapshot_term, membership, size, checksum = msgspec.convert(
             argument, tuple[str, int, int, int, bytes, int, int]
         )
@@ -198,6 +204,7 @@ class SnapshotReceiver:
         mark = SnapshotMark(index, snapshot_term, Membership.decode(membership))
         self.forget()
         self._incoming = _Incoming(transfer, sender, term, mark, size, checksum)
+        self._incoming.bytes_max = bytes_max
         self._incoming.heard_at = trio.current_time()
 
     async def renew(self, sender: str, argument: Any) -> None:
@@ -222,6 +229,7 @@ class SnapshotReceiver:
         room = incoming.size - len(incoming.state)
         if offset != len(incoming.state) or len(piece) > room or crc32(piece) != checksum:
             self._refuse(f"the piece at {offset} is damaged or out of place")
+        self._count(incoming, len(piece))
         incoming.state += piece
 
     async def entries(self, sender: str, argument: Any) -> None:
@@ -232,10 +240,20 @@ class SnapshotReceiver:
         entries = [entry for row in rows if (entry := _entry(row)) is not None]
         if len(entries) < len(rows) or any(row[0] > incoming.mark.index for row in rows):
             self._refuse("an entry is damaged or not covered by the snapshot")
+        self._count(incoming, sum(len(entry.data) for entry in entries))
         await self._stage(incoming)
         self._expect(sender, transfer)  # staging has waited; another may have begun
         incoming.entries += len(entries)
         await self._disk.stage(entries)
+
+    def _count(self, incoming: _Incoming, size: int) -> None:
+        """What is staged stands beside the store whose place it takes."""
+        incoming.bytes += size
+        if incoming.bytes > incoming.bytes_max:
+            self.forget()
+            raise SnapshotRefusedError(
+                f"the disk has no room for the snapshot: more than {incoming.bytes_max:.0f} bytes"
+            )
 
     async def end(self, sender: str, argument: Any) -> tuple[int, SnapshotMark]:
         """The leader's term and the mark of what is complete now."""

@@ -427,6 +427,60 @@ async def test_publishes_under_way_when_the_room_goes_do_not_stand_before_a_dele
         assert not there.cluster.failures
 
 
+async def test_more_than_the_bound_under_way_does_not_stand_before_a_deletion_either(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The leader has taken them, and its followers cannot: one of these leads, without them."""
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        await there.cluster[leader].broker.publish(ANYONE, "chat", b"1")
+        await there.cluster.converged()
+        runs_out_of_room(there, FLOOR // 2 - 1, second, third)
+        outcomes = []
+
+        async def publish() -> None:
+            outcomes.append(await there.code_of_publish(leader, b'"%b"' % (b"x" * 30_000)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(FLOOR // 4 // 3 // 30_000 + 10):
+                nursery.start_soon(publish)
+            await trio.sleep(3)
+            with trio.fail_after(20):
+                await there.cluster[third].broker.delete_topic(ANYONE, "chat")
+        assert set(outcomes) <= {"kept", "storage_full"}, "each knows what became of it"
+        await there.cluster.converged()
+        for node in (leader, second, third):
+            assert not there.cluster[node].replica.state.retained_bytes
+        assert (await there.cluster.leader()).id in (second, third)
+        assert not there.cluster.failures
+    assert "steps aside" in caplog.text
+
+
+async def test_a_leader_that_cannot_commit_for_another_reason_does_not_step_aside(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched_cluster() as there:
+        leader, second, third = await there.roles()
+        there.free[second] = there.free[third] = FLOOR - 1  # full, but they take what comes
+        await trio.sleep(20)
+        assert (await there.cluster.leader()).id == leader
+        assert there.cluster[second].broker.ready
+    assert "steps aside" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("free", "bound"),
+    [(FLOOR // 2, 3 * FLOOR // 16), (FLOOR // 8, 0), (0, 0), (FLOOR, 7 * FLOOR // 16)],
+)
+async def test_a_snapshot_may_take_what_is_free_above_the_reserve_for_each_byte_twice(
+    autojump_clock: MockClock, free: int, bound: int
+) -> None:
+    async with watched_cluster() as there:
+        _, second, _ = await there.roles()
+        runs_out_of_room(there, free, second)
+        assert max(0, there.cluster[second].replica.snapshot_bytes_max) == bound
+
+
 @pytest.mark.parametrize(
     ("free", "bound"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -188,6 +189,7 @@ async def test_a_node_that_refuses_is_asked_again_now_and_then_and_the_reason_is
         monkeypatch.setattr(leader.replica._taker, "begin", counted)
         node = await cluster.start(behind)
         node.replica.holds_back = True
+        node.replica.snapshot_bytes_max = 0
         await trio.sleep(2)
         slow.asked.clear()
         made = 0
@@ -199,4 +201,29 @@ async def test_a_node_that_refuses_is_asked_again_now_and_then_and_the_reason_is
         assert len(told) == 1
         assert "no room" in told[0]
         node.replica.holds_back = False
+        node.replica.snapshot_bytes_max = math.inf
+        await equal(cluster, node)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+async def test_a_node_without_room_takes_a_snapshot_that_fits_beside_its_store(
+    fits: bool,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is far behind and takes no entries: nothing else would clear its disk."""
+    monkeypatch.setattr("repl_broker.sending.REST_SECONDS_MAX", 0.5)
+    async with running_cluster(config=SMALL) as cluster:
+        behind = await lagging(cluster, monkeypatch, COUNT)
+        node = await cluster.start(behind)
+        node.replica.holds_back = True
+        node.replica.snapshot_bytes_max = (1 << 20) if fits else 3000
+        await trio.sleep(20)
+        assert (node.replica.statistics().snapshots_received > 0) is fits
+        if not fits:
+            assert "the disk has no room for the snapshot: more than 3000 bytes" in caplog.text
+            assert node.disk.staged is None, "what has come of it takes no room"
+        node.replica.holds_back = False
+        node.replica.snapshot_bytes_max = math.inf
         await equal(cluster, node)

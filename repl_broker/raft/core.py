@@ -86,6 +86,7 @@ __all__ = [
     "SnapshotFailed",
     "SnapshotInstalled",
     "SnapshotSent",
+    "StepAside",
     "TellCommit",
     "Transfer",
     "Unreachable",
@@ -183,6 +184,10 @@ class Decline(msgspec.Struct, frozen=True):
     declines: bool
 
 
+class StepAside(msgspec.Struct, frozen=True):
+    """Lead no more, and let others stand first: what the log ends with cannot be committed."""
+
+
 class TellCommit(msgspec.Struct, frozen=True):
     """Somebody at ``peer`` waits for what was just committed: tell it now."""
 
@@ -242,6 +247,7 @@ Event = (
     | Read
     | Transfer
     | Decline
+    | StepAside
     | TellCommit
     | Persisted
     | Compact
@@ -1135,6 +1141,12 @@ class Core:
             if self.role is Role.FOLLOWER:
                 self._restart_election_timer()
 
+    def _step_aside(self, event: StepAside) -> None:
+        """Whoever leads next has not what only this log has, and takes it back."""
+        if self.role is Role.LEADER:
+            self._become_follower(self.term, None)
+            self._election_at += COURTESY_ELECTIONS * self.options.election_timeout_seconds
+
     # --- membership ---
 
     def _change_membership(self, event: ChangeMembership) -> None:
@@ -1299,6 +1311,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     Read: Core._read,
     Transfer: Core._transfer,
     Decline: Core._decline,
+    StepAside: Core._step_aside,
     TellCommit: Core._tell_commit_now,
     Persisted: Core._persisted,
     Compact: Core._compact,
