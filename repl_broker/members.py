@@ -737,7 +737,7 @@ class Members:
                 f"The node {node_id!r} was removed from the cluster and still has its old data; "
                 "empty its data directory, and let it join again.",
             )
-        level = await self._invite(raft_address)
+        level = await self._invite(raft_address, joiner)
         await self._await_commit(await replica.add_learner(member, level))
 
     async def _who(self, node_id: str, raft_address: str) -> Joiner:
@@ -756,20 +756,23 @@ class Members:
             )
         return joiner
 
-    async def _invite(self, raft_address: str) -> int:
-        """Have the node belong to this cluster; its feature level."""
+    async def _invite(self, raft_address: str, joiner: Joiner) -> int:
+        """Have that node, and no other, belong to this cluster; its feature level."""
         about = (self._replica.cluster_id, self._replica.epoch)
-        _, level = await self._ask_address(raft_address, "invite", about)
+        who = joiner.id, joiner.incarnation
+        _, level = await self._ask_address(raft_address, "invite", about, who)
         return level
 
-    async def _ask_address(self, raft_address: str, name: str, argument: Any) -> tuple[Any, int]:
+    async def _ask_address(
+        self, raft_address: str, name: str, argument: Any, who: tuple[str, str] | None = None
+    ) -> tuple[Any, int]:
         try:
             address = Address.parse(raft_address)
         except RefusedError as error:
             raise RequestError("invalid_parameter", f"The raft_address: {error}.") from None
         try:
             return await self._require_transport().meet(
-                (address.host, address.port), name, argument, seconds=CALL_SECONDS
+                (address.host, address.port), name, argument, seconds=CALL_SECONDS, who=who
             )
         except PeerUnreachableError:
             raise RequestError(

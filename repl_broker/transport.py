@@ -330,10 +330,19 @@ class Transport:
         return (await self.meet(address, name, argument, seconds=seconds))[0]
 
     async def meet(
-        self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
+        self,
+        address: tuple[str, int],
+        name: str,
+        argument: Any,
+        *,
+        seconds: float,
+        who: tuple[str, str] | None = None,
     ) -> tuple[Any, int]:
-        """As ``call_address``; the answer, and the feature level of who gave it."""
-        link = _Link(self, "", address)
+        """As ``call_address``; the answer, and the feature level of who gave it.
+
+        Nothing is asked of another than ``who``, a node's id and incarnation.
+        """
+        link = _Link(self, "", address, who)
         async with _one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(link.run_once)
             try:
@@ -519,6 +528,7 @@ class Transport:
 
     async def _listen(self, hello: Hello, frames: _Frames) -> None:
         peer = hello.node_id if hello.cluster_id else ""  # a guest has no name
+        self._check_fence(peer, hello.incarnation)  # the welcome had to wait for the line
         under_way = trio.CapacityLimiter(self.options.requests_max)
         outbox = _Outbox(self, frames.line, hello.incarnation, hello.level)
         async with _one_error(), trio.open_nursery() as nursery:
@@ -830,8 +840,15 @@ class _Outbox:
 class _Link:
     """This node's own connection to one peer: dialled, proved, and dialled again."""
 
-    def __init__(self, transport: Transport, peer: str, address: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        peer: str,
+        address: tuple[str, int],
+        who: tuple[str, str] | None = None,
+    ) -> None:
         self.address = address
+        self._who = who  # it may be no peer yet, and is to be nobody else
         self.connected = False
         self.incarnation = ""  # of the peer, the last time; and its feature level
         self.level = FIRST
@@ -1042,8 +1059,11 @@ class _Link:
             raise PeerRefusedError(text, kind=Version.kind)
         if self._peer and welcome.node_id != self._peer:
             raise PeerRefusedError(f"{where} is node {welcome.node_id!r}, not {self._peer!r}")
+        known = self._transport._incarnations.get(self._peer, known)  # it may be news
         if known and welcome.incarnation != known:
             raise PeerRefusedError(lost_its_data(self._peer, self._transport.me.cluster_id))
+        if self._who not in (None, (welcome.node_id, welcome.incarnation)):
+            raise PeerRefusedError(f"{where} is another node by now, {welcome.node_id!r}")
         objection = self._transport._admit_level(welcome.node_id, welcome.level)
         if objection is not None:
             raise PeerRefusedError(objection, kind=objection.kind)

@@ -76,11 +76,18 @@ class Line:
         return await self._network.ask(self._node_id, address[0], name, argument, seconds)
 
     async def meet(
-        self, address: tuple[str, int], name: str, argument: Any, *, seconds: float
+        self,
+        address: tuple[str, int],
+        name: str,
+        argument: Any,
+        *,
+        seconds: float,
+        who: tuple[str, str] | None = None,
     ) -> tuple[Any, int]:
         node = self._network.nodes.get(address[0])
         answer = await self.call_address(address, name, argument, seconds=seconds)
         assert node is not None, "it has answered"
+        assert who in (None, (node.id, node.replica.incarnation))
         return answer, node.replica.level_max
 
     def refusals(self) -> dict[str, str]:

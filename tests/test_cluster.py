@@ -792,7 +792,7 @@ async def test_a_node_that_keeps_the_leader_waiting_is_no_loss_of_the_leader(
 ) -> None:
     """What the leader is about takes longer than one waits for a leader to be found."""
 
-    async def silence(*_: object, seconds: float) -> object:
+    async def silence(*_: object, seconds: float, **__: object) -> object:
         await trio.sleep(seconds)
         raise PeerUnreachableError("no answer", sent=False)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -208,7 +208,6 @@ async def test_a_node_that_refuses_is_asked_again_now_and_then_and_the_reason_is
 @pytest.mark.parametrize("fits", [True, False])
 async def test_a_node_without_room_takes_a_snapshot_that_fits_beside_its_store(
     fits: bool,
-    autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

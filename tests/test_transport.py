@@ -998,3 +998,57 @@ async def test_a_connection_to_a_removed_node_is_not_that_to_its_successor() -> 
         assert not b.transport.is_connected("a")
         with pytest.raises(PeerRefusedError, match="node 'a' has lost its data"):
             await b.transport.call("a", "ask", 1, seconds=10)
+
+
+async def test_who_becomes_known_as_another_during_its_handshake_is_not_talked_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In either direction: what was known when it began is not what counts at its end."""
+    old, b = Node("a", incarnation="old"), Node("b")
+    check, welcome = _Link._check, Transport._welcome
+
+    def learn_and_check(link: _Link, said: Any, known: str) -> None:
+        if link._transport is b.transport:
+            b.transport._incarnations = {"a": "new"}
+        check(link, said, known)
+
+    async def welcome_and_learn(transport: Transport, frames: Any) -> Any:
+        hello = await welcome(transport, frames)
+        if transport is b.transport:
+            b.transport._incarnations = {"a": "new"}
+        return hello
+
+    monkeypatch.setattr(_Link, "_check", learn_and_check)
+    monkeypatch.setattr(Transport, "_welcome", welcome_and_learn)
+    async with running(old, b):
+        with pytest.raises(PeerRefusedError, match="node 'a' has lost its data"):
+            await b.transport.call("a", "ask", 1, seconds=10)
+        b.transport.send(heartbeat("b", "a"))
+        b.transport.flush()
+        assert b.transport._inbound == {}
+        assert not b.transport.is_connected("a")
+        await trio.testing.wait_all_tasks_blocked()
+        assert old.heard == []
+
+
+@pytest.mark.parametrize("who", [("b", "another's"), ("c", "incarnation of b")])
+async def test_nothing_is_asked_of_another_node_than_the_one_that_was_met(
+    who: tuple[str, str],
+) -> None:
+    """One that was started meanwhile where a newcomer was: it is not taken in for that one."""
+    a, b = Node("a"), Node("b")
+    asked: list[str] = []
+    answer = b.answer
+
+    async def note(peer: str, name: str, argument: Any) -> Any:
+        asked.append(name)
+        return await answer(peer, name, argument)
+
+    b.transport._on_request = note
+    async with running(b):
+        with pytest.raises(PeerRefusedError, match="is another node by now, 'b'"):
+            await a.transport.meet(b.address, "invite", None, seconds=10, who=who)
+        assert asked == []
+        met = ("b", "incarnation of b")
+        reply, _ = await a.transport.meet(b.address, "invite", None, seconds=10, who=met)
+        assert reply == ("a", "invite", None)
