@@ -57,7 +57,7 @@ from repl_broker.message import (
 )
 from repl_broker.names import above
 from repl_broker.notices import Notices
-from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
+from repl_broker.replica import Replica, ReplicaStatistics, disowned_error, older_copy_error
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.seats import Seat, Seats
 from repl_broker.state import (
@@ -740,6 +740,8 @@ class Broker:
             )
         if self._replica.disowned is not None:
             raise disowned_error(self._replica.disowned)
+        if self._replica.is_older_copy:
+            raise older_copy_error(self.node_id)
         if not self._replica.ready:
             if self._replica.leader is not None:
                 raise RequestError("no_leader", "The node has not caught up with its cluster yet.")

@@ -87,6 +87,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "method_not_implemented": (501, "The method is not known"),
     "transfer_coding_not_implemented": (501, "The transfer coding is not implemented"),
     "no_leader": (503, "The cluster has no leader at the moment"),
+    "older_copy": (503, "The node has an older copy of its data"),
     "shutting_down": (503, "The node is shutting down"),
     "overloaded": (503, "The node has too much to do at the moment"),
     "outcome_unknown": (504, "The outcome of the request is unknown"),

@@ -117,7 +117,7 @@ from repl_broker.wire import (
 from repl_broker.writer import ThreadWriter, Writer
 
 __all__ = ["MemberProgress", "NotLeaderError", "Peers", "Replica", "ReplicaStatistics"]
-__all__ += ["disowned_error"]
+__all__ += ["disowned_error", "older_copy_error"]
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ ENTRY_BYTES: Final = 4096  # what an entry counts for beside its data: a page of
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
 RUNS: Final = "runs"  # the note: how often this node was started
 RUN_BITS: Final = 32  # of chance, behind that number
+COPY_REMEDY: Final = "stop it, and run 'repl-broker cluster rejoin' on its machine"
 FULL: Final = "storage_full: "  # what the leader's refusal begins with if its store is full
 TURNS_MAX: Final = 4  # one after the other, without letting others run
 APPLY_SECONDS_MAX: Final = 0.02  # without letting others run
@@ -154,6 +155,15 @@ class NotLeaderError(ReplBrokerError):
 
 def disowned_error(reason: str) -> RequestError:
     return RequestError("no_leader", f"This node takes no part: {reason}.{NOTHING_CHANGED}")
+
+
+def older_copy_error(node_id: str) -> RequestError:
+    return RequestError(
+        "older_copy",
+        f"The data directory of node {node_id!r} is an older copy: the cluster has what a later "
+        "start of this node sent. It takes no writes, because it may have lost what it had "
+        f"acknowledged. {COPY_REMEDY.capitalize()}; use another node meanwhile.{NOTHING_CHANGED}",
+    )
 
 
 class Peers(Protocol):
@@ -481,7 +491,8 @@ class Replica:
     @property
     def ready(self) -> bool:
         """Whether a leader is known, and all that was committed when it was found is applied."""
-        return self._caught_up and self._core.leader is not None and self.disowned is None
+        is_sound = self.disowned is None and not self._is_copy
+        return self._caught_up and self._core.leader is not None and is_sound
 
     def disown(self, reason: str) -> None:
         """Take no writes any more, now and after any start: this should be no cluster."""
@@ -547,6 +558,8 @@ class Replica:
             raise _shutting_down()
         if self.disowned is not None:
             raise disowned_error(self.disowned)
+        if self._is_copy:
+            raise older_copy_error(self.node_id)
         proposal = Proposal(command, watch, self._patience)
         before = proposals.bytes_before(proposal)
         if before > PENDING_BYTES_MAX and isinstance(command, Publish | CreateTopic):
@@ -1396,6 +1409,8 @@ class Replica:
         state.generation = self.state.generation + 1
         self.state = state
         self._note_time(state.time_ms)
+        if (run := state.senders.run_of(self.incarnation)) > self._run:
+            self._notice_copy(run)
         self._committed.clear()
         self._own.clear()
         self._upkeep.installed(mark.index, live)
@@ -1496,6 +1511,8 @@ class Replica:
         for numbered, ordinal in applied.numbered:
             if numbered.sender != self.incarnation:
                 continue
+            if (newest := self.state.senders.run_of(self.incarnation)) > self._run:
+                self._notice_copy(newest)
             if numbered.run == self._run:
                 self._proposals.delivered(numbered, ordinal, applied.outcomes)
             else:
@@ -1514,8 +1531,21 @@ class Replica:
                 "may have lost what it had acknowledged starts=%d starts_known=%d remedy=%r",
                 run >> RUN_BITS,
                 self._run >> RUN_BITS,
-                "stop it, and run 'repl-broker cluster rejoin' on its machine",
+                COPY_REMEDY,
             )
+            if run > self._run:
+                self._refuse_sent()
+
+    def _refuse_sent(self) -> None:
+        """What this run has sent is carried out by nobody, as a later one is known."""
+        for proposal in [*self._proposals.unsettled]:
+            if proposal.number is not None:
+                self._proposals.fail(proposal, older_copy_error(self.node_id))
+
+    @property
+    def is_older_copy(self) -> bool:
+        """Whether the cluster's log has proved that this node's data was set back."""
+        return self._is_copy
 
     def _notice_removal(self, committed: Membership) -> None:
         if self.incarnation in committed.removed:

@@ -82,6 +82,11 @@ class Senders:
     def __len__(self) -> int:
         return len(self._known)
 
+    def run_of(self, name: str) -> int:
+        """The newest run of the sender; 0 if none is known."""
+        sender = self._known.get(name)
+        return 0 if sender is None else sender.run
+
     def take(self, name: str, run: int, floor: int, numbers: Sequence[int]) -> list[bool]:
         """For each of ``numbers``, whether it is the first; it counts as carried out then."""
         sender = self._known.get(name)

@@ -26,6 +26,7 @@ from repl_broker.raft.log import EntryKind
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
 from repl_broker.wire import decode_entry, encode_command
 from tests.network import Cluster, ClusterNode, running_cluster
+from tests.nodes import configured
 from tests.test_cluster import history, publish, seq_of
 from tests.test_cluster_attacks import follower_of, outcome_of
 
@@ -334,6 +335,73 @@ async def test_an_older_copy_of_a_store_takes_nothing_for_its_own_that_another_r
         (line,) = [r.getMessage() for r in caplog.records if "older copy" in r.message]
         assert "starts=2 starts_known=2" in line
         assert "cluster rejoin" in line
+
+
+@pytest.mark.parametrize("by_snapshot", [False, True])
+async def test_an_older_copy_says_so_to_who_publishes_there(
+    by_snapshot: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, and not after half a minute that nobody knows what became of it."""
+    config = configured(raft={"snapshot_entries": 5 if by_snapshot else 10_000})
+    async with running_cluster(config=config) as cluster:
+        node_id = follower_of(cluster, await cluster.leader()).id
+        cluster.kill(node_id)
+        copy = deepcopy(cluster.disks[node_id])
+        for _ in range(2):
+            await cluster.start(node_id)
+            await cluster.converged()
+            await seq_of(cluster[node_id].replica, publish(b"kept"))
+            cluster.kill(node_id)
+        leader = await cluster.leader()
+        if by_snapshot:
+            for number in range(30):
+                await seq_of(leader.replica, publish(b"%d" % number))
+            core = leader.replica._core
+            core.log.compact(core.committed_index)
+        other = follower_of(cluster, leader)
+        await leader.replica.transfer(other.id)  # whom the copy has acknowledged nothing
+        await cluster.until(lambda: other.replica.leads, "the other to lead")
+        other.replica._core.log.compact(other.replica._core.committed_index if by_snapshot else 0)
+        cluster.disks[node_id] = copy
+        node = await cluster.start(node_id)
+        await cluster.converged()
+        assert (node.replica.statistics().snapshots_received > 0) is by_snapshot
+        began = trio.current_time()
+        assert await outcome_of(node, b"new") == "older_copy"
+        assert trio.current_time() == began
+        assert b"new" not in await history(node.replica)
+        with pytest.raises(RequestError, match=r"older copy.*cluster rejoin"):
+            node.broker.check_ready()
+        assert not node.broker.ready
+        assert other.broker.ready
+        assert len([r for r in caplog.records if "older copy" in r.getMessage()]) == 1
+
+
+async def test_what_an_older_copy_has_under_way_is_refused_when_it_is_found_out(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later start has numbers in the log: those of this one are carried out by nobody."""
+    async with running_cluster() as cluster:
+        leader = await cluster.leader()
+        node = follower_of(cluster, leader)
+        await seq_of(node.replica, publish(b"1"))
+        hold_back_entries(node, monkeypatch)
+        later = Numbered(node.replica.incarnation, node.replica._run + (1 << 32), 1, (1,))
+        await leader.replica.propose(later)
+        found: list[int | str] = []
+
+        async def send() -> None:
+            found.append(await outcome_of(node, b"new"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(send)
+            await trio.sleep(1)
+            assert found == []
+            monkeypatch.undo()
+        assert found == ["older_copy"] * 3
+        await cluster.converged()
+        assert await history(leader.replica) == [b"1"]
 
 
 async def test_when_the_origin_leads_itself_it_appends_its_number_too(

@@ -48,7 +48,7 @@ COMMON_CODES: Final = (
     "http_version_not_supported",
 )
 BODY_CODES: Final = ("invalid_json", "unsupported_media_type", "message_too_large")
-WRITE_CODES: Final = ("no_leader", "shutting_down", "outcome_unknown")
+WRITE_CODES: Final = ("no_leader", "older_copy", "shutting_down", "outcome_unknown")
 CREATE_CODES: Final = ("invalid_topic", "too_many_topics", "overloaded")
 MEMBER_CODES: Final = (
     "single_node",
@@ -699,7 +699,7 @@ def _ready() -> Object:
         "which it still serves, nor once it has heard that its cluster was founded by a node that "
         "had lost its data. While no leader is known, the answer names the peers that are refused.",
         answers={200: _json("It does.", _ref("Status"), {"status": "ok"})},
-        codes=("no_leader", "shutting_down"),
+        codes=("no_leader", "older_copy", "shutting_down"),
         curl="{url}/readyz",
     )
 

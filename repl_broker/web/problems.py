@@ -108,6 +108,9 @@ REMEDIES: Final[dict[str, str]] = {
     "transfer_coding_not_implemented": "Use `Transfer-Encoding: chunked`, or `Content-Length`.",
     "no_leader": "Try again after `Retry-After`; a cluster elects a leader within seconds, if a "
     "majority of its voters run and reach each other.",
+    "older_copy": "Use another node. On this one's machine stop it and run 'repl-broker cluster "
+    "rejoin': its data directory was set back, by a restored disk or a cloned machine, and it may "
+    "have lost what it had acknowledged.",
     "shutting_down": "Use another node, or try again after `Retry-After`.",
     "overloaded": "Nothing was done. Come back after `Retry-After`, with the same "
     "`Idempotency-Key` if there was one. The operator sets `[limits] publishes_under_way` and "
