@@ -47,7 +47,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 def metrics_in(expression: str) -> set[str]:
     """The names that are no function, keyword, label or string."""
     bare = re.sub(r'"[^"]*"', "", expression)
-    bare = re.sub(r"\b(by|without) \([^)]*\)", "", bare)
+    bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right) \([^)]*\)", "", bare)
     bare = re.sub(r"\{[^}]*\}", "", bare)
     names = set(re.findall(r"\b[a-z_][a-z0-9_]*\b(?!\s*\()", re.sub(r"\[[^\]]*\]", "", bare)))
     return names - {"or", "and", "unless", "by", "sum", "min", "max"}
@@ -61,7 +61,7 @@ async def told(node: Node) -> dict[str, set[str]]:
     members = (MemberStatistics("n2", 0, reachable=True),)
     broker._followers = lambda last_index: members  # type: ignore[method-assign]
     clocks = Clocks(node.replica, node.clock, 5)
-    clocks.statistics = lambda: ClockStatistics(0.1, (("n2", 0.2),))  # type: ignore[method-assign]
+    clocks.statistics = lambda: ClockStatistics(5, 0.1, (("n2", 0.2),))  # type: ignore[method-assign]
     broker.clocks = clocks
     text = render(with_registry(broker, None, requests)).decode()
     return {
@@ -102,6 +102,7 @@ async def test_each_label_that_is_asked_for_is_one_of_a_metric_there() -> None:
 def test_the_reader_of_expressions_reads_them() -> None:
     found = metrics_in('histogram_quantile(0.9, sum by (le, x) (rate(a_b{c="d e"}[5m]))) > f or g')
     assert found == {"a_b", "f", "g"}
+    assert metrics_in("min by (x) (a) > on (y) group_left () b") == {"a", "b"}
 
 
 @pytest.mark.parametrize(
