@@ -742,6 +742,11 @@ class Broker:
             raise disowned_error(self._replica.disowned)
         if self._replica.is_older_copy:
             raise older_copy_error(self.node_id)
+        if self._members is not None and self._members.has_twin:
+            raise RequestError(
+                "no_leader",
+                f"Node {self.node_id!r} runs twice. {self._members.objections()}".rstrip(),
+            )
         if not self._replica.ready:
             if self._replica.leader is not None:
                 raise RequestError("no_leader", "The node has not caught up with its cluster yet.")
@@ -751,7 +756,8 @@ class Broker:
     @property
     def ready(self) -> bool:
         """Whether requests are served: a leader is known, the log applied, no end in sight."""
-        return not (self.draining or self.leaving) and self._replica.ready
+        is_twin = self._members is not None and self._members.has_twin
+        return not (self.draining or self.leaving or is_twin) and self._replica.ready
 
     def statistics(self) -> Statistics:
         state, replica = self._replica.state, self._replica.statistics()

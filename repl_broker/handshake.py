@@ -50,6 +50,7 @@ __all__ = [
     "Refused",
     "Removal",
     "Seal",
+    "Twin",
     "Version",
     "Welcome",
     "lost_its_data",
@@ -114,6 +115,13 @@ class Level(Objection):
     kind = "level"
 
 
+class Twin(Objection):
+    """Another process is connected under the node's name, with the same data."""
+
+    __slots__ = ()
+    kind = "twin"
+
+
 class Itself(Objection):
     """The node has dialled itself."""
 
@@ -164,6 +172,7 @@ class Hello(NamedTuple):
     peer_incarnation: str  # … as far as it knows
     is_led: bool = False  # whether a leader, and so a majority, is there; older nodes say no
     level: int = FIRST  # the highest feature level that it has
+    process: str = ""  # drawn when it was started; older nodes have none
 
 
 class Welcome(NamedTuple):

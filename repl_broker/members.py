@@ -34,6 +34,7 @@ from repl_broker.handshake import (
     Lost,
     Objection,
     Removal,
+    Twin,
     Version,
     lost_its_data,
 )
@@ -70,6 +71,8 @@ OBJECTIONS: Final = {
     Level.kind: "has a higher feature level, or a lower one (install the newer version on both)",
     Loss.kind: "knows this node with other data (this one lost its own; see its log)",
     Removal.kind: "has removed this node",
+    Twin.kind: "is connected to another process with this node's data (stop one of the two, and "
+    "let it join with an id of its own and an empty data directory)",
     Objection.kind: "refuses this node, or is refused (see its log)",
 }
 # What may be otherwise soon; any other refusal of a join ends the node.
@@ -195,6 +198,11 @@ class Members:
     def statistics(self) -> TransportStatistics:
         """What the connections to peers count."""
         return self._require_transport().statistics()
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether a peer says that another process runs as this node."""
+        return self._require_transport().has_twin
 
     def objections(self) -> str:
         """Why there may be no majority: the peers that are refused, or refuse, in a sentence.

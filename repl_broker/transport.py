@@ -65,6 +65,7 @@ from repl_broker.handshake import (
     Refused,
     Removal,
     Seal,
+    Twin,
     Version,
     Welcome,
     lost_its_data,
@@ -101,6 +102,9 @@ NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 ADDRESSES_MAX: Final = 4  # of one name that are tried
 NAME: Final = re.compile(r"[\w.-]{1,64}")  # what stands in the log as it is
 OLDER_SECONDS: Final = 30  # that a peer is taken for one of an older version
+TWIN_SECONDS: Final = 1.0  # for the kernel to notice such a silence
+NOTICE: Final = 0  # the number of a refusal of no request: it is for the log
+NOTICES_MAX: Final = 16  # different ones of a peer that are logged
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
 
 
@@ -227,6 +231,7 @@ class Transport:
         self._links: dict[str, _Link] = {}
         self._incarnations: dict[str, str] = {}
         self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
+        self._process = secrets.token_hex(8)  # two with one data directory differ in it
         self._dialing: set[bytes] = set()  # nonces of handshakes that this node has begun
         self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
@@ -369,6 +374,13 @@ class Transport:
         recent = trio.current_time() - OLDER_SECONDS
         return found | {p: "older" for p in apart if self._older.get(p, -math.inf) > recent}
 
+    @property
+    def has_twin(self) -> bool:
+        """Whether a peer refuses this process because another is connected as this node."""
+        return any(
+            not link.connected and link.refusal_kind == Twin.kind for link in self._links.values()
+        )
+
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
             sum(link.connected for link in self._links.values()),
@@ -485,6 +497,8 @@ class Transport:
         hello = seal.open(Hello, Part.HELLO, await frames.receive())
         frames.name(hello.node_id)
         objection = self._objection(hello, dialed_itself=answer.nonce in self._dialing)
+        if objection is None:
+            objection = await self._find_twin(hello, frames.address)
         if objection is not None:
             kind = objection.kind if isinstance(objection, Objection) else Objection.kind
             me, at = self.me, objection.member_at if isinstance(objection, Loss) else ""
@@ -495,6 +509,27 @@ class Transport:
         welcome = Welcome(version, *_fields(self.me), self.me.level)
         await frames.send(seal.close(Part.WELCOME, welcome))
         return hello
+
+    async def _find_twin(self, hello: Hello, address: str) -> Twin | None:
+        """Whether another process lives that is connected as the same node.
+
+        One that was started anew, or whose host was, has left a connection that ends when
+        something is sent over it: at once, or after the silence that is allowed.
+        """
+        inbound = self._inbound.get(hello.node_id) if hello.peer_id else None
+        if inbound is None or not (hello.process and inbound.process):
+            return None
+        if inbound.process == hello.process:
+            return None
+        twin = Twin(
+            f"node {hello.node_id!r} runs twice, with copies of one data directory: at "
+            f"{inbound.address} and, since later, at {address}; stop one of the two, and let it "
+            "join with an id of its own and an empty data directory"
+        )
+        inbound.notify(twin)
+        with trio.move_on_after(self.options.silence_ms / 1000 + TWIN_SECONDS):
+            await inbound.ended.wait()
+        return None if inbound.ended.is_set() else twin
 
     def _note_older(self, frame: tuple[Any, ...]) -> None:
         """Of one that says it is a peer. It proves nothing; no more than that is believed."""
@@ -531,6 +566,7 @@ class Transport:
         self._check_fence(peer, hello.incarnation)  # the welcome had to wait for the line
         under_way = trio.CapacityLimiter(self.options.requests_max)
         outbox = _Outbox(self, frames.line, hello.incarnation, hello.level)
+        outbox.process, outbox.address = hello.process, frames.address
         async with _one_error(), trio.open_nursery() as nursery:
             outbox.life = nursery.cancel_scope
             nursery.start_soon(outbox.run)
@@ -560,6 +596,7 @@ class Transport:
                         self._take_part(peer, hello.incarnation)
                     self._on_received()
             finally:
+                outbox.ended.set()
                 if self._inbound.get(peer) is outbox:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
@@ -771,6 +808,8 @@ class _Outbox:
     ) -> None:
         self.incarnation = incarnation  # of the other end, where that dialed
         self.level = level  # … the highest feature level that it has
+        self.process = self.address = ""  # … which process that is, and whence it dialed
+        self.ended = trio.Event()  # when that connection is over
         self._transport = transport
         self._line = line  # None while there is no connection
         self._queue: deque[bytes] = deque()
@@ -791,6 +830,11 @@ class _Outbox:
         self._queue_bytes += len(data)
         self.put_bytes += len(data)
         return True
+
+    def notify(self, text: str) -> None:
+        """Have the other end log it; and find out whether it is there."""
+        self.put((_REFUSAL, NOTICE, str(text)))
+        self.flush()
 
     def connect(self, line: _Line | None) -> None:
         """Send over ``line`` from now on; what was queued for another is gone."""
@@ -863,6 +907,7 @@ class _Link:
         self._failure = ""  # why there was no connection, the last time
         self._is_over = False  # given up: it is not dialled again
         self._calls: dict[int, _Call] = {}
+        self._notices: set[str] = set()  # that were logged
         self._number = 0
 
     def close(self) -> None:
@@ -1027,6 +1072,7 @@ class _Link:
             known,
             transport._is_led(),
             transport.me.level,
+            transport._process,
         )
         await frames.send(seal.close(Part.HELLO, hello))
         verdict = await frames.receive()
@@ -1068,6 +1114,11 @@ class _Link:
         if objection is not None:
             raise PeerRefusedError(objection, kind=objection.kind)
 
+    def _note(self, notice: str) -> None:
+        if notice not in self._notices and len(self._notices) < NOTICES_MAX:
+            self._notices.add(notice)
+            log.error("told by peer=%s what=%r", self._where, notice[:REASON_CHARACTERS_MAX])
+
     async def _take_replies(self, frames: _Frames) -> None:
         while await frames.more():
             while (frame := frames.take()) is not None:
@@ -1077,6 +1128,8 @@ class _Link:
                     case (2, int(number), reply):
                         if number in self._calls:
                             self._calls[number].answer(reply)
+                    case (3, 0, str(notice)):
+                        self._note(notice)
                     case (3, int(number), str(refusal)):
                         if number in self._calls:
                             self._calls[number].refuse(refusal)

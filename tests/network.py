@@ -90,6 +90,8 @@ class Line:
         assert who in (None, (node.id, node.replica.incarnation))
         return answer, node.replica.level_max
 
+    has_twin = False
+
     def refusals(self) -> dict[str, str]:
         return {}
 
