@@ -27,10 +27,11 @@ from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership
 from repl_broker.storage import Identity, Loaded, SqliteStorage
 
 __all__ = ["DISOWNED", "FOUNDED", "FOUNDINGS", "LOST", "Recovery", "Standing", "found"]
-__all__ += ["standing_of"]
+__all__ += ["former_addresses", "standing_of"]
 
 FOUNDINGS: Final = "foundings"  # the note: a list of records, the newest last
-FOUNDED: Final = "founded"  # the note: when --bootstrap founded one with an empty store, in ms
+FOUNDED: Final = "founded"  # the note: when --bootstrap founded one with an empty store, or a
+# store that was rebuilt began to serve, in ms
 DISOWNED: Final = "disowned"  # the note: why a node takes no part, whose cluster should not be
 LOST: Final = "lost"  # the note: up to where the log was acknowledged, and where it ended
 
@@ -109,9 +110,19 @@ def found(
     foundings = [*(storage.note(FOUNDINGS) or ()), record]
     batch = WriteBatch((entry,), HardState(term, None))
     # Of another cluster now, that is sure; and nobody knows what it said in the one before.
-    founded = {FOUNDINGS: foundings, DISOWNED: None, LOST: None}
+    founded = {FOUNDINGS: foundings, FOUNDED: None, DISOWNED: None, LOST: None}
     storage.found_cluster(identity, batch, {**(notes or {}), **founded})
     return record
+
+
+def former_addresses(foundings: Any, me: Member) -> list[str]:
+    """Where the others were of the cluster from which the store was made, if it is at home:
+    the node of that name and address was one of them. A copy elsewhere leaves them alone."""
+    old = foundings[-1].get("old", {}).get("members", []) if foundings else []
+    addresses = {each.get("id"): each.get("raft_address") for each in old}
+    if addresses.pop(me.id, None) != me.raft_address:
+        return []
+    return sorted(address for address in addresses.values() if address)
 
 
 class Recovery:

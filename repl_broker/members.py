@@ -33,6 +33,7 @@ from repl_broker.handshake import (
     Loss,
     Lost,
     Objection,
+    Refused,
     Removal,
     Twin,
     Version,
@@ -115,7 +116,8 @@ class Members:
     ``me`` is how others reach this node. ``join`` holds the addresses of members
     to ask, for a node that is to join; ``watch`` those where any node looks for
     others, once it belongs to a cluster (``look_around``). ``rebuilt`` says that its store
-    was restored or recovered, so that old members know it otherwise.
+    was restored or recovered, so that old members know it otherwise, and ``former`` where
+    these were.
     ``on_adopted`` is called once a cluster has taken the node in, and
     ``on_disowned`` when it turns out that its cluster should not have been founded.
     """
@@ -128,13 +130,15 @@ class Members:
         join: Sequence[Address] = (),
         watch: Sequence[Address] = (),
         rebuilt: bool = False,
+        former: Sequence[str] = (),
         on_adopted: Callable[[], None] = lambda: None,
         on_disowned: Callable[[], None] = lambda: None,
     ) -> None:
         self._replica = replica
         self._me = me
         self._join = self._others(join) if replica.is_empty or replica.adopted else ()
-        self._watch = self._others(watch)
+        former = [address for address in former if address not in map(str, watch)]
+        self._watch = self._others([*watch, *map(Address.parse, former)])
         self._rebuilt = rebuilt
         self._on_adopted = on_adopted
         self._on_disowned = on_disowned
@@ -276,19 +280,43 @@ class Members:
             is_led, all_told = self.is_led, True
             if self._replica.disowned is not None:
                 all_told = await self._tell_disowned()
-            elif self._founded or (self.has_joined and not is_led):
+            elif self._founded or self._is_young_rebuilt or (self.has_joined and not is_led):
                 await self._look(self._unknown if is_led else self._watch)
             with trio.move_on_after(WATCH_SECONDS if is_led and all_told else JOIN_RETRY_SECONDS):
                 await self._stirred.wait()
 
     async def look_first(self) -> None:
-        """Before a founder serves again: it may have been told by nobody yet.
+        """Before a founder serves again, or a store that was rebuilt: it may have been told by
+        nobody yet.
 
         A new one has asked before it founded (cluster.py).
         """
-        if self._founded and not self._is_new:
+        if (self._founded and not self._is_new) or self._is_young_rebuilt:
             with trio.move_on_after(FIRST_LOOK_SECONDS):
                 await self._look(self._unknown)
+        if self._rebuilt and not self._replica.has_founded and self._replica.disowned is None:
+            self._replica.founds()
+
+    @property
+    def _is_young_rebuilt(self) -> bool:
+        """Whether the store was restored or recovered, and it has not served for long since."""
+        replica = self._replica
+        is_young = not replica.has_founded or replica.founded_seconds_ago < YOUNG_SECONDS
+        return self._rebuilt and is_young
+
+    def _heed(self, other: Refused, address: Address) -> None:
+        """Of another cluster, as the node at ``address`` says. If it takes writes, a store that
+        was made of a backup, or of what was left of that cluster, does not take any beside it."""
+        replica = self._replica
+        is_another = other.cluster_id not in ("", replica.cluster_id)
+        if replica.disowned is None and self._is_young_rebuilt and is_another and other.is_led:
+            self._take_no_part(
+                f"its store was restored or recovered, and the cluster {other.cluster_id} lives: "
+                f"node {other.node_id!r} at {address} hears its leader. Stop this node, and let it "
+                "join that cluster with --join, without --bootstrap, and with an empty data "
+                f"directory; if it is to be a cluster of its own, take {address} out of [cluster] "
+                "join, and restore or recover it again"
+            )
 
     @property
     def _unknown(self) -> list[Address]:
@@ -310,6 +338,8 @@ class Members:
         except PeerRefusedError as error:  # of a Loss ``disown`` has heard
             if error.kind == Itself.kind:
                 self._own.add(address)
+            elif error.about is not None:
+                self._heed(error.about, address)
             return
         except (PeerUnreachableError, ValueError):
             return
@@ -365,7 +395,7 @@ class Members:
         self._stirred.set()
 
     def _say_disowned(self) -> None:
-        if self._replica.adopted:  # the remedy is in the reason, which another has sent
+        if self._replica.adopted or self._rebuilt:  # the remedy is in the reason
             log.error("takes no writes and is not ready reason=%r", self._replica.disowned)
             return
         log.error(
@@ -381,8 +411,9 @@ class Members:
         replica, all_told = self._replica, True
         reason = replica.disowned
         if not replica.adopted:
+            why = "has another store now" if self._rebuilt else "had lost its data"
             reason = (
-                f"its cluster was founded by node {self._me.id!r}, which had lost its data; stop "
+                f"its cluster was founded by node {self._me.id!r}, which {why}; stop "
                 "this node, remove its data directory, and start it with --join and the address "
                 f"of a member of the other cluster. Node {self._me.id!r} was told: {reason}"
             )

@@ -26,7 +26,7 @@ from repl_broker.certificates import Certificates
 from repl_broker.clocks import Clocks
 from repl_broker.config import Config
 from repl_broker.disk import InThread
-from repl_broker.founding import FOUNDINGS
+from repl_broker.founding import FOUNDINGS, former_addresses
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.raft.log import Membership
@@ -119,12 +119,14 @@ class Node:
         config, replica = self.config, self.replica
         if self.clustered:
             me = cluster.own_record(config, replica, raft_listeners, listeners)
+            foundings = await self._in_thread(self.storage.note, FOUNDINGS)
             self.members = Members(
                 replica,
                 me,
                 join=self._join,
                 watch=config.cluster.join,
-                rebuilt=bool(await self._in_thread(self.storage.note, FOUNDINGS)),
+                rebuilt=bool(foundings),
+                former=former_addresses(foundings, me),
                 on_adopted=self._adopted,
                 on_disowned=self.hub.close,
             )

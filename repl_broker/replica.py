@@ -499,6 +499,12 @@ class Replica:
         self.disowned = reason
         self._disk.note(DISOWNED, reason)
 
+    @property
+    def has_founded(self) -> bool:
+        """Whether it is noted when this node founded its cluster, or first served as one that
+        was rebuilt."""
+        return self._founded_ms is not None
+
     def founds(self) -> None:
         """Note that this node founds its cluster now."""
         self._founded_ms = self._now_ms()

@@ -120,12 +120,15 @@ class PeerRefusedError(ReplBrokerError):
     """The peer will not talk to this node, or not do what was asked, and says why.
 
     ``kind`` is that of the objection (handshake.py); "stranger" if one of the two
-    does not know the other's secret.
+    does not know the other's secret. ``about`` is what a peer that does says of itself.
     """
 
-    def __init__(self, message: str, *, kind: str = "refused") -> None:
+    def __init__(
+        self, message: str, *, kind: str = "refused", about: Refused | None = None
+    ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.about = about
 
 
 @dataclass(frozen=True, slots=True)
@@ -919,7 +922,8 @@ class _Link:
         with call.patience:
             await self._settled.wait()
             if self.refusal is not None and not self.connected:
-                raise PeerRefusedError(str(self.refusal), kind=self.refusal.kind)
+                refusal = self.refusal
+                raise PeerRefusedError(str(refusal), kind=refusal.kind, about=refusal.about)
             if self._is_over and not self.connected:
                 text = f"{self._where} did not answer{self._failure}"
                 raise PeerUnreachableError(text, sent=False)
@@ -1087,7 +1091,7 @@ class _Link:
             self._transport._on_removed(refused.reason)
         if refused.kind == Loss.kind:
             self._transport._on_lost(Lost(*refused[1:]))
-        raise PeerRefusedError(refused.reason, kind=refused.kind)
+        raise PeerRefusedError(refused.reason, kind=refused.kind, about=refused)
 
     def _secrets_differ(self) -> PeerRefusedError:
         where = f"{self.address[0]}:{self.address[1]}"

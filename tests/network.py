@@ -22,7 +22,7 @@ from repl_broker.broker import Broker
 from repl_broker.clocks import Clocks
 from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
-from repl_broker.handshake import Hello, Loss, Lost, Removal, lost_its_data
+from repl_broker.handshake import Hello, Loss, Lost, Refused, Removal, lost_its_data
 from repl_broker.hub import Hub
 from repl_broker.levels import NEWEST
 from repl_broker.members import Members
@@ -183,7 +183,8 @@ class Network:
             if isinstance(objection, Loss):
                 lost = Lost(str(objection), *about, objection.member_at)
                 self.nodes[sender].members.disown(lost)
-            raise PeerRefusedError(objection)
+            refused = Refused("refused", str(objection), *about)
+            raise PeerRefusedError(objection, about=refused)
         peer = sender if me.cluster_id else ""
         try:
             return _over_the_wire(await node.members.answer(peer, name, _over_the_wire(argument)))
@@ -207,6 +208,7 @@ class ClusterNode:
         *,
         join: tuple[str, ...] = (),
         watch: tuple[str, ...] = (),
+        rebuilt: bool = False,
         clock: Callable[[], int],
         level: int = NEWEST,
     ) -> None:
@@ -234,6 +236,7 @@ class ClusterNode:
         self.config = config
         self.join = join
         self.watch = watch
+        self.rebuilt = rebuilt
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.replica.load(joins=bool(self.join))
@@ -247,6 +250,7 @@ class ClusterNode:
             me,
             join=[Address(host, 4081) for host in self.join],
             watch=[Address(host, 4081) for host in self.watch],
+            rebuilt=self.rebuilt,
             on_adopted=self._adopted,
             on_disowned=self.hub.close,
         )
@@ -308,7 +312,12 @@ class Cluster:
         return self.network.nodes
 
     async def start(
-        self, node_id: str, *, join: tuple[str, ...] = (), watch: tuple[str, ...] = ()
+        self,
+        node_id: str,
+        *,
+        join: tuple[str, ...] = (),
+        watch: tuple[str, ...] = (),
+        rebuilt: bool = False,
     ) -> ClusterNode:
         disk = self.disks.setdefault(node_id, Disk(node_id))
         node = ClusterNode(
@@ -318,6 +327,7 @@ class Cluster:
             self.config,
             join=join,
             watch=watch,
+            rebuilt=rebuilt,
             clock=lambda: self.now_ms() + self.ahead_ms.get(node_id, 0),
             level=self.levels.get(node_id, NEWEST),
         )

@@ -427,6 +427,68 @@ async def test_a_founder_asks_at_join_before_it_serves_again(
         assert trio.current_time() - began <= 2.1
 
 
+@pytest.mark.parametrize("answers", ["at once", "late"])
+async def test_a_restored_store_does_not_serve_beside_the_living_cluster(
+    autojump_clock: MockClock, answers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the host that keeps --bootstrap: it founded a second one, ready, under its name."""
+    async with running_cluster(3) as cluster:
+        cluster.kill("n1")
+        await cluster.leader()
+        cluster.disks["n1"] = wiped("n1")  # with other messages, as far as that matters here
+        for node_id in ("n2", "n3"):
+            cluster.network.ask_seconds[node_id] = {"at once": 0.1, "late": 2.5}[answers]
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=True)
+        assert (node.replica.disowned is not None) is (answers == "at once"), "before it serves"
+        await cluster.until(lambda: node.replica.disowned is not None, "it to be found out")
+        assert not node.broker.ready
+        with pytest.raises(RequestError, match=r"restored or recovered, and the cluster .* lives"):
+            node.broker.check_ready()
+        with pytest.raises(RequestError, match="--join, without --bootstrap"):
+            await node.replica.propose(publish(b"beside"))
+        assert len(lines_of(caplog, "takes no writes and is not ready")) == 1
+        leader = await cluster.leader("n2", "n3")
+        assert leader.replica.disowned is None
+        await leader.replica.propose(publish(b"in the real one"))
+
+
+async def test_a_recovered_store_serves_where_no_majority_of_the_old_cluster_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    """That is what recovering is for: one that is left answers, and hears no leader."""
+    async with running_cluster(3) as cluster:
+        for node_id in ("n1", "n2", "n3"):
+            cluster.kill(node_id)
+        await cluster.start("n2")
+        cluster.disks["n1"] = wiped("n1")
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=True)
+        await trio.sleep(30)
+        assert node.broker.ready
+        await cluster.start("n3")
+        await cluster.leader("n2", "n3")
+        await cluster.until(lambda: node.replica.disowned is not None, "it to see the majority")
+
+
+async def test_a_rebuilt_store_that_has_served_for_an_hour_yields_to_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    """Somebody may start old machines: what was acknowledged since counts for more."""
+    async with running_cluster(3) as cluster:
+        for node_id in ("n1", "n2", "n3"):
+            cluster.kill(node_id)
+        cluster.disks["n1"] = wiped("n1")
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=True)
+        cluster.clock.now_ms += 3_600_000
+        cluster.kill("n1")
+        await cluster.start("n2")
+        await cluster.start("n3")
+        await cluster.leader("n2", "n3")
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=True)
+        await trio.sleep(30)
+        assert node.replica.disowned is None
+        assert node.broker.ready
+
+
 async def test_a_new_cluster_and_one_that_is_whole_serve_without_asking(
     autojump_clock: MockClock,
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
-from repl_broker.founding import FOUNDINGS, Recovery
+from repl_broker.founding import FOUNDINGS, Recovery, former_addresses
 from repl_broker.raft.core import Core, CoreOptions, Persisted, Role
 from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, SnapshotMark
 from repl_broker.state import Published
@@ -251,3 +251,14 @@ def test_a_recovery_that_fails_to_write_changes_nothing(
             recovery.carry_out(START_MS)
     assert reopened(survivor).identity == before
     assert newest_entry(survivor)[1].index == 12
+
+
+def test_the_others_are_asked_at_their_addresses_only_by_a_store_that_is_at_home() -> None:
+    """A backup that is tried out elsewhere leaves the living cluster alone, and serves."""
+    old = {"members": [{"id": f"n{n}", "raft_address": f"n{n}:4081"} for n in (1, 2, 3)]}
+    foundings = [{"old": {"members": []}}, {"old": old}]
+    me = replace(member(1), raft_address="n1:4081")
+    assert former_addresses(foundings, me) == ["n2:4081", "n3:4081"]
+    assert former_addresses(foundings, replace(me, raft_address="staging:4081")) == []
+    assert former_addresses(foundings, replace(me, id="n9")) == []
+    assert former_addresses(None, me) == []
