@@ -181,8 +181,8 @@ HEALTHY = {
     f'repl_broker_member_clock_skew_seconds{{{NODE}, member="n2"}}': "-0.2x60",
     f'repl_broker_member_clock_skew_seconds{{{OTHER}, member="n3"}}': "0.1x60",
     f'repl_broker_member_clock_skew_seconds{{{NODE}, member="n3"}}': "86400x60",  # its own clock
-    f"repl_broker_clock_skew_seconds_max{{{NODE}}}": "5x60",
-    f"repl_broker_clock_skew_seconds_max{{{OTHER}}}": "5x60",
+    f"repl_broker_clock_skew_limit_seconds{{{NODE}}}": "5x60",
+    f"repl_broker_clock_skew_limit_seconds{{{OTHER}}}": "5x60",
     f"repl_broker_term{{{NODE}}}": "7x60",
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="200"}}': "0+600x60",
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': "0+6x60",
@@ -270,7 +270,7 @@ def test_a_healthy_cluster_rings_nothing(tmp_path: Path) -> None:
 
 def test_clocks_may_be_as_far_apart_as_the_nodes_are_told(tmp_path: Path) -> None:
     skew = f'repl_broker_member_clock_skew_seconds{{{NODE}, member="n2"}}'
-    bounds = [f"repl_broker_clock_skew_seconds_max{{{each}}}" for each in (NODE, OTHER)]
+    bounds = [f"repl_broker_clock_skew_limit_seconds{{{each}}}" for each in (NODE, OTHER)]
     loose, strict = dict.fromkeys(bounds, "30x60"), dict.fromkeys(bounds, "1x60")
     assert rings(HEALTHY | {skew: "20x60"} | loose, tmp_path) == set()
     assert rings(HEALTHY | {skew: "-2x60"} | strict, tmp_path) == {"ReplBrokerClockOff"}

@@ -383,7 +383,7 @@ OWN_CLOCK: Final = (
     "behind. Left out while no majority agrees, and on a single node.",
 )
 CLOCK_MAX: Final = (
-    f"{PREFIX}clock_skew_seconds_max",
+    f"{PREFIX}clock_skew_limit_seconds",
     "How far apart two clocks may be that this node takes for right ([cluster] "
     "clock_skew_seconds_max).",
 )
