@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -18,6 +20,7 @@ import trio
 
 from benchmarks.command import progress
 from repl_broker.command import Command, Configure, DeleteTopic, Publish, Retention, Settings
+from repl_broker.daemon import GC_THRESHOLDS, SWITCH_SECONDS
 from repl_broker.loop_turns import LoopTurns
 from repl_broker.state import BrokerState
 from repl_broker.taking import Mark, Taker
@@ -108,13 +111,28 @@ async def _measure(state: BrokerState) -> Found:
     )
 
 
+@contextmanager
+def _settled() -> Iterator[None]:
+    """This process does meanwhile as a node does (daemon.py): what is there stays."""
+    thresholds, seconds = gc.get_threshold(), sys.getswitchinterval()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(seconds)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
 def main(arguments: Sequence[str]) -> int:
     plan = _options(arguments)
     progress(f"publishing {plan.messages:,} messages")
     state = state_of(plan)
-    gc.collect()
-    gc.freeze()  # as a node does with what lives for long (untracked.py)
-    found = trio.run(measure, state, plan.rounds)
+    with _settled():
+        found = trio.run(measure, state, plan.rounds)
     progress("")
     print(
         f"{plan.messages:,} messages in {found.entries:,} entries, {plan.topics:,} topics, "
