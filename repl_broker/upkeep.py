@@ -7,7 +7,8 @@
 
 Each piece is one job of the disk's (disk.py), for the generation of the log for
 which it was planned: a snapshot that the leader sent makes it worthless. While a
-snapshot goes to a peer, what it covers is *held*.
+snapshot goes to a peer, what it covers is *held*: snapshots are saved as ever, so that
+a start has no more to read, and what they need no more goes when that is over.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final
 
 import trio
@@ -57,7 +59,10 @@ class Upkeep:
         self._is_urgent = False  # the disk is full: little is worth a snapshot, too
         # The generation of a log, and of what its snapshot covers all that is to be kept.
         self._others: tuple[int, Sequence[int]] | None = None
-        self._released = trio.lowlevel.ParkingLot()
+        # What the newest snapshot needs no more, and the generation of which that is.
+        self._dead: list[int] = []
+        self._dead_ordinals: dict[int, set[int]] = {}  # by entry, of those that are mostly dead
+        self._generation = 0
         self._due = trio.Event()
 
     @property
@@ -72,7 +77,6 @@ class Upkeep:
             yield
         finally:
             self._holders -= 1
-            self._released.unpark_all()
             self._due.set()
 
     def loaded(self, snapshot_index: int, entries_bytes: int) -> None:
@@ -94,8 +98,7 @@ class Upkeep:
 
     def applied(self) -> None:
         """Look whether there is something to do."""
-        compacts = self._snapshot_due() and not self.is_held
-        if compacts or self._written_bytes >= TIDY_BYTES:
+        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
             self._due.set()
 
     def urge(self) -> None:
@@ -105,7 +108,7 @@ class Upkeep:
             self._due.set()
 
     def _snapshot_due(self) -> bool:
-        if self._is_urgent:
+        if self._is_urgent and not self.is_held:
             return True
         # A large state is worth writing only once much has changed.
         state = self._state()
@@ -130,8 +133,11 @@ class Upkeep:
             await self._due.wait()
             self._due = trio.Event()
             await self._drop_others()
-            if self._snapshot_due() and not self.is_held:
-                await self._compact()
+            if self._snapshot_due():
+                await self._save_snapshot()
+            if not self.is_held:
+                await self._drop_dead()
+                await self._rewrite()
             self._written_bytes = 0
             await self._disk.tidy()
             self.store_bytes = self._disk.store_bytes
@@ -142,15 +148,13 @@ class Upkeep:
             (generation, live), self._others = self._others, None
             await self._disk.drop_others(self.snapshot_index, live, generation)
 
-    async def _compact(self) -> None:
-        """Take a snapshot; drop what it covers and nothing retains, in small transactions."""
+    async def _save_snapshot(self) -> None:
+        """And note what it needs no more."""
         async with self._taker.one:
-            if self.is_held:  # since it was looked last; when that is over, it is looked again
-                return
             state, generation = self._state(), self._disk.generation
             self._unsnapped_bytes = 0
-            self._is_urgent = False
-            parts = await self._dead_parts(state)
+            self._is_urgent = self._is_urgent and self.is_held
+            parts = {} if self.is_held else await self._dead_parts(state)
             if self._disk.generation != generation:
                 return
             begun = self._taker.begin()
@@ -158,17 +162,39 @@ class Upkeep:
             dead = state.take_dead(index)
             snapshot = (await begun.finish()).snapshot
 
-        disk = self._disk
-        await disk.save_snapshot(snapshot, generation)
-        if disk.generation == generation:
-            self.snapshot_index = index
+        await self._disk.save_snapshot(snapshot, generation)
+        if self._disk.generation != generation:
+            return
+        self.snapshot_index = index
+        if self._generation != generation:
+            self._generation, self._dead, self._dead_ordinals = generation, [], {}
+        self._dead += dead
+        self._dead_ordinals |= parts
+        log.debug("saved a snapshot index=%d dead=%d sparse=%d", index, len(dead), len(parts))
+
+    async def _drop_dead(self) -> None:
+        """In small transactions. Who begins to hold meanwhile has a state that is newer than all
+        of them, and needs none."""
+        dead, self._dead = self._dead, []
         for start in range(0, len(dead), DROP_ENTRIES_MAX):
-            await disk.drop(dead[start : start + DROP_ENTRIES_MAX], generation)
-        sparse = sorted(parts)
-        for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
-            thinned = await self._thinned(parts, sparse[start : start + REWRITE_ENTRIES_MAX])
-            await disk.replace(thinned, generation)
-        log.debug("compacted index=%d dropped=%d rewritten=%d", index, len(dead), len(sparse))
+            await self._disk.drop(dead[start : start + DROP_ENTRIES_MAX], self._generation)
+
+    async def _rewrite(self) -> None:
+        """The entries that are mostly dead, without their dead parts; what has gone meanwhile is
+        passed over."""
+        parts = self._dead_ordinals
+        while parts:
+            indexes = [*islice(parts, REWRITE_ENTRIES_MAX)]
+            if self._disk.generation != self._generation:
+                parts.clear()
+                return
+            found = await self._disk.read(indexes)
+            if self.is_held:
+                return
+            thinned = {index: without_messages(data, parts[index]) for index, data in found.items()}
+            await self._disk.replace(thinned, self._generation)
+            for index in indexes:
+                del parts[index]
 
     async def _dead_parts(self, state: BrokerState) -> dict[int, set[int]]:
         """By entry, which of its messages nothing retains, of those entries that are mostly dead.
@@ -183,13 +209,3 @@ class Upkeep:
             for index, data in found.items():
                 parts[index] = state.dead_ordinals(index, decode_entry(data)[1])
         return parts
-
-    async def _thinned(self, parts: dict[int, set[int]], indexes: list[int]) -> dict[int, bytes]:
-        """These entries without their dead parts; nothing that is held is missing."""
-        while True:
-            while self.is_held:
-                await self._released.park()
-            found = await self._disk.read(indexes)
-            if not self.is_held:
-                break
-        return {index: without_messages(data, parts[index]) for index, data in found.items()}

@@ -6,18 +6,18 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from repl_broker.command import CreateTopic, Publish
+from repl_broker.raft.log import Entry, EntryKind
 from repl_broker.state import BrokerState
 from repl_broker.taking import Mark, Taker
 from repl_broker.upkeep import Upkeep
+from repl_broker.wire import encode_command, encode_entry
 from tests.nodes import Disk, queue_of
 from tests.snapshot_in_one_go import in_one_go
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
 async def at_once(call: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
@@ -41,6 +41,29 @@ class Node:
         for _ in range(count):
             index = self.state.applied_index + 1
             self.state.apply(index, index, [CreateTopic(f"t{index}"), Publish("a", (b"1",))])
+
+    def apply_entry(self, *commands: Publish) -> None:
+        """On the disk as well; each topic retains one message."""
+        index = self.state.applied_index + 1
+        names = [command.topics for command in commands if isinstance(command.topics, str)]
+        new = [CreateTopic(name, messages=1) for name in names if name not in self.state.topics]
+        data = encode_entry(index, [*map(encode_command, (*new, *commands))])
+        self.disk.entries[index] = Entry(index, 7, EntryKind.DATA, data)
+        self.state.apply(index, index, [*new, *commands])
+        self.upkeep.wrote(len(data))
+        self.upkeep.applied()
+
+    def publish(self, topic: str, count: int) -> None:
+        for _ in range(count):
+            self.apply_entry(Publish(topic, (b"1",)))
+
+    @property
+    def kept(self) -> list[int]:
+        return [*self.disk.entries]
+
+    @property
+    def saved(self) -> int:
+        return self.disk.snapshot.index if self.disk.snapshot else 0
 
 
 async def test_a_snapshot_is_of_the_moment_at_which_it_began() -> None:
@@ -68,10 +91,12 @@ async def test_one_that_is_cancelled_is_not_in_the_way_of_the_next() -> None:
     assert taken.snapshot.data == in_one_go(node.state)
 
 
-async def test_nothing_is_compacted_that_has_come_to_be_held_while_it_waited() -> None:
-    """A snapshot from the leader is put in the state's place then, or one goes to a peer."""
+async def test_nothing_is_dropped_that_has_come_to_be_held_while_it_waited(
+    autojump_clock: MockClock,
+) -> None:
+    """It goes to a peer then."""
     node = Node()
-    node.apply(5)
+    node.publish("a", 5)
     async with trio.open_nursery() as nursery:
         await node.taker.one.acquire()
         nursery.start_soon(node.upkeep.run)
@@ -80,7 +105,54 @@ async def test_nothing_is_compacted_that_has_come_to_be_held_while_it_waited() -
         with node.upkeep.held():
             node.taker.one.release()
             await trio.sleep(10)
-            assert node.upkeep.snapshot_index == 0
+            assert node.kept == [1, 2, 3, 4, 5]
         await trio.sleep(10)
-        assert node.upkeep.snapshot_index == 5
+        assert node.kept == [5]
+        nursery.cancel_scope.cancel()
+
+
+async def test_snapshots_are_saved_while_something_is_held_and_nothing_goes_until_then(
+    autojump_clock: MockClock,
+) -> None:
+    """A copy of all there is may take many minutes to send: a start after a crash would have had
+    all to read, and to keep in memory, that was published meanwhile."""
+    node = Node()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.upkeep.run)
+        node.publish("a", 2)
+        await trio.sleep(1)
+        with node.upkeep.held():
+            node.publish("a", 4)
+            await trio.sleep(1)
+            assert node.saved == 6
+            with node.upkeep.held():
+                node.publish("a", 2)
+                await trio.sleep(1)
+            assert (node.saved, node.kept) == (8, [2, 3, 4, 5, 6, 7, 8]), "by one still"
+        await trio.sleep(1)
+        assert node.kept == [8]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_mostly_dead_entry_is_thinned_once_nothing_is_held_unless_it_has_gone(
+    autojump_clock: MockClock,
+) -> None:
+    node = Node()
+    large = b"x" * 10_000
+    async with trio.open_nursery() as nursery:
+        node.apply_entry(Publish("a", (large,)), Publish("b", (b"1",)))
+        node.apply_entry(Publish("a", (large,)), Publish("c", (b"1",)))
+        node.publish("a", 1)
+        nursery.start_soon(node.upkeep.run)
+        while not node.upkeep._dead_ordinals:
+            await trio.lowlevel.checkpoint()
+        with node.upkeep.held():
+            await trio.sleep(1)
+            assert node.disk.bytes > 2 * len(large), "nothing is written anew"
+            node.publish("c", 2)  # so that the second entry dies
+            await trio.sleep(1)
+            assert node.saved == 5
+        await trio.sleep(1)
+        assert node.kept == [1, 3, 5]
+        assert node.disk.bytes < len(large)
         nursery.cancel_scope.cancel()

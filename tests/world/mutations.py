@@ -221,7 +221,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "thinned-too-far": _one(
         "an entry that is written anew loses a message that is retained",
-        "upkeep:Upkeep._thinned",
+        "upkeep:Upkeep._rewrite",
         "without_messages(data, parts[index])",
         "without_messages(data, {*parts[index], max(parts[index], default=0) + 1})",
     ),
