@@ -345,13 +345,14 @@ class Broker:
         else:
             digest = _digest(form, topics, data)
             command = Publish(topics, data, _check_key(key), digest, caller.owner, client)
-        self.admission.begin_publish(caller.share)
+        share = caller.share
+        self.admission.begin_publish(share)
         try:
             if self._room is not None:
                 self._room.check(sum(map(len, data)))
             outcome = _accepted(await self._propose(command))
         finally:
-            self.admission.end_publish(caller.share)
+            self.admission.end_publish(share)
         assert isinstance(outcome, Published)
         if not outcome.replayed:
             self._publishes += 1

@@ -32,7 +32,7 @@ IN_PLACE_BYTES_MAX: Final = 32 << 10  # the dearest of these takes some millisec
 IN_PLACE_LINES_MAX: Final = 1000  # … of a batch: one
 TINY_BYTES: Final = 1024  # not worth a look at the clock
 MOMENT_SECONDS: Final = 0.05
-IN_PLACE_SECONDS_MAX: Final = 0.005  # of a moment, in place
+IN_PLACE_SECONDS_MAX: Final = 0.02  # of a moment, in place
 PIECE_SECONDS: Final = 0.002  # of a batch, in the thread
 AT_ONCE: Final = 1  # more would share one interpreter, and take it from the event loop
 

@@ -43,12 +43,12 @@ class _Block:
 
 
 class Order:
-    """``is_live`` says whether an owner still has a number; asked of those not released, too."""
+    """``held(owner, first, last)`` are the numbers that an owner still has in that range."""
 
-    __slots__ = ("_blocks", "_due", "_firsts", "_is_live", "_newest", "_next", "_room")
+    __slots__ = ("_blocks", "_due", "_firsts", "_held", "_newest", "_next", "_room")
 
-    def __init__(self, is_live: Callable[[int, int], bool]) -> None:
-        self._is_live = is_live
+    def __init__(self, held: Callable[[int, int, int], Sequence[int]]) -> None:
+        self._held = held
         self._blocks: list[_Block] = []
         self._firsts: list[int] = []  # the first number of each block
         self._due: list[_Block] = []
@@ -133,19 +133,15 @@ class Order:
         if not block.live:
             return
         at = bisect_right(self._firsts, block.first) - 1
-        left = [
-            (number, owner)
-            for number, owner in zip(block.numbers, block.owners, strict=True)
-            if self._is_live(owner, number)
-        ]
-        assert len(left) == block.live, "what was not released lives"
-        numbers = array("Q", (number for number, _ in left))
-        owners = array("I", (owner for _, owner in left))
+        first, last = block.numbers[0], block.numbers[-1]
+        held = [(owner, self._held(owner, first, last)) for owner in {*block.owners}]
+        numbers, owners = _in_order([(owner, has) for owner, has in held if has])
+        assert len(numbers) == block.live, "what was not released lives"
         before = self._blocks[at - 1] if at else None
         if (
             before is not None
             and before.written is not None
-            and len(before.owners) + len(left) <= BLOCK_NUMBERS
+            and len(before.owners) + len(numbers) <= BLOCK_NUMBERS
         ):
             before.written += numbers
             before.owners += owners

@@ -148,8 +148,8 @@ class Proposal(Offer):
     ) -> None:
         encoded = encode_command(command)
         self.commands, self.encoded, self.size = (command,), (encoded,), len(encoded)
-        self.steps = _steps(command)
-        self.is_light = _is_light(command, encoded)
+        self.steps = steps = _steps(command)
+        self.is_light = steps <= LIGHT_STEPS_MAX and self.size <= LIGHT_BYTES_MAX
         self.watch = watch
         self.started = trio.current_time()
         self.due = self.started + patience  # then it is seen whether there is hope

@@ -311,6 +311,11 @@ class Topic:
         """Those of all that it retains."""
         return self._sequences[self._head :]
 
+    def between(self, first: int, last: int) -> Sequence[int]:
+        """Those that it retains from ``first`` to ``last``."""
+        low = bisect_left(self._sequences, first, self._head)
+        return self._sequences[low : bisect_right(self._sequences, last, low)]
+
     def charge(self, seq: int, payer: str) -> None:
         """What is appended from ``seq`` on counts for ``payer``."""
         if self.payers is None:

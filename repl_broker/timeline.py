@@ -62,6 +62,9 @@ class Gone:
     def size_of(self, seq: int) -> int | None:
         return None
 
+    def between(self, first: int, last: int) -> Sequence[int]:
+        return ()
+
 
 NOBODY: Final = Gone("", 0, 0)  # at a place that is free
 
@@ -73,8 +76,8 @@ class Timeline:
         self.topics: list[Topic | Gone] = []  # by place
         self.version = 0  # of the last loss; local to a node
         self._seen = 0  # the version that a reader knows, at most
-        self._messages = Order(lambda place, seq: self.topics[place].retains(seq))
-        self._losses = Order(lambda place, version: self.topics[place].lost_version == version)
+        self._messages = Order(lambda place, *span: self.topics[place].between(*span))
+        self._losses = Order(self._lost_between)
         self.gone: dict[str, Gone] = {}  # deleted, and remembered by name
         self.floor = Floor()  # what those lost that are not, by their versions then
         self._freed: list[int] = []  # places that marks may know
@@ -134,6 +137,11 @@ class Timeline:
         self._forget_loss(gone)
         self.topics[gone.place] = NOBODY
         self._freed.append(gone.place)
+
+    def _lost_between(self, place: int, first: int, last: int) -> Sequence[int]:
+        """The version of what the topic lost last, if it is in that range."""
+        version = self.topics[place].lost_version
+        return (version,) if first <= version <= last else ()
 
     def _forget_loss(self, topic: Topic | Gone) -> None:
         version, topic.lost_version = topic.lost_version, 0

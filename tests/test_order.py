@@ -7,6 +7,7 @@ from array import array
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sortedcontainers import SortedDict
 
 from repl_broker import order as order_module
 from repl_broker.order import BLOCK_NUMBERS, Order
@@ -16,14 +17,15 @@ class Held:
     """What there is, and an Order of it."""
 
     def __init__(self) -> None:
-        self.owners: dict[int, int] = {}
+        self.owners: SortedDict[int, int] = SortedDict()
         self.next = 1
         self.asked = 0
-        self.order = Order(self._is_live)
+        self.order = Order(self._has)
 
-    def _is_live(self, owner: int, number: int) -> bool:
-        self.asked += 1
-        return self.owners.get(number) == owner
+    def _has(self, owner: int, first: int, last: int) -> list[int]:
+        numbers = [n for n in self.owners.irange(first, last) if self.owners[n] == owner]
+        self.asked += len(numbers)
+        return numbers
 
     def append(self, owner: int, count: int, skip: int = 0, mark: int = 0) -> None:
         self.next += skip
