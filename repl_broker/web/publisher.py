@@ -102,6 +102,7 @@ class Publisher:
         self._head: PublishHead | None = None  # of the request whose body is awaited
         self._refused: tuple[EventsHead, Answer] | None = None  # what is still to be answered
         self.request = Request(base=publishing.base.path)
+        self._own_client = publishing.base.proxies.client(None, transport.peer[0])
         self._rested_at = trio.current_time()  # the last time that it began to wait for a request
         self._cut = False
         self._lent = False  # its place is that of a client of a proxy, for the present request
@@ -220,9 +221,12 @@ class Publisher:
                 await self._go_on(last=last)
 
     def _begin(self, head: PublishHead | EventsHead) -> None:
-        base = self._publishing.base.of(head.prefix, self.transport.peer[0])
         client = self._client_of(head)
-        self.request.begin(head.traceparent, base, client)
+        base = self._publishing.base
+        path = (
+            base.of(head.prefix, self.transport.peer[0]) if head.prefix is not None else base.path
+        )
+        self.request.begin(head.traceparent, path, client)
         if head.forwarded is not None:
             self._lend(client)
 
@@ -234,6 +238,8 @@ class Publisher:
             self._lent = True
 
     def _client_of(self, head: PublishHead | EventsHead) -> str:
+        if head.forwarded is None:
+            return self._own_client
         return self._publishing.base.proxies.client(head.forwarded, self.transport.peer[0])
 
     async def _open(self, head: EventsHead) -> Answer | None:
