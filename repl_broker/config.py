@@ -697,8 +697,9 @@ class ClusterConfig:
         (),
         ListOf(HostPort()),
         "The Raft addresses of nodes to ask for membership, if the data directory is "
-        "empty. The list may be the same on all nodes: each passes over its own address. Names are "
-        "looked up anew at each try. A node that has been a member waits for its majority, "
+        "empty. The list may be the same on all nodes: each passes over its own address, and over "
+        "itself by another name once it has found itself there. Names are looked up anew at each "
+        "try. A node that has been a member waits for its majority, "
         "whatever answers there; it looks there for members whose address has changed.",
         option="--join",
     )
