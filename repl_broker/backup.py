@@ -15,6 +15,7 @@ notices what has no checksum: entries missing at the end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
@@ -41,9 +42,13 @@ from repl_broker.storage import (
 )
 from repl_broker.wire import decode_entry
 
-__all__ = ["SEAL", "Contents", "backup", "check", "restore"]
+__all__ = ["SEAL", "Contents", "backed_up_at", "backup", "check", "restore"]
+
+log = logging.getLogger(__name__)
 
 SEAL: Final = "backup"  # the note in a copy
+NOTE_NAME: Final = "last-backup"  # in the data directory: when it was made, in milliseconds
+NOTE_BYTES_MAX: Final = 32
 PIECE_BYTES: Final = 1 << 20  # of history, checked at a time
 
 
@@ -129,7 +134,32 @@ def backup(folder: Path, file: Path, *, force: bool, now_ms: int) -> dict[str, A
         sync(copy)
         size = copy.stat().st_size
         _put_in_place(copy, file, force)
+    _note_backup(folder, now_ms)
     return {"file": str(file), **seal, "bytes": size}
+
+
+def backed_up_at(folder: Path) -> float:
+    """When the last backup of the store in ``folder`` began, in Unix time; 0 if none is known."""
+    try:
+        return int((folder / NOTE_NAME).read_bytes()[:NOTE_BYTES_MAX]) / 1000
+    except (OSError, ValueError):
+        return 0
+
+
+def _note_backup(folder: Path, began_ms: int) -> None:
+    """For the node to tell; a backup is none the worse where this cannot be written."""
+    note = folder / NOTE_NAME
+    try:
+        with _working(note) as aside:
+            make_file(aside / NOTE_NAME)
+            (aside / NOTE_NAME).write_text(f"{began_ms}\n")
+            (aside / NOTE_NAME).replace(note)
+    except OSError as error:
+        log.warning(
+            "the backup is not noted, so the node does not know of it file=%r error=%r",
+            str(note),
+            error.strerror or str(error),
+        )
 
 
 def _check_target(folder: Path, file: Path, force: bool) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from repl_broker import backup as module
 from repl_broker import storage as storage_module
-from repl_broker.backup import SEAL, backup, check, restore
+from repl_broker.backup import NOTE_NAME, SEAL, backed_up_at, backup, check, restore
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError
 from repl_broker.founding import FOUNDINGS, Recovery
@@ -113,7 +113,37 @@ def test_a_backup_has_every_row_of_the_store_and_is_one_private_file(
 def test_a_stopped_node_has_the_files_that_it_had(used: Path, tmp_path: Path) -> None:
     before = names(used)
     save(used, tmp_path / "b.db")
-    assert names(used) == before == ["broker.db", "lock"]
+    assert before == ["broker.db", "lock"]
+    assert names(used) == sorted([*before, NOTE_NAME])
+
+
+def test_a_store_knows_when_it_was_saved_last_and_one_that_was_restored_never_was(
+    used: Path, tmp_path: Path
+) -> None:
+    assert backed_up_at(used) == 0
+    save(used, tmp_path / "b.db")
+    assert backed_up_at(used) == START_MS / 1000
+    backup(used, tmp_path / "b.db", force=True, now_ms=START_MS + 5000)
+    assert backed_up_at(used) == START_MS / 1000 + 5
+    with pytest.raises(ConfigError):
+        backup(used, tmp_path / "none" / "b.db", force=True, now_ms=START_MS + 9000)
+    assert backed_up_at(used) == START_MS / 1000 + 5, "what has failed is none"
+    put_back(tmp_path / "b.db", tmp_path / "new")
+    assert backed_up_at(tmp_path / "new") == 0
+    assert stat.S_IMODE((used / NOTE_NAME).stat().st_mode) == 0o600
+    for damage in (b"", b"x" * 100, b"\xff"):
+        (used / NOTE_NAME).write_bytes(damage)
+        assert backed_up_at(used) == 0
+
+
+def test_a_backup_that_cannot_be_noted_is_one_all_the_same(
+    used: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (used / NOTE_NAME).mkdir()  # for root, too, nothing can be written there
+    (used / NOTE_NAME / "x").touch()
+    assert save(used, tmp_path / "b.db")["seq"] == 10
+    assert "the backup is not noted" in caplog.text
+    assert [name for name in names(used) if "partial" in name] == []
 
 
 def test_a_node_that_was_killed_is_saved_with_what_is_in_its_write_ahead_log(
@@ -141,7 +171,7 @@ def test_a_running_node_writes_on_beside_a_backup_and_keeps_its_files(
     with monkeypatch.context() as patch:
         patch.setattr(module, "check", check_slowly)
         assert save(tmp_path / "data", tmp_path / "b.db")["seq"] == 10
-    assert names(tmp_path / "data") == before
+    assert names(tmp_path / "data") == sorted([*before, NOTE_NAME])
     assert len(storage.load().entries) == 7
     storage.write(WriteBatch((message(14, b"last"),)))
     storage.close()

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,35 @@ PROGRAM: Final = "/opt/repl-broker/bin/repl-broker"  # what the units say
 CREDENTIALS: Final = Path("/etc/credstore")
 MADE: Final = ("repl-broker.service", "repl-broker.socket")
 MADE_FOR_BACKUP: Final = ("repl-broker-backup.service", "repl-broker-backup.timer")
+# What differs where there are several nodes on a host, by the unit of one.
+OF_INSTANCES: Final = {
+    "repl-broker.service": (
+        ("Description=repl-broker,", "Description=repl-broker %i,"),
+        ("/etc/repl-broker/options", "/etc/repl-broker/%i.options"),
+        ("/etc/repl-broker/repl-broker.toml", "/etc/repl-broker/%i.toml"),
+        ("DATA_DIR=%S/repl-broker", "DATA_DIR=%S/repl-broker-%i"),
+        ("StateDirectory=repl-broker", "StateDirectory=repl-broker-%i"),
+        ("User=repl-broker", "User=repl-broker-%i"),
+        ("/var/lib/repl-broker.", "/var/lib/repl-broker-%i."),
+        ("The same file on every host", "The same file for every node"),
+    ),
+    "repl-broker-backup.service": (
+        ("the node of this host", "the node %i"),
+        ("/var/lib/repl-broker-backup.\n", "/var/lib/repl-broker-backup-%i.\n"),
+        ("repl-broker-backup.timer", "repl-broker-backup@.timer"),
+        ("Description=Back up repl-broker", "Description=Back up repl-broker %i"),
+        ("--data-dir %S/repl-broker ", "--data-dir %S/repl-broker-%i "),
+        ("%S/repl-broker-backup/", "%S/repl-broker-backup-%i/"),
+        ("User=repl-broker", "User=repl-broker-%i"),
+        (
+            "StateDirectory=repl-broker repl-broker-backup",
+            "StateDirectory=repl-broker-%i repl-broker-backup-%i",
+        ),
+    ),
+    "repl-broker-backup.timer": (
+        ("Description=Back up repl-broker", "Description=Back up repl-broker %i"),
+    ),
+}
 # systemd gives a meaning to other characters in ExecStart=.
 PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._+-]+")
 # What ProtectHome= and PrivateTmp= hide from the service.
@@ -52,10 +82,10 @@ def install(mode: str | None, directory: Path, program: Path | None, force: bool
     """Print or write the units of a node, for the program where it is installed.
 
     They are repl-broker.service and repl-broker@.service (the node of /etc/repl-broker/NAME.toml),
-    repl-broker.socket (systemd listens for HTTP; optional), and repl-broker-backup.service with its
-    timer. Nothing is enabled or started. A unit that is there and differs is left alone, and so are
-    all the others then, unless --force is given. To change one of them for good, use "systemctl
-    edit": its changes are kept elsewhere.
+    repl-broker.socket (systemd listens for HTTP; optional), and for each of the two services a
+    backup with its timer. Nothing is enabled or started. A unit that is there and differs is left
+    alone, and so are all the others then, unless --force is given. To change one of them for good,
+    use "systemctl edit": its changes are kept elsewhere.
     """
     texts = unit_texts(checked(program or this_program()))
     if mode == "write":
@@ -72,21 +102,15 @@ def unit_texts(program: str) -> dict[str, str]:
         name: (shipped / name).read_text().replace(PROGRAM, program)
         for name in (*MADE, *MADE_FOR_BACKUP)
     }
-    return texts | {"repl-broker@.service": for_instances(texts["repl-broker.service"])}
+    return texts | {
+        name.replace(".", "@.", 1): for_instances(texts[name], changes)
+        for name, changes in OF_INSTANCES.items()
+    }
 
 
-def for_instances(text: str) -> str:
+def for_instances(text: str, changes: Sequence[tuple[str, str]]) -> str:
     """The unit of one of several nodes on a host, or of one with a name: NAME.toml is its file."""
-    for one, instance in (
-        ("Description=repl-broker,", "Description=repl-broker %i,"),
-        ("/etc/repl-broker/options", "/etc/repl-broker/%i.options"),
-        ("/etc/repl-broker/repl-broker.toml", "/etc/repl-broker/%i.toml"),
-        ("DATA_DIR=%S/repl-broker", "DATA_DIR=%S/repl-broker-%i"),
-        ("StateDirectory=repl-broker", "StateDirectory=repl-broker-%i"),
-        ("User=repl-broker", "User=repl-broker-%i"),
-        ("/var/lib/repl-broker.", "/var/lib/repl-broker-%i."),
-        ("The same file on every host", "The same file for every node"),
-    ):
+    for one, instance in changes:
         assert text.count(one) == 1, f"the unit says {one} once"
         text = text.replace(one, instance)
     return text
@@ -150,4 +174,4 @@ Next, as root:
   install -d -m 700 {CREDENTIALS}              # secrets, as repl-broker.cluster-secret
   systemctl daemon-reload
   systemctl enable --now repl-broker           # or repl-broker@NAME, for NAME.toml
-  systemctl enable --now repl-broker-backup.timer   # if you want a backup every night"""
+  systemctl enable --now repl-broker-backup.timer   # every night; or -backup@NAME.timer"""

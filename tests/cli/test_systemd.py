@@ -78,13 +78,30 @@ def test_the_examples_are_what_is_installed(name: str) -> None:
     assert (EXAMPLES / name).read_text() == UNITS[name], f"{remedy} --program {PROGRAM}"
 
 
-def test_an_instance_has_everything_of_its_own() -> None:
-    text = UNITS["repl-broker@.service"]
+@pytest.mark.parametrize("name", [name for name in UNITS if "@" in name])
+def test_an_instance_has_everything_of_its_own(name: str) -> None:
+    text = UNITS[name]
     settings = [line for line in text.splitlines() if line and line[0] not in "#["]
     for line in settings:
-        name, _, value = line.partition("=")
-        if name in ("User", "StateDirectory", "Environment", "EnvironmentFile", "ExecStart"):
+        key, _, value = line.partition("=")
+        if key in ("User", "StateDirectory", "Environment", "EnvironmentFile", "Description"):
+            assert value.count("%i") == len(value.split()) or key == "Description", line
             assert "%i" in value, line
+        if key == "ExecStart":
+            assert all("%i" in word for word in value.split() if word.startswith(("%S", "/etc")))
+
+
+def test_every_service_of_a_node_has_a_backup_with_a_timer_which_finds_its_folder() -> None:
+    nodes = [name for name in SERVICES if "-backup" not in name]
+    assert len(nodes) == 2
+    for name in nodes:
+        backup = name.replace("repl-broker", "repl-broker-backup", 1)
+        assert backup in UNITS
+        assert backup.replace(".service", ".timer") in UNITS
+        (data_dir,) = re.findall(r"DATA_DIR=(\S+)", UNITS[name])
+        (saved_dir,) = re.findall(r"backup --data-dir (\S+)", UNITS[backup])
+        (user, of_backup) = (re.findall(r"^User=(\S+)", UNITS[n], re.M) for n in (name, backup))
+        assert (saved_dir, of_backup) == (data_dir, user)
 
 
 @pytest.mark.parametrize("name", ["repl-broker.service", "repl-broker@.service"])
