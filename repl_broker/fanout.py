@@ -62,7 +62,7 @@ from repl_broker.subscription import (
     token_expired,
 )
 
-__all__ = ["Fanout", "FanoutOptions", "FanoutStatistics", "Reader"]
+__all__ = ["BEHIND", "Fanout", "FanoutOptions", "FanoutStatistics", "Reader"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ TURN_SECONDS_MAX: Final = 0.02  # of it, where others take as long for theirs
 TURN_READERS: Final = 16  # between two looks at the clock
 EVENTS_MAX: Final = 64  # of the epoll set, in one turn
 ADVANCE_BATCHES_MAX: Final = 4  # for one reader that catches up along the tail, in one turn
+BEHIND: Final = (1, 100, 10_000)  # messages
 LOG_WORKERS: Final = 4
 REACH_SECONDS_MIN: Final = 1.0  # for one question to the cluster
 IGNORED_BYTES_MAX: Final = 64 * 1024  # of what a reader sends; then it is not read any more
@@ -114,6 +115,8 @@ class FanoutStatistics(NamedTuple):
     unsent_bytes: int  # begun to be sent to readers that stalled; shared ones count each time
     dead: int  # were dropped because they acknowledged nothing
     failed: int  # were dropped because an error of the node ended them
+    behind_max: int  # messages that one of them has not been sent yet
+    behind: tuple[int, ...]  # readers with so many or more, for each of BEHIND
 
 
 class Reader:
@@ -184,10 +187,32 @@ class Fanout:
     def statistics(self) -> FanoutStatistics:
         """Looks through all readers."""
         lagging = unsent_bytes = 0
+        behind = []
         for reader in self._all():
             lagging += reader.state in (STALLED, QUEUED)
             unsent_bytes += len(reader.rest) - reader.rest_at
-        return FanoutStatistics(self._count, lagging, unsent_bytes, self._dead, self._failed)
+            if messages := self._behind(reader):
+                behind.append(messages)
+        return FanoutStatistics(
+            self._count,
+            lagging,
+            unsent_bytes,
+            self._dead,
+            self._failed,
+            max(behind, default=0),
+            tuple(sum(messages >= least for messages in behind) for least in BEHIND),
+        )
+
+    def _behind(self, reader: Reader) -> int:
+        """How many messages it has not been sent. One that reads the log cannot tell which of
+        those since its cursor are for it; then all count."""
+        if reader.state in (AHEAD, PARTING):
+            return 0
+        if (subscription := reader.subscription) is not None:
+            return max(0, self._hub.position - subscription.position)
+        if reader.place.offset >= reader.channel.base:
+            return reader.channel.end - reader.place.offset
+        return max(0, self._hub.position - reader.place.seq)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; then every reader that is left is reset. Call it once."""

@@ -138,6 +138,11 @@ class Subscription:
         stream._leave_tail(place)
         return stream
 
+    @property
+    def position(self) -> int:
+        """Everything up to here was sent, or told to be lost."""
+        return self._seq if self.place is None else self.place.seq
+
     def open(self) -> tuple[Channel, list[bytes]]:
         """Join the channel, which whoever calls leaves in the end; how the stream begins.
 

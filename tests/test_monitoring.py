@@ -21,6 +21,7 @@ from tests.nodes import ANYONE, Node, running_node
 from tests.required import need_program
 
 FOLDER = Path(__file__).parents[1] / "examples" / "monitoring"
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "metrics.md"
 ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
 DASHBOARD = json.loads((FOLDER / "grafana.json").read_text())
 RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
@@ -185,10 +186,31 @@ HEALTHY = {
     f"repl_broker_clock_skew_limit_seconds{{{OTHER}}}": "5x60",
     f"repl_broker_term{{{NODE}}}": "7x60",
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="200"}}': "0+600x60",
-    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': "0+6x60",
+    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': "0+3x60",
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="503"}}': "0+1x60",
     f"repl_broker_connections_refused_total{{{NODE}}}": "0x60",
     f"repl_broker_connections_failed_total{{{NODE}}}": "0x60",
+    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="507"}}': "3x60",
+    f'repl_broker_refused_total{{{NODE}, code="overloaded"}}': "9x60",
+    f'repl_broker_refused_total{{{NODE}, code="rate_limited"}}': "0+3x60",
+    f'repl_broker_refused_total{{{NODE}, code="too_many_streams"}}': "9x60",
+    f"repl_broker_peers_connected{{{NODE}}}": "1x60",
+    f"repl_broker_peers_connected{{{OTHER}}}": "1x60",
+    f"repl_broker_pending_proposals{{{NODE}}}": "3x60",
+    f"repl_broker_store_full{{{NODE}}}": "0x60",
+    f"repl_broker_retained_bytes{{{NODE}}}": "8000x60",
+    f"repl_broker_retained_limit_bytes{{{NODE}}}": "10000x60",
+    f"repl_broker_retained_bytes{{{OTHER}}}": "8000x60",
+    f"repl_broker_retained_limit_bytes{{{OTHER}}}": "0x60",  # no limit
+    f"repl_broker_disk_free_bytes{{{NODE}}}": "700x60",
+    f"repl_broker_disk_free_limit_bytes{{{NODE}}}": "256x60",
+    f"repl_broker_disk_free_bytes{{{OTHER}}}": "1x60",
+    f"repl_broker_disk_free_limit_bytes{{{OTHER}}}": "0x60",  # no limit
+    f"repl_broker_last_backup_timestamp_seconds{{{NODE}}}": "-86400x60",  # it is 1970
+    f"repl_broker_last_backup_timestamp_seconds{{{OTHER}}}": "-8640000x60",
+    f"repl_broker_connections{{{NODE}}}": "100x60",
+    f"repl_broker_connections_max{{{NODE}}}": "1000x60",
+    f"repl_broker_subscriber_lag_messages_max{{{NODE}}}": "2000x60",
     f"process_open_fds{{{NODE}}}": "100x60",
     f"process_max_fds{{{NODE}}}": "1000x60",
     f"repl_broker_gaps_total{{{NODE}}}": "5x60",
@@ -222,10 +244,28 @@ SICK = {
     },
     "ReplBrokerRefusals": {
         f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="429"}}': (
-            "0+600x60"
+            "0+12x60"  # a fifth a second
         )
     },
     "ReplBrokerConnectionsRefused": {f"repl_broker_connections_refused_total{{{NODE}}}": "0+1x60"},
+    "ReplBrokerPeersMissing": {f"repl_broker_peers_connected{{{OTHER}}}": "0x60"},
+    "ReplBrokerWritesWait": {f"repl_broker_pending_proposals{{{NODE}}}": "300x60"},
+    "ReplBrokerOverloaded": {f'repl_broker_refused_total{{{NODE}, code="overloaded"}}': "0+1x60"},
+    "ReplBrokerStoreFull": {f"repl_broker_store_full{{{NODE}}}": "1x60"},
+    "ReplBrokerStoreFills": {f"repl_broker_retained_bytes{{{NODE}}}": "9000x60"},
+    "ReplBrokerBackupOld": {
+        f"repl_broker_last_backup_timestamp_seconds{{{NODE}}}": "-200000x60",
+    },
+    "ReplBrokerSomeErrors": {
+        f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="507"}}': (
+            "3x50 4x10"
+        )
+    },
+    "ReplBrokerLimitReached": {
+        f'repl_broker_refused_total{{{NODE}, code="too_many_streams"}}': "9x50 10x10"
+    },
+    "ReplBrokerConnectionsFill": {f"repl_broker_connections{{{NODE}}}": "900x60"},
+    "ReplBrokerReadersBehind": {f"repl_broker_subscriber_lag_messages_max{{{NODE}}}": "20000x60"},
     "ReplBrokerFewDescriptors": {f"process_open_fds{{{NODE}}}": "900x60"},
     "ReplBrokerReadersLoseMessages": {f"repl_broker_gaps_total{{{NODE}}}": "0+1x60"},
     "ReplBrokerStrangerAtRaftPort": {f"repl_broker_peer_garbage_total{{{NODE}}}": "0+1x60"},
@@ -274,6 +314,24 @@ def test_clocks_may_be_as_far_apart_as_the_nodes_are_told(tmp_path: Path) -> Non
     loose, strict = dict.fromkeys(bounds, "30x60"), dict.fromkeys(bounds, "1x60")
     assert rings(HEALTHY | {skew: "20x60"} | loose, tmp_path) == set()
     assert rings(HEALTHY | {skew: "-2x60"} | strict, tmp_path) == {"ReplBrokerClockOff"}
+
+
+def test_a_disk_that_fills_rings_as_well(tmp_path: Path) -> None:
+    nearly_full = {f"repl_broker_disk_free_bytes{{{NODE}}}": "500x60"}
+    assert rings(HEALTHY | nearly_full, tmp_path) == {"ReplBrokerStoreFills"}
+
+
+def test_whatever_the_reference_calls_worth_an_alert_has_a_rule() -> None:
+    """Each of its points, not each of the metrics that a point names."""
+    _, _, text = REFERENCE.read_text().partition("## Worth an alert")
+    points = re.findall(r"^- (.*)$", text, re.MULTILINE)
+    assert len(points) > 20
+    asked = set().union(*(metrics_in(rule["expr"]) for rule in RULES))
+    for point in points:
+        named = set(re.findall(r"(?:repl_broker|process)_\w+", point))
+        assert named & asked, f"no rule rings at: {point}"
+    named = set(re.findall(r"(?:repl_broker|process)_\w+", text))
+    assert asked - OF_PROMETHEUS <= named, "and the reference has all that rules ring at"
 
 
 @pytest.mark.parametrize("alert", SICK)

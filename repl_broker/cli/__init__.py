@@ -28,6 +28,7 @@ from repl_broker.cli.serve import serve
 from repl_broker.cli.subscribe import subscribe
 from repl_broker.cli.systemd import systemd
 from repl_broker.cli.token import token
+from repl_broker.cli.top import top
 from repl_broker.cli.topics import topics
 from repl_broker.cli.version import version
 from repl_broker.config import one_line
@@ -136,6 +137,7 @@ for _command in (
     publish,
     subscribe,
     topics,
+    top,
     cluster,
     token,
     backup,

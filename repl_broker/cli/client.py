@@ -177,24 +177,38 @@ class Client:
 
         ``silence`` is how many seconds without a byte mean that the stream is dead.
         """
-        params = httpx.QueryParams([("topic", each) for each in filters])
-        headers = self.authorization() | {
+        params = [("topic", each) for each in filters]
+        headers = {}
+        if cursor is not None:
+            headers["Last-Event-ID"] = cursor
+        elif after is not None:
+            params.append(("after", after))
+        with self.stream("/v1/events", params, headers, silence=silence) as chunks:
+            yield chunks
+
+    @contextmanager
+    def stream(
+        self,
+        path: str,
+        params: Sequence[tuple[str, str]],
+        headers: Mapping[str, str],
+        *,
+        silence: float,
+    ) -> Iterator[Iterator[bytes]]:
+        """Open what answers as an event stream; as for ``events``."""
+        sent = self.authorization() | {
             "Accept": "text/event-stream",
             "Accept-Encoding": "identity",
             "Connection": "close",  # coming back over one that is about to close costs a retry
         }
-        if cursor is not None:
-            headers["Last-Event-ID"] = cursor
-        elif after is not None:
-            params = params.add("after", after)
         timeout = httpx.Timeout(self.answer_seconds, connect=CONNECT_SECONDS, read=silence)
         with (
             self.translated(),
             self.http.stream(
                 "GET",
-                self.url + "/v1/events",
-                params=params,
-                headers=headers,
+                self.url + path,
+                params=httpx.QueryParams([*params]),
+                headers=sent | dict(headers),
                 timeout=timeout,
             ) as response,
         ):

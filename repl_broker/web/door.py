@@ -67,6 +67,7 @@ from hypercorn.typing import (
 
 from repl_broker.certificates import alert_of
 from repl_broker.errors import PROBLEMS, ConfigError
+from repl_broker.fanout import BEHIND
 from repl_broker.stalled import Stalled
 from repl_broker.trace import CURRENT, Request, current_id
 from repl_broker.web import cors
@@ -215,6 +216,10 @@ class DoorStatistics:
     """Event streams that were ended since that was too much."""
     made_room: int = 0
     """Connections that were ended since others were to have their places."""
+    behind_max: int = 0
+    """Messages that one event stream has not been sent yet."""
+    behind: tuple[int, ...] = (0,) * len(BEHIND)
+    """Event streams with so many or more, for each of BEHIND."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +373,10 @@ class Door:
         in_place = (self._publishing, self._streams)
         requests = tuple(each for part in in_place if part for each in part.requests.items())
         failed, lagging, unsent_bytes, dead = self._failed, 0, 0, 0
+        behind_max, behind = 0, (0,) * len(BEHIND)
         if self._fanout is not None:
-            _, lagging, unsent_bytes, dead, streams_failed = self._fanout.statistics()
+            found = self._fanout.statistics()
+            _, lagging, unsent_bytes, dead, streams_failed, behind_max, behind = found
             failed += streams_failed
         return DoorStatistics(
             self.connections,
@@ -385,6 +392,8 @@ class Door:
             self.stalled.bytes,
             self.stalled.ended,
             self._made_room,
+            behind_max,
+            behind,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

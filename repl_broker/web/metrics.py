@@ -22,8 +22,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from repl_broker import __version__
+from repl_broker.backup import backed_up_at
 from repl_broker.broker import Broker, Statistics
+from repl_broker.config import LimitsConfig
 from repl_broker.errors import PROBLEMS
+from repl_broker.fanout import BEHIND
 from repl_broker.histogram import BOUNDS_SECONDS, Durations
 from repl_broker.web.counts import Counted, RequestCounts
 from repl_broker.web.door import DoorStatistics
@@ -42,6 +45,8 @@ class Reading(NamedTuple):
     door: DoorStatistics
     ready: bool
     requests: tuple[tuple[Counted, int], ...] = ()
+    limits: LimitsConfig = LimitsConfig()
+    backed_up_at: float = 0
 
 
 class NodeMetric(NamedTuple):
@@ -207,6 +212,18 @@ METRICS: Final = (
         lambda now: now.node.room.disk_free_bytes,
     ),
     NodeMetric(
+        "retained_limit_bytes",
+        "gauge",
+        "[limits] storage_bytes: how much may be retained; 0: no limit.",
+        lambda now: now.limits.storage_bytes,
+    ),
+    NodeMetric(
+        "disk_free_limit_bytes",
+        "gauge",
+        "[limits] disk_free_bytes: what is to stay free; 0: no limit.",
+        lambda now: now.limits.disk_free_bytes,
+    ),
+    NodeMetric(
         "store_full",
         "gauge",
         "1 while publishes are refused since this node's store, the leader's or a majority's is "
@@ -218,6 +235,13 @@ METRICS: Final = (
         "counter",
         "Publishes that were refused since a store was full, those of peers included.",
         lambda now: now.node.room.refused,
+    ),
+    NodeMetric(
+        "last_backup_timestamp_seconds",
+        "gauge",
+        "When the last backup of this node's store began, in Unix time; 0 if there was none. Of a "
+        "cluster one node's is enough: `max by (job)`.",
+        lambda now: now.backed_up_at,
     ),
     NodeMetric(
         "publishes_under_way",
@@ -314,6 +338,15 @@ METRICS: Final = (
         lambda now: now.door.lagging,
     ),
     NodeMetric(
+        "subscriber_lag_messages_max",
+        "gauge",
+        "How many messages the event stream that is furthest behind has not been sent yet. While "
+        "it "
+        "reads the log, those of all topics since its cursor. Streams under TLS are not counted "
+        "here.",
+        lambda now: now.door.behind_max,
+    ),
+    NodeMetric(
         "unsent_bytes",
         "gauge",
         "What is left of the events that were being sent when their clients stopped reading.",
@@ -387,6 +420,11 @@ CLOCK_MAX: Final = (
     "How far apart two clocks may be that this node takes for right ([cluster] "
     "clock_skew_seconds_max).",
 )
+SUBSCRIBERS_BEHIND: Final = (
+    f"{PREFIX}subscribers_behind",
+    "Event streams that have not been sent this many messages or more, counted as for "
+    "subscriber_lag_messages_max.",
+)
 REFUSED: Final = (
     f"{PREFIX}refused",
     "Requests that were answered with a problem, by its code: every limit that was reached.",
@@ -424,6 +462,7 @@ class _NodeCollector(Collector):
         yield _histogram(STORE_WRITE_SECONDS, replica.store_writes)
         yield _histogram(LOOP_TURN_SECONDS, now.node.turns.turns)
         yield _requests(now)
+        yield _behind(now)
         yield from _members(now.node)
         yield from _clocks(now.node)
         refused = CounterMetricFamily(*REFUSED, labels=("code",))
@@ -450,6 +489,13 @@ def _requests(now: Reading) -> Metric:
     family = CounterMetricFamily(*REQUESTS, labels=Counted._fields)
     for what, count in sorted(counts.items()):
         family.add_metric([str(value) for value in what], count)
+    return family
+
+
+def _behind(now: Reading) -> Metric:
+    family = GaugeMetricFamily(*SUBSCRIBERS_BEHIND, labels=("messages",))
+    for least, count in zip(BEHIND, now.door.behind, strict=True):
+        family.add_metric((str(least),), count)
     return family
 
 
@@ -489,7 +535,14 @@ def with_registry(
 
     def read() -> Reading:
         answered = tuple(requests.items()) if requests else ()
-        return Reading(broker.statistics(), door() if door else none, broker.ready, answered)
+        return Reading(
+            broker.statistics(),
+            door() if door else none,
+            broker.ready,
+            answered,
+            broker.config.limits,
+            backed_up_at(broker.config.node.data_dir),
+        )
 
     registry.register(_NodeCollector(read, broker.node_id))
     ProcessCollector(registry=registry)

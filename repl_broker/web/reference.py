@@ -26,6 +26,7 @@ from repl_broker.web.metrics import (
     OWN_CLOCK,
     REFUSED,
     REQUESTS,
+    SUBSCRIBERS_BEHIND,
 )
 from repl_broker.web.openapi import COMMON_CODES, Object, document
 from repl_broker.web.problems import REMEDIES
@@ -184,6 +185,8 @@ def metrics() -> str:
     ours.append((f"`{REQUESTS[0]}`", "counter", about))
     ours += [(f"`{name}`", "gauge", f"{about} Label: `member`.") for name, about in MEMBERS]
     ours += [(f"`{name}`", "gauge", meaning) for name, meaning in (OWN_CLOCK, CLOCK_MAX)]
+    about = f"{SUBSCRIBERS_BEHIND[1]} Label: `messages`."
+    ours.append((f"`{SUBSCRIBERS_BEHIND[0]}`", "gauge", about))
     ours.append((f"`{REFUSED[0]}_total`", "counter", REFUSED[1] + " Label: `code`."))
     ours.append((f"`{BUILD_INFO[0]}`", "gauge", BUILD_INFO[1] + " Labels: `version`, `node`."))
     process = [(f"`{name}`", *about) for name, about in PROCESS_METRICS.items()]
@@ -199,15 +202,16 @@ def metrics() -> str:
         "From prometheus_client; on Linux.",
         _table(("metric", "type", "meaning"), process),
         "## Worth an alert",
-        "As rules for Prometheus: "
-        "[`examples/monitoring/alerts.yml`](../../examples/monitoring/alerts.yml).",
+        "[`examples/monitoring/alerts.yml`](../../examples/monitoring/alerts.yml) has a rule for "
+        "each of these, with thresholds to begin with; `up` is Prometheus' own.",
         "- `repl_broker_ready` is 0 for longer than a restart takes.\n"
         "- `sum(repl_broker_is_leader)` over a cluster is 0 for longer than an election takes: no "
-        "majority, nothing can be written.\n"
+        "majority, nothing can be written. It stays above 1: a node was cut off and does not "
+        "know.\n"
         "- `repl_broker_peers_connected` is below the number of the other nodes: one more loss may "
         "be one too many.\n"
-        "- `rate(repl_broker_elections_total[15m])` is above 0 with nobody restarting nodes: a "
-        "disk or a network that is too slow for `[raft] election_timeout_ms`.\n"
+        "- `changes(repl_broker_term[15m])` is above 3 with nobody restarting nodes: a disk or a "
+        "network that is too slow for `[raft] election_timeout_ms`.\n"
         "- `rate(repl_broker_peer_handshakes_refused_total[5m])` or "
         "`rate(repl_broker_peer_garbage_total[5m])` is above 0: a node with a wrong secret, or a "
         "stranger at the Raft port.\n"
@@ -217,6 +221,10 @@ def metrics() -> str:
         "tenth of a second: it is this node's disk.\n"
         '- `sum by (status) (rate(repl_broker_http_requests_total{status=~"5.."}[5m]))` is above '
         "0: clients get errors.\n"
+        '- `sum by (status) (rate(repl_broker_http_requests_total{status="429"}[5m]))` is above '
+        "0.1: clients are told to slow down.\n"
+        '- `increase(repl_broker_refused_total{code=~"too_many_.*"}[15m])` is above 0: a share, '
+        "or a limit, is used up.\n"
         "- `repl_broker_member_lag_entries` stays high, or `repl_broker_member_reachable` is 0: a "
         "member that is slow, or gone.\n"
         "- `min by (member) (abs(repl_broker_member_clock_skew_seconds))` is above "
@@ -224,10 +232,15 @@ def metrics() -> str:
         "see it.\n"
         "- `increase(repl_broker_gaps_total[15m])` is above 0: readers come back too late for what "
         "topics retain.\n"
+        "- `repl_broker_subscriber_lag_messages_max` stays high: a client reads more slowly than "
+        "is published to its topics.\n"
+        "- `repl_broker_loop_turn_longest_seconds` is above 0.3: requests wait for the processor, "
+        "or for what somebody asked for.\n"
+        "- `time() - max by (job) (repl_broker_last_backup_timestamp_seconds)` is above two days.\n"
         "- `repl_broker_pending_proposals` grows: more is published than the disk takes.\n"
         "- `repl_broker_store_full` is 1: publishes are refused. Better before that: "
-        "`repl_broker_disk_free_bytes` comes near `[limits] disk_free_bytes`, or "
-        "`repl_broker_retained_bytes` near `[limits] storage_bytes`.\n"
+        "`repl_broker_disk_free_bytes` comes near `repl_broker_disk_free_limit_bytes`, or "
+        "`repl_broker_retained_bytes` near `repl_broker_retained_limit_bytes`.\n"
         '- `rate(repl_broker_refused_total{code="overloaded"}[5m])` is above 0: more is published '
         "than is written.\n"
         "- `repl_broker_connections` comes near `repl_broker_connections_max`, or "

@@ -122,6 +122,8 @@ class Sampler:
             "history_bytes": size,
             **now.hub._asdict(),
             **now.replica._asdict(),
+            "lagging": door.lagging,
+            "behind_max": door.behind_max,
             "connections": door.connections,
             "connections_accepted": door.accepted,
             "connections_refused": door.refused,

@@ -9,11 +9,12 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from repl_broker.backup import NOTE_NAME
 from repl_broker.histogram import BOUNDS_SECONDS, Histogram
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.door import DoorStatistics
 from repl_broker.web.metrics import render, with_registry
-from tests.nodes import ANYONE, Node
+from tests.nodes import ANYONE, Node, configured
 from tests.web.doors import publish, serving
 from tests.web.test_door import Client, connect
 from tests.web.test_streams import get
@@ -39,6 +40,25 @@ async def test_names_have_the_prefix_and_their_unit_last(node: Node) -> None:
         for unit in ("bytes", "seconds"):
             if f"_{unit}" in family.name:
                 assert family.name.endswith(f"_{unit}")
+
+
+async def test_the_last_backup_is_told_and_no_restart_forgets_it(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(node={"data_dir": tmp_path})
+    monkeypatch.setattr(node.broker, "_config", config)
+
+    def told() -> str:
+        (line,) = re.findall(
+            r"^repl_broker_last_backup_timestamp_seconds (\S+)$",
+            render(with_registry(node.broker)).decode(),
+            re.MULTILINE,
+        )
+        return str(line)
+
+    assert told() == "0.0"
+    (tmp_path / NOTE_NAME).write_text("1764000000123\n")
+    assert float(told()) == 1764000000.123
 
 
 async def test_the_histogram_is_cumulative_and_complete(node: Node) -> None:
