@@ -190,7 +190,7 @@ HEALTHY = {
     f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="503"}}': "0+1x60",
     f"repl_broker_connections_refused_total{{{NODE}}}": "0x60",
     f"repl_broker_connections_failed_total{{{NODE}}}": "0x60",
-    f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="507"}}': "3x60",
+    f'repl_broker_refused_total{{{NODE}, code="internal_error"}}': "3x60",
     f'repl_broker_refused_total{{{NODE}, code="overloaded"}}': "9x60",
     f'repl_broker_refused_total{{{NODE}, code="rate_limited"}}': "0+3x60",
     f'repl_broker_refused_total{{{NODE}, code="too_many_streams"}}': "9x60",
@@ -257,9 +257,7 @@ SICK = {
         f"repl_broker_last_backup_timestamp_seconds{{{NODE}}}": "-200000x60",
     },
     "ReplBrokerSomeErrors": {
-        f'repl_broker_http_requests_total{{{NODE}, method="GET", route="/", status="507"}}': (
-            "3x50 4x10"
-        )
+        f'repl_broker_refused_total{{{NODE}, code="internal_error"}}': "3x50 4x10"
     },
     "ReplBrokerLimitReached": {
         f'repl_broker_refused_total{{{NODE}, code="too_many_streams"}}': "9x50 10x10"

@@ -35,7 +35,12 @@ COLUMNS: Final = f"{'TOPIC':<40} {'RATE/S':>10} {'MESSAGES':>12} {'BYTES':>15} {
 @click.option(
     "--sort", type=click.Choice(SORTS), default="rate", show_default=True, help="Which come first."
 )
-@click.option("--match", metavar="FILTER", default="", help="Only topics that match it.")
+@click.option(
+    "--match",
+    metavar="TEXT",
+    default="",
+    help='Only topics that have it in their names, or that it matches as a filter ("jobs.>").',
+)
 @click.option("--once", is_flag=True, help="Look for a second, print that, and end.")
 @url_option
 @json_option

@@ -220,7 +220,9 @@ def metrics() -> str:
         "- `histogram_quantile(0.99, rate(repl_broker_store_write_seconds_bucket[5m]))` is above a "
         "tenth of a second: it is this node's disk.\n"
         '- `sum by (status) (rate(repl_broker_http_requests_total{status=~"5.."}[5m]))` is above '
-        "0: clients get errors.\n"
+        "0: clients get errors. Few of them, which a rate does not show: "
+        '`increase(repl_broker_refused_total{code=~"internal_error|outcome_unknown|storage_full"}'
+        "[1h])`.\n"
         '- `sum by (status) (rate(repl_broker_http_requests_total{status="429"}[5m]))` is above '
         "0.1: clients are told to slow down.\n"
         '- `increase(repl_broker_refused_total{code=~"too_many_.*"}[15m])` is above 0: a share, '
