@@ -61,6 +61,7 @@ from repl_broker.web.metrics import (
     OWN_CLOCK,
     REFUSED,
     REQUESTS,
+    SUBSCRIBERS_BEHIND,
 )
 from tests.browser.demo_node import BROWSER_ARGUMENTS, find_browser, free_port
 from tests.required import need_program
@@ -253,7 +254,7 @@ def test_metrics_that_a_page_names_exist(page: Path) -> None:
     known |= {BUILD_INFO[0], REQUESTS[0], OWN_CLOCK[0], CLOCK_MAX[0]}
     known |= {name for name, _ in (*HISTOGRAMS, *MEMBERS)}
     known |= {f"{name}_{part}" for name, _ in HISTOGRAMS for part in ("bucket", "sum", "count")}
-    known.add(f"{REFUSED[0]}_total")
+    known |= {f"{REFUSED[0]}_total", SUBSCRIBERS_BEHIND[0]}
     known.add(COOKIE)
     named = set(re.findall(r"\brepl_broker_[a-z_]+[a-z]\b", page.read_text()))
     assert named - known == set()
