@@ -57,6 +57,7 @@ LAYERS = (
     ),
     ("systemd", "reload", "doubts"),
     ("trace", "histogram", "turnstile"),
+    ("memory",),
     ("config",),
     ("segments", "levels", "payers"),
     ("scan",),

@@ -19,6 +19,7 @@ from repl_broker.config import (
 from repl_broker.doubts import doubts
 from repl_broker.errors import ConfigError
 from repl_broker.masking import masked
+from repl_broker.memory import MiB, memory_bytes
 
 __all__ = ["config"]
 
@@ -37,6 +38,7 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
 
     Only the file is looked at, not the environment. Files that it names must be
     readable, and secrets, key sets and certificates be such that a node can use them.
+    It also prints how much memory the limits of FILE come to.
     Warnings are printed, too; they leave the exit code 0.
     """
     problems, warnings = verdict_on(file)
@@ -50,6 +52,8 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
             click.echo(f"warning: {warning}", err=True)
         if not problems:
             click.echo(f"{file}: no problems")
+            mebibytes = memory_bytes(load(file)) / MiB
+            click.echo(f"memory: at most {mebibytes:,.0f} MiB, and what topics and messages take")
     ctx.exit(1 if problems else 0)
 
 

@@ -197,7 +197,8 @@ def test_config_check_prints_every_problem(run: Run, tmp_path: Path) -> None:
 def test_config_check_passes_the_example(run: Run) -> None:
     file = Path(__file__).parents[2] / "cluster.toml.example"
     result = run("config", "check", str(file))
-    assert (result.exit_code, result.output) == (0, f"{file}: no problems\n")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"{file}: no problems\nmemory: at most ")
 
 
 def test_config_check_warns_of_what_is_hardly_meant(run: Run, tmp_path: Path) -> None:
