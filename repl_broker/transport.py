@@ -34,7 +34,7 @@ import secrets
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
@@ -72,8 +72,8 @@ from repl_broker.handshake import (
     words_of,
 )
 from repl_broker.levels import FIRST, NEWEST
-from repl_broker.raft.codec import decode_rpc, encode_rpc
-from repl_broker.raft.rpc import Rpc
+from repl_broker.raft.codec import PARTS_BYTES, bin_head, decode_rpc, encode_parts, encode_rpc
+from repl_broker.raft.rpc import Append, Rpc
 
 __all__ = [
     "Me",
@@ -95,7 +95,11 @@ PART_SECONDS: Final = 0.05  # of a frame that is still coming, until more of it 
 PART_BYTES: Final = 64 << 10  # … and how much: a trickle keeps nobody in office
 KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
-PIECE_BYTES: Final = 256 << 10  # sent, or encrypted, at a time; others have their turn in between
+PIECE_BYTES: Final = 256 << 10  # encrypted at a time; others have their turn in between
+PLAIN_PIECE_BYTES: Final = 2 << 20  # the same of what is not: the kernel copies it in a millisecond
+# That the kernel takes beside what is on its way. Trio has it take 16 KiB, for what may be thought
+# better of; of a frame that has begun all is sent, and a large one would take 40 turns and more.
+UNSENT_BYTES: Final = 1 << 20
 PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
 # RFC 8446 section 6: alert, fatal, protocol_version. For who speaks TLS where none is wanted.
 NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
@@ -307,7 +311,7 @@ class Transport:
         outbox = link.outbox if link is not None and link.connected else None
         # Who dialled this node hears it, too: a newcomer knows nobody's address yet.
         outbox = outbox or self._inbound.get(rpc.receiver)
-        if outbox is None or not outbox.put((_RPC, encode_rpc(rpc))):
+        if outbox is None or not outbox.put_rpc(rpc):
             self._dropped += 1
         else:
             self._dirty.add(outbox)
@@ -688,7 +692,7 @@ class _Line:
     async def send(self, data: bytes | memoryview) -> None:
         await (self._tls or self.stream).send_all(data)
 
-    def try_send(self, data: bytes) -> int:
+    def try_send(self, data: bytes | memoryview) -> int:
         """Send what the kernel takes now; how much that was. Errors show when receiving."""
         if self._socket is None:
             return 0
@@ -696,6 +700,23 @@ class _Line:
             return self._socket.send(data)
         except OSError:  # nothing fits, or the connection broke
             return 0
+
+    async def send_some(self, data: memoryview) -> int:
+        """Send a piece of it, as much as goes at once; how much that was. A checkpoint.
+
+        The kernel is given all that it takes: with a turn of the event loop for each small
+        part, a large frame would take many turns, and the peer's disk would wait for them.
+        """
+        if self._socket is None:
+            piece = data[:PIECE_BYTES]
+            await self.send(piece)
+            return len(piece)
+        while True:
+            await trio.lowlevel.wait_writable(self._socket)
+            try:
+                return self._socket.send(data[:PLAIN_PIECE_BYTES])
+            except (BlockingIOError, InterruptedError):
+                continue
 
     async def receive(self, bytes_max: int) -> bytes:
         """What has come, at least a byte; nothing at the end."""
@@ -815,7 +836,7 @@ class _Outbox:
         self.ended = trio.Event()  # when that connection is over
         self._transport = transport
         self._line = line  # None while there is no connection
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._queue_bytes = 0
         self.put_bytes = 0  # since there is this connection, and of them …
         self.gone_bytes = 0  # … what the kernel has taken
@@ -832,6 +853,21 @@ class _Outbox:
         self._queue.append(data)
         self._queue_bytes += len(data)
         self.put_bytes += len(data)
+        return True
+
+    def put_rpc(self, rpc: Rpc) -> bool:
+        """The same of an RPC. The data of a large entry is not copied before all goes out."""
+        if type(rpc) is not Append or len(rpc.entries) != 1:
+            return self.put((_RPC, encode_rpc(rpc)))
+        if len(rpc.entries[0].data) <= PARTS_BYTES:
+            return self.put((_RPC, encode_rpc(rpc)))
+        if self._queue_bytes > self._transport.options.queue_bytes_max:
+            return False
+        parts = _rpc_frame(encode_parts(rpc))
+        size = sum(map(len, parts))
+        self._queue += parts
+        self._queue_bytes += size
+        self.put_bytes += size
         return True
 
     def notify(self, text: str) -> None:
@@ -855,13 +891,13 @@ class _Outbox:
         self._transport._sent_bytes += sent
         self.gone_bytes += sent
         if sent < len(data):
-            self._queue.appendleft(data[sent:])
+            self._queue.appendleft(memoryview(data)[sent:])
             self._queue_bytes += len(data) - sent
             self._sending = True
             self._work.set()
 
-    def _take(self) -> bytes:
-        data = b"".join(self._queue)
+    def _take(self) -> bytes | memoryview:
+        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
         self._queue.clear()
         self._queue_bytes = 0
         return data
@@ -873,11 +909,11 @@ class _Outbox:
         while True:
             while self._queue and self._sending:
                 data = memoryview(self._take())
-                for start in range(0, len(data), PIECE_BYTES):
-                    piece = data[start : start + PIECE_BYTES]
-                    await line.send(piece)
-                    self._transport._sent_bytes += len(piece)
-                    self.gone_bytes += len(piece)
+                while data:
+                    sent = await line.send_some(data)
+                    data = data[sent:]
+                    self._transport._sent_bytes += sent
+                    self.gone_bytes += sent
                     self.on_gone()
             self._sending = False
             self._work = trio.Event()
@@ -1245,13 +1281,16 @@ class _Frames:
         end = 4 + size
         if len(received) < end:
             return None
-        body = bytes(received[4:end])
-        del received[:end]
-        self._part_at = math.inf
         try:
-            frame = msgpack.unpackb(body, use_list=False, raw=False)
+            if size > PARTS_BYTES:  # it is not copied first, which for a small one is quicker
+                with memoryview(received) as whole, whole[4:end] as body:
+                    frame = msgpack.unpackb(body, use_list=False, raw=False)
+            else:
+                frame = msgpack.unpackb(bytes(received[4:end]), use_list=False, raw=False)
         except (ValueError, msgpack.UnpackException) as error:
             raise ValueError(f"not msgpack: {error}") from None
+        del received[:end]
+        self._part_at = math.inf
         if frame is None:
             raise ValueError("a frame of no known kind")
         return frame
@@ -1289,6 +1328,13 @@ def _frame(frame: tuple[Any, ...]) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
+def _rpc_frame(parts: Sequence[bytes]) -> list[bytes]:
+    """``_frame`` of a large RPC, in parts."""
+    size = sum(map(len, parts))
+    head = _ENCODE((_RPC, b"")).removesuffix(b"\xc4\x00") + bin_head(size)
+    return [(len(head) + size).to_bytes(4, "big") + head, *parts]
+
+
 def _fields(me: Me) -> tuple[str, str, str]:
     return me.cluster_id, me.node_id, me.incarnation
 
@@ -1305,6 +1351,7 @@ def _bound_silence(stream: trio.abc.Stream, silence_ms: int) -> None:
     if isinstance(stream, trio.SocketStream):
         with suppress(OSError):
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgpack
 import pytest
@@ -138,6 +139,60 @@ async def test_rpcs_arrive_in_order_and_whole() -> None:
             a.transport.send(rpc)
             a.transport.flush()
         assert await b.wait_heard(len(sent)) == sent
+
+
+async def test_large_entries_arrive_whole_among_others() -> None:
+    a, b = Node("a"), Node("b")
+    async with running(a, b):
+        await connected(a, "b")
+        sent: list[Rpc] = []
+        for number in range(1, 5):
+            entry = Entry(number, 1, EntryKind.DATA, bytes([number]) * (3 << 20))
+            of_one = {"sender": "a", "receiver": "b", "term": 1, "commit": 0}
+            before = {"prev_index": number - 1, "prev_term": int(number > 1)}
+            sent += [Append(**of_one, **before, entries=(entry,)), heartbeat("a", "b", number)]
+        for rpc in sent:
+            a.transport.send(rpc)
+        a.transport.flush()
+        assert await b.wait_heard(len(sent)) == sent
+
+
+async def test_the_kernel_is_offered_much_more_of_a_large_frame_than_one_turn_encrypts() -> None:
+    """With a turn of the event loop for each small part, a large entry takes many turns."""
+    offered: list[int] = []
+
+    class Kernel:
+        """Takes some of what it is offered, like a socket's buffer."""
+
+        def fileno(self) -> int:
+            return there.fileno()
+
+        def send(self, data: memoryview) -> int:
+            offered.append(len(data))
+            return 1000
+
+    here, there = trio.socket.socketpair()
+    with here, there:
+        line = _Line(trio.SocketStream(here), 3000)
+        with line:
+            assert line._socket is not None
+            line._socket.close()
+            line._socket = cast(Any, Kernel())
+            assert await line.send_some(memoryview(bytes(1 << 20))) == 1000
+            line._socket = None
+    assert offered == [1 << 20]
+
+
+async def test_the_kernel_takes_a_mebibyte_of_what_is_not_on_its_way_yet() -> None:
+    """Trio would have it take 16 KiB, and the frame wait for a turn with each."""
+    async with running(a := Node("a"), b := Node("b")):
+        await connected(a, "b")
+        lines = [a.transport._links["b"].outbox._line, b.transport._inbound["a"]._line]
+        for line in lines:
+            assert line is not None
+            assert isinstance(line.stream, trio.SocketStream)
+            unsent = line.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert unsent == 1 << 20
 
 
 async def test_a_request_gets_its_reply_or_its_refusal() -> None:

@@ -27,7 +27,9 @@ from repl_broker.raft.rpc import (
     VoteReply,
 )
 
-__all__ = ["decode_rpc", "encode_rpc"]
+__all__ = ["PARTS_BYTES", "bin_head", "decode_rpc", "encode_parts", "encode_rpc"]
+
+PARTS_BYTES: Final = 64 << 10  # of an entry that is worth not to be copied
 
 _Sent = (
     PreVote
@@ -43,11 +45,32 @@ _Sent = (
 )
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(_Sent)
+_NO_ENTRIES: Final = b"\x90"  # in msgpack, as are …
+_ONE_ENTRY: Final = b"\x91"
+_EMPTY: Final = b"\xc4\x00"  # … no bytes
 
 
 def encode_rpc(rpc: Rpc) -> bytes:
     """The RPC's bytes."""
     return _ENCODER.encode(rpc)
+
+
+def encode_parts(append: Append) -> list[bytes]:
+    """The bytes of an append of one large entry in parts, of which one is the entry's data itself:
+    it is not copied for each peer."""
+    (entry,) = append.entries
+    encode = _ENCODER.encode
+    head = encode(msgspec.structs.replace(append, entries=()))
+    behind = encode(append.commit)
+    head = head.removesuffix(_NO_ENTRIES + behind) + _ONE_ENTRY
+    place = encode((entry.index, entry.term, entry.kind, b"")).removesuffix(_EMPTY)
+    return [head + place + bin_head(len(entry.data)), entry.data, behind]
+
+
+def bin_head(size: int) -> bytes:
+    """What msgpack has before ``size`` bytes, where they are more than 64 KiB."""
+    assert size > PARTS_BYTES
+    return b"\xc6" + size.to_bytes(4, "big")
 
 
 def decode_rpc(data: bytes) -> Rpc:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
-from repl_broker.raft.codec import decode_rpc, encode_rpc
+from repl_broker.raft.codec import PARTS_BYTES, decode_rpc, encode_parts, encode_rpc
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind, Member, Membership, SnapshotMark
 from repl_broker.raft.rpc import (
     Append,
@@ -103,6 +103,26 @@ MANY: Final = settings(max_examples=5 * settings().max_examples, deadline=None)
 def test_an_rpc_is_read_as_it_was_written(rpc: Rpc) -> None:
     """RAFT.md scenario 49: whatever its fields are."""
     assert decode_rpc(encode_rpc(rpc)) == rpc
+
+
+@given(NUMBERS, NUMBERS, NUMBERS, NAMES, st.sampled_from([1, 1 << 20]))
+@example(0, NUMBER_MAX, NUMBER_MAX, "", 1)
+def test_an_append_in_parts_has_the_same_bytes(
+    before: int, term: int, commit: int, name: str, more: int
+) -> None:
+    entry = Entry(before + 1, term, EntryKind.DATA, bytes(PARTS_BYTES + more))
+    append = Append(
+        sender=name,
+        receiver=name,
+        term=term,
+        prev_index=before,
+        prev_term=term,
+        entries=(entry,),
+        commit=commit,
+    )
+    parts = encode_parts(append)
+    assert b"".join(parts) == encode_rpc(append)
+    assert any(part is entry.data for part in parts), "it is not copied"
 
 
 def decode_or_refuse(data: bytes) -> None:
