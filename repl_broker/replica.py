@@ -102,7 +102,7 @@ from repl_broker.sending import UNKNOWN_REQUEST, SnapshotSender
 from repl_broker.snapshots import PIECE_SECONDS_MAX, SnapshotReceiver
 from repl_broker.soundness import load_sound
 from repl_broker.state import Applied, BrokerState, Location, Outcome
-from repl_broker.storage import Storage
+from repl_broker.storage import PAGE_BYTES, Storage
 from repl_broker.taking import Mark, Taker
 from repl_broker.trace import apart
 from repl_broker.transport import PeerRefusedError, PeerUnreachableError
@@ -122,7 +122,7 @@ __all__ += ["disowned_error", "older_copy_error"]
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES_MAX: Final = 1 << 20  # what is joined into one entry; a larger command goes alone
-ENTRY_BYTES: Final = 4096  # what an entry counts for beside its data: a page of the database
+ENTRY_BYTES: Final = PAGE_BYTES  # what an entry counts for beside its data
 PENDING_BYTES_MAX: Final = 64 << 20  # of proposals that wait; beyond it, publishes are refused
 RUNS: Final = "runs"  # the note: how often this node was started
 RUN_BITS: Final = 32  # of chance, behind that number

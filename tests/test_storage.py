@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from repl_broker.errors import ConfigError, StorageError, StoreLockedError
 from repl_broker.parts import parts_of
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind, HardState, Snapshot, WriteBatch
 from repl_broker.storage import (
+    PAGE_BYTES,
     Identity,
     Loaded,
     MemoryStorage,
@@ -594,6 +596,31 @@ def test_every_connection_syncs_each_commit(tmp_path: Path) -> None:
     storage.close()
 
 
+@pytest.mark.parametrize("before", [4096, 64 << 10])
+def test_a_store_keeps_the_pages_that_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """Those of other versions are of SQLite's own 4096 bytes, and what is in them is read."""
+    entries = [entry(1), entry(2, b"x" * LARGE), entry(3, b"y" * 5000)]
+    monkeypatch.setattr("repl_broker.storage.PAGE_BYTES", before)
+    with closing(SqliteStorage(tmp_path / "old", "n1")) as old:
+        old.write(WriteBatch(tuple(entries[:2])))
+    monkeypatch.undo()
+    with closing(SqliteStorage(tmp_path / "old", "n1")) as old:
+        old.write(WriteBatch((entries[2],)))
+        assert old.load().entries == entries
+        assert page_bytes(old) == before
+        copy_store(tmp_path / "old", tmp_path / "copy.db")
+    with closing(SqliteStorage(tmp_path / "new", "n1")) as new:
+        assert page_bytes(new) == PAGE_BYTES == 16 << 10
+
+
+def page_bytes(storage: SqliteStorage) -> int:
+    (found,) = storage._reader.execute("PRAGMA page_size").fetchone()
+    assert isinstance(found, int)
+    return found
+
+
 def test_after_a_failed_write_nothing_is_accepted_any_more(tmp_path: Path) -> None:
     """RAFT.md scenario 27: a failed fsync is never retried ("fsyncgate")."""
     script = """
@@ -659,7 +686,7 @@ def test_a_program_that_reads_the_file_does_not_hold_writes_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its transaction keeps the write-ahead log from being truncated, and nothing else."""
-    monkeypatch.setattr("repl_broker.storage.WAL_BYTES_MAX", 200_000)
+    monkeypatch.setattr("repl_broker.storage.WAL_BYTES_MAX", 400_000)
     storage = SqliteStorage(tmp_path, "n1")
     other = sqlite3.connect(tmp_path / "broker.db", isolation_level=None)
     other.execute("BEGIN")
@@ -1050,7 +1077,7 @@ def test_an_upgrade_that_is_killed_anywhere_can_be_made_again(
     keep()
     logs = [(each.get("broker.db-wal"), each.get("broker.journal")) for each in images]
     moments = len({*logs})
-    assert moments == 3, "before it, with a journal, and behind it"
+    assert moments == 4, "before it is read, before it, with a journal, and behind it"
     for number, each in enumerate(images):
         again = SqliteStorage(put(each, tmp_path / f"again {number}"), "n1")
         assert [e.index for e in again.load().entries] == [3, 4, 5]
