@@ -47,6 +47,7 @@ from repl_broker.web.tcp import READ_BYTES, Discards, Linger, Transport, discard
 
 __all__ = ["Patience", "Publisher", "Rest"]
 
+LARGE_READ_BYTES: Final = 256 << 10  # of a body, at a time: each costs a turn of the event loop
 SHORT_HEAD_BYTES: Final = 4096  # of a stream that may be opened before there is a task for it
 
 
@@ -351,8 +352,9 @@ class Publisher:
         due = trio.current_time() + self._publishing.body_seconds
         received = bytearray(self._data[self._at :])
         while len(received) < size:
-            self.transport.wake_at(size - len(received))
-            received += await self._receive(due)
+            missing = size - len(received)
+            self.transport.wake_at(missing)
+            received += await self._receive(due, min(max(READ_BYTES, missing), LARGE_READ_BYTES))
         self.transport.wake_at(1)
         return bytes(received)
 
@@ -367,7 +369,7 @@ class Publisher:
             return os.read(self._fd, READ_BYTES)
         return b""
 
-    async def _receive(self, due: float) -> bytes:
+    async def _receive(self, due: float, bytes_max: int = READ_BYTES) -> bytes:
         """What the client sends next, if it comes before ``due``. Raises _OverError."""
         while True:
             self.due = due
@@ -376,7 +378,7 @@ class Publisher:
                 await trio.lowlevel.checkpoint()  # both came at once: it is over
             self.due = math.inf
             try:
-                data = os.read(self._fd, READ_BYTES)
+                data = os.read(self._fd, bytes_max)
             except BlockingIOError:
                 continue
             except OSError as error:

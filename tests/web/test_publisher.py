@@ -13,13 +13,16 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
 from repl_broker.config import Config, LimitsConfig
+from repl_broker.web import publisher
 from repl_broker.web.door import DoorOptions
+from repl_broker.web.tcp import READ_BYTES
 from tests.nodes import ANYONE, configured
 from tests.web.doors import Served, publish, serving
 from tests.web.test_door import Client, connect, reset, until
@@ -118,6 +121,28 @@ async def test_a_large_body_is_taken_whole_and_what_follows_is_the_next_request(
         assert statuses == [201, 201, 201]
         assert await kept(served) == [large, b"2"]  # a page of history ends early
         assert served.asked == []
+
+
+async def test_of_a_large_body_more_is_read_at_a_time_and_of_none_more_than_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def read(fd: int, size: int) -> bytes:
+        asked.append(size)
+        return os.read(fd, size)
+
+    monkeypatch.setattr(publisher, "os", SimpleNamespace(read=read, write=os.write))
+    async with serving() as served, connect(served.door) as client:
+        for size, largest in ((10, READ_BYTES), (100_000, 100_002), (900_000, 256 << 10)):
+            asked.clear()
+            head, body = publish(b'"%b"' % (b"x" * size)).split(b"\r\n\r\n")
+            await client.send(head + b"\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(body)
+            assert (await client.receive_answer()).status == 201
+            assert max(asked) == largest
+        assert [len(data) for data in await kept(served)] == [12, 100_002, 900_002]
 
 
 async def test_the_body_of_a_publish_is_never_read_as_a_request() -> None:
