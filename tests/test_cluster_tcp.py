@@ -247,7 +247,7 @@ async def test_a_cluster_whose_addresses_have_all_changed_meets_again() -> None:
                         == now
                     )
                 )
-            assert {node.replica.state.seq for node in again} == {2}
+            await until(lambda: {node.replica.state.seq for node in again} == {2})
             nursery.cancel_scope.cancel()
 
 
