@@ -81,7 +81,9 @@ def config_of(
 ) -> Config:
     anywhere = Address("127.0.0.1", 0)
     config = configured(Config(), **sections)
-    config = configured(config, http={"bind": anywhere}, raft={"bind": anywhere})
+    config = configured(
+        config, http={"bind": anywhere, "drain_seconds": 0}, raft={"bind": anywhere}
+    )
     config = replace(config, node=replace(config.node, id=name, data_dir=folder / name))
     return replace(config, cluster=replace(config.cluster, join=join))
 
