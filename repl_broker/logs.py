@@ -3,7 +3,8 @@
 Every module has its own logger and writes ``key=value`` messages; fields may
 also come as ``extra={...}``. On a terminal the lines are for people; otherwise
 each is a JSON object, in which each ``key=`` is a member as well. What a request
-causes has its id (trace.py). Bodies of messages are never logged, at any level.
+causes has its id (trace.py). A thread writes them (outlet.py): the node waits for nobody
+who reads its log. Bodies of messages are never logged, at any level.
 Complaints of one kind are written a few times and then counted, so that nobody
 who can cause one can fill the disk with them.
 """
@@ -15,15 +16,19 @@ import logging
 import random
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
 from repl_broker.config import LogConfig
 from repl_broker.masking import masked
+from repl_broker.outlet import Outlet, OutletHandler, outlets
 from repl_broker.trace import CURRENT
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "configure"]
+__all__ = ["ConsoleFormatter", "JsonFormatter", "catch_strays", "configure", "lost_lines"]
+
+log = logging.getLogger(__name__)
 
 # What a record has by itself; anything else came in as `extra`.
 OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
@@ -63,14 +68,17 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     its own loggers are taken off, so that no line comes twice or in another form.
     """
     stream = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(stream)
+    handler = handler_of(stream)
     handler.setFormatter(formatter(config.format, stream.isatty()))
     handler.addFilter(identify)
     handler.addFilter(Joined())
-    root = logging.getLogger()
+    root, before = logging.getLogger(), outlets()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    for outlet in before:
+        if outlet not in outlets():
+            outlet.close()
     level = config.level.upper()
     root.setLevel(level)
     quiet_libraries(level)
@@ -78,6 +86,36 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     # A log that cannot be written (a full disk, a closed pipe) must not print
     # tracebacks, nor stop the node.
     logging.raiseExceptions = False
+
+
+def handler_of(stream: TextIO) -> logging.Handler:
+    """Lines go to a stream's descriptor by a thread; the one that there is, if it is the same."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # it is in memory, where nobody waits
+        return logging.StreamHandler(stream)
+    found = [outlet for outlet in outlets() if outlet.writes_to(stream)]
+    return OutletHandler(found[0] if found else Outlet(descriptor, stream.encoding or "utf-8"))
+
+
+def lost_lines() -> int:
+    """How many lines were not written since the start, because nobody took them."""
+    return sum(outlet.lost for outlet in outlets())
+
+
+def catch_strays() -> None:
+    """Have the log say what Python would print on standard error by itself, and wait for."""
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        error = found.exc_value or found.exc_type()
+        log.error("an error nobody could be told of where=%r", found.object, exc_info=error)
+
+    def of_thread(found: threading.ExceptHookArgs) -> None:
+        error = found.exc_value or found.exc_type()
+        log.error("a thread failed", exc_info=error)
+
+    sys.unraisablehook = unraisable
+    threading.excepthook = of_thread
 
 
 def formatter(form: str, terminal: bool) -> logging.Formatter:

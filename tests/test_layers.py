@@ -28,6 +28,7 @@ LAYERS = (
     ("otel",),
     ("node",),
     ("cluster", "broker"),
+    ("readiness",),
     ("draining",),
     ("fanout",),
     ("subscription",),
@@ -64,7 +65,7 @@ LAYERS = (
     ("timeline", "checks"),
     ("message", "names", "routes"),
     ("filters",),
-    ("files", "masking"),
+    ("files", "masking", "outlet"),
     (
         *("errors", "order", "floor", "pace", "patience", "expiry", "untracked", "agreement"),
         "changes",

@@ -34,6 +34,7 @@ from repl_broker.cli.version import version
 from repl_broker.config import one_line
 from repl_broker.errors import ReplBrokerError, RequestError
 from repl_broker.masking import masked
+from repl_broker.outlet import say
 
 __all__ = ["main"]
 
@@ -95,7 +96,7 @@ def report(error: BaseException) -> int:
 
 def fail(message: str, code: int) -> int:
     known = os.environ.get("REPL_BROKER_TOKEN", "").strip()
-    click.echo(f"error: {masked(one_line(message), known)}", err=True)
+    say(sys.stderr, f"error: {masked(one_line(message), known)}\n")
     return code
 
 

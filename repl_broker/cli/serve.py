@@ -99,6 +99,7 @@ def run(file: Path | None, options: dict[str, object], bootstrap: bool) -> None:
 
     config = read()
     logs.configure(config.log)
+    logs.catch_strays()
     manager = systemd.Manager.from_environment(os.environ)
 
     from repl_broker import daemon

@@ -21,7 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from repl_broker import __version__
+from repl_broker import __version__, logs
 from repl_broker.backup import backed_up_at
 from repl_broker.broker import Broker, Statistics
 from repl_broker.config import LimitsConfig
@@ -378,6 +378,13 @@ METRICS: Final = (
         "The longest time in the last one to two minutes for which the node was busy and looked at "
         "no request; others waited meanwhile.",
         lambda now: now.node.turns.longest_seconds,
+    ),
+    NodeMetric(
+        "log_lines_lost",
+        "counter",
+        "Lines of the log that were not written, because nobody took them: a pipe that is not "
+        "read, a disk that hangs. The node does not wait for its log.",
+        lambda now: logs.lost_lines(),
     ),
     NodeMetric(
         "trace_spans_sent",
