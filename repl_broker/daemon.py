@@ -11,6 +11,7 @@ could not make durable it must not acknowledge, and says so.
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import resource
@@ -59,6 +60,13 @@ RAFT_SETTING: Final = "--raft HOST:PORT or [raft] bind"
 OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
 SWITCH_SECONDS: Final = 0.001  # for which a thread may keep the event loop from going on
+# What functions import when they are called, to be loaded before a node serves: the files of its
+# package may be replaced while it runs, and then they would be of another version, or gone.
+LATE: Final = ("repl_broker.message", "encodings.idna")
+LATE_WITH_TOKENS: Final = (
+    *("joserfc.errors", "joserfc.jwk", "joserfc.jws", "joserfc.jwt", "joserfc.util"),
+    "cryptography.exceptions",
+)
 GC_THRESHOLDS: Final = (10_000, 50, 20)  # of Python's default: (700, 10, 10)
 
 
@@ -169,6 +177,7 @@ async def serve(
     or once it was removed from its cluster."""
     certificates, access = Certificates(config), Access(config)
     _tell_warnings(config)
+    _load_all(config)
     service = service or Service()
     tracing = open_tracing(config, os.environ)
     if not (config.node.data_dir / STORE_NAME).exists():  # a refused start leaves none behind
@@ -249,6 +258,11 @@ async def serve(
         replica.state.applied_index,
         replica.state.digest(),
     )
+
+
+def _load_all(config: Config) -> None:
+    for name in (*LATE, *(LATE_WITH_TOKENS if config.auth.mode == "jwt" else ())):
+        importlib.import_module(name)
 
 
 async def _check_ports(config: Config, sockets: Sequence[PassedSocket], *, clustered: bool) -> None:

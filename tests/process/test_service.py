@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -210,6 +211,43 @@ def test_a_hangup_before_anybody_listens_does_not_end_the_node(
         manager.until("RELOADING=1")
         manager.until("READY=1")
         assert node.stop() == 0
+
+
+# Runs the command up to the first import of ours, and says whether a SIGHUP waits by then.
+UP_TO_THE_FIRST_IMPORT: Final = """
+import runpy, signal, sys
+
+class First:
+    def find_spec(self, name, path=None, target=None):
+        if name == "repl_broker.cli":
+            print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            sys.exit()
+
+sys.meta_path.insert(0, First())
+runpy.run_module("repl_broker", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "waits"), [("serve --bootstrap", True), ("publish serve", False)]
+)
+def test_a_hangup_waits_before_anything_is_loaded_that_takes_time(
+    words: str, *, waits: bool
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UP_TO_THE_FIRST_IMPORT, *words.split()],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS_MAX,
+        check=True,
+    )
+    assert done.stdout.split() == [str(waits)]
+
+
+def test_the_command_begins_where_a_hangup_is_held_back() -> None:
+    script = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert script["scripts"] == {"repl-broker": "repl_broker.__main__:main"}
 
 
 def is_awaited(process: int, number: signal.Signals) -> bool:
