@@ -105,6 +105,13 @@ class Identity:
     holder: str = ""  # what stands for whoever has a token without a name, at any address
 
     @property
+    def name(self) -> str:
+        """For the log: the subject, or what there is in its place."""
+        if self.subject is not None:
+            return self.subject
+        return "anyone" if self.token is None else "a token without sub"
+
+    @property
     def subject_key(self) -> str:
         """Whose rates its requests count for; "" for who has no name."""
         return "" if self.subject is None else f"token {self.subject}"

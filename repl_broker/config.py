@@ -1103,6 +1103,14 @@ class LogConfig:
         "console: lines for people. json: one object a line, for programs. auto: console on "
         "a terminal, json otherwise.",
     )
+    audit: bool = key(
+        True,
+        Flag(),
+        "Whether there is a line for each change that somebody asked for, done or refused: of "
+        "members, leadership, topics (by the calls that are for that), tokens and configuration, "
+        "with whoever asked (a token's subject), the address, and the request's id. The logger is "
+        "repl_broker.audit; log.level does not leave these lines out.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,10 @@ OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "asctime",
     "taskName",
     "seldom",
+    "joins",
 }
+
+AUDIT: Final = "repl_broker.audit"
 
 # It has a line for each span that finds no room; otel.py says what there is to say, once.
 TELEMETRY: Final = "opentelemetry"
@@ -81,6 +84,8 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
             outlet.close()
     level = config.level.upper()
     root.setLevel(level)
+    # Above every level there is: none of its lines.
+    logging.getLogger(AUDIT).setLevel(logging.INFO if config.audit else logging.CRITICAL + 1)
     quiet_libraries(level)
     logging.captureWarnings(True)
     # A log that cannot be written (a full disk, a closed pipe) must not print
@@ -166,7 +171,8 @@ class Joined:
     type of exception. The last of the few says that more are only counted (``joined_for``).
     The next complaint after that time, of this kind or another, says how many they were
     (``joined``) and what one of them was, by chance (``joined_example``), because it may not
-    have been about what the few were about. Lines that are few anyway (notices.py) all pass.
+    have been about what the few were about. Lines that are few anyway (notices.py) all pass,
+    and so do those of less weight, but for such as may be many (``joins``).
     """
 
     def __init__(
@@ -180,7 +186,8 @@ class Joined:
         self._owing: dict[tuple[str, str, str], _Few] = {}  # those of which some were joined
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING or hasattr(record, "seldom"):
+        weighs = record.levelno >= logging.WARNING or hasattr(record, "joins")
+        if not weighs or hasattr(record, "seldom"):
             return True
         raised = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
         kind = (record.name, str(record.msg)[:256], raised)

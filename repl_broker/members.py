@@ -40,6 +40,7 @@ from repl_broker.handshake import (
     lost_its_data,
 )
 from repl_broker.levels import FIRST
+from repl_broker.notices import Notices
 from repl_broker.raft.core import MembershipChange, Remove, Role, UpdateMember
 from repl_broker.raft.log import Member, Membership
 from repl_broker.replica import MemberProgress, NotLeaderError, Replica, disowned_error
@@ -64,6 +65,8 @@ FIRST_LOOK_SECONDS: Final = 2  # that a founder waits for answers before it serv
 YOUNG_SECONDS: Final = 3600  # that a cluster has little to lose, and others may be on their way
 REASON_CHARACTERS_MAX: Final = 2000
 OBJECTIONS_MAX: Final = 5
+NAMES_MAX: Final = 10
+JOIN_REMEDY: Final = "see that a member runs there, with the same secret, and its log"
 OBJECTIONS: Final = {
     "older": "speaks an older protocol (stop all nodes, and start them with one version)",
     Version.kind: "speaks another protocol (stop all nodes, and start them with one version)",
@@ -147,6 +150,7 @@ class Members:
         self.check_clock: Callable[[str], None] = lambda node_id: None  # … too
         self._changed = trio.Event()  # set when the members change
         self._elsewhere: dict[str, tuple[str, Address]] = {}  # by id: not there any more, but here
+        self._notices = Notices()
         self._noted: dict[Address, str] = {}  # what was logged of the addresses in ``join``
         self._own: set[Address] = set()  # those in ``watch`` at which this node has found itself
         self._stirred = trio.Event()  # set when there is something to tell the others
@@ -227,6 +231,22 @@ class Members:
         replica = self._replica
         reached = replica.answering if replica.leads else {self._me.id, *self._connected()}
         return replica.pending_change(reached)
+
+    def why_no_leader(self) -> str:
+        """Which voters are not reached, and how many it takes; and ``objections``."""
+        voters, transport = self._replica.membership.voters, self._require_transport()
+        silent = self._replica.unanswering if self._replica.leader is None else ()
+        missing = sorted(
+            peer
+            for peer in voters - {self._me.id}
+            if peer in silent or not transport.is_connected(peer)
+        )
+        parts = [self.objections()]
+        if missing:
+            needed = len(voters) // 2 + 1
+            names = ", ".join(missing[:NAMES_MAX]) + (" …" if len(missing) > NAMES_MAX else "")
+            parts.insert(0, f"Not reached: {names}; {needed} of {len(voters)} voters have to meet.")
+        return " ".join(filter(None, parts))
 
     # --- tasks ---
 
@@ -502,7 +522,9 @@ class Members:
         if self.has_joined:
             text = "waits for a majority of its cluster; no help from join address=%s reason=%r"
         else:
-            text = "cannot join yet address=%s reason=%r"
+            text = "cannot join yet, and asks again each second address=%s reason=%r remedy=%r"
+            log.warning(text, address, reason, JOIN_REMEDY)
+            return
         log.warning(text, address, reason)
 
     async def _keep_record(self) -> None:
@@ -875,8 +897,10 @@ class Members:
         try:
             await self.add(node_id, raft_address, http_url)
         except RequestError as error:
-            log.warning("did not add node=%s reason=%r", node_id, error.detail)
+            text = "did not add node=%s address=%s reason=%r code=%s"  # it asks again each second
+            self._notices.warn(log, node_id, text, node_id, raft_address, error.detail, error.code)
             return error.code, error.detail
+        log.info("added on request of its own node=%s address=%s", node_id, raft_address)
         return None
 
     async def _on_who(self, peer: str, argument: Any) -> Joiner:

@@ -24,7 +24,7 @@ class _Kind:
     """The lines of one message: what has been written, for whom, and what was left out."""
 
     def __init__(self) -> None:
-        self.written: set[tuple[object, ...]] = set()
+        self.written: Counter[tuple[object, ...]] = Counter()  # how often it was to be, by values
         self.clients: Counter[str] = Counter()
         self.left_out = 0
         self.example: tuple[object, ...] = ()
@@ -33,6 +33,7 @@ class _Kind:
 class Notices:
     """Writes a line if it has not just been written. ``now`` is in seconds, of any clock.
 
+    One that is still to be written when the time is over says how often it was not (``again``).
     A client (admission.address_key) that causes many lines leaves the others theirs. How many
     were left out is told when the time is over, before the next line, and one of them, by chance:
     behind a proxy all clients may be one, and then what somebody needs to see is seen so.
@@ -47,6 +48,7 @@ class Notices:
         self._chance = chance
         self._since = -math.inf
         self._kinds: dict[str, _Kind] = {}  # by the message
+        self._again: dict[tuple[str, tuple[object, ...]], int] = {}  # of the time before
 
     def warn(self, log: logging.Logger, client: str, message: str, *values: object) -> None:
         """Write ``message`` of ``values``, or count it. The messages are ours: they are few."""
@@ -56,6 +58,7 @@ class Notices:
             self._tell(log)
         kind = self._kinds.setdefault(message, _Kind())
         if values in kind.written:
+            kind.written[values] += 1
             return
         if kind.clients[client] >= CLIENT_LINES_MAX or len(kind.written) >= LINES_MAX:
             kind.left_out += 1
@@ -63,10 +66,17 @@ class Notices:
                 kind.example = values
             return
         kind.clients[client] += 1
-        kind.written.add(values)
-        log.warning(message, *values, extra=SELDOM)
+        kind.written[values] = 1
+        again = self._again.pop((message, values), 0)
+        log.warning(message, *values, extra=SELDOM | {"again": again} if again else SELDOM)
 
     def _tell(self, log: logging.Logger) -> None:
+        self._again = {
+            (message, values): times - 1
+            for message, kind in self._kinds.items()
+            for values, times in kind.written.items()
+            if times > 1
+        }
         for message, kind in self._kinds.items():
             if kind.left_out:
                 what = "not written in the last minute: lines=%d like=%r"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from repl_broker.audit import note
 from repl_broker.config import Config, InvalidConfigError, replace_values, values_of
 from repl_broker.errors import ConfigError
 
@@ -142,6 +143,14 @@ class Reloader:
         for name in need_restart:
             value, was = _shown(new[name]), _shown(old[name])
             log.warning("needs a restart key=%s value=%r in_force=%r", name, value, was)
+        if applied:
+            note(
+                "configuration.reload",
+                ", ".join(applied),
+                subject="whoever sends signals to the process",
+                address="local",
+                outcome="done",
+            )
         log.info("reloaded applied=%d need_restart=%d", len(applied), len(need_restart))
         return Reloaded(tuple(applied), tuple(need_restart), tuple(problems))
 

@@ -39,6 +39,7 @@ import msgspec
 import trio
 
 from repl_broker.changes import PendingChange, arithmetic, pending
+from repl_broker.chronicle import Chronicle
 from repl_broker.command import (
     Command,
     Configure,
@@ -350,6 +351,7 @@ class Replica:
             on_idle=self.turn,
             on_failed=self._fail,
         )
+        self._chronicle = Chronicle()
         self._history = History(self._disk, lambda: self.state)
         self.turnstile: Final = Turnstile()  # for all long work of requests and streams
         self._core = Core(self.node_id, self.options, self._random, 0.0)  # until the store is read
@@ -369,6 +371,7 @@ class Replica:
         self._members: Membership | None = None  # as ``on_members`` was told
         self._configured = trio.Event()  # has led, with the settings that it was given, once
         self._caught_up = False
+        self._heard_commit = 0  # the highest that a leader told of
         self._committed: deque[Entry] = deque()  # to be applied
         self._progressed = trio.lowlevel.ParkingLot()  # woken when something was applied
         self._token = 0
@@ -485,6 +488,26 @@ class Replica:
         return self._patience
 
     @property
+    def newest_commit(self) -> int:
+        """The highest commit index that this node has heard of, its own included."""
+        return max(self._core.committed_index, self._heard_commit)
+
+    @property
+    def unanswering(self) -> tuple[str, ...]:
+        """The voters that did not answer when this node ceased to lead for lack of a majority."""
+        return self._core.unanswering
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that was committed when the leader was found is applied."""
+        return self._caught_up
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the data directory turned out to be an older copy of this node's."""
+        return self._is_copy
+
+    @property
     def log_readers(self) -> trio.CapacityLimiter:
         return self._history.readers
 
@@ -538,6 +561,11 @@ class Replica:
             tuple(proposals.commit_buckets),
             self._disk.write_seconds,
         )
+
+    @property
+    def store_bytes(self) -> int:
+        """The size of the store on the disk, as it was measured last."""
+        return self._upkeep.store_bytes
 
     @property
     def writing_seconds(self) -> float:
@@ -870,6 +898,8 @@ class Replica:
         """Take an RPC of a peer; ``turn`` when there are no more for now."""
         if not self._loaded:
             return
+        if isinstance(rpc, Append) and rpc.commit > self._heard_commit:
+            self._heard_commit = rpc.commit
         if self.holds_back and isinstance(rpc, Append) and not self._has_room_for(rpc):
             return  # as if it were lost: there is no disk for it
         self._events.append(Receive(rpc))
@@ -1029,6 +1059,7 @@ class Replica:
                 f"the log's members cannot be read ({error}); restore the store from a backup"
             ) from None
         self._loaded = True
+        self._chronicle.begin(self._core.log.last_index, mark.membership, self.state.settings)
         self._notice_removal(mark.membership)
 
     def _alone(self) -> Membership:
@@ -1240,9 +1271,41 @@ class Replica:
             if seen.leader is not None:
                 self._elections += 1
                 self._end_calls(seen.term)
-                log.info("follows leader=%s term=%d", seen.leader, seen.term)
-            elif before.leader is not None:
-                log.warning("lost its leader=%s term=%d", before.leader, seen.term)
+            self._tell_leader(before, seen)
+
+    def _tell_leader(self, before: Seen, seen: Seen) -> None:
+        if seen.role is Role.LEADER:
+            voters = "+".join(sorted(self.membership.voters))
+            log.info("leads term=%d voters=%s was=%s", seen.term, voters, before.leader)
+        elif seen.leader is not None:
+            log.info("follows leader=%s term=%d was=%s", seen.leader, seen.term, before.leader)
+        elif before.role is Role.LEADER:
+            reason, remedy = self._why_stepped_down(seen.term > before.term)
+            text = "does not lead any more term=%d reason=%r remedy=%r"
+            log.warning(text, seen.term, reason, remedy)
+        elif before.leader is not None:
+            reason = f"it has sent nothing for {self.options.election_timeout_seconds:g} s or more"
+            if seen.term > before.term:
+                reason = f"term {seen.term} has begun"
+            elif not self.peers.is_connected(before.leader):
+                reason = "the connection to it is gone"
+            log.warning(
+                "lost its leader=%s term=%d reason=%r remedy=%r",
+                before.leader,
+                seen.term,
+                reason,
+                "another is elected if a majority of the voters run; see the log of that node",
+            )
+
+    def _why_stepped_down(self, is_new_term: bool) -> tuple[str, str]:
+        if is_new_term:
+            return "another term has begun", "none: another node is elected, or was"
+        voters, silent = self.membership.voters, self._core.unanswering
+        return (
+            f"no majority answers: nothing was heard of {', '.join(silent)}, and "
+            f"{len(voters) // 2 + 1} of {len(voters)} voters have to",
+            "start them, or see that this node and they reach each other at [raft] advertise",
+        )
 
     def _end_calls(self, term: int) -> None:
         """Another leads: an answer of the one before may be on its way, but not for long."""
@@ -1426,6 +1489,7 @@ class Replica:
         self._on_restored()
         self._progressed.unpark_all()
         self._notice_removal(mark.membership)
+        self._chronicle.members(mark.index, mark.membership)
         log.info("installed a snapshot index=%d term=%d", mark.index, mark.term)
         self._post(SnapshotInstalled(mark))
 
@@ -1510,8 +1574,12 @@ class Replica:
             time_ms, commands = _readable(entry)
             self._note_time(time_ms)
         elif entry.kind is EntryKind.MEMBERSHIP:
-            self._notice_removal(Membership.decode(entry.data))
+            committed = Membership.decode(entry.data)
+            self._notice_removal(committed)
+            self._chronicle.members(entry.index, committed)
         applied = self.state.apply(entry.index, time_ms, commands)
+        if self.state.changes:
+            self._chronicle.changes(entry.index, self.state.settings, self.state.changes)
         self._history.remember(entry.index, commands)
         self._on_applied(applied)
         for numbered, ordinal in applied.numbered:

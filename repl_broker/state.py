@@ -454,6 +454,8 @@ class BrokerState:
         self.segments = Segments()
         self._dead: list[int] = []  # entries that died since take_dead(); local
         self._revoked: list[str] = []  # by the entry that is being applied; local
+        # Of the last entry, what neither publishes nor numbers, and what became of it; local.
+        self.changes: list[tuple[Command, Outcome]] = []
         self._keys = RememberedKeys()
         # By client, of all that have anything; this follows from the topics, as does …
         self._holdings: dict[str, Holding] = {}
@@ -484,6 +486,7 @@ class BrokerState:
         events: list[Message | TopicDeleted] = []
         ordinals: list[int] = []  # of the messages that were published
         numbered: list[tuple[Numbered, int]] = []
+        changes = self.changes = []
         offered = 0
         for command in commands:
             if self._repeated and self._repeated.pop():
@@ -498,6 +501,8 @@ class BrokerState:
                 if isinstance(outcome, Published) and not outcome.replayed:
                     ordinals.extend(range(offered, end))
                 offered = end
+            else:
+                changes.append((command, outcome))
         if ordinals and len(ordinals) != offered:
             self.segments.publish_only(index, tuple(ordinals))
         for name in dict.fromkeys([event.topic for event in events]):  # in an order all share

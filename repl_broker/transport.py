@@ -94,6 +94,9 @@ READ_BYTES: Final = 256 << 10
 PART_SECONDS: Final = 0.05  # of a frame that is still coming, until more of it is told of …
 PART_BYTES: Final = 64 << 10  # … and how much: a trickle keeps nobody in office
 KEEPALIVE_SECONDS: Final = 10  # of silence, until the kernel asks whether the other end is there
+REASONS_MAX: Final = 5  # why one peer is not reached, in one outage, that are logged
+LOST_REMEDY: Final = "see that node's log; it is dialled again and again"
+REACH_REMEDY: Final = "see that it runs, and that its [raft] advertise is reached from here"
 REASON_CHARACTERS_MAX: Final = 300  # of what a stranger says that is logged
 PIECE_BYTES: Final = 256 << 10  # encrypted at a time; others have their turn in between
 PLAIN_PIECE_BYTES: Final = 2 << 20  # the same of what is not: the kernel copies it in a millisecond
@@ -944,6 +947,7 @@ class _Link:
         self.outbox.on_gone = self._bear_with_calls
         self._settled = trio.Event()  # connected, refused, or given up
         self._failure = ""  # why there was no connection, the last time
+        self._said: set[str] = set()  # in the log, of this outage
         self._is_over = False  # given up: it is not dialled again
         self._calls: dict[int, _Call] = {}
         self._notices: set[str] = set()  # that were logged
@@ -990,7 +994,11 @@ class _Link:
 
     @property
     def _where(self) -> str:
-        return self._peer or f"{self.address[0]}:{self.address[1]}"
+        return self._peer or self._there
+
+    @property
+    def _there(self) -> str:
+        return f"{self.address[0]}:{self.address[1]}"
 
     async def run(self) -> None:
         """Connect, and whenever the connection ends connect again, until closed."""
@@ -1022,11 +1030,15 @@ class _Link:
                 log.error("refused by peer=%s reason=%r", self._where, str(error))
             self.refusal = error
             self._settled.set()
+            if self.connected:
+                self._say_gone(str(error))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("no connection peer=%s error=%r", self._where, str(error))
+            self._say_gone(_words_of(error))
             self._failure = f": {error.strerror or error}" if isinstance(error, OSError) else ""
         except trio.TooSlowError:
             log.debug("no handshake in time peer=%s", self._where)
+            self._say_gone("it did not prove itself in time")
         except (ValueError, msgspec.ValidationError) as error:
             where = self._where, self.address[0]
             text = "no peer answers there peer=%s address=%s error=%r"
@@ -1034,6 +1046,30 @@ class _Link:
         finally:
             self.refusal_kind = refusal_kind
             self._disconnect()
+
+    def _say_gone(self, reason: str) -> None:
+        """Once for each reason in an outage: it is dialled again and again."""
+        if not self._peer or self._life.cancel_called:
+            return
+        if self.connected:
+            log.warning(
+                "lost peer=%s address=%s reason=%r remedy=%r",
+                self._peer,
+                self._there,
+                reason,
+                LOST_REMEDY,
+            )
+        elif reason not in self._said:
+            if len(self._said) >= REASONS_MAX:
+                return
+            self._said.add(reason)
+            log.warning(
+                "does not reach peer=%s address=%s reason=%r remedy=%r",
+                self._peer,
+                self._there,
+                reason,
+                REACH_REMEDY,
+            )
 
     async def _connect_and_talk(self) -> None:
         async with await self._dial() as stream:
@@ -1074,10 +1110,14 @@ class _Link:
         self.outbox.connect(frames.line)
         self.connected = True
         self._settled.set()
+        if self._peer:
+            log.info("connected peer=%s address=%s", self._peer, self._there)
+        self._said.clear()
         async with _one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(self.outbox.run)
             await self._take_replies(frames)
             nursery.cancel_scope.cancel()
+        self._say_gone("it has closed the connection")
 
     async def _greet(self, frames: _Frames) -> None:
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -1321,6 +1361,14 @@ async def _part(stream: trio.abc.HalfCloseableStream, words: bytes, *, lingers: 
         await stream.send_eof()
         while lingers and await stream.receive_some(HELLO_BYTES_MAX):
             pass
+
+
+def _words_of(error: BaseException) -> str:
+    """Why a connection broke, or never was."""
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause) or type(cause).__name__
+    return str(cause) or "the connection broke"
 
 
 def _frame(frame: tuple[Any, ...]) -> bytes:

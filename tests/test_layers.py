@@ -35,7 +35,7 @@ LAYERS = (
     ("members", "room", "idle", "clocks"),
     ("replica",),
     ("sending",),
-    ("snapshots", "proposals", "upkeep"),
+    ("snapshots", "proposals", "upkeep", "chronicle"),
     ("taking",),
     ("history",),
     ("hub",),
@@ -54,7 +54,7 @@ LAYERS = (
     ("jwks", "hosts"),
     (
         *("logs", "certificates", "admission", "seats", "loop_turns", "handshake"),
-        "notices",
+        *("notices", "audit", "reached"),
     ),
     ("systemd", "reload", "doubts"),
     ("trace", "histogram", "turnstile"),

@@ -34,6 +34,7 @@ def test_a_line_is_written_once_and_again_when_its_time_is_over(
     assert lines(caplog) == ["refused origin='a'", "refused host='a'"]
     now = SECONDS
     notices.warn(log, "10.0.0.1", "refused origin=%r", "a")
+    assert [getattr(each, "again", 0) for each in caplog.records] == [3], "how often it was not"
     assert lines(caplog) == ["refused origin='a'"]
 
 

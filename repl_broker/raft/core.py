@@ -343,6 +343,7 @@ class Core:
         self.committed_index = mark.index
         self.transfer_target: str | None = None
         self.progress: dict[str, Progress] = {}
+        self.unanswering: tuple[str, ...] = ()  # voters, when this one last ceased to lead for that
         self._random = random
         self._now = now
         self._handed_index = mark.index  # what was handed out for applying
@@ -648,6 +649,7 @@ class Core:
             if peer == self.node_id or progress.heard_at >= since
         }
         if not self._is_majority(answering):
+            self.unanswering = tuple(sorted(self.membership.voters - answering))
             self._become_follower(self.term, None)
 
     def _is_majority(self, ids: set[str]) -> bool:
