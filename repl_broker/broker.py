@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ import msgspec
 
 from repl_broker.access import Access, Asking, Caller, Identity, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
+from repl_broker.audit import audited
 from repl_broker.checks import Checks
 from repl_broker.clocks import Clocks, ClockStatistics
 from repl_broker.command import (
@@ -57,7 +59,9 @@ from repl_broker.message import (
 )
 from repl_broker.names import above
 from repl_broker.notices import Notices
-from repl_broker.replica import Replica, ReplicaStatistics, disowned_error, older_copy_error
+from repl_broker.reached import Reached
+from repl_broker.readiness import Readiness
+from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.seats import Seat, Seats
 from repl_broker.state import (
@@ -80,6 +84,7 @@ T = TypeVar("T")
 
 PIECE_TOPICS: Final = 32  # between two looks at the clock, in a list of topics
 TOPICS_A_STEP: Final = 16  # of a batch, whose grants are looked at in one go
+TARGET_CHARACTERS_MAX: Final = 256  # of what is changed, in a line of the log
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
 NO_ROOM_KNOWN: Final = RoomStatistics(0, 0, is_full=False, refused=0)
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
@@ -176,12 +181,14 @@ class Broker:
         self.admission = Admission(config.limits)
         self.turns: Final = LoopTurns()  # of the event loop that it is added to
         self.refusals: Counter[str] = Counter()  # by code; whoever tells a client so counts it
+        self.reached: Final = Reached(self.refusals)
         self._replica = replica
         self._room = room  # None: the store never is full
         self._members = members  # None in single-node mode, as is …
         self.clock_skew_seconds_max = config.cluster.clock_skew_seconds_max
         self.clocks: Clocks | None = None  # … this, set by whoever puts the node together
         self._hub = hub
+        self.readiness: Final = Readiness(replica, hub, members, room)
         self._config = config
         self._limits = _json_limits(config)
         self._shares = client_shares(config)
@@ -381,12 +388,13 @@ class Broker:
         ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_exists``,
         ``too_many_topics``.
         """
-        client = self._sharer(self._administrator(asking))
         own = messages, seconds, bytes, idle_seconds
-        command = CreateTopic(
-            check_topic(name), messages, seconds, bytes, replace, idle_seconds, client
-        )
-        outcome = _accepted(await self._replica.propose(command))
+        with self._change(asking, "topic.set" if replace else "topic.create", name) as caller:
+            client = self._sharer(caller)
+            command = CreateTopic(
+                check_topic(name), messages, seconds, bytes, replace, idle_seconds, client
+            )
+            outcome = _accepted(await self._replica.propose(command))
         assert isinstance(outcome, TopicChanged)
         topic = self._replica.state.topics.get(name)
         if topic is None:  # it is, and was deleted again since
@@ -404,8 +412,8 @@ class Broker:
 
         Raises ``unauthenticated``, ``forbidden``, ``invalid_topic``, ``topic_not_found``.
         """
-        self._administrator(asking)
-        _accepted(await self._replica.propose(DeleteTopic(check_topic(name))))
+        with self._change(asking, "topic.delete", name):
+            _accepted(await self._replica.propose(DeleteTopic(check_topic(name))))
 
     async def delete_topics(self, asking: Asking, match: str) -> int:
         """Remove the topics that match the filter, and their history; returns how many.
@@ -414,7 +422,10 @@ class Broker:
         gone stays gone: the error then has their ``count``. Raises ``unauthenticated``,
         ``forbidden``, ``invalid_filter``, ``no_leader``, ``shutting_down``, ``outcome_unknown``.
         """
-        self._administrator(asking)
+        with self._change(asking, "topics.delete", match):
+            return await self._delete_topics(match)
+
+    async def _delete_topics(self, match: str) -> int:
         filters, count = FilterSet([match]), 0
         try:
             await self._replica.read_barrier()
@@ -615,13 +626,13 @@ class Broker:
 
         Raises ``unauthenticated``, ``forbidden``, ``invalid_parameter``, ``rate_limited``.
         """
-        self._administrator(asking)
-        if not is_subject(subject):
-            raise RequestError("invalid_parameter", f"A token's sub is {SUBJECT}.")
-        replica = self._replica
-        await replica.allow(TWO_CLOCKS)
-        asked_ms = (replica.certain_ms() or 0) if replica.state.level >= TWO_CLOCKS else 0
-        _accepted(await replica.propose(RevokeTokens(subject, self.access.keep_seconds, asked_ms)))
+        with self._change(asking, "tokens.revoke", subject):
+            if not is_subject(subject):
+                raise RequestError("invalid_parameter", f"A token's sub is {SUBJECT}.")
+            replica, keep_seconds = self._replica, self.access.keep_seconds
+            await replica.allow(TWO_CLOCKS)
+            asked_ms = (replica.certain_ms() or 0) if replica.state.level >= TWO_CLOCKS else 0
+            _accepted(await replica.propose(RevokeTokens(subject, keep_seconds, asked_ms)))
 
     # --- the node ---
 
@@ -640,6 +651,14 @@ class Broker:
         caller = self.access.caller(asking, write=True)
         self.access.check_admin(caller.identity)
         return caller
+
+    @contextmanager
+    def _change(self, asking: Asking, action: str, target: str) -> Iterator[Caller]:
+        """Around a change that an administrator asks for: the log has who it was, and what."""
+        with audited(action, target[:TARGET_CHARACTERS_MAX], asking.address) as change:
+            caller = self._administrator(asking)
+            change.subject = caller.identity.name
+            yield caller
 
     async def cluster(self, asking: Asking) -> dict[str, object]:
         """The cluster as this node sees it. Raises ``unauthenticated``, ``forbidden``."""
@@ -673,6 +692,8 @@ class Broker:
             "clock_skew_seconds_max": self.clock_skew_seconds_max,
             "change_pending": change_pending,
             "change": msgspec.to_builtins(change),
+            "ready": self.ready,
+            "reasons": [reason._asdict() for reason in self.readiness.reasons()],
             "members": [member._asdict() for member in members],
         }
 
@@ -700,8 +721,8 @@ class Broker:
         ``member_unreachable``, ``membership_change_in_progress``, ``invalid_parameter``,
         ``no_leader``.
         """
-        self._administrator(asking)
-        await self._require_members().add(node_id, raft_address, http_url)
+        with self._change(asking, "member.add", f"{node_id} at {raft_address}"):
+            await self._require_members().add(node_id, raft_address, http_url)
 
     async def remove_member(self, asking: Asking, node_id: str, *, forced: bool = False) -> None:
         """Remove a member; a leader hands over first.
@@ -710,15 +731,15 @@ class Broker:
         ``last_voter``, ``no_majority`` unless ``forced``, ``membership_change_in_progress``,
         ``no_leader``.
         """
-        self._administrator(asking)
-        await self._require_members().remove(node_id, forced=forced)
+        with self._change(asking, "member.remove", node_id):
+            await self._require_members().remove(node_id, forced=forced)
 
     async def move_leader(self, asking: Asking, node_id: str) -> None:
         """Have ``node_id`` lead. Raises ``unauthenticated``, ``forbidden``, ``single_node``,
         ``member_not_found``, ``not_a_voter``, ``member_unreachable``, ``clock_off``,
         ``membership_change_in_progress``, ``no_leader``."""
-        self._administrator(asking)
-        await self._require_members().transfer(node_id)
+        with self._change(asking, "leader.move", node_id):
+            await self._require_members().transfer(node_id)
 
     def _require_members(self) -> Members:
         if self._members is None:
@@ -730,7 +751,7 @@ class Broker:
         return self._members
 
     def check_ready(self) -> None:
-        """Raises ``shutting_down``, or ``no_leader`` while none is known or the node is behind."""
+        """Raises ``shutting_down``, or NotReadyError with all the reasons."""
         if self.draining:
             raise RequestError("shutting_down", "The node is shutting down; use another.")
         if self.leaving:
@@ -739,26 +760,12 @@ class Broker:
                 "The node stops soon, and serves until then; use another.",
                 reason="draining",
             )
-        if self._replica.disowned is not None:
-            raise disowned_error(self._replica.disowned)
-        if self._replica.is_older_copy:
-            raise older_copy_error(self.node_id)
-        if self._members is not None and self._members.has_twin:
-            raise RequestError(
-                "no_leader",
-                f"Node {self.node_id!r} runs twice. {self._members.objections()}".rstrip(),
-            )
-        if not self._replica.ready:
-            if self._replica.leader is not None:
-                raise RequestError("no_leader", "The node has not caught up with its cluster yet.")
-            objections = self._members.objections() if self._members is not None else ""
-            raise RequestError("no_leader", f"The node knows no leader. {objections}".rstrip())
+        self.readiness.check()
 
     @property
     def ready(self) -> bool:
-        """Whether requests are served: a leader is known, the log applied, no end in sight."""
-        is_twin = self._members is not None and self._members.has_twin
-        return not (self.draining or self.leaving or is_twin) and self._replica.ready
+        """Whether requests should come here: ``check_ready`` raises nothing."""
+        return not (self.draining or self.leaving) and not self.readiness.reasons()
 
     def statistics(self) -> Statistics:
         state, replica = self._replica.state, self._replica.statistics()

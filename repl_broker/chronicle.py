@@ -45,7 +45,7 @@ class Chronicle:
         """Entries up to ``index`` were there at the start: they are no news."""
         self._from_index = index
         self._members = members
-        self._settings = settings
+        self._settings = settings if index else None  # a new log begins with them
 
     def members(self, index: int, now: Membership) -> None:
         """These are committed as of that entry."""

@@ -298,7 +298,9 @@ def _status(broker: Broker, hub: Hub) -> str:
     else:
         role = f"follows {leader}" if leader else "knows no leader"
     count = hub.statistics().subscribers
-    return f"{broker.node_id} {role} in term {term}, {count} stream{'s' * (count != 1)}"
+    reasons = ", ".join(reason.code for reason in broker.readiness.reasons())
+    text = f"{broker.node_id} {role} in term {term}, {count} stream{'s' * (count != 1)}"
+    return f"{text}, not ready: {reasons}" if reasons else text
 
 
 # What a reload can change, part by part.

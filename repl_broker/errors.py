@@ -89,6 +89,8 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "no_leader": (503, "The cluster has no leader at the moment"),
     "older_copy": (503, "The node has an older copy of its data"),
     "shutting_down": (503, "The node is shutting down"),
+    "behind": (503, "The node is behind its cluster"),
+    "no_room": (503, "The node has no room for what its cluster writes"),
     "overloaded": (503, "The node has too much to do at the moment"),
     "outcome_unknown": (504, "The outcome of the request is unknown"),
     "http_version_not_supported": (505, "The HTTP version is not supported"),
@@ -109,7 +111,7 @@ class RequestError(ReplBrokerError):
     """
 
     def __init__(
-        self, code: str, detail: str, *, retry_after: int | None = None, **extra: int | str
+        self, code: str, detail: str, *, retry_after: int | None = None, **extra: object
     ) -> None:
         super().__init__(detail)
         self.code = code

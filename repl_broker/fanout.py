@@ -222,6 +222,7 @@ class Fanout:
                 nursery.start_soon(self._listen)
                 nursery.start_soon(self._tend)
                 nursery.start_soon(self._reach)
+                nursery.start_soon(self._dismiss_always)
                 for _ in range(LOG_WORKERS):
                     nursery.start_soon(self._read_log)
                 task_status.started()
@@ -311,6 +312,26 @@ class Fanout:
 
     def _all(self) -> Iterator[Reader]:
         return (reader for reader in list(self._readers) if reader is not None)
+
+    async def _dismiss_always(self) -> None:
+        """Whenever the hub says so, tell all that are there to go elsewhere."""
+        seen = self._hub.dismissals
+        while True:
+            await self._hub.wait_dismissed(seen)
+            seen, why = self._hub.dismissals, self._hub.dismissed_for
+            turns = _Turns()
+            for reader in self._all():
+                try:
+                    self._say_goodbye(reader, farewell(why, self._position_of(reader)))
+                except Exception as error:  # noqa: BLE001  it ends here, logged
+                    self._fail(reader, error)
+                await turns.give()
+
+    def _position_of(self, reader: Reader) -> str | None:
+        """Where the node is, for a reader that has had all that it has."""
+        if reader.state != LEVEL or reader.place.offset != reader.channel.end:
+            return None
+        return event_id(self._hub.epoch, self._hub.position)
 
     # --- flush ---
 

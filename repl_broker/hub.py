@@ -261,6 +261,8 @@ class Hub:
         self.epoch = epoch
         self.position = 0  # the last sequence number that was published to the hub
         self.closing = False
+        self.dismissals = 0  # how often all streams were told to go elsewhere …
+        self.dismissed_for = ""  # … and why, the last time
         self._tail_bytes_max = tail_bytes_max
         self._tail_bytes = 0
         self._frames = 0  # in all tails
@@ -277,6 +279,7 @@ class Hub:
         self._taken: tuple[Channel, int, int, int, Batch | None] | None = None
         self._dirty: dict[Channel, None] = {}  # sockets are level with it, and something came
         self._flusher = trio.lowlevel.ParkingLot()
+        self._dismissed = trio.lowlevel.ParkingLot()
 
     # --- streams ---
 
@@ -433,6 +436,18 @@ class Hub:
         self.closing = True
         self._wake(self._channels.values())
         self._flusher.unpark_all()
+
+    def dismiss(self, reason: str) -> None:
+        """End every stream there is: its reader goes to another node, or comes back."""
+        self.dismissals += 1
+        self.dismissed_for = reason
+        self._wake(self._channels.values())
+        self._dismissed.unpark_all()
+
+    async def wait_dismissed(self, dismissals: int) -> None:
+        """Until streams have been told to go more often than that."""
+        while self.dismissals <= dismissals:
+            await self._dismissed.park()
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(

@@ -161,6 +161,8 @@ class Node:
             if self.members is not None:
                 await self.members.look_first()
             nursery.start_soon(self.room.run)
+            nursery.start_soon(self.broker.readiness.run)
+            nursery.start_soon(self.broker.reached.run)
             nursery.start_soon(self.broker.idle.run)
             nursery.start_soon(self.access.run)
             task_status.started()

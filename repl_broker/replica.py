@@ -503,11 +503,6 @@ class Replica:
         return self._caught_up
 
     @property
-    def is_copy(self) -> bool:
-        """Whether the data directory turned out to be an older copy of this node's."""
-        return self._is_copy
-
-    @property
     def log_readers(self) -> trio.CapacityLimiter:
         return self._history.readers
 
@@ -1276,9 +1271,10 @@ class Replica:
     def _tell_leader(self, before: Seen, seen: Seen) -> None:
         if seen.role is Role.LEADER:
             voters = "+".join(sorted(self.membership.voters))
-            log.info("leads term=%d voters=%s was=%s", seen.term, voters, before.leader)
+            log.info("leads term=%d voters=%s was=%s", seen.term, voters, before.leader or "none")
         elif seen.leader is not None:
-            log.info("follows leader=%s term=%d was=%s", seen.leader, seen.term, before.leader)
+            was = before.leader or "none"
+            log.info("follows leader=%s term=%d was=%s", seen.leader, seen.term, was)
         elif before.role is Role.LEADER:
             reason, remedy = self._why_stepped_down(seen.term > before.term)
             text = "does not lead any more term=%d reason=%r remedy=%r"

@@ -51,11 +51,19 @@ MAKE_ROOM_SECONDS: Final = 5.0  # between two snapshots for its sake
 REPORT_SECONDS: Final = 5.0  # for which what a peer said of itself holds
 WRITTEN_TIMES: Final = 3  # each byte: the journal, SQLite's write-ahead log, the database
 STORAGE_AGAIN: Final = 0.95  # of ``storage_bytes``, and there is room again
-DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``
+DISK_AGAIN: Final = 1.1  # of ``disk_free_bytes``, or of the half of it
 RESERVE: Final = 8  # of this part of ``disk_free_bytes`` what makes room may take the rest
 TAIL: Final = 4  # and all else that was under way this part, in all, while it holds back
 STAGED_TIMES: Final = 2  # each byte of a snapshot: the write-ahead log, the database
 STALLED_SECONDS: Final = 5.0  # without a commit, though there is something to commit
+NEARLY: Final = 0.85  # of what there may be: worth a warning …
+NEARLY_NOT: Final = 0.80  # … until it is this again
+REMEDY: Final = (
+    "make room on the disk, delete topics or shorten their retention; the limits are [limits] "
+    "storage_bytes and disk_free_bytes"
+)
+HOLD_SECONDS: Final = 5.0  # for which it stays full, once that was found by an estimate
+LOOKS_APART_SECONDS: Final = 0.05  # under load it looks as often as this
 REQUEST: Final = "full"  # what a follower tells the leader
 
 
@@ -64,6 +72,7 @@ class RoomStatistics(NamedTuple):
     disk_free_bytes: int
     is_full: bool  # publishes are refused here
     refused: int
+    fullness: float = 0.0  # 1: there is no room
 
 
 class Room:
@@ -87,7 +96,9 @@ class Room:
         self._free = free_bytes()
         self._taken_bytes = 0  # since the last look
         self._disk_full = self._storage_full = False
-        self._may_be_full = False  # by an estimate; the next look tells
+        self._nearly_full = False
+        self._others_have_room = False  # as the leader said last
+        self._full_until = -math.inf  # at least; by an estimate
         self._peers: dict[str, tuple[float, str]] = {}  # full ones: until when that holds, and why
         self._told = (0.0, "")  # by the leader, as a peer is told
         self._refused = 0
@@ -105,8 +116,26 @@ class Room:
 
     def statistics(self) -> RoomStatistics:
         return RoomStatistics(
-            self._stored_bytes, self._free, self.reason is not None, self._refused
+            self._stored_bytes,
+            self._free,
+            self.reason is not None,
+            self._refused,
+            self.fullness,
         )
+
+    @property
+    def fullness(self) -> float:
+        """How much of what there may be is taken, from 0 to 1: of the disk, or of
+        ``storage_bytes``, whichever is nearer to its end."""
+        limits, floor = self._limits, self._limits.disk_free_bytes
+        parts = [0.0]
+        if limits.storage_bytes:
+            parts.append(self._stored_bytes / limits.storage_bytes)
+        if floor:
+            store, room = self._replica.store_bytes, max(0, self._free - floor)
+            parts.append(store / (store + room) if store + room else 1.0)
+            parts.append(floor / max(floor, self._free))
+        return min(1.0, max(parts))
 
     @property
     def reason(self) -> str | None:
@@ -124,6 +153,17 @@ class Room:
         return why
 
     @property
+    def disk_reason(self) -> str | None:
+        """Why others should be asked, who have room on their disks; None if that is no better.
+
+        A node that takes nothing more from its leader has nothing new. One that takes what comes
+        is as good as others for reading, and for publishing if the leader refuses, too.
+        """
+        if self._replica.holds_back or (self._disk_full and self._others_have_room):
+            return self._disk_reason()
+        return None
+
+    @property
     def _stored_bytes(self) -> int:
         state = self._replica.state
         return state.retained_bytes + MESSAGE_OVERHEAD_BYTES * state.retained_messages
@@ -137,6 +177,8 @@ class Room:
             and (self._free - WRITTEN_TIMES * taken >= limits.disk_free_bytes)
         ):
             self._taken_bytes = taken
+            if 2 * WRITTEN_TIMES * taken > self._free - limits.disk_free_bytes:
+                self._look_now.set()  # half of what was left may be gone: what is it really?
             return
         reason = self.reason
         if reason is None:
@@ -152,6 +194,7 @@ class Room:
         while True:
             with trio.move_on_after(LOOK_SECONDS):
                 await self._look_now.wait()
+                await trio.sleep(LOOKS_APART_SECONDS)
             self._look_now = trio.Event()
             taken = self._taken_bytes
             try:
@@ -180,18 +223,41 @@ class Room:
     def _note(self) -> None:
         """Compare with the limits, and say when that changes."""
         floor = self._limits.disk_free_bytes
-        was, wary = self._disk_full, self._disk_full or self._may_be_full
-        self._disk_full = self._free < (floor * DISK_AGAIN if wary else floor)
-        self._may_be_full = False
+        was = self._disk_full
+        self._disk_full = self._free < (floor * DISK_AGAIN if was else floor)
+        self._disk_full |= trio.current_time() < self._full_until
         self._note_reserve(floor)
         self._tell(was, self._disk_full, "the disk of the store is nearly full")
         self._note_stored()
+        self._note_nearly()
+
+    def _note_nearly(self) -> None:
+        """Before anything is refused."""
+        fullness = self.fullness
+        is_nearly = fullness >= (NEARLY_NOT if self._nearly_full else NEARLY)
+        if is_nearly is self._nearly_full:
+            return
+        self._nearly_full = is_nearly
+        if not is_nearly:
+            log.info("the store has room again fullness=%.2f", fullness)
+            return
+        if self._disk_full or self._storage_full:  # which is told
+            return
+        log.warning(
+            "the store fills up; when it is full publishes are refused fullness=%.2f "
+            "free_bytes=%d stored_bytes=%d remedy=%r",
+            fullness,
+            self._free,
+            self._stored_bytes,
+            REMEDY,
+        )
 
     def _note_reserve(self, floor: int) -> None:
         """What is taken from the leader. What it has let through may not be written yet, so
         it counts for as long as the node holds back, also against what is free by now."""
         replica, left = self._replica, self._free - floor // RESERVE
-        replica.holds_back = self._free < floor // 2
+        half = floor // 2
+        replica.holds_back = self._free < (half * DISK_AGAIN if replica.holds_back else half)
         replica.has_reserve = left >= 0
         replica.tail_bytes_max = min(floor // TAIL, left) // WRITTEN_TIMES
         replica.snapshot_bytes_max = left // STAGED_TIMES if floor else math.inf
@@ -208,17 +274,14 @@ class Room:
         if was != is_full:
             outcome = "publishes are refused" if is_full else "it is over"
             level = logging.WARNING if is_full else logging.INFO
-            text = f"{what}, {outcome} free_bytes=%d stored_bytes=%d"
-            log.log(level, text, self._free, self._stored_bytes)
+            text = f"{what}, {outcome} free_bytes=%d stored_bytes=%d remedy=%r"
+            remedy = REMEDY if is_full else "none"
+            log.log(level, text, self._free, self._stored_bytes, remedy)
 
     def _own_reason(self) -> str | None:
         limits = self._limits
         if self._disk_full:
-            return (
-                f"The disk of node {self._replica.node_id!r} has {self._free:,} bytes left, and "
-                f"{limits.disk_free_bytes:,} are to stay free ([limits] disk_free_bytes). Make "
-                "room on it, delete topics, or shorten their retention."
-            )
+            return self._disk_reason()
         if self._storage_full:
             return (
                 "The store is full: the messages that are retained, of all clients, take "
@@ -229,12 +292,22 @@ class Room:
             )
         return None
 
+    def _disk_reason(self) -> str:
+        return (
+            f"The disk of node {self._replica.node_id!r} has {self._free:,} bytes left, and "
+            f"{self._limits.disk_free_bytes:,} are to stay free ([limits] disk_free_bytes). Make "
+            "room on it, delete topics, or shorten their retention."
+        )
+
     def _reason_by_estimate(self) -> str | None:
         """What was taken since the last look may have taken the rest of the disk."""
         floor = self._limits.disk_free_bytes
         if not floor or self._free - WRITTEN_TIMES * self._taken_bytes >= floor:
             return None
-        self._may_be_full = True
+        # What is told, and counted, is so from the first refusal on, and not in turns.
+        self._full_until = trio.current_time() + HOLD_SECONDS
+        self._disk_full = True
+        self._tell(False, True, "the disk of the store is nearly full, by an estimate")
         self._look_now.set()
         return (
             f"The disk of node {self._replica.node_id!r} would have less than "
@@ -270,17 +343,25 @@ class Room:
                 if self._disk_full and self._reason_of_peers(trio.current_time()) is None:
                     await replica.hand_over(avoid=self._peers)
             elif replica.leader is not None:
-                await replica.call_leader(REQUEST, self._own_reason() or "", seconds=LOOK_SECONDS)
+                why = self._own_reason() or ""
+                found = await replica.call_leader(REQUEST, why, seconds=LOOK_SECONDS)
+                self._others_have_room = found is False  # an older leader does not say
         except ReplBrokerError as error:
             log.debug("could not pass on that the store is full reason=%r", str(error))
 
-    async def _on_full(self, peer: str, argument: Any) -> None:
-        why = msgspec.convert(argument, str)
-        self._peers[peer] = (trio.current_time() + REPORT_SECONDS, why[:1000])
+    async def _on_full(self, peer: str, argument: Any) -> bool:
+        """Take note; whether publishes are refused here, too."""
+        why = msgspec.convert(argument, str)[:1000]
+        if peer not in self._peers:
+            log.warning("a peer has no room peer=%s reason=%r remedy=%r", peer, why, REMEDY)
+        self._peers[peer] = (trio.current_time() + REPORT_SECONDS, why)
+        return self.reason is not None
 
     def _reason_of_peers(self, now: float) -> str | None:
         """Why nothing could be committed: too few voters have room."""
-        self._peers = {peer: told for peer, told in self._peers.items() if told[0] > now}
+        for peer in [peer for peer, told in self._peers.items() if told[0] <= now]:
+            del self._peers[peer]
+            log.info("a peer does not say any more that it has no room peer=%s", peer)
         if not self._peers:
             return None
         voters = self._replica.membership.voters

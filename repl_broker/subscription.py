@@ -90,10 +90,10 @@ class Subscription:
     """
 
     __slots__ = (
-        "_after", "_before", "_channel", "_ended", "_filters", "_gap_reason", "_generation",
-        "_heartbeat_seconds", "_hub", "_losses_version", "_prelude", "_reason", "_replica",
-        "_resuming", "_scan", "_scope", "_seeks_first", "_seq", "_told_deletions", "ahead", "lease",
-        "place",
+        "_after", "_before", "_channel", "_dismissals", "_ended", "_filters", "_gap_reason",
+        "_generation", "_heartbeat_seconds", "_hub", "_losses_version", "_prelude", "_reason",
+        "_replica", "_resuming", "_scan", "_scope", "_seeks_first", "_seq", "_told_deletions",
+        "ahead", "lease", "place",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +124,7 @@ class Subscription:
         self._seeks_first = False  # the first that is retained, to tell where it begins
         self._resuming = isinstance(after, Cursor)  # what was removed meanwhile is in the log
         self._ended = False
+        self._dismissals = hub.dismissals  # when it began
         self._prelude: Iterator[bytes] = iter(())
         self._scope = trio.CancelScope()  # of the wait for what comes next
         self._reason = "expired"  # why its lease ends
@@ -208,6 +209,9 @@ class Subscription:
             if hub.closing:
                 self._ended = True
                 return farewell()
+            if hub.dismissals != self._dismissals:
+                self._ended = True
+                return farewell(hub.dismissed_for, self._position())
             self.find_place()
             if self.place is None:
                 async with self._replica.log_readers:
@@ -229,6 +233,11 @@ class Subscription:
                 # A message may have come in the same moment: its id must not go before it.
                 if silence.cancelled_caught and self.place.offset == channel.end:
                     return sse.heartbeat(self._id(hub.position))
+
+    def _position(self) -> str | None:
+        """Where the node is, if the stream has had all that there is."""
+        is_level = self.place is not None and self.place.offset == self._require_channel().end
+        return self._id(self._hub.position) if is_level else None
 
     def _delivered(self, batch: Batch) -> Batch:
         self._hub.delivered(len(batch))
@@ -464,18 +473,23 @@ class Subscription:
         return event_id(self._hub.epoch, seq)
 
 
-def farewell(reason: str = "shutting_down", *, in_turn: bool = False) -> bytes:
+def farewell(
+    reason: str = "shutting_down", position: str | None = None, *, in_turn: bool = False
+) -> bytes:
     """How a stream ends when the node stops: come back, but not all in one moment.
 
-    Or, ``making_room``, when another client is to have its place. Those that are told
-    ``in_turn`` do not come together, and need not wait for long.
+    Or, ``making_room``, when another client is to have its place; or why nothing new would
+    come from this node (readiness.py). Those that are told ``in_turn`` do not come together,
+    and need not wait for long.
 
-    It has no id: a reader that lags has not had what the node has, and comes back
-    with the id of what it did have.
+    ``position`` is where the node is, for a reader that has had all that it has: it gets that
+    before, as a heartbeat. The farewell has no id, so one that lags comes back with the id of
+    what it did have.
     """
     least, spread = (TURN_RETRY_MS, TURN_RETRY_MS) if in_turn else (RETRY_MS, DRAIN_RETRY_MS_MAX)
     retry_ms = least + random.randrange(spread)  # noqa: S311  # nosec B311  # jitter
-    return sse.notice("goodbye", encode_json({"reason": reason}), retry_ms)
+    words = sse.notice("goodbye", encode_json({"reason": reason}), retry_ms)
+    return words if position is None else sse.heartbeat(position) + words
 
 
 def token_expired(reason: str) -> bytes:

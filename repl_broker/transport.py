@@ -1365,7 +1365,9 @@ async def _part(stream: trio.abc.HalfCloseableStream, words: bytes, *, lingers: 
 
 def _words_of(error: BaseException) -> str:
     """Why a connection broke, or never was."""
-    cause = error.__cause__ or error
+    cause: BaseException = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):  # one for each address of a name
+        cause = cause.exceptions[0]
     if isinstance(cause, OSError):
         return cause.strerror or str(cause) or type(cause).__name__
     return str(cause) or "the connection broke"

@@ -269,6 +269,7 @@ class ClusterNode:
             nursery.start_soon(self.clocks.run)
             await self.members.look_first()
             nursery.start_soon(self.broker.idle.run)
+            nursery.start_soon(self.broker.readiness.run)
             task_status.started()
             await trio.sleep_forever()
 

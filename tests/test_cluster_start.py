@@ -209,11 +209,12 @@ async def test_who_is_not_ready_says_which_peers_are_refused(
         await trio.sleep(20)
         with pytest.raises(RequestError) as no:
             cluster["n1"].broker.check_ready()
-        assert f"The node knows no leader. Not talked to: {words}" in no.value.detail
+        missing = "Not reached: n2, n3; 2 of 3 voters have to meet."
+        assert f"The node knows no leader. {missing} Not talked to: {words}" in no.value.detail
         refused.clear()
         with pytest.raises(RequestError) as no:
             cluster["n1"].broker.check_ready()
-        assert no.value.detail == "The node knows no leader."
+        assert no.value.detail == f"The node knows no leader. {missing}"
 
 
 # --- founders ---

@@ -54,7 +54,7 @@ LAYERS = (
     ("jwks", "hosts"),
     (
         *("logs", "certificates", "admission", "seats", "loop_turns", "handshake"),
-        *("notices", "audit", "reached"),
+        *("notices", "reached"),
     ),
     ("systemd", "reload", "doubts"),
     ("trace", "histogram", "turnstile"),
@@ -65,7 +65,7 @@ LAYERS = (
     ("timeline", "checks"),
     ("message", "names", "routes"),
     ("filters",),
-    ("files", "masking", "outlet"),
+    ("files", "masking", "outlet", "audit"),
     (
         *("errors", "order", "floor", "pace", "patience", "expiry", "untracked", "agreement"),
         "changes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from repl_broker.errors import RequestError
 from repl_broker.raft.log import Entry, EntryKind, HardState, WriteBatch
 from repl_broker.raft.rpc import Append
 from repl_broker.replica import ENTRY_BYTES
-from repl_broker.room import LOOK_SECONDS, MESSAGE_OVERHEAD_BYTES, Room
+from repl_broker.room import HOLD_SECONDS, LOOK_SECONDS, MESSAGE_OVERHEAD_BYTES, NEARLY, Room
 from repl_broker.storage import SqliteStorage
 from tests.network import Cluster, running_cluster
 from tests.nodes import ANYONE, Node, configured, running_node
@@ -106,8 +107,75 @@ async def test_what_is_taken_between_two_looks_counts_for_all_that_it_will_be_wr
         assert await code_of_publish(node) == "storage_full"
         assert node.room.statistics().is_full, "so little is left that it counts as full"
         node.free_bytes = FLOOR * 2
-        await look()
+        await trio.sleep(HOLD_SECONDS + LOOK_SECONDS)
         assert await code_of_publish(node) == "kept"
+
+
+async def test_a_store_found_full_by_an_estimate_says_so_at_once_and_does_not_flutter(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched(disk_free_bytes=FLOOR) as node:
+        node.free_bytes = FLOOR * 2
+        await look()
+        seen: list[str] = []
+        for _ in range(8):  # each second more than there is room for, by the estimate
+            node.room._taken_bytes = FLOOR
+            seen.append(await code_of_publish(node))
+            assert node.room.statistics().is_full == (seen[-1] == "storage_full")
+            node.room._taken_bytes = 0
+            await look()
+            seen.append(await code_of_publish(node))
+            assert node.room.statistics().is_full == (seen[-1] == "storage_full")
+    changes = sum(one != other for one, other in itertools.pairwise(seen))
+    assert seen[0] == "storage_full", "no publish is taken that there is no room for"
+    assert changes <= 3, "not in turns"
+    said = [r.getMessage() for r in caplog.records if "nearly full" in r.getMessage()]
+    assert "by an estimate" in said[0]
+    assert "[limits] storage_bytes and disk_free_bytes" in said[0]
+
+
+async def test_under_load_it_looks_before_it_has_to_refuse_by_an_estimate(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched(disk_free_bytes=FLOOR) as node:
+        node.free_bytes = FLOOR + 60_000
+        await look()
+        for _ in range(100):  # 100 KB, of a disk on which the log takes next to nothing
+            assert await code_of_publish(node, b'"%b"' % (b"x" * 998)) == "kept"
+            await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("what", ["disk", "storage"])
+async def test_the_log_and_a_metric_warn_before_anything_is_refused(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    caplog.set_level(logging.INFO, "repl_broker.room")
+    limits = {"disk_free_bytes": FLOOR} if what == "disk" else {"storage_bytes": 100_000}
+
+    async def fill(share: float) -> None:
+        if what == "disk":
+            node.free_bytes = int(FLOOR / share)
+        else:
+            while node.room.fullness < share:
+                assert await code_of_publish(node, b'"%b"' % (b"x" * 934)) == "kept"
+        await look()
+
+    async with watched(**limits) as node:
+        await fill(NEARLY - 0.02)
+        assert node.room.statistics().fullness == pytest.approx(NEARLY - 0.02, abs=0.011)
+        assert not caplog.records
+        await fill(NEARLY + 0.02)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith("the store fills up; when it is full publishes are refused")
+        assert "shorten their retention" in line
+        assert await code_of_publish(node) == "kept"
+        if what == "disk":
+            await fill(0.5)
+        else:
+            await node.broker.delete_topic(ANYONE, "chat")
+            await look()
+        assert caplog.records[-1].getMessage().startswith("the store has room again")
+        assert len(caplog.records) == 2
 
 
 async def test_a_floor_of_zero_watches_nothing(autojump_clock: MockClock) -> None:
@@ -268,7 +336,7 @@ async def watched_cluster() -> AsyncIterator[WatchedCluster]:
                 partial(free.__getitem__, name),
                 in_thread=node.gate,
             )
-            node.broker._room = room
+            node.broker._room = node.broker.readiness.room = room
             beside.start_soon(room.run)
         yield WatchedCluster(cluster, free)
         beside.cancel_scope.cancel()

@@ -45,6 +45,7 @@ def cluster() -> None:
 def status(url: str, as_json: bool) -> None:
     """Show the members, who leads, and how far each one is."""
     from repl_broker.cli.client import Client
+    from repl_broker.cli.human import printable
 
     with Client(url, token=given_token()) as client:
         answer = client.call("GET", "/v1/cluster")
@@ -62,8 +63,12 @@ def status(url: str, as_json: bool) -> None:
         "applied_index",
         "feature_level",
         "change_pending",
+        "ready",
     ):
         click.echo(f"{name.replace('_', ' '):<14} {shown(answer.get(name))}")
+    reasons = answer.get("reasons")
+    for reason in reasons if isinstance(reasons, list) else ():
+        click.echo(f"{'':<14} {printable(str(reason.get('detail')))} [{shown(reason.get('code'))}]")
     if pending := sentence_of(answer.get("change")):
         click.echo(f"\n{pending}")
     members = answer.get("members")

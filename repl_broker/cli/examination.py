@@ -237,7 +237,7 @@ class Examination:
             self.tell(
                 problem(
                     "ready",
-                    f"/readyz answers {ready.status_code}: {detail(ready)}",
+                    f"/readyz answers {ready.status_code}: {reasons(ready)}",
                     "wait, if it has just started; else look at the node's log and the cluster",
                 )
             )
@@ -881,6 +881,15 @@ def detail(response: httpx.Response) -> str:
     found = object_of(response)
     text = f"{found.get('detail', response.reason_phrase)} [{found.get('code', '?')}]"
     return text[:500]
+
+
+def reasons(response: httpx.Response) -> str:
+    """Why a node is not ready: all that it says."""
+    found = object_of(response).get("reasons")
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        return detail(response)
+    shown = (f"{each.get('detail', '')} [{each.get('code', '?')}]" for each in found)
+    return " ".join(shown)[:1000] or detail(response)
 
 
 def media_type(response: httpx.Response) -> str:

@@ -231,6 +231,14 @@ METRICS: Final = (
         lambda now: float(now.node.room.is_full),
     ),
     NodeMetric(
+        "store_fullness_ratio",
+        "gauge",
+        "How much of the room for the store is taken, 0 to 1: of [limits] storage_bytes, or of the "
+        "disk down to disk_free_bytes, whichever is nearer to its end. From 0.85 on the log warns; "
+        "at 1 publishes are refused.",
+        lambda now: now.node.room.fullness,
+    ),
+    NodeMetric(
         "storage_refusals",
         "counter",
         "Publishes that were refused since a store was full, those of peers included.",

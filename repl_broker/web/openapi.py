@@ -48,6 +48,7 @@ COMMON_CODES: Final = (
     "http_version_not_supported",
 )
 BODY_CODES: Final = ("invalid_json", "unsupported_media_type", "message_too_large")
+NOT_READY_CODES: Final = ("no_leader", "behind", "no_room", "older_copy")
 WRITE_CODES: Final = ("no_leader", "older_copy", "shutting_down", "outcome_unknown")
 CREATE_CODES: Final = ("invalid_topic", "too_many_topics", "overloaded")
 MEMBER_CODES: Final = (
@@ -165,9 +166,12 @@ Other events follow. Each block of the stream has one `data:` line, which is a J
   fall behind retention.
 - `goodbye`: the stream ends, because the node shuts down (`data` is
   `{{"reason":"shutting_down"}}`), or because all connections are taken, the client's
-  address has the most of them, and another is to have one (`making_room`). It
+  address has the most of them, and another is to have one (`making_room`), or because nothing new
+  would come from this node: it has known no leader for 30 s (`no_leader`), or does not get on with
+  what its cluster writes, for lack of room (`no_room`) or otherwise (`behind`). It
   comes with a `retry:` that differs from client to client, so that they do not all come back at
-  once. It has no id: come back with the same cursor.
+  once. It has no id: come back with the same cursor, by a way that leads to other nodes if there is
+  one. Before the latter three a stream that has had all that the node has gets a heartbeat.
 
 A filter may name a topic that does not exist yet, unless `[topics] auto_create` is off.
 
@@ -694,12 +698,17 @@ def _ready() -> Object:
         "ready",
         "Does the node serve?",
         "For the load balancer: send requests here while this answers 200. It does once the node "
-        "knows a leader and has all that was committed when it found it; it does not while the "
-        "node shuts down, nor in the `[http] drain_seconds` before that (`reason` `draining`), in "
-        "which it still serves, nor once it has heard that its cluster was founded by a node that "
-        "had lost its data. While no leader is known, the answer names the peers that are refused.",
+        "knows a leader, has applied what was committed five seconds ago, and has room on its disk "
+        "for what its cluster writes. It does not while the node shuts down, nor in the `[http] "
+        "drain_seconds` before that (`reason` `draining`), in which it still serves; nor when its "
+        "data prove to be an older copy, or once it has heard that its cluster was founded by a "
+        "node that had lost its data. A cluster that is full is no reason: every node serves what "
+        "it has.\n\n"
+        "Otherwise `code` is the first reason, and `reasons` has all of them, each with `code` and "
+        "`detail`. `no_leader` names the voters that are not reached, and the peers that are "
+        "refused. `GET /v1/cluster` has the same.",
         answers={200: _json("It does.", _ref("Status"), {"status": "ok"})},
-        codes=("no_leader", "older_copy", "shutting_down"),
+        codes=(*NOT_READY_CODES, "shutting_down"),
         curl="{url}/readyz",
     )
 
@@ -1090,6 +1099,15 @@ def _schemas() -> Object:
                     "anyOf": [_ref("PendingChange"), {"type": "null"}],
                     "description": "That change; null if there is none.",
                 },
+                "ready": {
+                    "type": "boolean",
+                    "description": "Whether `GET /readyz` of this node answers 200.",
+                },
+                "reasons": {
+                    "type": "array",
+                    "items": _ref("Reason"),
+                    "description": "Why it does not, but for a shutdown; empty if it does.",
+                },
                 "members": {"type": "array", "items": _ref("Member")},
             },
             "The cluster as one node sees it.",
@@ -1108,6 +1126,13 @@ def _schemas() -> Object:
                 },
             },
             "A change of the members that is not known to be committed.",
+        ),
+        "Reason": _object(
+            {
+                "code": {"enum": list(NOT_READY_CODES), "description": "Stable; for programs."},
+                "detail": {"type": "string", "description": "What is wrong, and what to do."},
+            },
+            "Why a node is not ready.",
         ),
         "Member": _object(
             {
@@ -1159,8 +1184,8 @@ def _schemas() -> Object:
             "type": "object",
             "description": "Why a request was not carried out (RFC 9457). Some codes add members: "
             "`invalid_json` has `line` and `column`, those of 413 have `limit`, "
-            "`unauthenticated` has `reason`, and so has `forbidden` (`origin`) where a web page is "
-            "refused.",
+            "`/readyz` adds `reasons`, `unauthenticated` has `reason`, and so has `forbidden` "
+            "(`origin`) where a web page is refused.",
             "properties": {
                 "type": {
                     "type": "string",
@@ -1175,6 +1200,7 @@ def _schemas() -> Object:
                 "column": {"type": "integer", "minimum": 1},
                 "limit": {"type": "integer", "minimum": 1},
                 "reason": {"enum": [*REASONS, "origin"]},
+                "reasons": {"type": "array", "items": _ref("Reason")},
             },
             "required": ["type", "title", "status", "detail", "code"],
         },
@@ -1249,6 +1275,8 @@ _EXAMPLE_CLUSTER: Final[Object] = {
     "clock_skew_seconds_max": 5,
     "change_pending": False,
     "change": None,
+    "ready": True,
+    "reasons": [],
     "members": [
         _example_member(1, "leader"),
         _example_member(2, "voter"),

@@ -111,6 +111,10 @@ REMEDIES: Final[dict[str, str]] = {
     "older_copy": "Use another node. On this one's machine stop it and run 'repl-broker cluster "
     "rejoin': its data directory was set back, by a restored disk or a cloned machine, and it may "
     "have lost what it had acknowledged.",
+    "behind": "Use another node, or wait: this one takes up what it lacks by itself. If it does "
+    "not, look at its log, its disk, and its connection to the leader.",
+    "no_room": "Use another node. The operator makes room on the disk of this one; it goes on by "
+    "itself then. `[limits] disk_free_bytes` is what is to stay free.",
     "shutting_down": "Use another node, or try again after `Retry-After`.",
     "overloaded": "Nothing was done. Come back after `Retry-After`, with the same "
     "`Idempotency-Key` if there was one. The operator sets `[limits] publishes_under_way` and "
@@ -130,7 +134,7 @@ def problem(
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
-    extra: Mapping[str, int | str] | None = None,
+    extra: Mapping[str, object] | None = None,
     wait_seconds: int | None = None,
 ) -> Response:
     """The answer for ``code``, which is a key of PROBLEMS; ``extra`` joins the object.
@@ -157,7 +161,7 @@ def retry_after(status: int, known: int | None = None) -> int | None:
     return STORAGE_RETRY_AFTER_SECONDS if status == 507 else RETRY_AFTER_SECONDS
 
 
-def challenge(code: str, extra: Mapping[str, int | str]) -> str:
+def challenge(code: str, extra: Mapping[str, object]) -> str:
     """What a client is asked for, as WWW-Authenticate says it (RFC 6750 section 3); or ""."""
     if code == "forbidden" and extra.get("reason") != "origin":  # another token would not help
         return 'Bearer realm="repl-broker", error="insufficient_scope"'
@@ -170,7 +174,7 @@ def challenge(code: str, extra: Mapping[str, int | str]) -> str:
 
 
 def problem_content(
-    code: str, detail: str, extra: Mapping[str, int | str] | None = None
+    code: str, detail: str, extra: Mapping[str, object] | None = None
 ) -> tuple[int, bytes]:
     """Status and body of the answer for ``code``."""
     status, title = PROBLEMS[code]

@@ -40,6 +40,8 @@ CLUSTER: dict[str, Any] = {
     "clock_skew_seconds_max": 5,
     "change_pending": False,
     "change": None,
+    "ready": True,
+    "reasons": [],
     "members": [
         {
             "id": "n1",

@@ -27,6 +27,8 @@ async def test_a_single_node_is_a_cluster_of_one(node: Node) -> None:
         "clock_skew_seconds_max": 5,
         "change_pending": False,
         "change": None,
+        "ready": True,
+        "reasons": [],
     }
     assert member.pop("raft_address")
     assert member.pop("http_url").startswith("http://")

@@ -7,6 +7,7 @@ after that is of the new version, or is not there.
 from __future__ import annotations
 
 import ast
+import http.client
 import importlib.util
 import json
 import signal
@@ -22,8 +23,18 @@ import pytest
 import repl_broker
 from repl_broker.daemon import LATE, LATE_WITH_TOKENS
 from tests.contract.test_access import CALLS
-from tests.process.node import LEASH, Broken, Client, Node, Stream, environment, free_port, polls
-from tests.signing import SECRET, claims, hs256
+from tests.process.node import (
+    LEASH,
+    WAIT_SECONDS_MAX,
+    Broken,
+    Client,
+    Node,
+    Stream,
+    environment,
+    free_port,
+    polls,
+)
+from tests.signing import SECRET, claims, hs256, token
 
 pytestmark = pytest.mark.process
 
@@ -42,6 +53,9 @@ sys.meta_path.insert(0, Late())
 from repl_broker.cli import main
 main(sys.argv[2:])
 """
+
+
+STREAMS: Final = ("/v1/events", "/ui/feed")  # they have no end
 
 
 class NotingNode(Node):
@@ -66,7 +80,7 @@ class NotingNode(Node):
 def ask_for_everything(node: Node, headers: Mapping[str, str]) -> None:
     with Client(node) as client:
         for call in CALLS.values():
-            if call.path.startswith("/v1/events"):
+            if call.path.startswith(STREAMS):
                 continue
             typed = {} if call.body is None else {"Content_Type": call.media_type}
             client.request(call.method, call.path, call.body, **headers, **typed)
@@ -78,6 +92,10 @@ def ask_for_everything(node: Node, headers: Mapping[str, str]) -> None:
         lines = b'{"topic":"chat","data":1}\n{"topic":'
         ndjson = {"Content_Type": "application/x-ndjson"}
         client.request("POST", "/v1/messages", lines, **headers, **ndjson)
+    connection = http.client.HTTPConnection(node.address, node.port, timeout=WAIT_SECONDS_MAX)
+    connection.request("GET", "/ui/feed", headers=headers)
+    connection.getresponse().read1()
+    connection.close()
     for topic in ("chat", ">", "a b"):
         with suppress(AssertionError, *Broken), Stream(node, topic, after="earliest") as stream:
             next(iter(stream))
@@ -153,15 +171,15 @@ def test_a_node_with_tokens_loads_nothing_once_it_serves(
     with NotingNode(tmp_path / "n1", **keys) as node:
         node.start()
         node.note()
-        ask_for_everything(node, {"Authorization": "Bearer " + hs256(claims(admin=True))})
-        for token in (
+        ask_for_everything(node, {"Authorization": "Bearer " + token(admin=True)})
+        for wrong in (
             hs256(claims(exp=1)),
             hs256(claims(), b"x" * 32),
             hs256({"sub": 3}),
             hs256(claims(), alg="none"),
             "none",
         ):
-            ask_for_everything(node, {"Authorization": f"Bearer {token}"})
+            ask_for_everything(node, {"Authorization": f"Bearer {wrong}"})
         node.process.send_signal(signal.SIGHUP)
         for _ in polls("the configuration to be read again"):
             if "reloaded applied" in node.log_text():

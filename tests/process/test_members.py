@@ -21,7 +21,8 @@ pytestmark = pytest.mark.process
 
 CLUSTER_KEYS: Final = {
     "cluster_id", "epoch", "node", "mode", "term", "leader", "commit_index", "applied_index",
-    "feature_level", "clock_skew_seconds_max", "change_pending", "change", "members",
+    "feature_level", "clock_skew_seconds_max", "change_pending", "change", "ready", "reasons",
+    "members",
 }  # fmt: skip
 MEMBER_KEYS: Final = {
     "id", "role", "raft_address", "http_url", "match_index", "lag", "reachable",
