@@ -6,15 +6,13 @@ from functools import partial
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repl_broker.disk import DISCARD_BYTES, Disk
 from repl_broker.errors import StorageError
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
 from tests import nodes
 from tests.nodes import Gate
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
 def entry(index: int, term: int = 1) -> Entry:
@@ -79,7 +77,7 @@ class Queue:
         await self.disk.stage([entry(index)])
 
 
-async def test_what_was_decided_first_is_done_first() -> None:
+async def test_what_was_decided_first_is_done_first(autojump_clock: MockClock) -> None:
     queue = Queue()
     queue.append(1)
     queue.gate.shut()
@@ -107,7 +105,9 @@ async def test_what_was_decided_first_is_done_first() -> None:
     assert (queue.disk.asked, queue.disk.durable, queue.disk.durable_index) == (6, 6, 6)
 
 
-async def test_no_snapshot_is_saved_over_a_log_that_does_not_reach_it() -> None:
+async def test_no_snapshot_is_saved_over_a_log_that_does_not_reach_it(
+    autojump_clock: MockClock,
+) -> None:
     """Whoever asks: it would refer to what a crash leaves nowhere."""
     queue = Queue()
     queue.append(1, 2, 3)
@@ -119,7 +119,7 @@ async def test_no_snapshot_is_saved_over_a_log_that_does_not_reach_it() -> None:
         await queue.disk.save_snapshot(snapshot(2), 0)
 
 
-async def test_what_was_planned_for_the_log_before_is_not_run() -> None:
+async def test_what_was_planned_for_the_log_before_is_not_run(autojump_clock: MockClock) -> None:
     queue = Queue()
     queue.append(1, 2, 3)
     await queue.stage(9)
@@ -142,7 +142,9 @@ async def test_what_was_planned_for_the_log_before_is_not_run() -> None:
     assert queue.store.did[-1] == "drop [9]"
 
 
-async def test_memory_and_store_switch_in_one_moment_for_who_asks_whether_they_did() -> None:
+async def test_memory_and_store_switch_in_one_moment_for_who_asks_whether_they_did(
+    autojump_clock: MockClock,
+) -> None:
     queue = Queue()
     state = "old"
     seen: list[tuple[int, str]] = []
@@ -167,7 +169,9 @@ async def test_memory_and_store_switch_in_one_moment_for_who_asks_whether_they_d
     assert seen == [(0, "old"), *[(1, "new")] * 3]
 
 
-async def test_an_entry_that_another_is_about_to_replace_is_not_read() -> None:
+async def test_an_entry_that_another_is_about_to_replace_is_not_read(
+    autojump_clock: MockClock,
+) -> None:
     """What is applied may wait for this disk, which still has what was never committed."""
     queue = Queue()
     queue.append(1, 2, 3)
@@ -208,7 +212,7 @@ KINDS = [
 @pytest.mark.parametrize("error", KINDS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", ["write", "save_snapshot", "tidy", "begin_install", "install"])
 async def test_an_error_of_any_kind_is_the_end(
-    place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = Queue()
     disk = queue.disk
@@ -246,7 +250,7 @@ async def test_an_error_of_any_kind_is_the_end(
     assert queue.store.did == ["write [[1]]"], "nothing runs any more"
 
 
-async def test_who_waits_for_their_turn_hear_of_the_end() -> None:
+async def test_who_waits_for_their_turn_hear_of_the_end(autojump_clock: MockClock) -> None:
     queue = Queue()
     queue.gate.shut()
     queue.store.error = MemoryError()
@@ -271,7 +275,7 @@ async def test_who_waits_for_their_turn_hear_of_the_end() -> None:
     assert sorted(told) == ["drop", "written"]
 
 
-async def test_a_switch_that_fails_half_way_is_the_end() -> None:
+async def test_a_switch_that_fails_half_way_is_the_end(autojump_clock: MockClock) -> None:
     queue = Queue()
     await queue.stage(9)
 
@@ -283,7 +287,7 @@ async def test_a_switch_that_fails_half_way_is_the_end() -> None:
     assert "LookupError: nobody is told" in queue.told[0]
 
 
-async def test_nothing_is_begun_after_the_end_was_asked_for() -> None:
+async def test_nothing_is_begun_after_the_end_was_asked_for(autojump_clock: MockClock) -> None:
     queue = Queue()
     queue.gate.shut()
     queue.append(1)
@@ -294,7 +298,9 @@ async def test_nothing_is_begun_after_the_end_was_asked_for() -> None:
     assert queue.store.did == ["write [[1]]"]
 
 
-async def test_many_jobs_that_are_done_at_once_need_no_deep_stack() -> None:
+async def test_many_jobs_that_are_done_at_once_need_no_deep_stack(
+    autojump_clock: MockClock,
+) -> None:
     queue = Queue()
     queue.gate.shut()
     for number in range(5000):
@@ -303,7 +309,9 @@ async def test_many_jobs_that_are_done_at_once_need_no_deep_stack() -> None:
     assert queue.store.notes == {"number": 4999}
 
 
-async def test_what_was_put_aside_is_removed_in_pieces_behind_what_waits() -> None:
+async def test_what_was_put_aside_is_removed_in_pieces_behind_what_waits(
+    autojump_clock: MockClock,
+) -> None:
     class Slowly(Store):
         left = 3
         has_forgotten = True
@@ -332,7 +340,9 @@ async def test_what_was_put_aside_is_removed_in_pieces_behind_what_waits() -> No
     assert store.did[2:] == ["discard", "write [[11]]", "discard", "discard"], "one at a time"
 
 
-async def test_the_parts_of_the_snapshot_before_go_also_when_the_next_has_none() -> None:
+async def test_the_parts_of_the_snapshot_before_go_also_when_the_next_has_none(
+    autojump_clock: MockClock,
+) -> None:
     class Shrinking(Store):
         has_forgotten = False
 
@@ -352,7 +362,7 @@ async def test_the_parts_of_the_snapshot_before_go_also_when_the_next_has_none()
     assert not store.has_forgotten
 
 
-async def test_removing_what_was_put_aside_ends_with_the_disk() -> None:
+async def test_removing_what_was_put_aside_ends_with_the_disk(autojump_clock: MockClock) -> None:
     class Failing(Store):
         has_forgotten = True
 
@@ -369,7 +379,7 @@ async def test_removing_what_was_put_aside_ends_with_the_disk() -> None:
     assert len(queue.told) == 1
 
 
-async def test_a_hard_state_alone_is_no_place_in_the_log() -> None:
+async def test_a_hard_state_alone_is_no_place_in_the_log(autojump_clock: MockClock) -> None:
     queue = Queue()
     queue.append(1, 2)
     queue.disk.append(2, WriteBatch((), HardState(2, "n1")))

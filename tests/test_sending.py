@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from repl_broker.command import CreateTopic
 from tests.network import Cluster, ClusterNode, running_cluster
 from tests.test_cluster import SMALL, history, lagging, publish
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 COUNT = 120  # of messages: enough to be compacted away, with SMALL and ``lagging``
 PACE_SECONDS = 0.02
@@ -73,7 +72,7 @@ async def equal(cluster: Cluster, node: ClusterNode) -> None:
 
 
 async def test_what_is_published_while_history_is_sent_is_sent_in_a_round_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is more than the leader keeps in memory: once the snapshot was installed, the next began,
     and so on without end."""
@@ -100,7 +99,7 @@ async def test_what_is_published_while_history_is_sent_is_sent_in_a_round_of_its
 
 
 async def test_a_node_that_knows_of_no_rounds_gets_what_it_knows(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep_little(monkeypatch)
     async with running_cluster(config=SMALL) as cluster:
@@ -119,7 +118,7 @@ async def test_a_node_that_knows_of_no_rounds_gets_what_it_knows(
 
 
 async def test_rounds_that_grow_are_given_up_with_a_line_in_the_log(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """More is published than can be sent: there is no end to it."""
     keep_little(monkeypatch)
@@ -138,7 +137,7 @@ async def test_rounds_that_grow_are_given_up_with_a_line_in_the_log(
 
 
 async def test_a_node_that_installs_for_long_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long: an earlier version needs minutes for it."""
     monkeypatch.setattr("repl_broker.sending.STILL_SECONDS_MAX", 2)
@@ -169,7 +168,7 @@ async def test_a_node_that_installs_for_long_is_waited_for(
 
 
 async def test_a_node_that_refuses_is_asked_again_now_and_then_and_the_reason_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No snapshot is made for it: that is a lot of work."""
     caplog.set_level(logging.INFO)
@@ -207,6 +206,7 @@ async def test_a_node_that_refuses_is_asked_again_now_and_then_and_the_reason_is
 
 @pytest.mark.parametrize("fits", [True, False])
 async def test_a_node_without_room_takes_a_snapshot_that_fits_beside_its_store(
+    autojump_clock: MockClock,
     fits: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
