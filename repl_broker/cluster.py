@@ -263,6 +263,7 @@ def connect(
         on_received=replica.turn,
         known_index=lambda: members.known_index,
         is_led=lambda: members.is_led,
+        may_lead=members.may_lead,
         tls=certificates.peers if certificates.has_peers else None,
     )
     replica.peers = transport

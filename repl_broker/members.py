@@ -577,6 +577,13 @@ class Members:
         incarnations = {} if is_disowned else {m.id: m.incarnation for m in peers}
         self._transport.set_peers(addresses, incarnations)
 
+    def may_lead(self, node_id: str, incarnation: str) -> bool:
+        """Whether a node that has a member's name and other data may be that member by now: as
+        long as no other leader is heard, what this node knows of members may be old."""
+        replica = self._replica
+        is_gone = incarnation in replica.committed_membership.removed
+        return replica.leader in (None, node_id) and not is_gone
+
     def admit(self, hello: Hello) -> str | None:
         """What speaks against talking to that node, which knows the secret."""
         return self._objection(hello) or self.admit_level(hello.node_id, hello.level)

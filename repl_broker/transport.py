@@ -73,7 +73,7 @@ from repl_broker.handshake import (
 )
 from repl_broker.levels import FIRST, NEWEST
 from repl_broker.raft.codec import PARTS_BYTES, bin_head, decode_rpc, encode_parts, encode_rpc
-from repl_broker.raft.rpc import Append, Rpc
+from repl_broker.raft.rpc import Append, Commit, Heartbeat, Rpc, SnapshotReceived
 
 __all__ = [
     "Me",
@@ -110,6 +110,7 @@ ADDRESSES_MAX: Final = 4  # of one name that are tried
 NAME: Final = re.compile(r"[\w.-]{1,64}")  # what stands in the log as it is
 OLDER_SECONDS: Final = 30  # that a peer is taken for one of an older version
 TWIN_SECONDS: Final = 1.0  # for the kernel to notice such a silence
+LEADERS: Final = (Append, Commit, Heartbeat, SnapshotReceived)  # what only a leader says
 NOTICE: Final = 0  # the number of a refusal of no request: it is for the log
 NOTICES_MAX: Final = 16  # different ones of a peer that are logged
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
@@ -198,7 +199,9 @@ class Transport:
     it with other data; ``on_part`` is told now and then of whom a long frame is still
     coming; ``on_received`` is called when all RPCs that had arrived were given to
     ``on_rpc``. ``known_index`` gives up to where this node knows the log, and that
-    it is a member there, and ``is_led`` whether it hears a leader. ``key`` is the
+    it is a member there, and ``is_led`` whether it hears a leader. ``may_lead`` says of a
+    peer of another incarnation than the known one whether that may be news: then it is
+    heard as a leader, and as nothing else. ``key`` is the
     cluster's secret, stretched (handshake.py).
     ``tls`` gives the contexts of a connection that begins; without it nothing is
     encrypted.
@@ -220,6 +223,7 @@ class Transport:
         on_received: Callable[[], None] = lambda: None,
         known_index: Callable[[], int] = lambda: 0,
         is_led: Callable[[], bool] = lambda: False,
+        may_lead: Callable[[str, str], bool] = lambda peer, incarnation: False,
         tls: Callable[[], PeerContexts] | None = None,
         options: TransportOptions | None = None,
     ) -> None:
@@ -236,6 +240,7 @@ class Transport:
         self._on_lost = on_lost
         self._known_index = known_index
         self._is_led = is_led
+        self._may_lead = may_lead
         self._on_received = on_received
         self._tls = tls
         self._links: dict[str, _Link] = {}
@@ -287,7 +292,7 @@ class Transport:
         self._incarnations = dict(incarnations or {})
         for node_id, outbox in [*self._inbound.items()]:
             gone = node_id in self._links and node_id not in addresses
-            if gone or self._is_fenced(node_id, outbox.incarnation):
+            if gone or self._is_shut_out(node_id, outbox.incarnation):
                 del self._inbound[node_id]  # nothing is sent over it from now on
                 outbox.life.cancel()  # it may come back, to be told why not
         for node_id in self._links.keys() - addresses.keys():
@@ -611,9 +616,14 @@ class Transport:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
 
+    def _is_shut_out(self, peer: str, incarnation: str) -> bool:
+        """Whether nothing is taken from it. Whoever was away knows members that were replaced
+        since, and has to hear of that from a leader which may be one of them."""
+        return self._is_fenced(peer, incarnation) and not self._may_lead(peer, incarnation)
+
     def _check_fence(self, peer: str, incarnation: str) -> None:
         """Raise PeerRefusedError if another has come under its name meanwhile."""
-        if self._is_fenced(peer, incarnation):
+        if self._is_shut_out(peer, incarnation):
             raise PeerRefusedError(lost_its_data(peer, self.me.cluster_id))
 
     def _take_part(self, peer: str, incarnation: str) -> None:
@@ -625,7 +635,9 @@ class Transport:
         rpc = decode_rpc(data)
         if not peer or rpc.sender != peer or rpc.receiver != self.me.node_id:
             raise ValueError(f"an RPC of {rpc.sender!r} to {rpc.receiver!r}")
-        self._on_rpc(rpc)
+        # What one says of its log, or asks votes for, would count as of the known one.
+        if isinstance(rpc, LEADERS) or not self._is_fenced(peer, incarnation):
+            self._on_rpc(rpc)
 
     async def _answer(
         self,

@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class TcpNode:
         self.config = config
         self.certificates = Certificates(config)
         self.join = join
+        self.port = 0  # where it is to listen, if that is known
         self.disk = disk or Disk(node_id)
         self.gate = Gate()
         self.hub = Hub(self.disk.identity.epoch, config.limits.tail_bytes)
@@ -73,7 +75,7 @@ class TcpNode:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.replica.load(joins=bool(self.join))
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.address = Address("127.0.0.1", listeners[0].socket.getsockname()[1])
         incarnation = self.disk.identity.incarnation
         me = Member(self.id, str(self.address), f"http://{self.id}", True, incarnation)
@@ -344,3 +346,48 @@ async def test_three_nodes_with_certificates_are_a_cluster_and_others_get_nothin
                 await trio.sleep(0.02)
             assert await newcomer.replica.propose(publish(b"from the newcomer"))
             nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_was_away_follows_a_leader_that_took_another_members_place() -> None:
+    """That one lost its data and joined anew; who was away knows it by its old data."""
+    async with tcp_cluster() as nodes, trio.open_nursery() as nursery:
+        leader, replaced, _ = nodes
+
+        async def start(node: TcpNode) -> trio.CancelScope:
+            scope = trio.CancelScope()
+
+            async def run(*, task_status: trio.TaskStatus[None]) -> None:
+                with scope:
+                    await node.run(task_status=task_status)
+
+            await nursery.start(run)
+            return scope
+
+        def votes(node: TcpNode) -> bool:
+            found = leader.replica.committed_membership.find(node.id)
+            return found == replace(node.members._me, voter=True)
+
+        async def until(condition: Callable[[], bool]) -> None:
+            while not condition():  # noqa: ASYNC110
+                await trio.sleep(0.02)
+
+        away = TcpNode("n4", Config(), (leader.address,))
+        scope = await start(away)
+        await until(lambda: votes(away))
+        scope.cancel()
+        await leader.members.remove(replaced.id)
+        await replaced.replica.removed.wait()
+        assert replaced.transport._nursery is not None
+        replaced.transport._nursery.cancel_scope.cancel()  # it ends
+        anew = TcpNode(replaced.id, Config(), (leader.address,))
+        await start(anew)
+        await until(lambda: votes(anew))
+        await leader.members.transfer(anew.id)
+        await until(lambda: anew.replica.leads)
+        back = TcpNode("n4", Config(), (), away.disk)
+        back.port = away.address.port
+        await start(back)
+        await until(lambda: back.broker.ready)
+        assert back.replica.leader == anew.id
+        assert back.replica.membership.find(anew.id) == anew.members._me
+        nursery.cancel_scope.cancel()

@@ -23,7 +23,7 @@ from repl_broker.errors import ReplBrokerError
 from repl_broker.handshake import STRANGER, Hello, Lost
 from repl_broker.raft.codec import encode_rpc
 from repl_broker.raft.log import NUMBER_MAX, Entry, EntryKind
-from repl_broker.raft.rpc import Append, Heartbeat, Rpc
+from repl_broker.raft.rpc import Append, AppendReply, Heartbeat, Rpc, VoteReply
 from repl_broker.transport import (
     HELLO_BYTES_MAX,
     STRANGER_BYTES_MAX,
@@ -1176,4 +1176,29 @@ async def test_a_node_that_dials_again_is_not_its_own_twin() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run_once)
             assert await link.call("ask", 1, 10) == ("a", "ask", 1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_of_who_may_have_replaced_a_member_only_what_a_leader_says_is_heard() -> None:
+    """Its votes and acknowledgements would count as those of the data that the other lost."""
+    anew, b = Node("a", incarnation="anew"), Node("b")
+    b.transport._incarnations = {"a": "old"}
+    b.transport._may_lead = lambda peer, incarnation: incarnation == "anew"
+    async with running(anew):
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(b.transport.run, listeners)
+            address = listeners[0].socket.getsockname()[:2]
+            anew.transport.set_peers({"b": address})
+            await connected(anew, "b")
+            reply = AppendReply(
+                sender="a", receiver="b", term=1, accepted=True, index=9, hint_index=0, hint_term=0
+            )
+            vote = VoteReply(sender="a", receiver="b", term=1, granted=True)
+            for rpc in (reply, vote, heartbeat("a", "b")):
+                anew.transport.send(rpc)
+            anew.transport.flush()
+            assert await b.wait_heard(1) == [heartbeat("a", "b")]
+            await connected(anew, "b")
+            assert b.heard == [heartbeat("a", "b")]
             nursery.cancel_scope.cancel()
