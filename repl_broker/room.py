@@ -324,13 +324,16 @@ class Room:
 
     def _is_stalled(self, now: float) -> bool:
         """Whether this node leads, and nothing has been committed for long, because too few
-        of the others have room for what comes next."""
+        of the others have room for what comes next; and these could have a leader of their own.
+        """
         replica = self._replica
         term, committed, since = self._stood
         if not replica.leads or (replica.term, replica.commit_index) != (term, committed):
             self._stood = replica.term, replica.commit_index, now
             return False
-        if not self._uncommitted or self._reason_of_peers(now) is None:
+        voters = self._replica.membership.voters
+        can_elect = 2 * len(self._peers.keys() & voters) > len(voters)
+        if not self._uncommitted or self._reason_of_peers(now) is None or not can_elect:
             self._stood = term, committed, now
             return False
         return now - since >= STALLED_SECONDS

@@ -326,8 +326,8 @@ class WatchedCluster:
 
 
 @asynccontextmanager
-async def watched_cluster() -> AsyncIterator[WatchedCluster]:
-    async with running_cluster(3) as cluster, trio.open_nursery() as beside:
+async def watched_cluster(size: int = 3) -> AsyncIterator[WatchedCluster]:
+    async with running_cluster(size) as cluster, trio.open_nursery() as beside:
         free = dict.fromkeys(cluster.running, 1 << 40)
         for name, node in cluster.running.items():
             room = Room(
@@ -522,6 +522,22 @@ async def test_more_than_the_bound_under_way_does_not_stand_before_a_deletion_ei
         assert (await there.cluster.leader()).id in (second, third)
         assert not there.cluster.failures
     assert "steps aside" in caplog.text
+
+
+async def test_a_leader_does_not_step_aside_for_who_could_not_lead_without_it(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two, the other needs its vote, and does not get it: it would go on for ever."""
+    async with watched_cluster(2) as there:
+        leader = (await there.cluster.leader()).id
+        (other,) = there.cluster.running.keys() - {leader}
+        runs_out_of_room(there, FLOOR // 8 + 1, other)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.code_of_publish, leader, b"1")
+            await trio.sleep(20)
+            assert (await there.cluster.leader()).id == leader
+            there.free[other] = 1 << 40
+    assert "steps aside" not in caplog.text
 
 
 async def test_a_leader_that_cannot_commit_for_another_reason_does_not_step_aside(
