@@ -703,8 +703,8 @@ def _ready() -> Object:
         "drain_seconds` before that (`reason` `draining`), in which it still serves; nor when its "
         "data prove to be an older copy, when its store was restored or recovered beside a cluster "
         "that lives, when another process runs with its data, or once it has heard that its "
-        "cluster was founded by a node that had lost its data. A cluster that is full is no reason: every node serves what "
-        "it has.\n\n"
+        "cluster was founded by a node that had lost its data. A cluster that is full is no "
+        "reason: every node serves what it has.\n\n"
         "Otherwise `code` is the first reason, and `reasons` has all of them, each with `code` and "
         "`detail`. `no_leader` names the voters that are not reached, and the peers that are "
         "refused. `GET /v1/cluster` has the same.",
