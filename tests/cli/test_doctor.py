@@ -8,12 +8,13 @@ import socket
 import ssl
 from typing import Any
 
+import httpx
 import pytest
 import trio
 import trustme
 from trio.testing import MockClock
 
-from repl_broker.cli.examination import Examination, Orders
+from repl_broker.cli.examination import Examination, Orders, reasons
 from repl_broker.cli.findings import (
     Finding,
     judge_clock,
@@ -693,3 +694,17 @@ def test_wrong_usage_opens_no_connection(run: Run, arguments: list[str], code: i
     assert result.exit_code == code
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
+
+
+def test_all_reasons_of_a_node_that_is_not_ready_are_shown_whatever_it_sends() -> None:
+    def shown(content: object) -> str:
+        return reasons(httpx.Response(503, json=content))
+
+    both = [
+        {"code": "behind", "detail": "It is behind."},
+        {"code": "no_room", "detail": "No room."},
+    ]
+    problem = {"code": "behind", "detail": "It is behind.", "reasons": both}
+    assert shown(problem) == "It is behind. [behind] No room. [no_room]"
+    for odd in ([], "x", ["x"], None):
+        assert shown(problem | {"reasons": odd}) == "It is behind. [behind]"

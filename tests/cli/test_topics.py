@@ -253,12 +253,28 @@ def test_status_shows_the_cluster(run: Run, broker: FakeBroker) -> None:
         ["applied", "index", "7"],
         ["feature", "level", "2"],
         ["change", "pending", "no"],
+        ["ready", "yes"],
         [],
         ["MEMBER", "ROLE", "RAFT", "HTTP", "MATCH", "LAG", "REACHABLE", "LEVEL", "CLOCK"],
         ["n1", "leader", "127.0.0.1:4081", "-", "7", "0", "yes", "2", "0.0"],
     ]
     as_json = run("cluster", "status", "--json", "--url", broker.url)
     assert json.loads(as_json.stdout) == CLUSTER
+
+
+def test_status_shows_why_a_node_is_not_ready(run: Run, broker: FakeBroker) -> None:
+    reasons = [
+        {"code": "behind", "detail": "The node is behind."},
+        {"code": "no_room", "detail": "The disk\x1b[2J is full."},
+    ]
+    broker.steps = [answer(200, CLUSTER | {"ready": False, "reasons": reasons})]
+    lines = [
+        line.strip() for line in run("cluster", "status", "--url", broker.url).stdout.split("\n")
+    ]
+    at = lines.index("ready          no")
+    assert lines[at + 1] == "The node is behind. [behind]"
+    assert lines[at + 2].endswith("is full. [no_room]")
+    assert "\x1b" not in lines[at + 2]
 
 
 def test_status_shows_for_whom_a_change_waits(run: Run, broker: FakeBroker) -> None:
