@@ -18,7 +18,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TextIO
 
 from repl_broker.config import LogConfig
@@ -26,7 +27,7 @@ from repl_broker.masking import masked
 from repl_broker.outlet import Outlet, OutletHandler, outlets
 from repl_broker.trace import CURRENT
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "catch_strays", "configure", "lost_lines"]
+__all__ = ["ConsoleFormatter", "JsonFormatter", "configure", "lost_lines", "strays_caught"]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ def lost_lines() -> int:
     return sum(outlet.lost for outlet in outlets())
 
 
-def catch_strays() -> None:
+@contextmanager
+def strays_caught() -> Iterator[None]:
     """Have the log say what Python would print on standard error by itself, and wait for."""
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
@@ -119,8 +121,12 @@ def catch_strays() -> None:
         error = found.exc_value or found.exc_type()
         log.error("a thread failed", exc_info=error)
 
-    sys.unraisablehook = unraisable
-    threading.excepthook = of_thread
+    before = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook, threading.excepthook = unraisable, of_thread
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = before
 
 
 def formatter(form: str, terminal: bool) -> logging.Formatter:

@@ -99,9 +99,9 @@ def run(file: Path | None, options: dict[str, object], bootstrap: bool) -> None:
 
     config = read()
     logs.configure(config.log)
-    logs.catch_strays()
     manager = systemd.Manager.from_environment(os.environ)
 
     from repl_broker import daemon
 
-    daemon.run(config, bootstrap=bootstrap, read_again=read, manager=manager, sockets=sockets)
+    with logs.strays_caught():
+        daemon.run(config, bootstrap=bootstrap, read_again=read, manager=manager, sockets=sockets)
