@@ -14,7 +14,7 @@ from itertools import count, islice
 
 from tests.world.mutations import MUTATIONS, put_back
 from tests.world.shrink import shrink
-from tests.world.weather import draw
+from tests.world.weather import CLIMATES, climate_of, draw
 from tests.world.world import Result, run
 
 AHEAD = 4  # seeds that wait, a process
@@ -60,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.world", description=__doc__)
     parser.add_argument("--seeds", type=int, help="how many; 100 without --minutes")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--climate", choices=sorted({*CLIMATES}), help="only seeds that have it")
     parser.add_argument("--minutes", type=float, help="for how long")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--shrink", type=float, default=60, help="seconds to make a schedule short")
@@ -71,7 +72,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    seeds: Iterator[int] = count(options.seed)
+    climates = [options.climate] if options.climate else CLIMATES
+    seeds = (seed for seed in count(options.seed) if climate_of(seed) in climates)
     if options.seeds is not None or options.minutes is None:
         seeds = islice(seeds, options.seeds or 100)
     began, ran, failed = time.monotonic(), 0, []

@@ -92,8 +92,9 @@ class Writer:
         self.changes: list[Change] = []
         self.looks: list[Look] = []
         self.is_done = False
-        self.pause = self.chance.choice([0.01, 0.05, 0.2])
-        self.size = self.chance.choice([10, 100, 1000])
+        is_busy = world.schedule.busy
+        self.pause = self.chance.choice([0.01, 0.02] if is_busy else [0.01, 0.05, 0.2])
+        self.size = self.chance.choice([100, 1000, 1000] if is_busy else [10, 100, 1000])
         self.weights = [30, 20, self.chance.choice([0, 4]), self.chance.choice([0, 2]), 6, 6]
 
     async def run(self) -> None:
@@ -173,6 +174,8 @@ class Writer:
 
     def _acknowledged(self, new: Publish, receipt: Receipt) -> None:
         first = parse_event_id(receipt.first_id).seq
+        if receipt.count != len(new.topics):
+            raise ViolationError(f"{receipt} is the answer to {new}")
         for topic, seq in zip(new.topics, range(first, first + receipt.count), strict=True):
             newest = self.world.acknowledged.get(topic, 0)
             self.world.acknowledged[topic] = max(newest, seq)
@@ -288,6 +291,9 @@ async def ask(
             pass  # the latter is the node's end: the connection breaks
         except RequestError as error:
             answer = Answer("refused", error.code)
+        except Exception as error:
+            if not life.was_killed:
+                raise ViolationError(f"{machine.name} answered {error!r}") from error
         finally:
             life.calls.pop(scope, None)
     if trio.current_time() - began > ANSWER_SECONDS:
@@ -362,7 +368,7 @@ def _check_settings(look: Look, truth: Truth, world: World) -> None:
 
 
 class Follower:
-    """A stream, and all that it had."""
+    """A stream, and all that it had. One that is *restless* begins anew now and then."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -375,17 +381,26 @@ class Follower:
         self.position = -1  # of it
         self.start = self.chance.choice(["latest", "earliest"])
         self.is_slow = self.chance.random() < 0.3
+        self.is_restless = self.chance.random() < 0.4
+        self.seconds = self.chance.choice([0.3, 4])  # with one node
         self.tellings: list[tuple[str, int, str, int]] = []  # kind, position, of what, index
+        self.before: list[tuple[str, list[tuple[str, int, str, int]]]] = []  # until it began anew
         self.is_open = False
 
     async def run(self) -> None:
         while True:
             await trio.sleep(self.chance.random() * 0.3)
+            if self.is_restless and self.world.is_stormy and self.chance.random() < 0.5:
+                self.before.append((self.start, self.tellings))
+                self.tellings, self.cursor, self.position = [], "", -1
+                self.start = self.chance.choice(["latest", "earliest", "earliest"])
             machine = self.chance.choice(self.world.machines)
             life = machine.life
             if life is None or not life.is_serving or life.node is None:
                 continue
-            seconds = self.chance.expovariate(1 / 4) if self.world.is_stormy else 1e9
+            seconds = 1e9
+            if self.world.is_stormy:
+                seconds = self.chance.expovariate(1 / self.seconds)
             with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
                 life.calls[scope] = None
                 try:
@@ -436,12 +451,17 @@ class Follower:
         return not any(True for _ in truth.matching(self.filters, self.position, len(truth.sent)))
 
     def check(self, truth: Truth) -> None:
+        for start, tellings in (*self.before, (self.start, self.tellings)):
+            self._check_tellings(truth, start, tellings)
+
+    def _check_tellings(
+        self, truth: Truth, start: str, tellings: list[tuple[str, int, str, int]]
+    ) -> None:
         """A gap tells of all that is lost when it is told, also of what lies further ahead:
         topics keep different amounts. Whoever comes back with a cursor is told anew."""
         position, told = -1, -1
-        for kind, at, what, index in self.tellings:
+        for kind, at, what, index in tellings:
             if position < 0:
-                self._check_start(truth, at, index)
                 position, told = at, index  # the earliest of what there is: no more was asked for
                 continue
             if kind == "gap":
@@ -464,8 +484,8 @@ class Follower:
                 )
             position = at
 
-    def _check_start(self, truth: Truth, at: int, index: int) -> None:
-        if self.start == "earliest":
+    def _check_start(self, truth: Truth, start: str, at: int, index: int) -> None:
+        if start == "earliest":
             for sent in truth.matching(self.filters, 0, at):
                 if not truth.is_gone(sent.seq, index):
                     raise ViolationError(f"{self.name}: earliest begins at {at}, behind {sent}")

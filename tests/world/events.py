@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
@@ -136,6 +137,21 @@ def _cut(world: World, event: Event, hosts: list[Machine]) -> None:
     _after(world, event.seconds, mend)
 
 
+def _depose(world: World, event: Event, hosts: list[Machine]) -> None:
+    """Whoever leads is cut off, with what is under way, and hears later what has come of it."""
+    for machine in world.machines:
+        if machine.leads:
+            _cut(world, replace(event, kind="cut"), [machine])
+            return
+
+
+def _leave_behind(world: World, event: Event, hosts: list[Machine]) -> None:
+    """It hears nothing for a while, and none of what was sent meanwhile."""
+    _cut(world, replace(event, kind="cut"), hosts)
+    for other in world.machines:
+        world.network.break_connections(hosts[0].name, other.name)
+
+
 def _break(world: World, event: Event, hosts: list[Machine]) -> None:
     if len(hosts) > 1:
         world.network.break_connections(hosts[0].name, hosts[1].name)
@@ -177,10 +193,10 @@ def _lie(world: World, event: Event, hosts: list[Machine]) -> None:
     followers = [m for m in liars or hosts if m.is_serving and not m.leads and not m.is_replaced]
     if followers:
         followers[0].may_lose = True  # it may notice at a later start only
-        world.spawn(_lose, world, followers[0], event.seconds)
+        world.spawn(_lose_end, world, followers[0], event.seconds)
 
 
-async def _lose(world: World, machine: Machine, seconds: float) -> None:
+async def _lose_end(world: World, machine: Machine, seconds: float) -> None:
     machine.disk.loses_syncs = True
     with trio.move_on_after(seconds):
         while world.is_stormy:
@@ -252,7 +268,23 @@ def _replace(world: World, event: Event, hosts: list[Machine]) -> None:
     world.spawn(_replace_slowly, world, machine, event)
 
 
-async def _replace_slowly(world: World, machine: Machine, event: Event) -> None:
+def _lose(world: World, event: Event, hosts: list[Machine]) -> None:
+    """Its disk is another one, with nothing on it; it is removed when somebody looks after it."""
+    (machine,) = hosts
+    if any(each.is_replaced or not each.is_member() for each in world.machines):
+        return  # the others would be no majority
+    machine.is_replaced = True
+    machine.kill(power=False)
+    machine.wipe()
+    machine.bootstraps = False
+    machine.start()
+    world.spawn(_replace_slowly, world, machine, event, event.seconds)
+
+
+async def _replace_slowly(world: World, machine: Machine, event: Event, after: float = 0.0) -> None:
+    await trio.sleep(after)
+    if after:
+        machine.kill(power=False)  # or it joins at once
     while not await _remove(world, machine):
         await trio.sleep(0.2)
     machine.kill(power=False)
@@ -305,4 +337,7 @@ ACTIONS: Final[dict[str, Callable[[World, Event, list[Machine]], None]]] = {
     "jump": _jump,
     "transfer": _transfer,
     "replace": _replace,
+    "lose": _lose,
+    "depose": _depose,
+    "leave-behind": _leave_behind,
 }

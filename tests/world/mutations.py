@@ -71,11 +71,32 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "while False:",
         shipped=True,
     ),
-    "snapshots-without-end": _one(
-        "a follower that installs a snapshot is sent another one meanwhile",
-        "sending:SnapshotSender._until",
-        "elif trio.current_time() >= since + still_seconds:",
-        "else:",
+    "snapshot-in-one-go": _one(
+        "a snapshot is made in one go, while nothing else is done",
+        "taking:Begun.finish",
+        "while await self._turnstile.give(capture.piece):",
+        "from repl_broker.patience import ENDLESS\n        while capture.piece(ENDLESS):",
+        shipped=True,
+    ),
+    "snapshots-without-end": Mutation(
+        "nothing is kept for a follower that installs a snapshot, and it gets another and another",
+        (
+            Edit(
+                "sending:SnapshotSender._until",
+                "elif trio.current_time() >= since + still_seconds:",
+                "else:",
+            ),
+            Edit(
+                "sending:SnapshotSender.log_bytes_kept",
+                "LOG_BYTES_MAX if self._upkeep.is_held else LOG_BYTES_KEPT",
+                "LOG_BYTES_KEPT",
+            ),
+            Edit(
+                "sending:SnapshotSender._send_rounds",
+                "while outgoing.index < self._core().log.index_before(BEHIND_BYTES_MAX):",
+                "while False:",
+            ),
+        ),
         shipped=True,
     ),
     "staged-for-ever": _one(
@@ -99,11 +120,15 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "on_part=lambda peer: None",
         shipped=True,
     ),
-    "repeats-carried-out": _one(
+    "repeats-carried-out": Mutation(
         "a command that a node has sent on twice is carried out twice",
-        "senders:_Sender.take",
-        "return False\n    if ends",
-        "return True\n    if ends",
+        (
+            Edit(
+                "senders:Senders.take",
+                "return [sender.take(number) for number in numbers]",
+                "return [sender.take(number) or True for number in numbers]",
+            ),
+        ),
         shipped=True,
     ),
     "order-of-insertion": _one(
@@ -156,11 +181,11 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         '"DELETE FROM log WHERE idx > ? + 3"',
     ),
     # Order.
-    "install-overtakes": _one(
-        "a received snapshot is installed ahead of the writes before it",
-        "disk:Disk.install",
-        "self._add(self._storage.install, done)",
-        "self._queue.appendleft(_Job(self._storage.install, done))\n    self._advance()",
+    "reads-ahead-of-writes": _one(
+        "an entry that is applied is looked for on the disk before it is written there",
+        "disk:Disk.read",
+        "if indexes and max(indexes) >= self._waits_from():",
+        "if False:",
     ),
     "journal-outlives-truncation": _one(
         "what moves from the journal to SQLite still counts in the journal",
@@ -168,24 +193,22 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "self._move_pending(secrets.token_bytes(SALT_BYTES))",
         "self._move_pending(self._journal._salt)",
     ),
-    "upkeep-of-an-older-log": _one(
-        "jobs of upkeep that a received snapshot has made worthless run",
-        "disk:Disk._run",
-        "return generation is not None and generation != self.generation",
-        "return False",
-    ),
     # Fences.
-    "place-not-fenced": _one(
+    "place-not-fenced": Mutation(
         "whatever comes to be at an index is the outcome, whoever appended it",
-        "proposals:Proposals._settle",
-        "if placed_term != term:",
-        "if False:",
+        (
+            Edit("proposals:Proposals._settle", "if placed_term != term:", "if False:"),
+            Edit("proposals:Proposals.applied", "if term > self._applied_term:", "if False:"),
+        ),
     ),
     "incarnation-not-fenced": _one(
         "a node that came back without its data is taken for the one before",
-        "members:Members._objection",
-        "if lost and replica.leader not in (None, node_id):",
-        "if False:",
+        "members:Members._add",
+        "if known.incarnation != joiner.incarnation:\n",
+        "if known.incarnation != joiner.incarnation:\n"
+        "            await self._invite(raft_address)\n"
+        "            return await self._commit(UpdateMember(member))\n"
+        "        if False:\n",
     ),
     # Reads.
     "follower-reads-by-itself": _one(
@@ -224,6 +247,12 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "upkeep:Upkeep._rewrite",
         "without_messages(data, parts[index])",
         "without_messages(data, {*parts[index], max(parts[index], default=0) + 1})",
+    ),
+    "snapshot-of-two-moments": _one(
+        "what changes while a snapshot is made is in it as it is afterwards",
+        "capture:Capture.before_block",
+        "self._copies[block] = block.copy()",
+        "pass",
     ),
     # Streams.
     "streams-not-told-of-install": _one(
@@ -293,7 +322,8 @@ def main(names: list[str]) -> int:
             for seed in range(SEEDS_MAX):
                 violation = run(draw(seed)).violation
                 if violation is not None:
-                    print(f"| {MUTATIONS[name].about} | {seed + 1} |", flush=True)
+                    mark = " ¹" * MUTATIONS[name].shipped
+                    print(f"| {MUTATIONS[name].about}{mark} | {seed + 1} |", flush=True)
                     print(f"    {name}: {violation[:200]}", file=sys.stderr, flush=True)
                     break
             else:

@@ -15,13 +15,20 @@ import random
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
 import trio
 import trio.testing
 
+from repl_broker import cluster
+from repl_broker.capture import Capture
+from repl_broker.config import Config
+from repl_broker.raft.core import CoreOptions
 from repl_broker.turnstile import Turnstile
+from tests.world.weather import Schedule
 
 __all__ = ["deterministic", "world_clock"]
 
@@ -34,12 +41,13 @@ SMALL: Final = {  # what happens once a day happens all the time
     "repl_broker.upkeep.REWRITE_ENTRIES_MAX": 3,
     "repl_broker.replica.RELEASE_BYTES": 1 << 10,
     "repl_broker.disk.DISCARD_BYTES": 2 << 10,
-    "repl_broker.parts.ROW_BYTES_MAX": 4 << 10,
     "repl_broker.parts.PART_BYTES": 1 << 10,
     "repl_broker.transport.PART_BYTES": 16 << 10,  # lines are narrower than any in use
     "repl_broker.snapshots.PIECE_BYTES": 2 << 10,
     "repl_broker.history.CACHE_BYTES_MAX": 4 << 10,
     "repl_broker.subscription.CHUNK_BYTES_MAX": 2 << 10,
+    "repl_broker.capture.STEP_ROWS": 8,
+    "repl_broker.segments.BLOCK_ROWS": 32,
 }
 
 
@@ -65,24 +73,41 @@ def world_clock() -> trio.testing.MockClock:
 
 
 @contextmanager
-def deterministic(seed: int, log_bytes_kept: int) -> Iterator[None]:
-    """The process's chance, threads and processor's clock, from ``seed``."""
+def deterministic(schedule: Schedule) -> Iterator[None]:
+    """The process's chance, threads and processor's clock, from the seed."""
+    seed, unit = schedule.seed, schedule.log_bytes_kept
     kept = {"LOG_BYTES_KEPT": 1, "LOG_BYTES_MAX": 8, "BEHIND_BYTES_MAX": 4}
-    small = SMALL | {f"repl_broker.sending.{n}": t * log_bytes_kept for n, t in kept.items()}
+    small = SMALL | {f"repl_broker.sending.{n}": times * unit for n, times in kept.items()}
+    core_options = partial(_core_options, schedule.window_bytes_max, cluster.core_options)
+    small["repl_broker.parts.ROW_BYTES_MAX"] = schedule.row_bytes_max
     chance = random.Random(f"chance {seed}")
     trio_run = trio._core._run
     states = random.getstate(), trio_run._r.getstate()
     ticks = random.Random(f"ticks {seed}")
     ticked = 0.0
+    capture_work: Any = Capture._work
 
     def processor_seconds() -> float:
         nonlocal ticked
         ticked += ticks.random() ** 6 * 0.002
         return ticked
 
+    def work(capture: Capture) -> Iterator[None]:
+        """Each step of a snapshot takes that long, and nobody does anything meanwhile."""
+        nonlocal ticked
+        for _ in capture_work(capture):
+            if capture._number is not None:
+                world_time: Any = trio.lowlevel.current_clock()
+                world_time.now += schedule.step_seconds
+                ticked += schedule.step_seconds
+            yield
+
     with ExitStack() as stack:
         for name, value in small.items():
             stack.enter_context(patch(name, value))
+        if schedule.step_seconds:
+            stack.enter_context(patch.object(Capture, "_work", work))
+        stack.enter_context(patch.object(cluster, "core_options", core_options))
         stack.enter_context(patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True))
         stack.enter_context(patch.object(secrets, "token_bytes", chance.randbytes))
         stack.enter_context(
@@ -101,6 +126,14 @@ def deterministic(seed: int, log_bytes_kept: int) -> Iterator[None]:
             trio_run._r.setstate(states[1])
             if was_enabled:
                 gc.enable()
+
+
+def _core_options(
+    window_bytes_max: int, options_of: Callable[[Config], CoreOptions], config: Config
+) -> CoreOptions:
+    options = options_of(config)
+    append_bytes_max = min(options.append_bytes_max, window_bytes_max // 2)
+    return replace(options, append_bytes_max=append_bytes_max, window_bytes_max=window_bytes_max)
 
 
 async def _in_the_loop(call: Callable[..., Any], *arguments: Any, **_: object) -> Any:

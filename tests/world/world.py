@@ -387,7 +387,7 @@ def _silence() -> Iterator[None]:
 
 def run(schedule: Schedule) -> Result:
     """Raises what is no violation: a fault of the simulation itself."""
-    seams = deterministic(schedule.seed, schedule.log_bytes_kept)
+    seams = deterministic(schedule)
     with _silence(), _bounded(), seams, events.dialled() as network_of:
         world = World(schedule)
         network_of.append(world.network)
