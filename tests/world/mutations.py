@@ -132,10 +132,14 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         shipped=True,
     ),
     "order-of-insertion": _one(
-        "topics are looked at in the order in which they came to this node",
-        "state:BrokerState._by_name",
-        "return [self.topics[name] for name in self.names]",
-        "return [*self.topics.values()]",
+        "of topics with old messages, that goes first which came to this node first",
+        "state:BrokerState._expire",
+        "topic = self.topics[due.name]",
+        "topic = next(\n"
+        "                topic\n"
+        "                for topic in self.topics.values()\n"
+        "                if (at := self._due_ms(topic.name)) is not None and at < self.time_ms\n"
+        "            )",
         shipped=True,
     ),
     "adoption-in-two-steps": Mutation(
