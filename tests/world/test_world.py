@@ -14,7 +14,7 @@ from tests.world.mutations import MUTATIONS, put_back
 from tests.world.weather import CLIMATES, climate_of, draw
 from tests.world.world import run
 
-SECONDS = float(os.environ.get("REPL_BROKER_TEST_WORLD_SECONDS", "30"))
+SECONDS = float(os.environ.get("REPL_BROKER_TEST_WORLD_SECONDS", "45"))
 FIRST = int(os.environ.get("REPL_BROKER_TEST_WORLD_SEED", "0"))
 
 
