@@ -8,8 +8,10 @@ standard input, which has no cancellable read in a thread, stays with ``select``
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -31,6 +33,7 @@ __all__ = [
     "backoff_seconds",
     "may_pass",
     "segment",
+    "trust_of",
 ]
 
 CONNECT_SECONDS: Final = 5.0
@@ -123,10 +126,11 @@ class Client:
         self.http = httpx.Client(
             timeout=httpx.Timeout(answer_seconds, connect=min(CONNECT_SECONDS, answer_seconds)),
             headers={"User-Agent": f"repl-broker/{__version__}"},
-            # A node on this machine is never behind a proxy; and reading the system's
-            # certificates costs 30 ms that plain http has no use for.
+            # A node on this machine is never behind a proxy. Whom to trust is asked of the
+            # environment all the same; reading certificates costs 30 ms that plain http has
+            # no use for.
             trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),
-            verify=parts.scheme == "https",
+            verify=trust_of(self.url) if parts.scheme == "https" else False,
         )
 
     def __enter__(self) -> Self:
@@ -224,6 +228,10 @@ class Client:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = plain(error) or "timed out"
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                raise UnreachableError(
+                    f"cannot connect to {self.url}: {untrusted(reason)}", refused=True
+                ) from error
             raise UnreachableError(
                 f"cannot connect to {self.url}: {reason}; is the node running?", refused=True
             ) from error
@@ -263,6 +271,27 @@ class Client:
             "not as a repl-broker node does; is the URL right?",
             response.status_code,
         )
+
+
+def trust_of(url: str) -> ssl.SSLContext:
+    """The authorities of SSL_CERT_FILE or SSL_CERT_DIR, else httpx's. Raises CallError."""
+    try:
+        return httpx.create_ssl_context(trust_env=True)
+    except OSError as error:  # of ssl, too
+        named = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        raise CallError(
+            f"cannot read the authorities by which {url} is to be trusted: {plain(error)}; look at "
+            f"{' and '.join(named) or 'the installation of certifi'}"
+        ) from None
+
+
+def untrusted(reason: str) -> str:
+    """What OpenSSL has against a certificate, and what to do about it."""
+    found = re.search(r"verify failed: (.*?)(?: \(_ssl\.c:\d+\))?$", reason)
+    return (
+        f"its certificate is not trusted: {found[1] if found else reason}; for an authority of "
+        "your own set SSL_CERT_FILE to the file with its certificate"
+    )
 
 
 def media_type(response: httpx.Response) -> str:
