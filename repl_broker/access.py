@@ -264,15 +264,26 @@ class Access:
         self._verifier = verifier
         self._begin_anew()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config) -> list[str]:
         """Go by another configuration from now on; the mode stays as it is.
 
-        Streams that are open are judged anew. Raises ConfigError, and then nothing
-        has changed.
+        Streams that are open are judged anew. Of which keys the files have other contents
+        now. Raises ConfigError, and then nothing has changed.
         """
         if (config.auth.mode or "none") != self._mode:
             raise ConfigError("auth.mode changes when the node is started anew, not while it runs")
+        before = self._verifier
         self._set(config)
+        if before is None or self._verifier is None:
+            return []
+        old, new = before.fingerprints, self._verifier.fingerprints
+        named = (("secret_file", config.auth.secret_file), ("jwks_file", config.auth.jwks_file))
+        return [f"auth.{name}" for name, file in named if file and new.get(file) != old.get(file)]
+
+    @property
+    def problems(self) -> int:
+        """Files with keys that could not be read the last time; those before are in force."""
+        return 0 if self._verifier is None else len(self._verifier.problems)
 
     def follow(self, revocations: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
         """Where to look revocations up: by subject, when (ms since 1970), and until when known."""
@@ -410,7 +421,8 @@ class Access:
         for problem in verifier.problems:
             log.error("keys not read again; those before stay in force error=%r", problem)
         if not verifier.problems:
-            log.info("keys read again")
+            counts = (verifier.secret_count, verifier.key_count)
+            log.info("keys read again secrets=%d public_keys=%d", *counts)
         self._use(verifier)
 
     # --- what is allowed ---

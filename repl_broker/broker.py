@@ -23,6 +23,7 @@ import msgspec
 from repl_broker.access import Access, Asking, Caller, Identity, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
 from repl_broker.audit import audited
+from repl_broker.certificates import Certificates, Expiry
 from repl_broker.checks import Checks
 from repl_broker.clocks import Clocks, ClockStatistics
 from repl_broker.command import (
@@ -61,6 +62,7 @@ from repl_broker.names import above
 from repl_broker.notices import Notices
 from repl_broker.reached import Reached
 from repl_broker.readiness import Readiness
+from repl_broker.reload import Reloader
 from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
 from repl_broker.room import Room, RoomStatistics
 from repl_broker.seats import Seat, Seats
@@ -143,6 +145,13 @@ class SpanStatistics(NamedTuple):
     lost: int = 0
 
 
+class FileStatistics(NamedTuple):
+    """Files that are read again while the node serves."""
+
+    problems: int = 0  # of the last time
+    certificates: tuple[Expiry, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counters since the start."""
@@ -161,6 +170,7 @@ class Statistics:
     refusals: Mapping[str, int]  # requests, by code
     turns: TurnStatistics
     clocks: ClockStatistics
+    files: FileStatistics
 
 
 class Broker:
@@ -186,7 +196,9 @@ class Broker:
         self._room = room  # None: the store never is full
         self._members = members  # None in single-node mode, as is …
         self.clock_skew_seconds_max = config.cluster.clock_skew_seconds_max
-        self.clocks: Clocks | None = None  # … this, set by whoever puts the node together
+        self.clocks: Clocks | None = None  # … this, set by whoever puts the node together …
+        self.certificates: Certificates | None = None  # … these …
+        self.reloader: Reloader | None = None  # … and this
         self._hub = hub
         self.readiness: Final = Readiness(replica, hub, members, room)
         self._config = config
@@ -786,7 +798,12 @@ class Broker:
             self.clocks.statistics()
             if self.clocks
             else ClockStatistics(self.clock_skew_seconds_max),
+            self._files(),
         )
+
+    def _files(self) -> FileStatistics:
+        problems = self.access.problems + (self.reloader.problems if self.reloader else 0)
+        return FileStatistics(problems, self.certificates.expiries if self.certificates else ())
 
     def _followers(self, last_index: int) -> tuple[MemberStatistics, ...]:
         return tuple(

@@ -1,4 +1,4 @@
-"""A node as part of a cluster: whether it is one, how others reach it, what it keeps secret.
+"""A node as part of a cluster: whether it is one, and how others reach it.
 
 Decided once, when the node starts, from its configuration and its store.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -17,14 +17,12 @@ import trio
 
 from repl_broker.certificates import Certificates
 from repl_broker.clocks import Clocks
-from repl_broker.config import Address, Config, is_loopback
+from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError
-from repl_broker.handshake import stretch
 from repl_broker.members import Joiner, Members
 from repl_broker.raft.core import CoreOptions
 from repl_broker.raft.log import Member
 from repl_broker.replica import Replica
-from repl_broker.tokens import check_secret_text
 from repl_broker.transport import Me, PeerRefusedError, PeerUnreachableError, Transport
 
 __all__ = [
@@ -33,16 +31,12 @@ __all__ = [
     "find_cluster",
     "is_clustered",
     "own_record",
-    "read_key",
     "run",
 ]
 
 log = logging.getLogger(__name__)
 
 FIND_SECONDS: Final = 3  # for an answer of each member that may be there
-SECRET_BYTES_MIN: Final = 32
-SECRET_VALUES_MIN: Final = 8  # different bytes; of 32 hexadecimal digits hardly ever fewer
-SECRET_BYTES_MAX: Final = 4096
 
 
 def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
@@ -63,7 +57,7 @@ def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
 
 
 async def find_cluster(
-    replica: Replica, config: Config, key: bytes, certificates: Certificates
+    replica: Replica, config: Config, keys: Sequence[bytes], certificates: Certificates
 ) -> bool:
     """Whether one of ``[cluster] join`` belongs to a cluster: then nobody must start another.
 
@@ -72,7 +66,7 @@ async def find_cluster(
     """
     transport = Transport(
         Me("", replica.node_id, replica.incarnation),
-        key,
+        keys,
         on_rpc=lambda rpc: None,
         on_request=_no_request,
         admit=lambda hello: None,
@@ -150,56 +144,6 @@ async def _no_request(peer: str, name: str, argument: object) -> None:
     raise AssertionError("nobody dials a node that does not listen")
 
 
-async def read_key(config: Config) -> bytes:
-    """What this node proves to others that it knows the cluster's secret by. Takes 0.1 s.
-
-    Raises as ``read_secret`` does.
-    """
-    return await trio.to_thread.run_sync(stretch, read_secret(config))
-
-
-def read_secret(config: Config) -> bytes:
-    """The secret that the cluster's nodes prove to each other; empty if none is needed.
-
-    Raises ConfigError when Raft listens beyond this machine without one, and for one
-    that could be guessed: a node that dials a false peer gives it something to try
-    guesses on.
-    """
-    path = config.cluster.secret_file
-    if path is None:
-        if is_loopback(config.raft.bind.host):
-            return b""
-        raise ConfigError(
-            f"Raft listens at {config.raft.bind}, which other machines may reach: [cluster] "
-            "secret_file is needed, with the same secret on every node (for instance from "
-            "openssl rand -hex 32)"
-        )
-    secret = _read(path)
-    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
-        raise ConfigError(
-            f"the secret in {str(path)!r} has {len(secret)} bytes; wanted {SECRET_BYTES_MIN} to "
-            f"{SECRET_BYTES_MAX:,}, for instance from openssl rand -hex 32"
-        )
-    check_secret_text(secret, f"[cluster] secret_file: {path}")
-    if len(set(secret)) < SECRET_VALUES_MIN:
-        raise ConfigError(
-            f"the secret in {str(path)!r} has too few different characters: {len(set(secret))}; "
-            f"wanted at least {SECRET_VALUES_MIN}, and none that can be guessed: make one with "
-            "openssl rand -hex 32"
-        )
-    return secret
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(SECRET_BYTES_MAX + 2).strip()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read [cluster] secret_file {str(path)!r}: {error.strerror}"
-        ) from None
-
-
 def core_options(config: Config) -> CoreOptions:
     return CoreOptions(
         election_timeout_seconds=config.raft.election_timeout_ms / 1000,
@@ -241,7 +185,7 @@ def _is_wildcard(host: str) -> bool:
 
 
 def connect(
-    replica: Replica, members: Members, key: bytes, certificates: Certificates
+    replica: Replica, members: Members, keys: Sequence[bytes], certificates: Certificates
 ) -> Transport:
     """Have replica and members talk to their peers."""
 
@@ -251,7 +195,7 @@ def connect(
 
     transport = Transport(
         Me("", replica.node_id, replica.incarnation),
-        key,
+        keys,
         on_rpc=replica.receive,
         on_request=members.answer,
         admit=members.admit,

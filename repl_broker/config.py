@@ -708,7 +708,8 @@ class ClusterConfig:
         FilePath(),
         "A file with the secret that the nodes of a cluster share, at least 32 bytes (for instance "
         "from openssl rand -hex 32). Needed as soon as raft.bind can be reached from other "
-        "machines.",
+        "machines. While it changes it holds two, a line each: the node proves the first, and "
+        "accepts both. A file that cannot be used at a reload leaves those of before in force.",
         example='"cluster.secret"',
     )
     clock_skew_seconds_max: int = key(
@@ -1035,8 +1036,10 @@ class AuthConfig:
         None,
         FilePath(),
         "A file with the secret by which HS256 tokens are signed, at least 32 bytes (for instance "
-        "from openssl rand -hex 32). Whoever has it can make any token. A line break at its end "
-        "does not count. Read again when it changes.",
+        "from openssl rand -hex 32). Whoever has it can make any token. While it changes it holds "
+        "two, a line each: tokens by either are good, and repl-broker token create signs by the "
+        "first. Read again when it changes; a file that cannot be used leaves those of before in "
+        "force.",
         example='"token.secret"',
     )
     jwks_file: Path | None = key(

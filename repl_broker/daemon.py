@@ -31,6 +31,7 @@ from repl_broker import __version__, logs
 from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
+from repl_broker.cluster_secret import ClusterSecret
 from repl_broker.config import Address, Config, exposed
 from repl_broker.doubts import doubts
 from repl_broker.draining import drain, drain_seconds
@@ -221,11 +222,13 @@ async def serve(
                         _log_hook(),
                         _limits_hook(broker, hub, door, publishing, streams.fanout, app),
                         _settings_hook(replica),
-                        _pages_hook(publishing, streams, app, access),
                         Hook("certificates", LIVE["certificates"], certificates.reload),
-                        _access_hook(access),
+                        _secret_hook(node.secret),
+                        _access_hook(access),  # before the pages, which read its files, too
+                        _pages_hook(publishing, streams, app, access),
                         _clocks_hook(broker),
                     ]
+                    broker.reloader = service.reloader
                 task_status.started(Running(broker, url, certificates))
                 nursery.start_soon(service.run, replica)
                 await service.ready(partial(_status, broker, hub))
@@ -311,11 +314,22 @@ def _log_hook() -> Hook:
 
 
 def _access_hook(access: Access) -> Hook:
-    def apply(config: Config) -> None:
-        access.reload(config)
+    def apply(config: Config) -> list[str]:
+        found = access.reload(config)
         _tell_warnings(config)
+        return found
 
     return Hook("access", LIVE["access"], apply)
+
+
+def _secret_hook(secret: ClusterSecret | None) -> Hook:
+    """``secret`` is None for a node that belongs to no cluster: it has no peers."""
+
+    def apply(config: Config) -> list[str]:
+        changed = secret is not None and secret.reload(config)
+        return ["cluster.secret_file"] if changed else []
+
+    return Hook("secret", LIVE["secret"], apply)
 
 
 def _tell_warnings(config: Config) -> None:

@@ -24,6 +24,7 @@ from repl_broker.access import Access
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.clocks import Clocks
+from repl_broker.cluster_secret import ClusterSecret
 from repl_broker.config import Config
 from repl_broker.disk import InThread
 from repl_broker.founding import FOUNDINGS, former_addresses
@@ -91,7 +92,7 @@ class Node:
         self._in_thread = seams.in_thread
         self._join = config.cluster.join
         self._now_ms = seams.now_ms
-        self._key = b""
+        self.secret: ClusterSecret | None = None  # of a cluster, once it is loaded
         self._transport: Transport | None = None
         self._raft_listeners: list[trio.SocketListener] = []
 
@@ -102,11 +103,12 @@ class Node:
         await replica.load(joins=bool(self._join))
         self.clustered = cluster.is_clustered(replica, config, bootstrap=bootstrap)
         if self.clustered:
-            self._key = await cluster.read_key(config)
+            self.secret = ClusterSecret(config)
+            await self.secret.load()
         if (
             bootstrap
             and replica.is_empty
-            and await cluster.find_cluster(replica, config, self._key, self._certificates)
+            and await cluster.find_cluster(replica, config, self._keys, self._certificates)
         ):
             self._join = config.cluster.join
             await replica.load(joins=True)
@@ -134,13 +136,19 @@ class Node:
             self.members.skew_seconds = self.clocks.skew_seconds
             self.members.check_clock = self.clocks.check
             self._raft_listeners = raft_listeners
-            self._transport = cluster.connect(replica, self.members, self._key, self._certificates)
+            self._transport = cluster.connect(replica, self.members, self._keys, self._certificates)
         self.room = Room(replica, config.limits, self.storage.free_bytes, in_thread=self._in_thread)
         self.broker = self._make_broker(
             replica, self.hub, config, self.members, self.room, self.access
         )
         self.broker.clocks = self.clocks
+        self.broker.certificates = self._certificates
         return self.broker
+
+    @property
+    def _keys(self) -> tuple[bytes, ...]:
+        assert self.secret is not None, "a cluster has a secret, be it empty"
+        return self.secret.keys
 
     async def run(
         self,
@@ -154,6 +162,8 @@ class Node:
             if self.members is not None:
                 assert self._transport is not None, "members have connections"
                 assert self.clocks is not None, "… and clocks"
+                assert self.secret is not None, "… and a secret"
+                nursery.start_soon(self.secret.run, self._transport.take_keys)
                 await nursery.start(
                     cluster.run, self._transport, self.members, self.clocks, self._raft_listeners
                 )
@@ -165,6 +175,7 @@ class Node:
             nursery.start_soon(self.broker.reached.run)
             nursery.start_soon(self.broker.idle.run)
             nursery.start_soon(self.access.run)
+            nursery.start_soon(self._certificates.run)
             task_status.started()
 
     async def _run_replica(

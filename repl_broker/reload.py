@@ -4,14 +4,16 @@ All of a file is taken, or nothing: one that has problems changes nothing. What 
 taken is applied by hooks, one for each part of the node. A hook that fails (a
 certificate that does not fit its key) leaves its part as it was; the others go on.
 Every hook is called each time, because the files that keys name may have changed
-while the keys have not.
+while the keys have not; it says which have.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from repl_broker.audit import note
@@ -53,6 +55,7 @@ LIVE: Final[Mapping[str, tuple[str, ...]]] = {
         *("http.tls_certificate", "http.tls_key"),
         *("raft.tls_certificate", "raft.tls_key", "raft.tls_ca"),
     ),
+    "secret": ("cluster.secret_file",),
     "access": (
         *("auth.secret_file", "auth.jwks_file", "auth.algorithms", "auth.audience", "auth.issuer"),
         *("auth.leeway_seconds", "auth.token_seconds_max", "auth.allow_query_token"),
@@ -76,13 +79,13 @@ class Hook:
 
     ``apply`` gets a configuration in which nothing differs from the one in force but
     ``keys`` of this hook. It acts at once, without waiting: it raises ConfigError
-    and leaves everything as it was, or has taken all of them. The first hook that
-    names a key has it.
+    and leaves everything as it was, or has taken all of them. It may say of which keys
+    the files have other contents now. The first hook that names a key has it.
     """
 
     name: str
     keys: tuple[str, ...]  # dotted names; "limits.*" is every key of [limits]
-    apply: Callable[[Config], None]
+    apply: Callable[[Config], Collection[str] | None]
 
     def takes(self, key: str) -> bool:
         return names_key(self.keys, key)
@@ -95,12 +98,15 @@ class Reloaded:
     applied: tuple[str, ...] = ()
     need_restart: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    read_anew: tuple[str, ...] = ()  # whose files have other contents, and are in force
 
     def __str__(self) -> str:
         """For the manager's status line."""
         parts = [f"reload failed: {self.problems[0]}"] if self.problems else []
         if self.applied:
             parts.append(f"applied {', '.join(self.applied)}")
+        if self.read_anew:
+            parts.append(f"read anew {', '.join(self.read_anew)}")
         if self.need_restart:
             parts.append(f"restart for {', '.join(self.need_restart)}")
         return "; ".join(parts)
@@ -112,10 +118,16 @@ class Reloader:
     def __init__(self, config: Config, read: Callable[[], Config]) -> None:
         self.config = config
         self.hooks: list[Hook] = []
+        self.problems = 0  # of the last time
         self._read = read
 
     def reload(self) -> Reloaded:
         """Read and apply, and say so in the log, key by key. Never raises."""
+        outcome = self._reload()
+        self.problems = len(outcome.problems)
+        return outcome
+
+    def _reload(self) -> Reloaded:
         try:
             found = self._read()
         except ConfigError as error:
@@ -130,46 +142,69 @@ class Reloader:
         taken = {hook.name: [k for k in changed if self._hook_of(k) is hook] for hook in self.hooks}
         problems: list[str] = []
         applied: list[str] = []
+        read_anew: list[str] = []
         for hook in self.hooks:
             names = taken[hook.name]
-            problem = self._apply(hook, {name: new[name] for name in names})
+            found, problem = self._apply(hook, {name: new[name] for name in names})
             if problem:
                 problems.append(f"{hook.name}: {problem}")
             else:
                 applied += names
+                read_anew += [name for name in found if name not in names]
         need_restart = [name for name in changed if self._hook_of(name) is None]
         for name in applied:
             log.info("applied key=%s value=%r was=%r", name, _shown(new[name]), _shown(old[name]))
         for name in need_restart:
             value, was = _shown(new[name]), _shown(old[name])
             log.warning("needs a restart key=%s value=%r in_force=%r", name, value, was)
-        if applied:
+        if applied or read_anew:
             note(
                 "configuration.reload",
-                ", ".join(applied),
+                ", ".join((*applied, *read_anew)),
                 subject="whoever sends signals to the process",
                 address="local",
                 outcome="done",
             )
-        log.info("reloaded applied=%d need_restart=%d", len(applied), len(need_restart))
-        return Reloaded(tuple(applied), tuple(need_restart), tuple(problems))
+        for name in read_anew:
+            log.info("read anew key=%s file=%r", name, str(new[name]))
+        _tell_end(new, len(applied), len(read_anew), len(need_restart), len(problems))
+        return Reloaded(tuple(applied), tuple(need_restart), tuple(problems), tuple(read_anew))
 
-    def _apply(self, hook: Hook, values: Mapping[str, object]) -> str:
-        """What was wrong, if anything."""
+    def _apply(self, hook: Hook, values: Mapping[str, object]) -> tuple[Collection[str], str]:
+        """Of which keys the files have changed, and what was wrong, if anything."""
         config = replace_values(self.config, values)
         try:
-            hook.apply(config)
+            found = hook.apply(config)
         except ConfigError as error:
             log.error("not applied part=%s problem=%r", hook.name, str(error))
-            return str(error)
+            return (), str(error)
         except Exception as error:  # a bug of one part; the node serves on with what it has
             log.exception("not applied part=%s", hook.name)
-            return f"{type(error).__name__}: {error}"
+            return (), f"{type(error).__name__}: {error}"
         self.config = config
-        return ""
+        return found or (), ""
 
     def _hook_of(self, key: str) -> Hook | None:
         return next((hook for hook in self.hooks if hook.takes(key)), None)
+
+
+def _tell_end(
+    values: Mapping[str, object], applied: int, read_anew: int, need_restart: int, problems: int
+) -> None:
+    """That a reload is over; and if nothing came of it, where that may come from."""
+    if applied or read_anew or need_restart or problems:
+        counts = (applied, read_anew, need_restart, problems)
+        log.info("reloaded applied=%d read_anew=%d need_restart=%d problems=%d", *counts)
+        return
+    copies = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if copies and any(isinstance(v, Path) and v.is_relative_to(copies) for v in values.values()):
+        log.info(
+            "reloaded, and nothing has changed remedy=%r",
+            "systemd's credentials are copies that were made at the start of the service; for "
+            "newer ones restart it",
+        )
+    else:
+        log.info("reloaded, and nothing has changed")
 
 
 def _shown(value: object) -> object:

@@ -28,6 +28,7 @@ from repl_broker.config import SECRET_ALGORITHMS, TOKEN_SECRET_BYTES_MIN, AuthCo
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.jwks import KeyEntry, KeySet, library_errors, read_file, read_keys
 from repl_broker.message import FILTERS_MAX, is_filter
+from repl_broker.secret_lines import PLACES, check_text, secrets_in
 
 if TYPE_CHECKING:
     from joserfc.jwk import OctKey
@@ -39,10 +40,9 @@ __all__ = [
     "SUBJECT",
     "Claims",
     "Verifier",
-    "check_secret_text",
     "create",
     "is_subject",
-    "read_secret",
+    "read_secrets",
     "refuse",
 ]
 
@@ -71,7 +71,6 @@ LISTED_MAX: Final = 4  # … and audiences
 AHEAD_SECONDS: Final = 2
 
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
-_BYTE_ORDER_MARK: Final = "\ufeff".encode()
 
 
 class Claims(NamedTuple):
@@ -158,6 +157,23 @@ class Verifier:
     def __repr__(self) -> str:
         """Without the keys."""
         return f"<Verifier of {', '.join(map(str, self._files)) or 'nothing'}>"
+
+    @property
+    def secret_count(self) -> int:
+        return sum(entry.algorithm in SECRET_ALGORITHMS for entry in self._keys)
+
+    @property
+    def key_count(self) -> int:
+        """Of public keys."""
+        return len(self._keys) - self.secret_count
+
+    @property
+    def fingerprints(self) -> Mapping[Path, frozenset[tuple[str, str | None, str]]]:
+        """By which keys can be told from others, file by file; none can be made of them."""
+        return {
+            file: frozenset((e.algorithm, e.kid, e.key.thumbprint()) for e in found.keys)
+            for file, found in self._sets.items()
+        }
 
     def stamp(self) -> tuple[object, ...]:
         """Tells whether the files have changed: compare it with ``signature``."""
@@ -359,34 +375,29 @@ def create(
     return token
 
 
-def read_secret(file: Path) -> bytes:
-    """The secret by which tokens are signed. Raises ConfigError."""
-    secret = read_file(file, "auth.secret_file").rstrip(b"\r\n")
-    check_secret_text(secret, f"auth.secret_file: {file}")
-    if len(secret) < TOKEN_SECRET_BYTES_MIN:
-        raise ConfigError(
-            f"auth.secret_file: the secret in {file} has {len(secret)} bytes; wanted at least "
-            f"{TOKEN_SECRET_BYTES_MIN}, for instance from openssl rand -hex 32"
-        )
-    _secret_key(secret, f"auth.secret_file: {file}")
-    return secret
-
-
-def check_secret_text(secret: bytes, where: str) -> None:
-    """Refuse what an editor has put before a secret that is text; others would not count it in."""
-    rest = secret.removeprefix(_BYTE_ORDER_MARK)
-    if (rest != secret and rest.isascii()) or (
-        secret[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in secret[2:4]
-    ):
-        raise ConfigError(
-            f"{where} begins with a byte order mark, which would be part of the secret; save it as "
-            "plain ASCII or UTF-8 without one"
-        )
+def read_secrets(file: Path) -> tuple[bytes, ...]:
+    """By which tokens are signed, the one to sign by first. Raises ConfigError."""
+    where = f"auth.secret_file: {file}"
+    data = read_file(file, "auth.secret_file")
+    check_text(data, where)
+    whole = data.rstrip(b"\r\n")
+    if len(whole) >= TOKEN_SECRET_BYTES_MIN:
+        _secret_key(whole, where)  # a key of many lines is refused as what it is
+    secrets = secrets_in(data, where)
+    for place, secret in zip(PLACES, secrets, strict=False):
+        if len(secret) < TOKEN_SECRET_BYTES_MIN:
+            which = f"{place} secret" if len(secrets) > 1 else "secret"
+            raise ConfigError(
+                f"auth.secret_file: the {which} in {file} has {len(secret)} bytes; wanted at least "
+                f"{TOKEN_SECRET_BYTES_MIN}, for instance from openssl rand -hex 32"
+            )
+    return secrets
 
 
 def _secret_set(file: Path) -> KeySet:
-    key = _secret_key(read_secret(file), f"auth.secret_file: {file}")
-    return KeySet((KeyEntry("HS256", None, key),), ())
+    where = f"auth.secret_file: {file}"
+    keys = (_secret_key(secret, where) for secret in read_secrets(file))
+    return KeySet(tuple(KeyEntry("HS256", None, key) for key in keys), ())
 
 
 def _secret_key(secret: bytes, where: str = "the secret") -> OctKey:

@@ -103,6 +103,7 @@ PLAIN_PIECE_BYTES: Final = 2 << 20  # the same of what is not: the kernel copies
 # That the kernel takes beside what is on its way. Trio has it take 16 KiB, for what may be thought
 # better of; of a frame that has begun all is sent, and a large one would take 40 turns and more.
 UNSENT_BYTES: Final = 1 << 20
+RENEWAL_SECONDS: Final = 5.0  # for answers, until a connection is made anew with another secret
 PARTING_SECONDS: Final = 1.0  # for the other to take what TLS has against it
 # RFC 8446 section 6: alert, fatal, protocol_version. For who speaks TLS where none is wanted.
 NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
@@ -174,6 +175,7 @@ class TransportStatistics(NamedTuple):
     garbage: int  # frames that were none
     dropped: int  # RPCs that found no room or no connection
     sent_bytes: int
+    second_secret: int = 0  # connections, of both directions, that do not rest on the first
 
 
 _RPC: Final = 0
@@ -201,8 +203,8 @@ class Transport:
     ``on_rpc``. ``known_index`` gives up to where this node knows the log, and that
     it is a member there, and ``is_led`` whether it hears a leader. ``may_lead`` says of a
     peer of another incarnation than the known one whether that may be news: then it is
-    heard as a leader, and as nothing else. ``key`` is the
-    cluster's secret, stretched (handshake.py).
+    heard as a leader, and as nothing else. ``keys`` are the cluster's secrets, stretched
+    (handshake.py): the first proves this node to others, and each is accepted from them.
     ``tls`` gives the contexts of a connection that begins; without it nothing is
     encrypted.
     """
@@ -210,7 +212,7 @@ class Transport:
     def __init__(
         self,
         me: Me,
-        key: bytes,
+        keys: Sequence[bytes],
         *,
         on_rpc: OnRpc,
         on_request: OnRequest,
@@ -229,7 +231,7 @@ class Transport:
     ) -> None:
         self.me = me
         self.options = options or TransportOptions()
-        self._key = key
+        self._keys = tuple(keys)
         self._on_rpc = on_rpc
         self._on_request = on_request
         self._admit = admit
@@ -245,7 +247,8 @@ class Transport:
         self._tls = tls
         self._links: dict[str, _Link] = {}
         self._incarnations: dict[str, str] = {}
-        self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled
+        self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled …
+        self._accepted: set[_Outbox] = set()  # … and of all that were dialled
         self._process = secrets.token_hex(8)  # two with one data directory differ in it
         self._dialing: set[bytes] = set()  # nonces of handshakes that this node has begun
         self._dirty: set[_Outbox] = set()  # to be flushed
@@ -306,6 +309,23 @@ class Transport:
             link = self._links[node_id] = _Link(self, node_id, address)
             if self._nursery is not None:
                 self._nursery.start_soon(link.run)
+
+    def take_keys(self, keys: Sequence[bytes]) -> None:
+        """Prove by, and accept, these from now on.
+
+        Connections that rest on another than the first are made anew, once what was asked
+        over them is answered; those that were dialled with a key that is not accepted any
+        more end now.
+        """
+        self._keys = tuple(keys)
+        for link in self._links.values():
+            link.renew()
+        cut = [outbox for outbox in self._accepted if outbox.key not in self._keys]
+        for outbox in cut:
+            outbox.life.cancel()
+        if cut:
+            text = "peers come anew: the secret that they knew is not accepted any more count=%d"
+            log.warning(text, len(cut))
 
     def _is_fenced(self, node_id: str, incarnation: str) -> bool:
         """Whether the node of that name is known to be another; of guests nothing is known."""
@@ -397,12 +417,15 @@ class Transport:
         )
 
     def statistics(self) -> TransportStatistics:
+        keys = [outbox.key for outbox in self._accepted]
+        keys += [link.key for link in self._links.values() if link.connected]
         return TransportStatistics(
             sum(link.connected for link in self._links.values()),
             self._refused,
             self._garbage,
             self._dropped,
             self._sent_bytes,
+            sum(key != self._keys[0] for key in keys),
         )
 
     # --- accepting ---
@@ -436,9 +459,9 @@ class Transport:
     async def _serve(self, frames: _Frames) -> None:
         try:
             with trio.fail_after(self.options.handshake_seconds) as patience:
-                hello = await self._meet(frames, patience)
+                hello, key = await self._meet(frames, patience)
             frames.bytes_max = self.options.frame_bytes_max
-            await self._listen(hello, frames)
+            await self._listen(hello, frames, key)
         except (PeerRefusedError, trio.TooSlowError) as error:
             self._refused += 1
             reason = str(error) or "it said too little"
@@ -455,8 +478,9 @@ class Transport:
             self._garbage += 1
             log.exception("failed to serve peer=%s address=%s", frames.peer, frames.address)
 
-    async def _meet(self, frames: _Frames, patience: trio.CancelScope) -> Hello:
-        """Who it is, within a bound of time and of strangers."""
+    async def _meet(self, frames: _Frames, patience: trio.CancelScope) -> tuple[Hello, bytes]:
+        """Who it is, and the key by which it has proved that, within a bound of time and of
+        strangers."""
         stranger = _Stranger(patience, address_key(_remote_address(frames.line.stream)))
         self._make_room(stranger.address)
         self._strangers[frames] = stranger
@@ -491,8 +515,8 @@ class Transport:
         self._warned.add(line)
         log.log(level, text, peer, address, reason[:REASON_CHARACTERS_MAX])
 
-    async def _welcome(self, frames: _Frames) -> Hello:
-        """What a peer says of itself that knows the secret, and is admitted."""
+    async def _welcome(self, frames: _Frames) -> tuple[Hello, bytes]:
+        """What a peer says of itself that knows a secret, and is admitted; and its key."""
         frame = await frames.receive()
         if isinstance(frame, tuple) and frame[:1] == ("hello",):  # of protocol 1
             self._note_older(frame)
@@ -502,11 +526,12 @@ class Transport:
         nonce = secrets.token_bytes(NONCE_BYTES)
         await frames.send(Challenge("challenge", nonce))
         answer = words_of(Answer, "answer", await frames.receive())
-        seal = Seal(self._key, nonce, answer.nonce, frames.line.binding)
-        if not seal.is_proof(answer.proof, Part.DIALER):
+        key = self._key_of(nonce, answer, frames.line.binding)
+        if key is None:
             await self._refuse_stranger(
                 frames, "it does not know this cluster's secret; check [cluster] secret_file there"
             )
+        seal = Seal(key, nonce, answer.nonce, frames.line.binding)
         frames.bytes_max = HELLO_BYTES_MAX
         await frames.send(Proof("proof", seal.proof(Part.ACCEPTOR)))
         hello = seal.open(Hello, Part.HELLO, await frames.receive())
@@ -523,7 +548,14 @@ class Transport:
         version = min(hello.version_max, PROTOCOL_MAX)
         welcome = Welcome(version, *_fields(self.me), self.me.level)
         await frames.send(seal.close(Part.WELCOME, welcome))
-        return hello
+        return hello, key
+
+    def _key_of(self, nonce: bytes, answer: Answer, binding: bytes) -> bytes | None:
+        """The one that a stranger proves to know, of those that are accepted."""
+        for key in self._keys:
+            if Seal(key, nonce, answer.nonce, binding).is_proof(answer.proof, Part.DIALER):
+                return key
+        return None
 
     async def _find_twin(self, hello: Hello, address: str) -> Twin | None:
         """Whether another process lives that is connected as the same node.
@@ -576,14 +608,17 @@ class Transport:
             return lost
         return self._admit(hello)
 
-    async def _listen(self, hello: Hello, frames: _Frames) -> None:
+    async def _listen(self, hello: Hello, frames: _Frames, key: bytes) -> None:
         peer = hello.node_id if hello.cluster_id else ""  # a guest has no name
         self._check_fence(peer, hello.incarnation)  # the welcome had to wait for the line
+        if key not in self._keys:  # it was dropped during the handshake
+            raise PeerRefusedError("the secret that it knows is not accepted any more")
         under_way = trio.CapacityLimiter(self.options.requests_max)
-        outbox = _Outbox(self, frames.line, hello.incarnation, hello.level)
+        outbox = _Outbox(self, frames.line, hello.incarnation, hello.level, key)
         outbox.process, outbox.address = hello.process, frames.address
         async with _one_error(), trio.open_nursery() as nursery:
             outbox.life = nursery.cancel_scope
+            self._accepted.add(outbox)
             nursery.start_soon(outbox.run)
             if peer and hello.peer_id:  # else it only asks who is there, beside its connection
                 if peer in self._inbound:
@@ -612,6 +647,7 @@ class Transport:
                     self._on_received()
             finally:
                 outbox.ended.set()
+                self._accepted.discard(outbox)
                 if self._inbound.get(peer) is outbox:
                     del self._inbound[peer]
             nursery.cancel_scope.cancel()
@@ -844,9 +880,11 @@ class _Outbox:
         line: _Line | None = None,
         incarnation: str = "",
         level: int | None = None,
+        key: bytes = b"",
     ) -> None:
         self.incarnation = incarnation  # of the other end, where that dialed
         self.level = level  # … the highest feature level that it has
+        self.key = key  # … and by which it proved itself
         self.process = self.address = ""  # … which process that is, and whence it dialed
         self.ended = trio.Event()  # when that connection is over
         self._transport = transport
@@ -958,6 +996,9 @@ class _Link:
         self.outbox = _Outbox(transport)
         self.outbox.on_gone = self._bear_with_calls
         self._settled = trio.Event()  # connected, refused, or given up
+        self._key_number = 0  # of the transport's keys, by which the next attempt is made …
+        self.key = b""  # … and that of this one
+        self._attempt = trio.CancelScope()
         self._failure = ""  # why there was no connection, the last time
         self._said: set[str] = set()  # in the log, of this outage
         self._is_over = False  # given up: it is not dialled again
@@ -968,11 +1009,33 @@ class _Link:
     def close(self) -> None:
         self._life.cancel()
 
+    def renew(self) -> None:
+        """The transport has other keys: dial anew if another than this one is the first.
+
+        What is asked from now on waits for the new connection; what was asked before has a
+        while to be answered.
+        """
+        self._key_number = 0
+        if not self.connected:
+            self._attempt.cancel()
+        elif self.key != self._transport._keys[0] and self._settled.is_set():
+            self._settled = trio.Event()
+            self._attempt.deadline = trio.current_time() + RENEWAL_SECONDS
+            self._leave_if_idle()
+
+    def _leave_if_idle(self) -> None:
+        """End a connection that is to be made anew, once nobody waits for an answer."""
+        if self.connected and not self._settled.is_set() and not self._calls:
+            self._attempt.cancel()
+
     async def call(self, name: str, argument: Any, seconds: float) -> Any:
         call = _Call(seconds)
         sent = False
         with call.patience:
-            await self._settled.wait()
+            settled = None
+            while settled is not self._settled:  # another, if it was lost or is made anew meanwhile
+                settled = self._settled
+                await settled.wait()
             if self.refusal is not None and not self.connected:
                 refusal = self.refusal
                 raise PeerRefusedError(str(refusal), kind=refusal.kind, about=refusal.about)
@@ -990,6 +1053,7 @@ class _Link:
                     await call.done.wait()
             finally:
                 self._calls.pop(number, None)
+                self._leave_if_idle()
         if call.refusal is not None:
             raise PeerRefusedError(call.refusal)
         if not call.done.is_set() or call.lost:
@@ -1028,6 +1092,8 @@ class _Link:
     async def run_once(self) -> None:
         """Connect; when that fails, or the connection ends, let go whoever waits."""
         await self._try()
+        if self._key_number:  # not with the first key; there is another
+            await self._try()
         self._is_over = True
         self._settled.set()
 
@@ -1035,8 +1101,11 @@ class _Link:
         """One connection, from dialling to its end."""
         refusal_kind = None
         try:
-            await self._connect_and_talk()
+            with trio.CancelScope() as self._attempt:
+                await self._connect_and_talk()
         except PeerRefusedError as error:
+            if self._tries_another_key(error):
+                return
             refusal_kind = error.kind
             if self._peer and str(self.refusal) != str(error):  # else who asked is told
                 log.error("refused by peer=%s reason=%r", self._where, str(error))
@@ -1083,6 +1152,17 @@ class _Link:
                 REACH_REMEDY,
             )
 
+    def _tries_another_key(self, error: PeerRefusedError) -> bool:
+        """Whether the next attempt proves another of the keys, which the peer may know."""
+        if error.kind != "stranger":
+            return False
+        self._key_number = (self._key_number + 1) % len(self._transport._keys)
+        if not self._key_number:
+            return False
+        text = "does not know the first secret; the second is tried peer=%s address=%s reason=%r"
+        self._transport._warn(text, self._where, self.address[0], str(error))
+        return True
+
     async def _connect_and_talk(self) -> None:
         async with await self._dial() as stream:
             await self.talk(stream)
@@ -1117,6 +1197,8 @@ class _Link:
         with trio.fail_after(options.handshake_seconds):
             await frames.line.secure()
             await self._greet(frames)
+        if self.key not in self._transport._keys:
+            raise trio.BrokenResourceError("the secret was changed meanwhile")
         frames.bytes_max = options.frame_bytes_max
         self.refusal = None
         self.outbox.connect(frames.line)
@@ -1147,7 +1229,8 @@ class _Link:
         if isinstance(frame, tuple) and frame[:1] == ("refused",):
             raise self._secrets_differ()
         challenge = words_of(Challenge, "challenge", frame)
-        seal = Seal(transport._key, challenge.nonce, nonce, frames.line.binding)
+        self.key = transport._keys[self._key_number % len(transport._keys)]
+        seal = Seal(self.key, challenge.nonce, nonce, frames.line.binding)
         await frames.send(Answer("answer", nonce, seal.proof(Part.DIALER)))
         frame = await frames.receive()
         if isinstance(frame, tuple) and frame[:1] == ("refused",):
@@ -1233,7 +1316,7 @@ class _Link:
 
     def _disconnect(self) -> None:
         was, self.connected = self.connected, False
-        if was:
+        if was and self._settled.is_set():
             self._settled = trio.Event()
         self.outbox.connect(None)
         for call in self._calls.values():

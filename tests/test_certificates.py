@@ -8,12 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
 import trustme
 from click.testing import CliRunner
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from trio.testing import MockClock
 
-from repl_broker.certificates import Certificates, problems
+from repl_broker.certificates import Certificates, Expiry, examine
 from repl_broker.cli import main
 from repl_broker.config import Address, Config, InvalidConfigError
 from repl_broker.errors import ConfigError
@@ -103,6 +106,10 @@ def test_without_certificates_there_is_no_tls() -> None:
 
 
 # --- what is refused, and what to do about it ---
+
+
+def problems(config: Config) -> list[str]:
+    return examine(config)[0]
 
 
 def refusal_of(config: Config) -> str:
@@ -260,23 +267,127 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for(
     assert f"openssl pkey -in {files['tls_key']}" in refusal_of(peer_config(files))
 
 
-@pytest.mark.parametrize(("days", "level"), [(15, logging.INFO), (13, logging.WARNING)])
-def test_a_certificate_that_expires_soon_is_warned_of(
+class Calendar:
+    """The clock of day, which goes with Trio's."""
+
+    def __init__(self) -> None:
+        self._start = NOW.timestamp() - trio.current_time()
+
+    def __call__(self) -> float:
+        return self._start + trio.current_time()
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, words: str) -> list[tuple[int, str]]:
+    found = [(record.levelno, record.getMessage()) for record in caplog.records]
+    return [(level, text) for level, text in found if words in text]
+
+
+async def test_a_certificate_that_ends_soon_is_told_of_each_day(
     tmp_path: Path,
     authority: trustme.CA,
     caplog: pytest.LogCaptureFixture,
-    days: int,
-    level: int,
+    autojump_clock: MockClock,
 ) -> None:
-    files = write(tmp_path, authority, not_after=NOW + days * DAY + DAY / 2)
-    with caplog.at_level(logging.INFO):
-        Certificates(http_config(files))
-    (record,) = caplog.records
-    assert record.levelno == level
-    assert (
-        record.getMessage()
-        == f"certificate file={str(files['tls_certificate'])!r} days_left={days}"
-    )
+    """From 30 days before its end, louder from 7, and after it."""
+    ends = {"not_before": NOW - 60 * DAY, "not_after": NOW + 40 * DAY + DAY / 2}
+    files = write(tmp_path, authority, **ends)
+    certificates = Certificates(http_config(files), Calendar())
+    with trio.move_on_after(42 * 86_400):
+        await certificates.run()
+    told = [
+        (level, text.partition(" key=")[0], int(text.partition("days_left=")[2].split()[0]))
+        for level, text in lines_of(caplog, "remedy=")
+    ]
+    assert told == [
+        *((logging.WARNING, "certificate ends soon", days) for days in range(29, 6, -1)),
+        *((logging.ERROR, "certificate ends soon", days) for days in range(6, -1, -1)),
+        *((logging.ERROR, "certificate has expired", days) for days in (-1, -2)),
+    ]
+    assert f"key=http.tls_certificate file={str(files['tls_certificate'])!r}" in caplog.text
+    assert "remedy='renew it" in caplog.text
+
+
+async def test_a_renewed_certificate_is_told_of_no_more(
+    tmp_path: Path,
+    authority: trustme.CA,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: MockClock,
+) -> None:
+    files = write(tmp_path, authority, not_before=NOW - 85 * DAY, not_after=NOW + 5 * DAY)
+    certificates = Certificates(http_config(files), Calendar())
+    old = certificates.expiries[0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(certificates.run)
+        await trio.sleep(86_400 * 2.5)
+        assert len(lines_of(caplog, "certificate ends soon")) == 3
+        write(tmp_path, authority, not_after=NOW + 90 * DAY)
+        with caplog.at_level(logging.INFO):
+            assert certificates.reload(http_config(files)) == [
+                "http.tls_certificate", "http.tls_key",
+            ]  # fmt: skip
+        new = certificates.expiries[0]
+        await trio.sleep(86_400 * 5)
+        nursery.cancel_scope.cancel()
+    assert len(lines_of(caplog, "certificate ends soon")) == 3
+    ((level, renewed),) = lines_of(caplog, "certificate renewed")
+    assert level == logging.INFO
+    assert f"serial={new.serial} expires={new.end} days_left=87" in renewed
+    assert f"was_serial={old.serial} was_expires={old.end}" in renewed
+
+
+@pytest.mark.parametrize(
+    ("life_days", "left_days", "level"),
+    [
+        (90, 30.1, None), (90, 29.9, logging.WARNING), (90, 7.1, logging.WARNING),
+        (90, 6.9, logging.ERROR), (400, 30.1, None), (400, 29.9, logging.WARNING),
+        (6, 2.1, None), (6, 1.9, logging.WARNING), (6, 0.4, logging.ERROR),
+        (1, 0.4, None), (1, 0.05, logging.ERROR),
+    ],
+)  # fmt: skip
+def test_short_lives_are_warned_of_later(
+    life_days: float, left_days: float, level: int | None
+) -> None:
+    expiry = Expiry("k", Path("f"), "1", "s", 0.0, life_days * 86_400)
+    now = (life_days - left_days) * 86_400
+    found = logging.WARNING if expiry.ends_soon(now) else None
+    assert (logging.ERROR if expiry.is_urgent(now) else found) == level
+
+
+def test_how_long_each_certificate_is_good_is_known(tmp_path: Path, authority: trustme.CA) -> None:
+    """A chain is as good as what of it ends first."""
+    between = authority.create_child_ca()
+    files = write(tmp_path, between, not_after=NOW + 60 * DAY)
+    authority.cert_pem.write_to_path(files["tls_ca"])
+    found = {each.key: each for each in Certificates(both_config(files)).expiries}
+    assert [*found] == ["http.tls_certificate", "raft.tls_certificate", "raft.tls_ca"]
+    own = x509.load_pem_x509_certificate(files["tls_certificate"].read_bytes())
+    ca = x509.load_pem_x509_certificate(files["tls_ca"].read_bytes())
+    for key, certificate in (("raft.tls_certificate", own), ("raft.tls_ca", ca)):
+        assert found[key].ends_at == certificate.not_valid_after_utc.timestamp()
+        assert int(found[key].serial, 16) == certificate.serial_number
+        assert f"organizationName={'trustme'}" in found[key].subject
+
+
+def test_one_that_has_expired_is_refused_with_its_file_and_since_when(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    files = write(tmp_path, authority, not_after=NOW - 3 * DAY)
+    for config in (peer_config(files), http_config(files)):
+        refusal = refusal_of(config)
+        ended = (NOW - 3 * DAY).strftime("%Y-%m-%dT%H:%M:%SZ")
+        assert f"{files['tls_certificate']}: the certificate of " in refusal
+        assert f"has expired 3 days ago, on {ended}" in refusal
+
+
+def test_config_check_warns_of_what_ends_soon(tmp_path: Path, authority: trustme.CA) -> None:
+    ends = {"not_before": NOW - 70 * DAY, "not_after": NOW + 20 * DAY + DAY / 2}
+    files = write(tmp_path, authority, **ends)
+    file = tmp_path / "cluster.toml"
+    file.write_text("\n".join(["[http]", *(f"{n} = '{files[n]}'" for n in list(files)[:2])]))
+    result = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert result.exit_code == 0
+    assert f"http.tls_certificate: {files['tls_certificate']}: the certificate of" in result.output
+    assert "ends in 20 days, on" in result.output
 
 
 def test_config_check_finds_what_a_node_would_refuse(tmp_path: Path, authority: trustme.CA) -> None:

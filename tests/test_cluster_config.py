@@ -13,15 +13,12 @@ import trustme
 from repl_broker.broker import Broker
 from repl_broker.certificates import Certificates
 from repl_broker.cluster import (
-    SECRET_BYTES_MAX,
-    SECRET_BYTES_MIN,
     _is_own,
     find_cluster,
     is_clustered,
     own_record,
-    read_key,
-    read_secret,
 )
+from repl_broker.cluster_secret import BYTES_MAX, BYTES_MIN, ClusterSecret, read_secrets
 from repl_broker.config import Address, Config
 from repl_broker.errors import ConfigError
 from repl_broker.members import Joiner
@@ -105,18 +102,18 @@ def with_secret(tmp_path: Path, secret: bytes, mode: int = 0o600) -> Config:
     return configured(cluster={"secret_file": path}, raft={"bind": EVERYWHERE})
 
 
-@pytest.mark.parametrize("size", [SECRET_BYTES_MIN, SECRET_BYTES_MAX])
+@pytest.mark.parametrize("size", [BYTES_MIN, BYTES_MAX])
 def test_a_secret_is_read_without_the_space_around_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     secret = (b"5f1d7a92" * size)[:size]
-    assert read_secret(with_secret(tmp_path, secret + b"\n")) == secret
+    assert read_secrets(with_secret(tmp_path, secret + b"\n")) == (secret,)
     assert caplog.records == []
 
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(0, 0), (SECRET_BYTES_MIN - 1, 31), (SECRET_BYTES_MAX + 1, 4097), (10_000_000, 4098)],
+    [(0, 0), (BYTES_MIN - 1, 31), (BYTES_MAX + 1, 4097), (10_000_000, 8196)],
 )
 def test_a_secret_that_is_too_short_or_too_long_is_refused(
     tmp_path: Path, size: int, told: int
@@ -124,14 +121,14 @@ def test_a_secret_that_is_too_short_or_too_long_is_refused(
     """A device file, say: no more is read than is needed to refuse it."""
     config = with_secret(tmp_path, b"s" * size)
     with pytest.raises(ConfigError, match=f"has {told} bytes; wanted 32 to 4,096") as refused:
-        read_secret(config)
+        read_secrets(config)
     assert "openssl rand" in str(refused.value)
     assert "sss" not in str(refused.value)
 
 
 def test_space_makes_no_secret_longer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 1 bytes"):
-        read_secret(with_secret(tmp_path, b"s" + b" " * 40))
+        read_secrets(with_secret(tmp_path, b"s" + b" " * 40))
 
 
 @pytest.mark.parametrize("secret", [b"s" * 64, b"secret" * 10, b"12345" * 10])
@@ -141,44 +138,50 @@ def test_a_secret_of_few_characters_is_refused(tmp_path: Path, secret: bytes) ->
     with pytest.raises(
         ConfigError, match=r"too few different characters: [0-9]+; wanted at least 8"
     ) as refused:
-        read_secret(config)
+        read_secrets(config)
     assert "openssl rand" in str(refused.value)
     assert secret.decode() not in str(refused.value)
+
+
+async def keys_of(config: Config) -> tuple[bytes, ...]:
+    secret = ClusterSecret(config)
+    await secret.load()
+    return secret.keys
 
 
 async def test_a_guess_at_the_secret_is_dear(tmp_path: Path) -> None:
     """The key is not the secret, and takes as much memory as was meant."""
     secret = b"5f1d7a92" * 4
-    key = await read_key(with_secret(tmp_path, secret))
+    (key,) = await keys_of(with_secret(tmp_path, secret))
     assert len(key) == 32
     again = hashlib.scrypt(
         secret, salt=b"repl-broker peers 2", n=1 << 15, r=8, p=1, maxmem=64 << 20, dklen=32
     )
     assert key == again
-    assert await read_key(configured(raft={"bind": Address("127.0.0.1", 4081)})) == b""
+    assert await keys_of(configured(raft={"bind": Address("127.0.0.1", 4081)})) == (b"",)
 
 
 def test_a_secret_that_an_editor_has_put_a_mark_before_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="byte order mark"):
-        read_secret(with_secret(tmp_path, b"\xef\xbb\xbf" + b"s" * 32))
+        read_secrets(with_secret(tmp_path, b"\xef\xbb\xbf" + b"s" * 32))
 
 
 def test_a_secret_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     config = configured(cluster={"secret_file": tmp_path / "none"})
     with pytest.raises(ConfigError, match=r"cannot read .*none': No such file or directory"):
-        read_secret(config)
+        read_secrets(config)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "n1.example"])
 def test_without_a_secret_raft_does_not_listen_beyond_this_machine(host: str) -> None:
     config = configured(raft={"bind": Address(host, 4081)})
     with pytest.raises(ConfigError, match="secret_file is needed"):
-        read_secret(config)
+        read_secrets(config)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
 def test_on_this_machine_alone_no_secret_is_needed(host: str) -> None:
-    assert read_secret(configured(raft={"bind": Address(host, 4081)})) == b""
+    assert read_secrets(configured(raft={"bind": Address(host, 4081)})) == (b"",)
 
 
 # --- how others reach it ---
@@ -258,7 +261,7 @@ class Asked(Node):
 async def found_at(*addresses: tuple[str, int], config: Config | None = None) -> bool:
     config = configured(config, cluster={"join": tuple(Address(*each) for each in addresses)})
     with trio.fail_after(5):
-        return await find_cluster(await loaded(), config, SECRET, Certificates(config))
+        return await find_cluster(await loaded(), config, [SECRET], Certificates(config))
 
 
 async def test_a_node_that_belongs_to_a_cluster_is_found(
@@ -349,3 +352,72 @@ async def test_a_node_whose_tls_is_not_the_clusters_founds_no_other(
         else:
             with pytest.raises(ConfigError, match=r"does not bootstrap: .* refuses this one"):
                 await found_at(asked.address, config=config)
+
+
+# --- the secret changes ---
+
+OTHER = b"0c83b1e7f64a4f5d9e20a7b3c8d1f694"
+
+
+def of_lines(tmp_path: Path, *secrets: bytes) -> Config:
+    return with_secret(tmp_path, b"\n".join(secrets) + b"\n")
+
+
+def test_a_file_may_hold_two_secrets(tmp_path: Path) -> None:
+    one = b"5f1d7a92" * 4
+    assert read_secrets(of_lines(tmp_path, one, b"", OTHER + b"\r")) == (one, OTHER)
+    for wrong, words in (
+        ((one, OTHER, OTHER[::-1]), "holds 3 secrets"),
+        ((one, OTHER[:-1]), "the second secret in .* has 31 bytes"),
+        ((b"s" * 64, one), "the first secret in .* has too few different characters"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read_secrets(of_lines(tmp_path, *wrong))
+
+
+async def test_a_secret_that_has_changed_is_taken_in_a_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = b"5f1d7a92" * 4
+    secret = ClusterSecret(of_lines(tmp_path, one))
+    await secret.load()
+    first = secret.keys
+    taken: list[tuple[bytes, ...]] = []
+    news = trio.Event()
+
+    def take(keys: tuple[bytes, ...]) -> None:
+        taken.append(keys)
+        news.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(secret.run, take)
+        assert not secret.reload(of_lines(tmp_path, one)), "nothing has changed"
+        assert secret.reload(of_lines(tmp_path, OTHER, one))
+        assert secret.keys == first, "not before it is stretched"
+        await news.wait()
+        nursery.cancel_scope.cancel()
+    assert taken == [secret.keys]
+    assert secret.keys[1:] == first
+    assert "accepted=2 proves='another'" in caplog.text
+    assert one.decode() not in repr(secret) + caplog.text
+
+
+def test_what_cannot_be_used_leaves_the_secret_in_force(tmp_path: Path) -> None:
+    secret = ClusterSecret(of_lines(tmp_path, OTHER))
+    for wrong in (b"", b"short", b"s" * 64):
+        with pytest.raises(ConfigError):
+            secret.reload(of_lines(tmp_path, wrong))
+    (tmp_path / "secret").unlink()
+    with pytest.raises(ConfigError, match="cannot read"):
+        secret.reload(configured(cluster={"secret_file": tmp_path / "secret"}))
+    assert not secret.reload(of_lines(tmp_path, OTHER)), "it is the one of before"
+
+
+def test_a_secret_where_there_was_none_asks_for_a_restart(tmp_path: Path) -> None:
+    none = configured(raft={"bind": Address("127.0.0.1", 4081)})
+    some = configured(none, cluster={"secret_file": tmp_path / "secret"})
+    of_lines(tmp_path, OTHER)
+    with pytest.raises(ConfigError, match="was added: restart all nodes"):
+        ClusterSecret(none).reload(some)
+    with pytest.raises(ConfigError, match="was taken away: restart all nodes"):
+        ClusterSecret(some).reload(none)

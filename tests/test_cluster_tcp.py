@@ -80,7 +80,7 @@ class TcpNode:
         incarnation = self.disk.identity.incarnation
         me = Member(self.id, str(self.address), f"http://{self.id}", True, incarnation)
         self.members = Members(self.replica, me, join=self.join)
-        self.transport = clustering.connect(self.replica, self.members, SECRET, self.certificates)
+        self.transport = clustering.connect(self.replica, self.members, [SECRET], self.certificates)
         self.broker = Broker(self.replica, self.hub, self.config, self.members)
         async with trio.open_nursery() as nursery:
             parts = (self.transport, self.members, self.clocks, listeners)

@@ -54,6 +54,7 @@ from repl_broker.config import keys
 from repl_broker.errors import PROBLEMS
 from repl_broker.web.metrics import (
     BUILD_INFO,
+    CERTIFICATE,
     CLOCK_MAX,
     HISTOGRAMS,
     MEMBERS,
@@ -251,7 +252,7 @@ def test_environment_variables_that_a_page_names_exist(page: Path) -> None:
 @every_written_page
 def test_metrics_that_a_page_names_exist(page: Path) -> None:
     known = {metric.full_name for metric in METRICS}
-    known |= {BUILD_INFO[0], REQUESTS[0], OWN_CLOCK[0], CLOCK_MAX[0]}
+    known |= {BUILD_INFO[0], REQUESTS[0], OWN_CLOCK[0], CLOCK_MAX[0], CERTIFICATE[0]}
     known |= {name for name, _ in (*HISTOGRAMS, *MEMBERS)}
     known |= {f"{name}_{part}" for name, _ in HISTOGRAMS for part in ("bucket", "sum", "count")}
     known |= {f"{REFUSED[0]}_total", SUBSCRIBERS_BEHIND[0]}

@@ -27,7 +27,7 @@ LAYERS = (
     ("traces",),
     ("otel",),
     ("node",),
-    ("cluster", "broker"),
+    ("cluster", "broker", "cluster_secret"),
     ("readiness",),
     ("draining",),
     ("fanout",),
@@ -63,7 +63,7 @@ LAYERS = (
     ("segments", "levels", "payers"),
     ("scan",),
     ("timeline", "checks"),
-    ("message", "names", "routes"),
+    ("message", "names", "routes", "secret_lines"),
     ("filters",),
     ("files", "masking", "outlet", "audit"),
     (
@@ -96,6 +96,7 @@ PURE = (
         "changes",
         "expiry",
         "agreement",
+        "secret_lines",
         "raft.*",
     ),
 )

@@ -19,11 +19,13 @@ class Part:
     def __init__(self, failure: Exception | None = None) -> None:
         self.got: list[Config] = []
         self.failure = failure
+        self.changed: list[str] = []  # whose files have other contents
 
-    def apply(self, config: Config) -> None:
+    def apply(self, config: Config) -> list[str]:
         if self.failure is not None:
             raise self.failure
         self.got.append(config)
+        return self.changed
 
 
 def reloader(*found: Callable[[], Config], **hooks: tuple[Part, tuple[str, ...]]) -> Reloader:
@@ -118,6 +120,56 @@ def test_every_hook_is_called_even_if_no_key_differs() -> None:
     made = reloader(given(), certificate=(part, ("http.tls_key",)))
     assert made.reload() == Reloaded()
     assert part.got == [Config()], "the files that keys name may have changed"
+
+
+def test_of_which_keys_the_files_have_changed_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    part = Part()
+    part.changed = ["http.tls_key", "http.tls_certificate"]
+    options = {"http__tls_certificate": __file__, "http__tls_key": __file__}
+    part_keys = ("http.tls_certificate", "http.tls_key")
+    made = reloader(given(**options), given(**options), certificate=(part, part_keys))
+    first = made.reload()
+    assert (first.applied, first.read_anew) == (part_keys, ()), "what is new is not said twice"
+    second = made.reload()
+    assert second.read_anew == ("http.tls_key", "http.tls_certificate")
+    assert str(second) == "read anew http.tls_key, http.tls_certificate"
+    info = lines(caplog)[logging.INFO]
+    assert f"read anew key=http.tls_key file={__file__!r}" in info
+    assert info[-1] == "reloaded applied=0 read_anew=2 need_restart=0 problems=0"
+
+
+def test_a_reload_of_which_nothing_came_says_so(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And why, where the files are copies that systemd made."""
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    secret = tmp_path / "cluster-secret"
+    secret.touch()
+    wanted = given(cluster__secret_file=str(secret))
+    made = Reloader(wanted(), wanted)
+    made.reload()
+    assert lines(caplog)[logging.INFO] == ["reloaded, and nothing has changed"]
+    for folder, is_told in ((tmp_path / "other", False), (tmp_path, True)):
+        caplog.clear()
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+        made.reload()
+        (line,) = lines(caplog)[logging.INFO]
+        assert line.startswith("reloaded, and nothing has changed")
+        assert ("copies that were made at the start" in line) == is_told
+
+
+def test_how_much_was_wrong_is_known_until_the_next_time() -> None:
+    part = Part(ConfigError("does not fit"))
+    made = reloader(
+        given(log__level="loud"), given(), given(), certificate=(part, ("http.tls_key",))
+    )
+    made.reload()
+    assert made.problems == 1
+    made.reload()
+    assert made.problems == 1
+    part.failure = None
+    made.reload()
+    assert made.problems == 0
 
 
 def test_the_first_hook_that_names_a_key_has_it() -> None:

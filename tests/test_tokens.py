@@ -18,7 +18,15 @@ from joserfc.jwk import ECKey, RSAKey
 from repl_broker.config import AuthConfig
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.jwks import library_errors
-from repl_broker.tokens import AHEAD_SECONDS, REASONS, Claims, Verifier, create, is_subject
+from repl_broker.tokens import (
+    AHEAD_SECONDS,
+    REASONS,
+    Claims,
+    Verifier,
+    create,
+    is_subject,
+    read_secrets,
+)
 from tests.signing import EC, OKP, RSA, SECRET, hs256, jwks, part, signed, unsigned
 
 NOW: Final = 1_800_000_000.0
@@ -30,6 +38,7 @@ _FILE: Final = tempfile.NamedTemporaryFile()  # noqa: SIM115  # as long as the t
 _FILE.write(SECRET)
 _FILE.flush()
 A_SECRET: Final = Path(_FILE.name)
+NEXT: Final = b"fedcba9876543210fedcba9876543210"
 A_VERIFIER: Final = Verifier(AuthConfig(mode="jwt", secret_file=A_SECRET))
 
 
@@ -548,6 +557,38 @@ def test_a_secret_of_less_than_32_bytes_is_refused(secret_file: Path, data: byte
     secret_file.write_bytes(data)
     with pytest.raises(ConfigError, match="wanted at least 32"):
         Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\n\n", ""])
+def test_of_two_secrets_each_checks_tokens_and_the_first_signs(
+    secret_file: Path, ends: str
+) -> None:
+    between = "\r\n" if "\r" in ends else "\n"
+    secret_file.write_bytes(f"{NEXT.decode()}{between}{SECRET.decode()}{ends}".encode())
+    verifier = Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
+    assert read_secrets(secret_file) == (NEXT, SECRET)
+    for secret in (NEXT, SECRET):
+        assert verifier.verify(create(secret, now=NOW, seconds=60), NOW)
+    with pytest.raises(RequestError):
+        verifier.verify(create(b"x" + NEXT, now=NOW, seconds=60), NOW)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (SECRET + b"\n" + b"short", "the second secret in .* has 5 bytes; wanted at least 32"),
+        (b"short\n" + SECRET, "the first secret in .* has 5 bytes; wanted at least 32"),
+        (SECRET + b"\n" + NEXT + b"\n3" + SECRET, "holds 3 secrets, a line each; wanted at most 2"),
+        (b" " * 40 + b"\n" + b" " * 5, "the secret in .* has 0 bytes"),
+    ],
+)
+def test_of_several_secrets_none_may_be_too_short_and_none_too_many(
+    secret_file: Path, data: bytes, words: str
+) -> None:
+    secret_file.write_bytes(data)
+    with pytest.raises(ConfigError, match=words) as refused:
+        Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
+    assert SECRET.decode() not in str(refused.value)
 
 
 def test_what_is_made_here_is_taken_here(verifier: Verifier) -> None:

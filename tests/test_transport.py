@@ -52,7 +52,7 @@ class Node:
     def __init__(
         self,
         node_id: str,
-        secret: bytes = SECRET,
+        secret: bytes | list[bytes] = SECRET,
         objection: str | None = None,
         *,
         incarnation: str | None = None,
@@ -68,7 +68,7 @@ class Node:
         self.lost = trio.Event()
         self.transport = Transport(
             Me(CLUSTER, node_id, incarnation or f"incarnation of {node_id}"),
-            secret,
+            [secret] if isinstance(secret, bytes) else secret,
             on_rpc=self.hear,
             on_request=self.answer,
             admit=admit or (lambda hello: objection),
@@ -1202,3 +1202,155 @@ async def test_of_who_may_have_replaced_a_member_only_what_a_leader_says_is_hear
             await connected(anew, "b")
             assert b.heard == [heartbeat("a", "b")]
             nursery.cancel_scope.cancel()
+
+
+# --- two secrets at a time ---
+
+OLD, NEW = SECRET, b"the secret that comes after it"
+
+
+class Asker:
+    """Asks a peer again and again, until its ``with`` ends; any failure is an error."""
+
+    def __init__(self, node: Node, peer: str) -> None:
+        self._node, self._peer = node, peer
+        self.answered = 0
+
+    async def run(self) -> None:
+        while True:
+            answer = await self._node.transport.call(self._peer, "ask", self.answered, seconds=10)
+            assert answer[2] == self.answered
+            self.answered += 1
+
+    async def more(self, count: int = 20) -> None:
+        wanted = self.answered + count
+        while self.answered < wanted:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+
+async def rest_on_first(*nodes: Node) -> None:
+    while any(node.transport.statistics().second_secret for node in nodes):  # noqa: ASYNC110
+        await trio.sleep(0.001)
+
+
+async def test_a_secret_is_replaced_in_three_steps_and_no_request_fails() -> None:
+    """Node by node, while each asks each other; whatever the order of the nodes is."""
+    nodes = [Node(name) for name in "abc"]
+    async with running(*nodes), trio.open_nursery() as nursery:
+        askers = [Asker(n, p.transport.me.node_id) for n in nodes for p in nodes if n is not p]
+        for asker in askers:
+            nursery.start_soon(asker.run)
+        for keys, order in (([OLD, NEW], "abc"), ([NEW, OLD], "cab"), ([NEW], "bca")):
+            for name in order:
+                next(n for n in nodes if n.transport.me.node_id == name).transport.take_keys(keys)
+                for asker in askers:
+                    await asker.more()
+            await rest_on_first(*nodes)
+        assert [node.transport.statistics().refused for node in nodes] == [0, 0, 0]
+        stranger = Node("d", OLD)
+        with pytest.raises(PeerRefusedError, match="the secrets of node 'd'"):
+            await stranger.transport.call_address(nodes[0].address, "who", None, seconds=10)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_was_asked_before_a_secret_changes_is_answered_before_the_connection_ends() -> (
+    None
+):
+    a, b = Node("a", [OLD, NEW]), Node("b", [OLD, NEW])
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def answer(peer: str, name: str, argument: Any) -> str:
+        if name == "slow":
+            begun.set()
+            await go_on.wait()
+        return name
+
+    async with running(a, b), trio.open_nursery() as nursery:
+        b.transport._on_request = answer
+        await connected(a, "b")
+        answers: list[str] = []
+
+        async def ask(name: str) -> None:
+            answers.append(await a.transport.call("b", name, None, seconds=10))
+
+        nursery.start_soon(ask, "slow")
+        await begun.wait()
+        a.transport.take_keys([NEW, OLD])
+        nursery.start_soon(ask, "later")
+        await trio.testing.wait_all_tasks_blocked()
+        assert a.unreachable == [], "the connection of before is there for its answer"
+        go_on.set()
+        await a.lost.wait()
+        while len(answers) < 2:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        assert answers == ["slow", "later"]
+        assert a.transport._links["b"].key == NEW
+
+
+async def test_who_knows_only_a_secret_that_is_dropped_is_cut_off() -> None:
+    a, b = Node("a", OLD), Node("b", [NEW, OLD])
+    async with running(a, b):
+        await connected(a, "b")
+        assert b.transport.statistics().second_secret > 0
+        b.transport.take_keys([NEW])
+        await a.lost.wait()
+        with pytest.raises(PeerRefusedError, match="differ"):
+            await a.transport.call("b", "ask", 1, seconds=10)
+        assert a.transport.refusals() == {"b": "stranger"}
+
+
+async def test_a_guest_whose_secret_is_dropped_is_cut_off() -> None:
+    b = Node("b", [NEW, OLD])
+    guest = Node("a", OLD)
+    guest.transport.me = Me("", "a", "incarnation of a")
+    async with running(b), trio.open_nursery() as nursery:
+        failed = trio.Event()
+
+        async def ask() -> None:
+            with pytest.raises(PeerUnreachableError):
+                await guest.transport.call_address(b.address, "hang", None, seconds=10)
+            failed.set()
+
+        nursery.start_soon(ask)
+        while not b.transport._accepted:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        b.transport.take_keys([NEW])
+        await failed.wait()
+
+
+async def test_a_secret_that_is_dropped_in_the_middle_of_a_handshake_lets_nobody_in() -> None:
+    b = Node("b", [NEW, OLD])
+
+    def drop(hello: Hello) -> None:
+        b.transport.take_keys([NEW])
+
+    b.transport._admit = drop
+    a = Node("a", OLD)
+    async with running(b):
+        with pytest.raises(PeerUnreachableError):
+            await a.transport.call_address(b.address, "ask", 1, seconds=10)
+        assert b.transport.statistics().refused == 1
+
+
+@pytest.mark.parametrize("known", [OLD, NEW])
+async def test_a_peer_that_knows_only_one_of_the_two_is_reached_by_that(known: bytes) -> None:
+    """Of a change that was begun at the wrong end: the node that has both falls back."""
+    a, b = Node("a", [NEW, OLD]), Node("b", known)
+    async with running(a, b):
+        await connected(a, "b")
+        await connected(b, "a")
+        assert a.transport.refusals() == {}
+        answer = await a.transport.call_address(b.address, "ask", 1, seconds=10)
+        assert answer == ("a", "ask", 1)
+
+
+async def test_two_that_have_no_secret_in_common_refuse_each_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    a, b = Node("a", [NEW, OLD]), Node("b", b"a secret of another cluster")
+    async with running(a, b):
+        with pytest.raises(PeerRefusedError, match="the secrets of node 'a'"):
+            await a.transport.call("b", "ask", 1, seconds=10)
+        with pytest.raises(PeerRefusedError, match="the secrets of node 'a'"):
+            await a.transport.call_address(b.address, "ask", 1, seconds=10)
+    assert "does not know the first secret; the second is tried peer=b" in caplog.text

@@ -67,7 +67,8 @@ def verdict_on(file: Path) -> tuple[list[str], list[str]]:
         return [*error.problems], []
     except ConfigError as error:
         return [str(error)], []
-    problems, warnings = certificates.problems(config), [*exposed(config), *doubts(config)]
+    problems, warnings = certificates.examine(config)
+    warnings += [*exposed(config), *doubts(config)]
     for each in (check_tokens, check_secret):
         try:
             warnings += each(config)
@@ -84,10 +85,10 @@ def check_tokens(config: Config) -> list[str]:
 
 
 def check_secret(config: Config) -> list[str]:
-    from repl_broker import cluster
+    from repl_broker.cluster_secret import read_secrets
 
     if config.cluster.secret_file is not None and not is_credential(config.cluster.secret_file):
-        cluster.read_secret(config)
+        read_secrets(config)
     return []
 
 

@@ -32,14 +32,17 @@ import httpx
 import trio
 
 from repl_broker import __version__
+from repl_broker.cli.client import trust_of
 from repl_broker.cli.eventstream import Event, EventReader, EventTooLargeError
 from repl_broker.cli.findings import (
+    CERTIFICATE_DAYS_MIN,
     Finding,
     judge_clock,
     judge_clocks,
     judge_cluster,
     judge_commits,
     judge_descriptors,
+    judge_files,
     judge_headers,
     judge_latency,
     judge_turns,
@@ -59,7 +62,6 @@ __all__ = ["Examination", "Orders"]
 BODY_BYTES_MAX: Final = 8 << 20  # of an answer; /openapi.json and /metrics are far below
 LATE_SECONDS_MAX: Final = 1.0  # from the answer to a publish until the event is there
 HEARTBEAT_SECONDS: Final = 15
-CERTIFICATE_DAYS_MIN: Final = 14
 TOPIC: Final = "_doctor"
 # What is to remain of an examination: a few of the canaries, until nobody has looked for an hour.
 TOPIC_RETENTION: Final = {"messages": 100, "seconds": 3600, "idle_seconds": 3600}
@@ -117,7 +119,7 @@ class Examination:
         self.is_local = self.host in LOCAL
         self.trust = trust
         if trust is None and self.scheme == "https":
-            self.trust = httpx.create_ssl_context()
+            self.trust = trust_of(orders.url)
         self.nonce = uuid.uuid4().hex
         self.round_trip = 0.0
         self.skew_seconds_max = skew_seconds_max({})
@@ -616,7 +618,7 @@ class Examination:
     async def metrics(self) -> None:
         response = await self.get("/metrics")
         if response.status_code != 200 or "text/plain" not in media_type(response):
-            for check in ("descriptors", "disk", "loop"):
+            for check in ("descriptors", "disk", "loop", "files"):
                 found = f"/metrics answers {response.status_code}"
                 self.tell(untested(check, found, TOKEN))
             return
@@ -624,6 +626,7 @@ class Examination:
         self.tell(judge_descriptors(counted))
         self.tell(judge_commits(counted))
         self.tell(judge_turns(counted))
+        self.tell(judge_files(counted, self.now()))
 
     # --- requests ---
 

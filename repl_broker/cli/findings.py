@@ -21,11 +21,13 @@ from repl_broker.changes import PendingChange, sentence
 from repl_broker.config import ClusterConfig
 
 __all__ = [
+    "CERTIFICATE_DAYS_MIN",
     "Finding",
     "judge_clock",
     "judge_clocks",
     "judge_cluster",
     "judge_descriptors",
+    "judge_files",
     "judge_headers",
     "judge_latency",
     "judge_turns",
@@ -45,6 +47,8 @@ LATENCY_P99_SECONDS_MAX: Final = 0.5
 COMMIT_P99_SECONDS_MAX: Final = 0.1
 DESCRIPTORS_MIN: Final = 10_000  # the default of [limits] connections
 TURN_SECONDS_MAX: Final = 0.1  # others notice it
+CERTIFICATE_DAYS_MIN: Final = 30
+CERTIFICATE_DAYS_FEW: Final = 7
 DESCRIPTORS_SHARE_MAX: Final = 0.8
 LAG_ENTRIES_MAX: Final = 1000
 
@@ -348,6 +352,33 @@ def judge_descriptors(metrics: Mapping[tuple[str, str], float]) -> Finding:
             "above [limits] connections",
         )
     return ok("descriptors", found)
+
+
+def judge_files(metrics: Mapping[tuple[str, str], float], now: float) -> Finding:
+    """The node's certificates, and what it could not read again."""
+    problems = metrics.get(("repl_broker_reload_problems", ""))
+    if problems is None:
+        return untested("files", "the node's metrics do not tell of its files")
+    name = "repl_broker_certificate_expiry_timestamp_seconds"
+    ends = {labels: end for (metric, labels), end in metrics.items() if metric == name}
+    days = {labels[len('certificate="') : -1]: (end - now) / 86400 for labels, end in ends.items()}
+    first = min(days, key=days.__getitem__, default=None)
+    if first is not None and days[first] < CERTIFICATE_DAYS_MIN:
+        left = days[first]
+        found = f"the file of {first} has a certificate that "
+        found += f"ends in {left:.0f} days" if left > 0 else f"has expired {-left:.0f} days ago"
+        remedy = "renew it, put it in the place of the old one, and reload the node"
+        few = left < CERTIFICATE_DAYS_FEW
+        return problem("files", found, remedy) if few else warning("files", found, remedy)
+    if problems:
+        return warning(
+            "files",
+            f"the node could not take {problems:.0f} of the files that it was to read again, and "
+            "goes on with what it had",
+            "its log says which and why; the next start would fail: mend it, and reload the node",
+        )
+    last = "" if first is None else f"; the first certificate ends in {days[first]:.0f} days"
+    return ok("files", f"all that was read is in force{last}")
 
 
 def judge_turns(metrics: Mapping[tuple[str, str], float]) -> Finding:

@@ -131,7 +131,7 @@ def create(
             f"--expires is {expires} seconds; the node takes {auth.token_seconds_max} "
             "(auth.token_seconds_max)."
         )
-    secret = tokens.read_secret(secret_file)
+    secret = tokens.read_secrets(secret_file)[0]
     if not (publish or subscribe or admin or auth.anonymous.publish or auth.anonymous.subscribe):
         raise click.UsageError(
             "The token would allow nothing: give it --publish or --subscribe filters, or --admin."

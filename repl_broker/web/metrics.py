@@ -296,6 +296,21 @@ METRICS: Final = (
         lambda now: now.node.peers.sent_bytes,
     ),
     NodeMetric(
+        "peer_connections_second_secret",
+        "gauge",
+        "Connections between nodes, of both directions, that were proved by another than the first "
+        "secret of [cluster] secret_file. A secret may be dropped once this is 0 on every node.",
+        lambda now: now.node.peers.second_secret,
+    ),
+    NodeMetric(
+        "reload_problems",
+        "gauge",
+        "What was wrong the last time that the configuration, certificates, secrets and keys were "
+        "read again: for each of these, what was in force before still is. 0 when all is well; the "
+        "log says what it is.",
+        lambda now: now.node.files.problems,
+    ),
+    NodeMetric(
         "connections",
         "gauge",
         "Open HTTP connections; [limits] connections bounds them.",
@@ -440,6 +455,12 @@ SUBSCRIBERS_BEHIND: Final = (
     "Event streams that have not been sent this many messages or more, counted as for "
     "subscriber_lag_messages_max.",
 )
+CERTIFICATE: Final = (
+    f"{PREFIX}certificate_expiry_timestamp_seconds",
+    "When the first of the certificates ends that a file holds, in seconds since 1970, by the key "
+    "of the configuration that names the file: `http.tls_certificate`, `raft.tls_certificate`, "
+    "`raft.tls_ca`.",
+)
 REFUSED: Final = (
     f"{PREFIX}refused",
     "Requests that were answered with a problem, by its code: every limit that was reached.",
@@ -480,6 +501,7 @@ class _NodeCollector(Collector):
         yield _behind(now)
         yield from _members(now.node)
         yield from _clocks(now.node)
+        yield _certificates(now.node)
         refused = CounterMetricFamily(*REFUSED, labels=("code",))
         for code in PROBLEMS:  # a fixed number, all from the start
             refused.add_metric((code,), now.node.refusals.get(code, 0))
@@ -534,6 +556,13 @@ def _clocks(node: Statistics) -> Iterator[Metric]:
         own.add_metric((), node.clocks.own)
     yield own
     yield GaugeMetricFamily(*CLOCK_MAX, value=node.clocks.seconds_max)
+
+
+def _certificates(node: Statistics) -> Metric:
+    family = GaugeMetricFamily(*CERTIFICATE, labels=("certificate",))
+    for expiry in node.files.certificates:
+        family.add_metric((expiry.key,), expiry.ends_at)
+    return family
 
 
 def with_registry(

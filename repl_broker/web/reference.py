@@ -19,6 +19,7 @@ from repl_broker.errors import PROBLEMS
 from repl_broker.proposals import COMMIT_BUCKETS_SECONDS
 from repl_broker.web.metrics import (
     BUILD_INFO,
+    CERTIFICATE,
     CLOCK_MAX,
     HISTOGRAMS,
     MEMBERS,
@@ -187,6 +188,7 @@ def metrics() -> str:
     ours += [(f"`{name}`", "gauge", meaning) for name, meaning in (OWN_CLOCK, CLOCK_MAX)]
     about = f"{SUBSCRIBERS_BEHIND[1]} Label: `messages`."
     ours.append((f"`{SUBSCRIBERS_BEHIND[0]}`", "gauge", about))
+    ours += [(f"`{CERTIFICATE[0]}`", "gauge", f"{CERTIFICATE[1]} Label: `certificate`.")]
     ours.append((f"`{REFUSED[0]}_total`", "counter", REFUSED[1] + " Label: `code`."))
     ours.append((f"`{BUILD_INFO[0]}`", "gauge", BUILD_INFO[1] + " Labels: `version`, `node`."))
     process = [(f"`{name}`", *about) for name, about in PROCESS_METRICS.items()]

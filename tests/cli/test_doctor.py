@@ -22,6 +22,7 @@ from repl_broker.cli.findings import (
     judge_cluster,
     judge_commits,
     judge_descriptors,
+    judge_files,
     judge_latency,
     judge_turns,
     judge_versions,
@@ -123,6 +124,7 @@ WELL = {
     "descriptors": {"ok"},
     "disk": {"ok"},
     "loop": {"ok"},
+    "files": {"ok"},
 }
 
 
@@ -548,6 +550,34 @@ def test_few_descriptors_are_named() -> None:
     assert judged(20, 1024) == "warning"
     assert judged(60_000, 65536) == "warning"
     assert judge_descriptors({}).verdict == "untested"
+
+
+@pytest.mark.parametrize(
+    ("problems", "days", "verdict", "words"),
+    [
+        (0, 31, "ok", "the first certificate ends in 31 days"),
+        (0, 29, "warning", "raft.tls_ca has a certificate that ends in 29 days"),
+        (0, 6, "problem", "ends in 6 days"),
+        (2, -3, "problem", "has expired 3 days ago"),
+        (2, 40, "warning", "could not take 2 of the files"),
+    ],
+)
+def test_a_certificate_that_ends_and_a_file_that_was_not_taken_are_named(
+    problems: int, days: int, verdict: str, words: str
+) -> None:
+    now = 1_800_000_000.0
+    name = "repl_broker_certificate_expiry_timestamp_seconds"
+    text = f"""repl_broker_reload_problems {problems}
+{name}{{certificate="http.tls_certificate"}} {now + 90 * 86400}
+{name}{{certificate="raft.tls_ca"}} {now + days * 86400}"""
+    finding = judge_files(read_metrics(text), now)
+    assert (finding.verdict, words in finding.found) == (verdict, True), finding
+    assert bool(finding.remedy) == (verdict != "ok")
+
+
+def test_of_a_node_that_tells_nothing_of_its_files_nothing_is_said() -> None:
+    assert judge_files({}, 0.0).verdict == "untested"
+    assert judge_files(read_metrics("repl_broker_reload_problems 0"), 0.0).verdict == "ok"
 
 
 def test_slow_commits_are_named() -> None:

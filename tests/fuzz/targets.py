@@ -460,7 +460,7 @@ def a_transport(heard: list[Rpc], asked: list[str]) -> Transport:
 
     return Transport(
         Me("c" * 32, *(words.decode() for words in OWN)),
-        KEY,
+        [KEY],
         on_rpc=heard.append,
         on_request=on_request,
         admit=lambda *_: None,

@@ -345,6 +345,7 @@ class Stream:
         after: str | None = None,
         last_id: str | None = None,
         receive_buffer_bytes: int | None = None,
+        token: str | None = None,
     ) -> None:
         self.last_id = last_id
         self._rest = b""
@@ -358,7 +359,8 @@ class Stream:
             self._connection.request(
                 "GET",
                 f"/v1/events?{urlencode(query)}",
-                headers={"Last-Event-ID": last_id} if last_id else {},
+                headers=({"Last-Event-ID": last_id} if last_id else {})
+                | ({"Authorization": f"Bearer {token}"} if token else {}),
             )
             self._response = self._connection.getresponse()
             self._check()
