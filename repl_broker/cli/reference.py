@@ -220,11 +220,11 @@ def command_line() -> str:
         "| 2 | the command line is wrong |",
         "| 130 | interrupted with Ctrl-C |",
         "",
-        "Behind a proxy or with a private certificate authority, the usual variables apply to the",
-        "commands that talk to a node: `HTTPS_PROXY`, `NO_PROXY`, and `SSL_CERT_FILE` or",
-        "`SSL_CERT_DIR`, whose authorities are trusted in place of the public ones. A node on this",
-        "machine (`localhost`, `127.0.0.1`, `::1`) is trusted by the same, and never reached through",
-        "a proxy.",
+        "Behind a proxy or with a private certificate authority, the usual variables apply to",
+        "the commands that talk to a node: `HTTPS_PROXY`, `NO_PROXY`, and `SSL_CERT_FILE` or",
+        "`SSL_CERT_DIR`, whose authorities are trusted in place of the public ones. They apply",
+        "to a node on this machine (`localhost`, `127.0.0.1`, `::1`) as well; it is never",
+        "reached through a proxy.",
     ]
     for path, command in walk(main, ["repl-broker"]):
         lines += ["", *describe(path, command)]
