@@ -172,6 +172,9 @@ async def test_prometheus_finds_nothing_to_mend_in_what_a_node_tells() -> None:
 NODE = 'job="repl-broker", instance="n1"'
 OTHER = 'job="repl-broker", instance="n2"'
 QUICK, SLOW, ALL = 'le="0.01"', 'le="5.0"', 'le="+Inf"'
+CERTIFICATE = (
+    f'repl_broker_certificate_expiry_timestamp_seconds{{{NODE}, certificate="raft.tls_ca"}}'
+)
 HEALTHY = {
     f"up{{{NODE}}}": "1x60",
     f"repl_broker_ready{{{NODE}}}": "1x60",
@@ -214,6 +217,8 @@ HEALTHY = {
     f"process_open_fds{{{NODE}}}": "100x60",
     f"process_max_fds{{{NODE}}}": "1000x60",
     f"repl_broker_gaps_total{{{NODE}}}": "5x60",
+    CERTIFICATE: f"{90 * 86400}x60",  # the time begins at 0 here
+    f"repl_broker_reload_problems{{{NODE}}}": "0x60",
     f"repl_broker_peer_handshakes_refused_total{{{NODE}}}": "2x60",
     f"repl_broker_peer_garbage_total{{{NODE}}}": "1x60",
     f"repl_broker_loop_turn_longest_seconds{{{NODE}}}": "0.02x60",
@@ -267,6 +272,9 @@ SICK = {
     "ReplBrokerFewDescriptors": {f"process_open_fds{{{NODE}}}": "900x60"},
     "ReplBrokerReadersLoseMessages": {f"repl_broker_gaps_total{{{NODE}}}": "0+1x60"},
     "ReplBrokerStrangerAtRaftPort": {f"repl_broker_peer_garbage_total{{{NODE}}}": "0+1x60"},
+    "ReplBrokerCertificateEnds": {CERTIFICATE: f"{29 * 86400}x60"},
+    "ReplBrokerCertificateEndsSoon": {CERTIFICATE: f"{6 * 86400}x60"},
+    "ReplBrokerReloadFailed": {f"repl_broker_reload_problems{{{NODE}}}": "1x60"},
     "ReplBrokerConnectionsFail": {f"repl_broker_connections_failed_total{{{NODE}}}": "0+1x60"},
 }
 

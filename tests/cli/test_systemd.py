@@ -179,3 +179,28 @@ def test_the_default_is_the_program_of_this_installation(
     assert "ExecStart=/opt/venv/bin/repl-broker serve" in install().output
     monkeypatch.setattr(Path, "is_file", lambda self: False)
     assert "say with --program" in install().output
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "run-as-a-service.md"
+
+
+@pytest.mark.parametrize("name", [n for n in SERVICES if "backup" not in n])
+def test_the_units_hand_over_what_the_guide_lists(name: str) -> None:
+    file, key = r"`(repl-broker\.\S+)`", r"`\"\$\{CREDENTIALS_DIRECTORY\}/(\S+)\"`"
+    row = re.compile(rf"^\| {file} \| {key} \|$", re.M)
+    listed = {(name, source) for source, name in row.findall(GUIDE.read_text())}
+    handed = set(re.findall(r"^LoadCredential=(\S+):(\S+)$", UNITS[name], re.M))
+    assert listed == handed
+    assert len(handed) == 6
+
+
+def test_systemd_takes_the_group_by_which_the_guide_has_the_service_read_files(
+    tmp_path: Path,
+) -> None:
+    analyze = need_program("systemd-analyze")
+    unit = written(tmp_path) / "repl-broker.service"
+    (line,) = set(re.findall(r"\[Service\], (SupplementaryGroups=\S+)", GUIDE.read_text()))
+    unit.write_text(unit.read_text().replace("DynamicUser=yes", f"DynamicUser=yes\n{line}"))
+    command = [analyze, "verify", "--recursive-errors=no", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

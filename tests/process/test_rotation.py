@@ -85,11 +85,11 @@ def cluster(folder: Path, **keys: Callable[[str], Any]) -> Iterator[list[Own]]:
 class Reader:
     """Reads a topic of one node, in a thread; nothing ends its stream."""
 
-    def __init__(self, node: Member, topic: str, token: str | None = None) -> None:
+    def __init__(self, node: Member, topic: str, after: str, token: str | None = None) -> None:
         self.ids: list[str] = []
         self.ends: list[str] = []  # what it was told at its end
         self.failure: BaseException | None = None
-        self._stream = Stream(node, topic, token=token)
+        self._stream = Stream(node, topic, after=after, token=token)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -126,7 +126,7 @@ def in_force(nodes: Sequence[Own], count: int, since: Sequence[int]) -> None:
 def test_the_secret_of_a_cluster_changes_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
     with cluster(tmp_path, log_format=lambda _: "console") as nodes:
         nodes[0].publish("t", "first")
-        readers = [Reader(node, "t") for node in nodes]
+        readers = [Reader(node, "t", "earliest") for node in nodes]
         with Rounds(nodes, "t") as rounds:
             rounds.wait_more()
             terms = {node.cluster()["term"] for node in nodes}
@@ -143,7 +143,7 @@ def test_the_secret_of_a_cluster_changes_under_load_and_nothing_is_lost(tmp_path
         kept = nodes[0].history("t")
         rounds.check_kept(kept[1:])
         for reader in readers:
-            reader.wait([message["id"] for message in kept[1:]])
+            reader.wait([message["id"] for message in kept])
         assert [node.metric("peer_handshakes_refused_total") for node in nodes] == [0, 0, 0]
         refuse_the_old(tmp_path, nodes[0])
 
@@ -196,7 +196,7 @@ def test_all_certificates_of_a_cluster_change_under_load_and_nothing_is_lost(
     keys = {f"raft_{key}": partial(file_of, files, key) for key in files[NAMES[0]]}
     with cluster(tmp_path, log_format=lambda _: "console", **keys) as nodes:
         nodes[0].publish("t", "first")
-        reader = Reader(nodes[2], "t")
+        reader = Reader(nodes[2], "t", "earliest")
         with Rounds(nodes, "t") as rounds:
             rounds.wait_more()
             for issuer, trusted in (
@@ -218,7 +218,7 @@ def test_all_certificates_of_a_cluster_change_under_load_and_nothing_is_lost(
             assert rounds.forget_errors() == (set(), set())
         kept = nodes[0].history("t")
         rounds.check_kept(kept[1:])
-        reader.wait([message["id"] for message in kept[1:]])
+        reader.wait([message["id"] for message in kept])
         ends = nodes[0].metric("certificate_expiry_timestamp_seconds")
         assert ends > 0
 
@@ -255,7 +255,7 @@ def test_tokens_of_two_secrets_are_good_until_one_is_dropped(tmp_path: Path) -> 
         put(OLD, NEW)
         node.reload()
         assert (takes(node, OLD), takes(node, NEW)) == (True, True)
-        readers = {secret: Reader(node, "t", token(secret)) for secret in (OLD, NEW)}
+        readers = {secret: Reader(node, "t", "latest", token(secret)) for secret in (OLD, NEW)}
         kept.clear()
         put(NEW, OLD)
         node.reload()
