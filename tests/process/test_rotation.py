@@ -83,7 +83,7 @@ def cluster(folder: Path, **keys: Callable[[str], Any]) -> Iterator[list[Own]]:
 
 
 class Reader:
-    """Reads a topic of one node, in a thread; nothing ends its stream."""
+    """Reads a topic of one node, in a thread, until the stream or its node ends."""
 
     def __init__(self, node: Member, topic: str, after: str, token: str | None = None) -> None:
         self.ids: list[str] = []
@@ -102,6 +102,8 @@ class Reader:
                     self.ends.append(f"{block.event} {block.fields['data']}")
         except (AssertionError, *Broken) as error:
             self.failure = error
+        finally:
+            self._stream.close()
 
     def wait(self, wanted: Sequence[str]) -> None:
         for _ in polls(lambda: f"{len(wanted)} messages: {len(self.ids)}, {self.failure!r}"):
