@@ -7,7 +7,8 @@ each client has one body at most; the client's others wait behind that one. A ba
 checked some lines at a time: between two pieces the loop goes on alone, and others' bodies
 have their turns.
 
-Small bodies are checked in place, which costs less than the way to a thread and back. How
+Small bodies are checked in place, which costs less than the way to a thread and back, and
+so is the beginning of a batch of small lines, which is all of most. How
 long one takes does not follow from its size alone, and there may be one on each of a
 thousand connections: once those of a moment have taken long together, others queue.
 """
@@ -22,18 +23,17 @@ from typing import Final, TypeVar
 
 import trio
 
-from repl_broker.message import Steps, whole
+from repl_broker.message import Steps
 
-__all__ = ["IN_PLACE_BYTES_MAX", "IN_PLACE_LINES_MAX", "Checks"]
+__all__ = ["IN_PLACE_BYTES_MAX", "Checks"]
 
 T = TypeVar("T")
 
 IN_PLACE_BYTES_MAX: Final = 32 << 10  # the dearest of these takes some milliseconds
-IN_PLACE_LINES_MAX: Final = 1000  # … of a batch: one
 TINY_BYTES: Final = 1024  # not worth a look at the clock
 MOMENT_SECONDS: Final = 0.05
 IN_PLACE_SECONDS_MAX: Final = 0.02  # of a moment, in place
-PIECE_SECONDS: Final = 0.002  # of a batch, in the thread
+PIECE_SECONDS: Final = 0.002  # of a batch, in place and then in the thread
 AT_ONCE: Final = 1  # more would share one interpreter, and take it from the event loop
 
 
@@ -67,13 +67,11 @@ class Checks:
 
     async def run_steps(self, steps: Steps[T], body: bytes, client: str) -> T:
         """What ``steps``, which check ``body``, give or raise. They are taken in pieces."""
-        if (
-            len(body) <= IN_PLACE_BYTES_MAX
-            and body.count(b"\n") < IN_PLACE_LINES_MAX
-            and self._has_time()
-        ):
-            return self._timed(partial(whole, steps))
         result: list[T] = []
+        if _has_short_lines(body) and self._has_time():
+            result = self._timed(partial(_piece, steps, self._clock))
+        if result:
+            return result[0]
         async with self._line(client):
             while not result:
                 result = await trio.to_thread.run_sync(_piece, steps, limiter=self._turn)
@@ -105,11 +103,21 @@ class Checks:
                 del self._lines[client]
 
 
-def _piece(steps: Steps[T]) -> list[T]:
+def _has_short_lines(body: bytes) -> bool:
+    """Whether no step of it is longer than what is checked in place."""
+    start = 0
+    while len(body) - start > IN_PLACE_BYTES_MAX:
+        start = body.rfind(b"\n", start, start + IN_PLACE_BYTES_MAX) + 1
+        if not start:
+            return False
+    return True
+
+
+def _piece(steps: Steps[T], clock: Callable[[], float] = perf_counter) -> list[T]:
     """Take some. The result, once there is one."""
-    ends_at = perf_counter() + PIECE_SECONDS
+    ends_at = clock() + PIECE_SECONDS
     try:
-        while perf_counter() < ends_at:
+        while clock() < ends_at:
             next(steps)
     except StopIteration as ended:
         return [ended.value]

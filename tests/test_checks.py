@@ -12,7 +12,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from repl_broker.checks import (
     IN_PLACE_BYTES_MAX,
-    IN_PLACE_LINES_MAX,
     IN_PLACE_SECONDS_MAX,
     MOMENT_SECONDS,
     PIECE_SECONDS,
@@ -99,15 +98,31 @@ def steps(count: int, clock: Clock, seconds: float, threads: set[int]) -> Steps[
     return count
 
 
-async def test_a_small_body_of_many_lines_is_no_small_one() -> None:
-    """Ten thousand lines fit into twenty thousand bytes, and take ten times as long as most."""
-    checks, clock, threads = Checks(), Clock(), set[int]()
-    lines = b"1\n" * IN_PLACE_LINES_MAX
+async def test_a_batch_is_begun_in_place_and_what_takes_long_of_it_goes_to_the_thread() -> None:
+    clock, here = Clock(), threading.get_ident()
+    checks, where = Checks(clock), list[bool]()
+
+    def slow() -> Steps[int]:
+        for _ in range(4):
+            where.append(threading.get_ident() == here)
+            clock.now += PIECE_SECONDS / 2
+            yield
+        return 4
+
+    lines = b"x\n" * IN_PLACE_BYTES_MAX
+    assert await checks.run_steps(slow(), lines, "a") == 4
+    assert where == [True, True, False, False]
+    threads = set[int]()
     assert await checks.run_steps(steps(3, clock, 0, threads), lines, "a") == 3
-    assert threading.get_ident() not in threads
-    threads.clear()
-    assert await checks.run_steps(steps(3, clock, 0, threads), lines[2:], "a") == 3
-    assert threads == {threading.get_ident()}
+    assert threads == {here}, "most are over before"
+
+
+async def test_a_batch_with_a_line_that_takes_long_by_itself_is_not_begun_in_place() -> None:
+    for before, after in ((b"", b""), (b"1\n" * 9, b""), (b"1\n" * IN_PLACE_BYTES_MAX, b"\n1")):
+        threads = set[int]()
+        body = before + LONG + after
+        assert await Checks().run_steps(steps(3, Clock(), 0, threads), body, "a") == 3
+        assert threading.get_ident() not in threads
 
 
 async def test_small_bodies_queue_once_those_of_a_moment_have_taken_long_together() -> None:
