@@ -22,7 +22,7 @@ PROCESS_BYTES: Final = 64 * MiB  # Python with all that is loaded
 CONNECTION_BYTES: Final = 20_000  # that has asked for anything but a publish or a stream
 TOPIC_BYTES: Final = 1024
 KEY_BYTES: Final = 800  # an idempotency key that is remembered, with its outcome
-MESSAGE_BYTES: Final = 12  # that is retained
+MESSAGE_BYTES: Final = 18  # that is retained: 12, and what its tables have to spare
 ENTRY_BYTES: Final = 44  # of the log; a publish that comes alone is one
 
 # What is bounded by a constant elsewhere.

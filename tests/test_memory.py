@@ -39,8 +39,8 @@ def test_the_example_of_the_page_is_right() -> None:
     (shown,) = re.findall(r"published one at a time: ([\d,]+) MiB", PAGE.read_text())
     content = content_bytes(topics=1000, messages=10_000_000, entries=10_000_000)
     assert shown == f"{content / MiB:,.0f}"
-    assert "topics × 1,024 + messages × 12 + entries × 44" in PAGE.read_text()
-    assert content_bytes(topics=1, messages=10, entries=100) == 1024 + 120 + 4400
+    assert "topics × 1,024 + messages × 18 + entries × 44" in PAGE.read_text()
+    assert content_bytes(topics=1, messages=10, entries=100) == 1024 + 180 + 4400
 
 
 def test_what_is_bounded_elsewhere_is_bounded_so() -> None:
