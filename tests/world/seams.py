@@ -86,6 +86,7 @@ def deterministic(schedule: Schedule) -> Iterator[None]:
     states = random.getstate(), trio_run._r.getstate()
     ticks = random.Random(f"ticks {seed}")
     ticked = 0.0
+    charged: Any = None
     capture_work: Any = Capture._work
 
     def processor_seconds() -> float:
@@ -94,10 +95,12 @@ def deterministic(schedule: Schedule) -> Iterator[None]:
         return ticked
 
     def work(capture: Capture) -> Iterator[None]:
-        """Each step of a snapshot takes that long, and nobody does anything meanwhile."""
-        nonlocal ticked
+        """Each step of one node's snapshots takes that long, and nobody does anything meanwhile."""
+        nonlocal ticked, charged
+        if capture._number is not None and charged is None:
+            charged = capture._state
         for _ in capture_work(capture):
-            if capture._number is not None:
+            if capture._number is not None and capture._state is charged:
                 world_time: Any = trio.lowlevel.current_clock()
                 world_time.now += schedule.step_seconds
                 ticked += schedule.step_seconds

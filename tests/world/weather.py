@@ -244,7 +244,7 @@ def _large_state(seed: int, chance: random.Random) -> Schedule:
         large=False,
         bytes_per_second=1e9,
         busy=True,
-        step_seconds=0.05,  # it is all nodes that stand still
+        step_seconds=0.08,
     )
 
 
