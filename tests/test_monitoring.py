@@ -14,7 +14,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from repl_broker.broker import MemberStatistics
+from repl_broker.certificates import Certificates, Expiry
 from repl_broker.clocks import Clocks, ClockStatistics
+from repl_broker.config import Config
 from repl_broker.web.counts import RequestCounts
 from repl_broker.web.metrics import render, with_registry
 from tests.nodes import ANYONE, Node, running_node
@@ -64,6 +66,8 @@ async def told(node: Node) -> dict[str, set[str]]:
     clocks = Clocks(node.replica, node.clock, 5)
     clocks.statistics = lambda: ClockStatistics(5, 0.1, (("n2", 0.2),))  # type: ignore[method-assign]
     broker.clocks = clocks
+    broker.certificates = Certificates(Config())
+    broker.certificates.expiries = (Expiry("raft.tls_ca", Path("ca.pem"), "1", "CN=ca", 0.0, 1.0),)
     text = render(with_registry(broker, None, requests)).decode()
     return {
         sample.name: {*sample.labels}
