@@ -32,7 +32,11 @@ SCRAPE: Final = "1s"
 SIXTIETH: Final = {"h": ("m", 1), "m": ("s", 1), "s": ("ms", 1000 / 60)}
 ALERTS_SECONDS_MAX: Final = 45  # the slowest rule takes 20; the machine may be busy
 PROGRAM: Final = (sys.executable, "-m", "repl_broker")
-TIMES: Final = {"repl_broker_last_backup_timestamp_seconds"}  # those of promtool are of 1970
+# Those of promtool are of 1970.
+TIMES: Final = {
+    "repl_broker_last_backup_timestamp_seconds",
+    "repl_broker_certificate_expiry_timestamp_seconds",
+}
 
 
 def quickened(rules: dict[str, Any]) -> dict[str, Any]:
