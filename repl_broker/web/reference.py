@@ -254,9 +254,6 @@ def metrics() -> str:
         "- `repl_broker_connections` comes near `repl_broker_connections_max`, or "
         "`rate(repl_broker_connections_refused_total[5m])` is above 0.\n"
         "- `process_open_fds / process_max_fds` is above 0.8.\n"
-        "- `repl_broker_certificate_expiry_timestamp_seconds - time()` is below 30 days: a "
-        "certificate, or a CA, ends.\n"
-        "- `repl_broker_reload_problems` is above 0: the node goes on with what it had.\n"
         "- `rate(repl_broker_connections_failed_total[5m])` is above 0: please report it, with "
         "the line of the log.",
     ]
