@@ -434,7 +434,7 @@ class Broker:
         gone stays gone: the error then has their ``count``. Raises ``unauthenticated``,
         ``forbidden``, ``invalid_filter``, ``no_leader``, ``shutting_down``, ``outcome_unknown``.
         """
-        with self._change(asking, "topics.delete", match):
+        with self._change(asking, "topic.delete_matching", match):
             return await self._delete_topics(match)
 
     async def _delete_topics(self, match: str) -> int:

@@ -162,7 +162,7 @@ def test_what_an_administrator_changes_is_told_by_whom_there_and_what_everywhere
         ("topic.set", "orders", "done"),
         ("topic.create", "orders", "topic_exists"),
         ("topic.delete", "orders", "done"),
-        ("topics.delete", "none.>", "done"),
+        ("topic.delete_matching", "none.>", "done"),
         ("tokens.revoke", "mallory", "done"),
         ("leader.move", "n2", "done"),
         ("member.remove", "n3", "done"),
