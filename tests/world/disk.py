@@ -29,6 +29,7 @@ QUICK_SECONDS = 0.0003
 SLOW_SECONDS = 0.03
 STALL = 0.01  # of all operations take so many times as long
 STALL_TIMES = 20
+STALL_SECONDS_MAX = 10.0  # else one write of a slow disk may take the minute in which all forms
 
 _unnamed = itertools.count(1)
 
@@ -52,7 +53,7 @@ class SimDisk(SimFiles):
         """How long a write takes here: drawn anew each time."""
         stalls = self._delays.random() < STALL
         seconds = self._delays.expovariate(1 / self.mean_seconds)
-        return seconds * (STALL_TIMES if stalls else 1)
+        return min(seconds * (STALL_TIMES if stalls else 1), STALL_SECONDS_MAX)
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[None]:

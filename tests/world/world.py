@@ -309,32 +309,37 @@ class World:
         """Every node gives every message that is retained, as it was published."""
         for machine in self.machines:
             for topic in TOPICS:
+                while True:
+                    index = self.truth.index
+                    found = await self._read_topic(machine, topic)
+                    if index == self.truth.index:
+                        break  # else something may have expired meanwhile
                 kept = self.truth.topics.get(topic)
-                found: list[tuple[int, str]] = []
-                after: str | None = "earliest"
-                while after is not None:
-                    assert machine.life is not None
-                    assert machine.life.node is not None
-                    broker = machine.life.node.broker
-                    try:
-                        page = await broker.history(ANYONE, topic, after=after, limit=500)
-                    except RequestError as error:
-                        if error.code == "topic_not_found":
-                            break
-                        raise ViolationError(f"{machine.name}: history: {error.code}") from None
-                    except StorageError as error:
-                        raise ViolationError(f"{machine.name}: history: {error}") from None
-                    found += [
-                        (m.seq, m.data.split(b" ", 1)[0].strip(b'"').decode())
-                        for m in page.messages
-                    ]
-                    after = page.next
                 wanted = [(sent.seq, sent.payload) for sent in kept.sent] if kept else []
                 if found != wanted:
                     raise ViolationError(
                         f"{machine.name} has {len(found)} messages of {topic!r}, and should have "
                         f"{len(wanted)}: {sorted(set(found) ^ set(wanted))[:5]}"
                     )
+
+    async def _read_topic(self, machine: Machine, topic: str) -> list[tuple[int, str]]:
+        found: list[tuple[int, str]] = []
+        after: str | None = "earliest"
+        while after is not None:
+            assert machine.life is not None
+            assert machine.life.node is not None
+            broker = machine.life.node.broker
+            try:
+                page = await broker.history(ANYONE, topic, after=after, limit=500)
+            except RequestError as error:
+                if error.code == "topic_not_found":
+                    break
+                raise ViolationError(f"{machine.name}: history: {error.code}") from None
+            except StorageError as error:
+                raise ViolationError(f"{machine.name}: history: {error}") from None
+            found += [(m.seq, m.data.split(b" ", 1)[0].strip(b'"').decode()) for m in page.messages]
+            after = page.next
+        return found
 
     async def _start_again(self) -> None:
         self.note("all end")
