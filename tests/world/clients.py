@@ -30,6 +30,7 @@ __all__ = ["Follower", "Writer"]
 ANYONE: Final = Asking(Credentials(), "127.0.0.1")
 TOPICS: Final = ("a", "b", "c.x", "c.y")
 ANSWER_SECONDS: Final = 90  # in which a node must have answered, whatever the answer
+HEALED_SECONDS: Final = 20  # … once nothing is wrong: before it would say that it does not know
 NUMBERED: Final = 1_000_000_000  # bytes: above it are the numbers of settings
 
 
@@ -296,8 +297,14 @@ async def ask(
                 raise ViolationError(f"{machine.name} answered {error!r}") from error
         finally:
             life.calls.pop(scope, None)
-    if trio.current_time() - began > ANSWER_SECONDS:
-        raise ViolationError(f"{machine.name} took {trio.current_time() - began:.0f} s to answer")
+    now = trio.current_time()
+    if now - began > ANSWER_SECONDS:
+        raise ViolationError(f"{machine.name} took {now - began:.0f} s to answer")
+    if not world.is_stormy and now - max(began, world.weather_ends) > HEALED_SECONDS:
+        raise ViolationError(
+            f"{machine.name} took {now - began:.0f} s to answer, and all had been well since "
+            f"{world.weather_ends:.0f}: {answer}"
+        )
     if scope.cancelled_caught or life.was_killed:
         return Answer("unknown")
     await trio.sleep(chance.random() * 0.002)

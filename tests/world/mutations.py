@@ -142,6 +142,22 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "            )",
         shipped=True,
     ),
+    "outcomes-by-entries": Mutation(
+        "outcomes of so many entries are kept in memory, whatever is in them",
+        (
+            Edit(
+                "replica:Replica._apply",
+                "if self.state.level < NUMBERED and not self.leads:",
+                "if not self.leads:",
+            ),
+            Edit(
+                "proposals:Proposals.keep",
+                "while self._recent_outcomes > RECENT_OUTCOMES_MAX:",
+                "while len(self._recent) > 1024:",
+            ),
+        ),
+        shipped=True,
+    ),
     "adoption-in-two-steps": Mutation(
         "a node that is taken in while the invitation breaks off keeps its own epoch",
         (

@@ -18,6 +18,7 @@ from zlib import crc32
 
 import trio
 
+from repl_broker import proposals
 from repl_broker.command import CreateTopic
 from repl_broker.message import FilterSet, Message, TopicDeleted
 from repl_broker.node import Node
@@ -110,6 +111,9 @@ class Truth:
         def apply_entry(_: Any, entry: Any) -> None:
             apply(entry)
             self._applied(life, entry, replica.state, told[0])
+            kept = sum(len(outcomes) for _, outcomes in replica._proposals._recent.values())
+            if kept > proposals.RECENT_OUTCOMES_MAX:
+                raise ViolationError(f"{life.name} keeps {kept} outcomes in memory")
 
         async def send_snapshot(peer: str) -> None:
             key, before = (life.name, life.number, peer, replica.term), sender.sent
