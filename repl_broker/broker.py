@@ -24,7 +24,7 @@ from repl_broker.access import Access, Asking, Caller, Identity, Lease
 from repl_broker.admission import Admission, AdmissionStatistics
 from repl_broker.audit import audited
 from repl_broker.certificates import Certificates, Expiry
-from repl_broker.checks import Checks
+from repl_broker.checks import TINY_BYTES, Checks
 from repl_broker.clocks import Clocks, ClockStatistics
 from repl_broker.command import (
     Command,
@@ -53,6 +53,7 @@ from repl_broker.message import (
     check_topic,
     compact_json,
     event_id,
+    json_steps,
     ndjson_steps,
     parse_event_id,
     time_text,
@@ -288,9 +289,11 @@ class Broker:
         """
         caller, topic = self._publisher(asking, topic)
         limits = self._limits
-        check = self._checks.run(lambda body: compact_json(body, limits), body, caller.client)
-        data = (await check,)
-        return await self._publish(caller, "message", topic, data, key)
+        if len(body) <= TINY_BYTES:
+            value = compact_json(body, limits)
+        else:
+            value = await self._checks.run(json_steps(body, limits), body, caller.client)
+        return await self._publish(caller, "message", topic, (value,), key)
 
     async def publish_batch(
         self, asking: Asking, topic: str, body: bytes, key: str | None = None
@@ -298,7 +301,7 @@ class Broker:
         """Publish the lines of ``body`` (NDJSON), all or none, with no message between them."""
         caller, topic = self._publisher(asking, topic)
         steps = ndjson_steps(body, self._limits)
-        data = tuple(await self._checks.run_steps(steps, body, caller.client))
+        data = tuple(await self._checks.run(steps, body, caller.client))
         return await self._publish(caller, "batch", topic, data, key)
 
     async def publish_many(self, asking: Asking, body: bytes, key: str | None = None) -> Receipt:
@@ -307,7 +310,7 @@ class Broker:
         self.access.check_known(caller.identity)
         self.admission.check_publish(caller.client)
         steps = topic_ndjson_steps(body, self._limits)
-        pairs = await self._checks.run_steps(steps, body, caller.client)
+        pairs = await self._checks.run(steps, body, caller.client)
         topics, data = zip(*pairs, strict=True)
         await self._check_topics(caller, [*dict.fromkeys(topics)])
         return await self._publish(caller, "topics", topics, data, key)

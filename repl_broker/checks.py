@@ -8,16 +8,16 @@ checked some lines at a time: between two pieces the loop goes on alone, and oth
 have their turns.
 
 Small bodies are checked in place, which costs less than the way to a thread and back, and
-so is the beginning of a batch of small lines, which is all of most. How
-long one takes does not follow from its size alone, and there may be one on each of a
-thousand connections: once those of a moment have taken long together, others queue.
+so is the beginning of a batch of small lines, which is all of most: as far as one look at each
+is enough. How long more looks take does not follow from the size, so they are all in the
+thread. And as there may be a body on each of a thousand connections, those in place have
+a part of the time; what they take beyond it is owed, and others queue until it is made up for.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from time import perf_counter
 from typing import Final, TypeVar
 
@@ -25,14 +25,14 @@ import trio
 
 from repl_broker.message import Steps
 
-__all__ = ["IN_PLACE_BYTES_MAX", "Checks"]
+__all__ = ["IN_PLACE_BYTES_MAX", "TINY_BYTES", "Checks"]
 
 T = TypeVar("T")
 
-IN_PLACE_BYTES_MAX: Final = 32 << 10  # the dearest of these takes some milliseconds
-TINY_BYTES: Final = 1024  # not worth a look at the clock
-MOMENT_SECONDS: Final = 0.05
-IN_PLACE_SECONDS_MAX: Final = 0.02  # of a moment, in place
+IN_PLACE_BYTES_MAX: Final = 32 << 10  # one look at this much takes some tenths of a millisecond
+IN_PLACE_PART: Final = 0.4  # of the time, at most …
+OWED_SECONDS_MAX: Final = 0.05  # … but for what takes as long as this to make up for
+TINY_BYTES: Final = 1024  # a value of so much is not worth a look at the clock
 PIECE_SECONDS: Final = 0.002  # of a batch, in place and then in the thread
 AT_ONCE: Final = 1  # more would share one interpreter, and take it from the event loop
 
@@ -44,8 +44,7 @@ class Checks:
         self._turn = trio.CapacityLimiter(AT_ONCE)
         self._lines: dict[str, trio.Lock] = {}  # of clients that have a body here
         self._clock = clock
-        self._moment_ends = 0.0
-        self._in_place_seconds = 0.0  # of this moment
+        self._paid_at = 0.0  # when all that was done in place is made up for
 
     @property
     def waiting(self) -> int:
@@ -53,23 +52,15 @@ class Checks:
         lines = self._lines.values()
         return sum(1 + line.statistics().tasks_waiting for line in lines)
 
-    async def run(self, check: Callable[[bytes], T], body: bytes, client: str) -> T:
-        """What ``check(body)`` gives or raises. ``client`` is the one whose body it is.
+    async def run(self, steps: Steps[T], body: bytes, client: str) -> T:
+        """What ``steps``, which check ``body``, give or raise: a line of it in each, at most, and
+        all of it if it is one value. ``client`` is the one whose body it is.
 
-        Cancelling takes it out of the queue; a check that has begun is waited for.
+        Cancelling takes it out of the queue; a piece that has begun is waited for.
         """
-        if len(body) <= TINY_BYTES:
-            return check(body)
-        if len(body) <= IN_PLACE_BYTES_MAX and self._has_time():
-            return self._timed(partial(check, body))
-        async with self._line(client):
-            return await trio.to_thread.run_sync(check, body, limiter=self._turn)
-
-    async def run_steps(self, steps: Steps[T], body: bytes, client: str) -> T:
-        """What ``steps``, which check ``body``, give or raise. They are taken in pieces."""
         result: list[T] = []
-        if _has_short_lines(body) and self._has_time():
-            result = self._timed(partial(_piece, steps, self._clock))
+        if len(body) <= IN_PLACE_BYTES_MAX or _has_short_lines(body):
+            result = self._begin(steps)
         if result:
             return result[0]
         async with self._line(client):
@@ -77,19 +68,16 @@ class Checks:
                 result = await trio.to_thread.run_sync(_piece, steps, limiter=self._turn)
         return result[0]
 
-    def _has_time(self) -> bool:
-        now = self._clock()
-        if now >= self._moment_ends:
-            self._moment_ends = now + MOMENT_SECONDS
-            self._in_place_seconds = 0.0
-        return self._in_place_seconds < IN_PLACE_SECONDS_MAX
-
-    def _timed(self, check: Callable[[], T]) -> T:
+    def _begin(self, steps: Steps[T]) -> list[T]:
+        """Take what may be taken in place. The result, if that is all."""
         began = self._clock()
+        if self._paid_at > began + OWED_SECONDS_MAX:
+            return []
         try:
-            return check()
+            return _piece(steps, self._clock, slow=False)
         finally:
-            self._in_place_seconds += self._clock() - began
+            now = self._clock()
+            self._paid_at = max(self._paid_at, began) + (now - began) / IN_PLACE_PART
 
     @asynccontextmanager
     async def _line(self, client: str) -> AsyncIterator[None]:
@@ -113,12 +101,15 @@ def _has_short_lines(body: bytes) -> bool:
     return True
 
 
-def _piece(steps: Steps[T], clock: Callable[[], float] = perf_counter) -> list[T]:
-    """Take some. The result, once there is one."""
+def _piece(
+    steps: Steps[T], clock: Callable[[], float] = perf_counter, *, slow: bool = True
+) -> list[T]:
+    """Take some. The result, once there is one. Without ``slow`` no step that takes long."""
     ends_at = clock() + PIECE_SECONDS
     try:
         while clock() < ends_at:
-            next(steps)
+            if next(steps) and not slow:
+                break
     except StopIteration as ended:
         return [ended.value]
     return []

@@ -28,7 +28,9 @@ from repl_broker.filters import Filters, compiled
 
 __all__ = [
     "FILTERS_MAX",
+    "QUICK",
     "SEQUENCE_MAX",
+    "SLOW",
     "TOPIC_BYTES_MAX",
     "Cursor",
     "FilterSet",
@@ -41,6 +43,7 @@ __all__ = [
     "covers",
     "event_id",
     "is_filter",
+    "json_steps",
     "ndjson_steps",
     "parse_event_id",
     "split_ndjson",
@@ -249,7 +252,10 @@ class _TopicLine(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _TOPIC_LINE = msgspec.json.Decoder(_TopicLine)
-Steps = Generator[None, None, T]  # it pauses after each step, and returns what came of all
+# It pauses after each step, says whether the next is one that takes long, and returns what came
+# of all.
+Steps = Generator[bool, None, T]
+QUICK, SLOW = False, True
 BLOCK_BYTES: Final = 1024  # of a batch, and the rest of a line: a step of some 0.5 ms at most
 # Possessive repeats, so that a long string costs no memory for places to go back to.
 _STRING_OR_SPACE = re.compile(rb'("(?:[^"\\]++|\\.)*+")|[ \t\r\n]+', re.DOTALL)
@@ -309,6 +315,31 @@ def _compact(text: bytes, depth_max: int, line: int, wrappers: int = 0) -> bytes
         if _SPACE.search(text) is None:
             return text
         return b"".join(map(_without_space, _pieces(text)))
+
+
+def _at_once(text: bytes, depth_max: int, wrappers: int = 0) -> bytes | None:
+    """As ``_compact``, of what one look is enough for; None of what is wrong, or only looks so."""
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            return None
+    if text.count(b"[") + text.count(b"{") > depth_max + wrappers:
+        return None
+    try:
+        return msgspec.json.format(text, indent=-1)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def json_steps(body: bytes, limits: JsonLimits) -> Steps[bytes]:
+    """``compact_json``, in one step if it can be."""
+    _check_size(body, limits, 1)
+    value = _at_once(body, limits.depth)
+    if value is None:
+        yield SLOW
+        value = _compact(body, limits.depth, 1)
+    return value
 
 
 def whole(steps: Steps[T]) -> T:
@@ -371,18 +402,21 @@ def ndjson_steps(body: bytes, limits: JsonLimits) -> Steps[list[bytes]]:
     # at each.
     is_plain = len(body) <= limits.message_bytes and body.isascii()
     for block in _lines(body, limits):
-        if not is_plain:
-            compacted += [compact_json(text, limits, line) for line, text in block]
-            yield
-            continue
         for line, text in block:
-            if text.count(b"[") + text.count(b"{") > depth_max:
-                _check_depth(text, depth_max, line, 0)
-            try:
-                compacted.append(format_json(text, indent=-1))
-            except (msgspec.DecodeError, RecursionError):
-                compacted.append(_compact(text, depth_max, line))
-        yield
+            value: bytes | None = None
+            if not is_plain:
+                _check_size(text, limits, line)
+                value = _at_once(text, depth_max)
+            elif text.count(b"[") + text.count(b"{") <= depth_max:
+                try:
+                    value = format_json(text, indent=-1)
+                except (msgspec.DecodeError, RecursionError):
+                    value = None  # it may be right all the same, or is explained
+            if value is None:
+                yield SLOW
+                value = _compact(text, depth_max, line)
+            compacted.append(value)
+        yield QUICK
     return compacted
 
 
@@ -390,13 +424,17 @@ def topic_ndjson_steps(body: bytes, limits: JsonLimits) -> Steps[list[tuple[str,
     """``split_topic_ndjson``, some lines at a time."""
     pairs: list[tuple[str, bytes]] = []
     for block in _lines(body, limits):
-        pairs += [_topic_and_data(text, limits, line) for line, text in block]
-        yield
+        for line, text in block:
+            value = _at_once(text, limits.depth, wrappers=1)
+            if value is None:
+                yield SLOW
+                value = _compact(text, limits.depth, line, wrappers=1)
+            pairs.append(_topic_and_data(value, limits, line))
+        yield QUICK
     return pairs
 
 
-def _topic_and_data(text: bytes, limits: JsonLimits, line: int) -> tuple[str, bytes]:
-    value = _compact(text, limits.depth, line, wrappers=1)
+def _topic_and_data(value: bytes, limits: JsonLimits, line: int) -> tuple[str, bytes]:
     try:
         topic, data = _topic_line(value)
     except msgspec.DecodeError as error:
