@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import click
 
-from repl_broker.cli.human import printable
 from repl_broker.cli.options import given_token, json_option, url_option
 
 __all__ = ["top"]
@@ -108,6 +107,8 @@ def figures(sample: Any, since: tuple[Any, float]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
+    from repl_broker.cli.human import printable
+
     state = "ready" if found["ready"] else "NOT READY"
     store = found["store_bytes"]
     size = "-" if store is None else f"{store:,}"
