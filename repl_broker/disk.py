@@ -33,15 +33,15 @@ import trio
 
 from repl_broker.errors import StorageError
 from repl_broker.histogram import Durations, Histogram
-from repl_broker.parts import parts_of
+from repl_broker.parts import count_of, parts_of
 from repl_broker.raft.log import Entry, Snapshot, WriteBatch
-from repl_broker.storage import Identity, Storage
+from repl_broker.storage import Identity, Storage, Sums, sums_of
 from repl_broker.writer import Done, Writer
 
 __all__ = ["Disk", "InThread"]
 
 DISCARD_BYTES: Final = 2 << 20  # removed in one transaction: a commit waits for no more
-OTHERS_ENTRIES_MAX: Final = 2000  # the same, of entries
+DROP_ENTRIES_MAX: Final = 2000  # the same, of entries
 
 InThread = Callable[..., Awaitable[Any]]
 
@@ -147,21 +147,38 @@ class Disk:
 
     async def save_snapshot(self, snapshot: Snapshot, generation: int) -> None:
         """Save the state of ``generation``, behind the log that it covers."""
+        sums = await self._sums(snapshot)
         for number, part in enumerate(parts_of(snapshot.data)):
             await self._run(partial(self._storage.save_part, number, part), generation)
-        await self._run(partial(self._save, snapshot), generation)
+        await self._run(partial(self._save, snapshot, sums), generation)
         self.discard()  # the parts of the one before; this one may be too small to have any
 
-    def _save(self, snapshot: Snapshot) -> None:
+    async def _sums(self, snapshot: Snapshot) -> Sums | None:
+        """Of one that is in parts: made beside the writer, since a large state has much to sum."""
+        if not count_of(snapshot.data):
+            return None
+        sums: Sums = await self._in_thread(sums_of, snapshot)
+        return sums
+
+    def _save(self, snapshot: Snapshot, sums: Sums | None) -> None:
         if snapshot.index > self.durable_index:
             raise StorageError(
                 f"a snapshot of entry {snapshot.index} was to be saved over a log that ends at "
                 f"{self.durable_index}; this is a fault of repl-broker: please report it"
             )
-        self._storage.save_snapshot(snapshot)
+        self._storage.save_snapshot(snapshot, sums)
 
     async def drop(self, indexes: Sequence[int], generation: int) -> None:
-        await self._run(partial(self._storage.drop, indexes), generation)
+        """Remove these entries (ascending), piece by piece."""
+        start = 0
+
+        def piece() -> None:
+            nonlocal start
+            some = indexes[start : start + DROP_ENTRIES_MAX]
+            start += self._storage.drop(some, DISCARD_BYTES)
+
+        while start < len(indexes) and generation == self.generation:
+            await self._run(piece, generation)
 
     async def drop_others(self, upto: int, keep: Sequence[int], generation: int) -> None:
         """Remove every entry up to ``upto`` but those in ``keep`` (ascending), piece by piece."""
@@ -169,7 +186,7 @@ class Disk:
 
         def piece() -> None:
             nonlocal after
-            after = self._storage.drop_others(upto, keep, after, OTHERS_ENTRIES_MAX)
+            after = self._storage.drop_others(upto, keep, after, DROP_ENTRIES_MAX, DISCARD_BYTES)
 
         while True:
             await self._run(piece, generation)
@@ -201,19 +218,21 @@ class Disk:
 
     async def begin_install(self, snapshot: Snapshot) -> None:
         """Stage it, in the place of what was staged before."""
-        await self._stage_parts(snapshot)
-        await self._run(partial(self._storage.begin_install, snapshot))
+        sums = await self._stage_parts(snapshot)
+        await self._run(partial(self._storage.begin_install, snapshot, sums))
         self.discard()
 
     async def renew_install(self, snapshot: Snapshot) -> None:
         """Stage it in the place of an older one, whose entries belong to it, too."""
-        await self._stage_parts(snapshot)
-        await self._run(partial(self._storage.renew_install, snapshot))
+        sums = await self._stage_parts(snapshot)
+        await self._run(partial(self._storage.renew_install, snapshot, sums))
         self.discard()
 
-    async def _stage_parts(self, snapshot: Snapshot) -> None:
+    async def _stage_parts(self, snapshot: Snapshot) -> Sums | None:
+        sums = await self._sums(snapshot)
         for number, part in enumerate(parts_of(snapshot.data)):
             await self._run(partial(self._storage.stage_part, number, part))
+        return sums
 
     async def stage(self, entries: Sequence[Entry]) -> None:
         await self._run(partial(self._storage.stage, entries))

@@ -1,4 +1,4 @@
-"""A state in parts: SQLite takes no value of more than 1e9 bytes, and a large one all at once.
+"""A state in parts: SQLite takes a value all at once, and none of more than 1e9 bytes.
 
     snapshot        … data = {"parts":3} …     one row; what it says of its parts is not the state
     snapshot_part   0 │ 1 │ 2                  behind one another they are
@@ -15,8 +15,9 @@ from typing import Final
 
 __all__ = ["PART_BYTES", "ROW_BYTES_MAX", "count_of", "head", "parts_in", "parts_of"]
 
-ROW_BYTES_MAX: Final = 64 << 20  # of a state that is kept in one row
-PART_BYTES: Final = 8 << 20
+# Each part is a transaction of its own, for which a small write may have to wait.
+ROW_BYTES_MAX: Final = 2 << 20  # of a state that is kept in one row
+PART_BYTES: Final = 2 << 20
 _HEAD_BYTES_MAX: Final = 32
 
 

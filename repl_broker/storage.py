@@ -25,16 +25,17 @@ import fcntl
 import io
 import json
 import logging
+import math
 import os
 import secrets
 import sqlite3
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from zlib import crc32
 
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError, StoreLockedError
@@ -55,9 +56,11 @@ __all__ = [
     "SqliteStorage",
     "Storage",
     "StoreCopy",
+    "Sums",
     "copy_store",
     "hold",
     "require_store",
+    "sums_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -117,6 +120,13 @@ class Loaded:
     entries: list[Entry]  # above the snapshot, without holes
 
 
+class Sums(NamedTuple):
+    """The checksums of a snapshot. Those of a large state take longer than to write a part."""
+
+    data: int
+    whole: int
+
+
 class Storage(Protocol):
     """What the replica asks of a store. Every method may raise StorageError."""
 
@@ -155,7 +165,7 @@ class Storage(Protocol):
         """Save a part of the state that is saved next; ``number`` counts from 0."""
         ...
 
-    def save_snapshot(self, snapshot: Snapshot) -> None:
+    def save_snapshot(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         """Replace the snapshot; it is on disk when this returns.
 
         Parts of a large state that were saved before are not written again.
@@ -171,11 +181,11 @@ class Storage(Protocol):
         """Stage a part of the state that is staged next; ``number`` counts from 0."""
         ...
 
-    def begin_install(self, snapshot: Snapshot) -> None:
+    def begin_install(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         """Stage a snapshot that a peer sends; what was staged before is forgotten."""
         ...
 
-    def renew_install(self, snapshot: Snapshot) -> None:
+    def renew_install(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         """Stage a newer snapshot; the entries that were staged before belong to it, too."""
         ...
 
@@ -216,13 +226,22 @@ class Storage(Protocol):
         """They are on disk when this returns. A note that is None goes."""
         ...
 
-    def drop(self, indexes: Iterable[int]) -> None:
-        """Remove entries that a snapshot covers and nothing needs."""
+    def drop(self, indexes: Sequence[int], bytes_max: float = math.inf) -> int:
+        """Remove entries that a snapshot covers and nothing needs: of these (ascending), the first
+        of at most this many bytes, and one at least. Of how many that is done."""
         ...
 
-    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
+    def drop_others(
+        self,
+        upto: int,
+        keep: Sequence[int],
+        after: int,
+        entries_max: int,
+        bytes_max: float = math.inf,
+    ) -> int:
         """Remove entries above ``after`` and up to ``upto`` but those in ``keep`` (ascending),
-        at most this many; up to where that is done."""
+        at most this many, of at most this many bytes, and one at least; up to where that is
+        done."""
         ...
 
     def replace(self, entries: Mapping[int, bytes]) -> None:
@@ -288,7 +307,7 @@ class MemoryStorage:
     def save_part(self, number: int, data: bytes) -> None:
         pass
 
-    def save_snapshot(self, snapshot: Snapshot) -> None:
+    def save_snapshot(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         self.snapshot = snapshot
 
     def history(self, after: int, upto: int, bytes_max: int) -> list[Entry]:
@@ -298,10 +317,10 @@ class MemoryStorage:
     def stage_part(self, number: int, data: bytes) -> None:
         pass
 
-    def begin_install(self, snapshot: Snapshot) -> None:
+    def begin_install(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         self.staged = (snapshot, {})
 
-    def renew_install(self, snapshot: Snapshot) -> None:
+    def renew_install(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         assert self.staged is not None
         self.staged = (snapshot, self.staged[1])
 
@@ -328,15 +347,25 @@ class MemoryStorage:
         old = self.identity
         self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation, adopted=True)
 
-    def drop(self, indexes: Iterable[int]) -> None:
-        for index in indexes:
+    def drop(self, indexes: Sequence[int], bytes_max: float = math.inf) -> int:
+        found = [(i, len(self.entries[i].data)) for i in indexes if i in self.entries]
+        done = _first_of(indexes, found, bytes_max)
+        for index in indexes[:done]:
             self.entries.pop(index, None)
+        return done
 
-    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
+    def drop_others(
+        self,
+        upto: int,
+        keep: Sequence[int],
+        after: int,
+        entries_max: int,
+        bytes_max: float = math.inf,
+    ) -> int:
         kept = set(keep)
         others = [i for i in sorted(self.entries) if after < i <= upto and i not in kept]
-        self.drop(others[:entries_max])
-        return others[entries_max - 1] if len(others) > entries_max else upto
+        done = self.drop(others[:entries_max], bytes_max) if others else 0
+        return others[done - 1] if len(others) > done else upto
 
     def replace(self, entries: Mapping[int, bytes]) -> None:
         for index, data in entries.items():
@@ -757,16 +786,19 @@ class SqliteStorage:
         with self._writing() as writer:
             self._put_part(writer, "snapshot", number, data)
 
-    def save_snapshot(self, snapshot: Snapshot) -> None:
+    def save_snapshot(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         with self._writing() as writer:
-            self._put_snapshot(writer, "snapshot", snapshot)
+            self._put_snapshot(writer, "snapshot", snapshot, sums)
 
-    def _put_snapshot(self, writer: sqlite3.Connection, table: str, snapshot: Snapshot) -> None:
+    def _put_snapshot(
+        self, writer: sqlite3.Connection, table: str, snapshot: Snapshot, sums: Sums | None
+    ) -> None:
         """In one row, or in parts: in its place at once with the last of them."""
         parts, data = f"{table}_part", snapshot.data
+        sums = sums or sums_of(snapshot)
         self._put_aside(parts)
         if count := count_of(data):
-            if self._prepared.pop(table, None) != (len(data), crc32(data)):
+            if self._prepared.pop(table, None) != (len(data), sums.data):
                 for number, part in enumerate(parts_of(data)):
                     self._put_part(writer, table, number, part)
                 del self._prepared[table]
@@ -777,7 +809,7 @@ class SqliteStorage:
         row = (snapshot.index, snapshot.term, data, snapshot.membership)
         writer.execute(
             f"REPLACE INTO {table} VALUES (1, ?, ?, ?, ?, ?)",  # noqa: S608  # nosec B608
-            (*row, _snapshot_checksum(snapshot)),
+            (*row, sums.whole),
         )
         self._note_format(writer)
 
@@ -834,15 +866,15 @@ class SqliteStorage:
         with self._writing() as writer:
             self._put_part(writer, "staged_snapshot", number, data)
 
-    def begin_install(self, snapshot: Snapshot) -> None:
+    def begin_install(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         with self._writing() as writer:
             self._forget_staged_log(writer)
             self._put_notes(writer, {_UNSTAGED_BYTES: self._forgotten.used_bytes})
-            self._put_snapshot(writer, "staged_snapshot", snapshot)
+            self._put_snapshot(writer, "staged_snapshot", snapshot, sums)
 
-    def renew_install(self, snapshot: Snapshot) -> None:
+    def renew_install(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         with self._writing() as writer:
-            self._put_snapshot(writer, "staged_snapshot", snapshot)
+            self._put_snapshot(writer, "staged_snapshot", snapshot, sums)
 
     def stage(self, entries: Sequence[Entry]) -> None:
         with self._writing() as writer:
@@ -906,26 +938,44 @@ class SqliteStorage:
         old = self.identity
         self.identity = Identity(cluster_id, epoch, old.node_id, old.incarnation, adopted=True)
 
-    def drop(self, indexes: Iterable[int]) -> None:
+    def drop(self, indexes: Sequence[int], bytes_max: float = math.inf) -> int:
+        sizes = "SELECT idx, length(data) FROM log WHERE idx BETWEEN ? AND ? ORDER BY idx"
         with self._writing() as writer:
-            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", _ranges(indexes))
+            found: list[tuple[int, int]] = []  # sizes are in the heads of the rows
+            for each in _ranges(indexes):
+                found += writer.execute(sizes, each)
+            done = _first_of(indexes, found, bytes_max)
+            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", _ranges(indexes[:done]))
+        return done
 
-    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
+    def drop_others(
+        self,
+        upto: int,
+        keep: Sequence[int],
+        after: int,
+        entries_max: int,
+        bytes_max: float = math.inf,
+    ) -> int:
         kept = keep[bisect_right(keep, after) : bisect_right(keep, upto)]
         bounds = [after, *kept[:GAPS_MAX]]
         done = upto if len(kept) <= GAPS_MAX else bounds[-1]
         bounds.append(done + 1)
-        rows = "SELECT idx FROM log WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
-        found: list[int] = []
+        rows = "SELECT idx, length(data) FROM log WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
+        found: list[tuple[int, int]] = []
         with self._writing() as writer:
             for a, b in pairwise(bounds):
                 if b - a > 1:
                     room = (a + 1, b - 1, entries_max - len(found))
-                    found += [index for (index,) in writer.execute(rows, room)]
+                    found += writer.execute(rows, room)
                 if len(found) >= entries_max:
-                    done = found[-1]
+                    done = found[-1][0]
                     break
-            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", _ranges(found))
+            others = [index for index, _ in found]
+            count = _first_of(others, found, bytes_max)
+            if count < len(others):
+                done = others[count - 1]
+            ranges = _ranges(others[:count])
+            writer.executemany("DELETE FROM log WHERE idx BETWEEN ? AND ?", ranges)
         return done
 
     def replace(self, entries: Mapping[int, bytes]) -> None:
@@ -1350,6 +1400,10 @@ def _meta_checksum(meta: Mapping[str, Any]) -> int:
     return crc32(json.dumps(values, default=repr).encode())  # a flipped bit can change a type
 
 
+def sums_of(snapshot: Snapshot) -> Sums:
+    return Sums(crc32(snapshot.data), _snapshot_checksum(snapshot))
+
+
 def _snapshot_checksum(snapshot: Snapshot) -> int:
     head = b"%d %d %b " % (snapshot.index, snapshot.term, snapshot.membership)
     return crc32(snapshot.data, crc32(head))
@@ -1368,6 +1422,17 @@ def _first_bytes(entries: Iterable[Entry], bytes_max: int) -> list[Entry]:
             break
         taken.append(entry)
     return taken
+
+
+def _first_of(indexes: Sequence[int], found: Sequence[tuple[int, int]], bytes_max: float) -> int:
+    """How many of ``indexes`` (ascending) go at once. ``found`` are those that are there, with
+    their sizes: the first of at most this many bytes, and one at least."""
+    size = 0
+    for count, (index, each) in enumerate(found):
+        size += each
+        if count and size > bytes_max:
+            return bisect_left(indexes, index)
+    return len(indexes)
 
 
 def _insert(writer: sqlite3.Connection, entries: Sequence[Entry]) -> None:

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 SNAPSHOT_BYTES: Final = 64 << 20  # written since the last snapshot: large messages are few entries
 TIDY_BYTES: Final = 4 << 20  # written since the last checkpoint
-DROP_ENTRIES_MAX: Final = 2000  # removed in one transaction
-REWRITE_ENTRIES_MAX: Final = 16
+REWRITE_ENTRIES_MAX: Final = 16  # in one transaction …
+REWRITE_BYTES: Final = 2 << 20  # … which is over once that much was read for it
 
 
 class Upkeep:
@@ -173,25 +173,31 @@ class Upkeep:
         log.debug("saved a snapshot index=%d dead=%d sparse=%d", index, len(dead), len(parts))
 
     async def _drop_dead(self) -> None:
-        """In small transactions. Who begins to hold meanwhile has a state that is newer than all
-        of them, and needs none."""
+        """Who begins to hold meanwhile has a state that is newer than all of them, and needs
+        none."""
         dead, self._dead = self._dead, []
-        for start in range(0, len(dead), DROP_ENTRIES_MAX):
-            await self._disk.drop(dead[start : start + DROP_ENTRIES_MAX], self._generation)
+        await self._disk.drop(sorted(dead), self._generation)
 
     async def _rewrite(self) -> None:
         """The entries that are mostly dead, without their dead parts; what has gone meanwhile is
         passed over."""
         parts = self._dead_ordinals
         while parts:
-            indexes = [*islice(parts, REWRITE_ENTRIES_MAX)]
             if self._disk.generation != self._generation:
                 parts.clear()
                 return
-            found = await self._disk.read(indexes)
+            indexes: list[int] = []
+            thinned: dict[int, bytes] = {}
+            size = 0
+            for index in [*islice(parts, REWRITE_ENTRIES_MAX)]:
+                indexes.append(index)
+                for data in (await self._disk.read([index])).values():
+                    thinned[index] = without_messages(data, parts[index])
+                    size += len(data)
+                if size >= REWRITE_BYTES:
+                    break
             if self.is_held:
                 return
-            thinned = {index: without_messages(data, parts[index]) for index, data in found.items()}
             await self._disk.replace(thinned, self._generation)
             for index in indexes:
                 del parts[index]
@@ -204,8 +210,7 @@ class Upkeep:
         """
         parts: dict[int, set[int]] = {}
         sparse = state.take_sparse(state.applied_index)
-        for start in range(0, len(sparse), REWRITE_ENTRIES_MAX):
-            found = await self._disk.read(sparse[start : start + REWRITE_ENTRIES_MAX])
-            for index, data in found.items():
+        for index in sparse:  # one by one, as each may be large
+            for data in (await self._disk.read([index])).values():
                 parts[index] = state.dead_ordinals(index, decode_entry(data)[1])
         return parts

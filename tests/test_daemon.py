@@ -5,6 +5,7 @@ How it is started, stopped and killed is tested with processes (tests/process).
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Sequence
@@ -34,10 +35,17 @@ class SlowStorage(SqliteStorage):
         self.let = threading.Event()
         self.done: list[str] = []
 
-    def drop_others(self, upto: int, keep: Sequence[int], after: int, entries_max: int) -> int:
+    def drop_others(
+        self,
+        upto: int,
+        keep: Sequence[int],
+        after: int,
+        entries_max: int,
+        bytes_max: float = math.inf,
+    ) -> int:
         self.hangs.set()
         assert self.let.wait(HANG_SECONDS_MAX)
-        done = super().drop_others(upto, keep, after, entries_max)
+        done = super().drop_others(upto, keep, after, entries_max, bytes_max)
         self.done.append("written")
         return done
 

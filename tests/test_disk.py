@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -10,7 +12,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from repl_broker.disk import DISCARD_BYTES, Disk
 from repl_broker.errors import StorageError
+from repl_broker.parts import ROW_BYTES_MAX, parts_of
 from repl_broker.raft.log import Entry, EntryKind, HardState, Snapshot, WriteBatch
+from repl_broker.storage import Sums, sums_of
 from tests import nodes
 from tests.nodes import Gate
 
@@ -34,12 +38,13 @@ class Store(nodes.Disk):
         self.did.append(f"write {[[e.index for e in batch.entries] for batch in batches]}")
         super().write(*batches)
 
-    def save_snapshot(self, snapshot: Snapshot) -> None:
+    def save_snapshot(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
         self.did.append(f"snapshot {snapshot.index}")
         super().save_snapshot(snapshot)
 
-    def drop(self, indexes: object) -> None:
+    def drop(self, indexes: Sequence[int], bytes_max: float = math.inf) -> int:
         self.did.append(f"drop {indexes}")
+        return super().drop(indexes, bytes_max)
 
     def install(self) -> None:
         self.did.append("install")
@@ -140,6 +145,58 @@ async def test_what_was_planned_for_the_log_before_is_not_run(autojump_clock: Mo
     assert (queue.disk.generation, queue.disk.durable_index) == (1, 9)
     await queue.disk.drop([9], 1)
     assert queue.store.did[-1] == "drop [9]"
+
+
+async def test_a_write_waits_for_one_large_entry_that_is_dropped_and_not_for_all(
+    autojump_clock: MockClock,
+) -> None:
+    queue = Queue()
+    large = b"x" * (DISCARD_BYTES // 2 + 1)
+    entries = tuple(Entry(i, 1, EntryKind.DATA, large) for i in (1, 2, 3, 4, 5, 6))
+    queue.disk.append(1, WriteBatch(entries))
+    queue.store.did.clear()
+    queue.gate.shut()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.disk.drop, [1, 2], 0)
+        await wait_all_tasks_blocked()
+        queue.append(7)
+        queue.gate.open()
+    assert queue.store.did == ["drop [1, 2]", "write [[7]]", "drop [2]"]
+    queue.store.did.clear()
+    queue.gate.shut()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.disk.drop_others, 5, [5], 0)
+        await wait_all_tasks_blocked()
+        queue.append(8)
+        queue.gate.open()
+    assert queue.store.did == ["drop [3, 4]", "write [[8]]", "drop [4]"]
+    assert [*queue.store.entries] == [5, 6, 7, 8]
+
+
+async def test_a_write_waits_for_one_part_of_a_state_and_its_sums_are_made_beside(
+    autojump_clock: MockClock,
+) -> None:
+    class Summed(Store):
+        def save_part(self, number: int, data: bytes) -> None:
+            self.did.append(f"part {number}: {len(data)}")
+
+        def save_snapshot(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
+            assert sums == sums_of(snapshot), "it would be summed while a write waits"
+            super().save_snapshot(snapshot)
+
+    queue = Queue()
+    store = queue.store = queue.disk._storage = Summed()
+    queue.append(1)
+    large = Snapshot(1, 1, b"x" * (ROW_BYTES_MAX + 1))
+    queue.gate.shut()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.disk.save_snapshot, large, 0)
+        await wait_all_tasks_blocked()
+        queue.append(2)
+        queue.gate.open()
+    parts = [f"part {number}: {len(part)}" for number, part in enumerate(parts_of(large.data))]
+    assert store.did[1:] == [parts[0], "write [[2]]", *parts[1:], "snapshot 1"]
+    assert len(parts) > 1
 
 
 async def test_memory_and_store_switch_in_one_moment_for_who_asks_whether_they_did(
@@ -346,7 +403,7 @@ async def test_the_parts_of_the_snapshot_before_go_also_when_the_next_has_none(
     class Shrinking(Store):
         has_forgotten = False
 
-        def save_snapshot(self, snapshot: Snapshot) -> None:
+        def save_snapshot(self, snapshot: Snapshot, sums: Sums | None = None) -> None:
             super().save_snapshot(snapshot)
             self.has_forgotten = True  # there was a larger one, in parts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import subprocess
@@ -139,6 +140,20 @@ def test_dropped_entries_are_gone_and_others_stay(reopen: Reopen) -> None:
     assert sorted(reopen().read(range(1, 10))) == [1, 4, 5, 6, 8, 9]
 
 
+def test_dropping_stops_at_what_would_be_too_much_for_one_transaction(reopen: Reopen) -> None:
+    storage = reopen()
+    storage.write(WriteBatch(tuple(entry(i, b"x" * 100_000) for i in range(1, 8))))
+    assert storage.drop([1, 2, 3, 9], 250_000) == 2
+    assert sorted(storage.read(range(10))) == [3, 4, 5, 6, 7]
+    assert storage.drop([2, 3, 9], 1) == 3, "one at least, and what is not there costs nothing"
+    assert sorted(storage.read(range(10))) == [4, 5, 6, 7]
+    assert storage.drop_others(7, [5], 0, 100, 250_000) == 6
+    assert sorted(storage.read(range(10))) == [5, 7]
+    assert storage.drop_others(7, [5], 6, 100, 250_000) == 7
+    assert storage.drop([], 1) == 0
+    assert sorted(reopen().read(range(10))) == [5]
+
+
 def test_drop_others_keeps_what_is_named_and_what_is_above(reopen: Reopen) -> None:
     """RAFT.md scenario 30: the other way round."""
     storage = reopen()
@@ -210,7 +225,7 @@ class TwoStores(RuleBasedStateMachine):
     def last_index(self) -> int:
         return max(self.memory.entries, default=0)
 
-    def do(self, act: Callable[[Storage], None]) -> None:
+    def do(self, act: Callable[[Storage], object]) -> None:
         for storage in (self.disk, self.memory):
             act(storage)
 
@@ -265,13 +280,19 @@ class TwoStores(RuleBasedStateMachine):
     def discard(self) -> None:
         self.do(lambda s: s.discard(10))
 
-    @rule(indexes=st.sets(INDEXES))
-    def drop(self, indexes: set[int]) -> None:
-        self.do(lambda s: s.drop([i for i in indexes if i <= self.snapshot_index]))
+    @rule(indexes=st.sets(INDEXES), bytes_max=st.integers(0, 12) | st.just(math.inf))
+    def drop(self, indexes: set[int], bytes_max: float) -> None:
+        covered = sorted(i for i in indexes if i <= self.snapshot_index)
+        counts: list[int] = []
+        self.do(lambda s: counts.append(s.drop(covered, bytes_max)))
+        assert len({*counts}) == 1
+        assert counts[0] or not covered
 
-    @rule(keep=st.sets(INDEXES))
-    def drop_others(self, keep: set[int]) -> None:
-        self.do(lambda s: s.drop_others(self.snapshot_index, sorted(keep), 0, 100))
+    @rule(keep=st.sets(INDEXES), bytes_max=st.integers(0, 12) | st.just(math.inf))
+    def drop_others(self, keep: set[int], bytes_max: float) -> None:
+        upto, done = self.snapshot_index, list[int]()
+        self.do(lambda s: done.append(s.drop_others(upto, sorted(keep), 0, 100, bytes_max)))
+        assert len({*done}) == 1
 
     @rule(index=INDEXES, data=DATA)
     def replace(self, index: int, data: bytes) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -131,6 +132,32 @@ async def test_snapshots_are_saved_while_something_is_held_and_nothing_goes_unti
             assert (node.saved, node.kept) == (8, [2, 3, 4, 5, 6, 7, 8]), "by one still"
         await trio.sleep(1)
         assert node.kept == [8]
+        nursery.cancel_scope.cancel()
+
+
+async def test_large_entries_that_are_mostly_dead_are_thinned_one_at_a_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write waits for one of them, and only one is in memory."""
+    monkeypatch.setattr("repl_broker.upkeep.REWRITE_BYTES", 10_000)
+    node = Node()
+    thinned: list[list[int]] = []
+    replace = node.disk.replace
+
+    def note(entries: Mapping[int, bytes]) -> None:
+        thinned.append([*entries])
+        replace(entries)
+
+    monkeypatch.setattr(node.disk, "replace", note)
+    large, small = (b"x" * 10_000,), (b"x" * 5_000,)
+    for number, data in enumerate((large, large, small, small)):
+        node.apply_entry(Publish("a", data), Publish(f"b{number}", (b"1",)))
+    node.apply_entry(Publish("a", (b"1",)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.upkeep.run)
+        node.upkeep.applied()
+        await trio.sleep(1)
+        assert thinned == [[1], [2], [3, 4]]
         nursery.cancel_scope.cancel()
 
 

@@ -8,6 +8,7 @@ everything until then. A longer run: REPL_BROKER_TEST_SEEDS=5000.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ STEPS = 40
 JOURNAL_BYTES = (32 << 10, 32 << 10, 24 << 10, 64 << 10)
 RECORD_BYTES_MAX, WAL_BYTES_MAX = 16 << 10, 100_000
 ROW_BYTES_MAX, PART_BYTES = 2500, 1200  # of a state: those that are larger are in parts
+DROP_BYTES = (1, 5000, math.inf)  # in one transaction
 
 
 @dataclass
@@ -99,12 +101,24 @@ class Model:
         self.snapshot, self.entries = self.staged
         self.staged = None
 
-    def drop(self, indexes: list[int]) -> None:
-        self.entries = {i: e for i, e in self.entries.items() if i not in indexes}
+    def drop(self, indexes: list[int], bytes_max: float = math.inf) -> None:
+        size = 0
+        for count, index in enumerate(i for i in indexes if i in self.entries):
+            size += len(self.entries[index].data)
+            if count and size > bytes_max:
+                break
+            del self.entries[index]
 
-    def drop_others(self, upto: int, keep: list[int], after: int, entries_max: int) -> None:
+    def drop_others(
+        self,
+        upto: int,
+        keep: list[int],
+        after: int,
+        entries_max: int,
+        bytes_max: float = math.inf,
+    ) -> None:
         others = [i for i in sorted(self.entries) if after < i <= upto and i not in keep]
-        self.drop(others[:entries_max])
+        self.drop(others[:entries_max], bytes_max)
 
     def replace(self, entries: dict[int, bytes]) -> None:
         for index, data in entries.items():
@@ -244,12 +258,13 @@ class Calls:
         return sorted(self._chance.sample(older, self._chance.randint(0, len(older))))
 
     def _drop(self, model: Model) -> Call:
-        return "drop", (self._older(model),)
+        return "drop", (self._older(model), self._chance.choice(DROP_BYTES))
 
     def _drop_others(self, model: Model) -> Call:
         upto = self._chance.randint(0, model.start)
         after, most = self._chance.randint(0, upto), self._chance.choice((1, 3, 1000))
-        return "drop_others", (upto, self._older(model), after, most)
+        bytes_max = self._chance.choice(DROP_BYTES)
+        return "drop_others", (upto, self._older(model), after, most, bytes_max)
 
     def _replace(self, model: Model) -> Call:
         return "replace", ({index: self._data() for index in self._older(model)[:5]},)
