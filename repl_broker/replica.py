@@ -1087,6 +1087,7 @@ class Replica:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._upkeep.run)
+                nursery.start_soon(self._upkeep.tidy)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._history.end_if_damaged)
                 nursery.start_soon(self._configure)

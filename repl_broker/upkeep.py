@@ -3,7 +3,7 @@
     much was applied  ──▶ a snapshot; then entries that it covers are dropped if
                           nothing of them is retained, and written anew without
                           what is not retained if that is most of them
-    much was written  ──▶ the store's own checkpoint
+    much was written  ──▶ the store's own checkpoint, beside all that
 
 Each piece is one job of the disk's (disk.py), for the generation of the log for
 which it was planned: a snapshot that the leader sent makes it worthless. While a
@@ -64,6 +64,7 @@ class Upkeep:
         self._dead_ordinals: dict[int, set[int]] = {}  # by entry, of those that are mostly dead
         self._generation = 0
         self._due = trio.Event()
+        self._untidy = trio.Event()
 
     @property
     def is_held(self) -> bool:
@@ -98,7 +99,9 @@ class Upkeep:
 
     def applied(self) -> None:
         """Look whether there is something to do."""
-        if self._snapshot_due() or self._written_bytes >= TIDY_BYTES:
+        if self._written_bytes >= TIDY_BYTES:
+            self._untidy.set()
+        if self._snapshot_due():
             self._due.set()
 
     def urge(self) -> None:
@@ -138,6 +141,17 @@ class Upkeep:
             if not self.is_held:
                 await self._drop_dead()
                 await self._rewrite()
+            self._untidy.set()
+
+    async def tidy(self) -> None:
+        """Checkpoint the store when that is due, until cancelled.
+
+        Not in turn with the rest: entries come meanwhile, and if the write-ahead log grew until
+        that is done, a write would have to wait for a checkpoint of all of it.
+        """
+        while True:
+            await self._untidy.wait()
+            self._untidy = trio.Event()
             self._written_bytes = 0
             await self._disk.tidy()
             self.store_bytes = self._disk.store_bytes

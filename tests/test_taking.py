@@ -135,6 +135,28 @@ async def test_snapshots_are_saved_while_something_is_held_and_nothing_goes_unti
         nursery.cancel_scope.cancel()
 
 
+async def test_the_store_is_tidied_while_a_snapshot_is_made(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries come meanwhile, and a write waits for a checkpoint of what has gathered."""
+    monkeypatch.setattr("repl_broker.upkeep.TIDY_BYTES", 50)
+    node = Node()
+    tidied: list[int] = []
+    monkeypatch.setattr(node.disk, "tidy", lambda: tidied.append(node.saved))
+    async with trio.open_nursery() as nursery:
+        await node.taker.one.acquire()
+        nursery.start_soon(node.upkeep.run)
+        nursery.start_soon(node.upkeep.tidy)
+        for _ in range(3):
+            node.publish("a", 10)
+            await trio.sleep(1)
+        assert tidied == [0, 0, 0]
+        node.taker.one.release()
+        await trio.sleep(1)
+        assert tidied == [0, 0, 0, 30], "and what the snapshot took"
+        nursery.cancel_scope.cancel()
+
+
 async def test_large_entries_that_are_mostly_dead_are_thinned_one_at_a_time(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
