@@ -322,7 +322,11 @@ def _edited(edit: Edit) -> Iterator[None]:
     code = compile(source.replace(old, edit.new), f"<{edit.place}, mutated>", "exec", flags)
     made: dict[str, Any] = {}
     exec(code, module.__dict__, made)
-    with patch.object(owner, name, made[name]):
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(owner, name, made[name]))
+        for table in [each for each in vars(module).values() if isinstance(each, dict)]:
+            if keys := [key for key, value in table.items() if value is found]:  # who does what
+                stack.enter_context(patch.dict(table, dict.fromkeys(keys, made[name])))
         yield
 
 

@@ -41,7 +41,7 @@ SMALL: Final = {  # what happens once a day happens all the time
     "repl_broker.upkeep.REWRITE_ENTRIES_MAX": 3,
     "repl_broker.upkeep.REWRITE_BYTES": 4 << 10,
     "repl_broker.replica.RELEASE_BYTES": 1 << 10,
-    "repl_broker.replica.EXPIRY_STEPS_MAX": 20,
+    "repl_broker.replica.EXPIRY_STEPS_MAX": 4,
     "repl_broker.proposals.RECENT_OUTCOMES_MAX": 20,
     "repl_broker.disk.DISCARD_BYTES": 2 << 10,
     "repl_broker.parts.PART_BYTES": 1 << 10,

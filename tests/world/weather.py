@@ -63,6 +63,7 @@ class Schedule:
     window_bytes_max: int = 8 << 20  # of entries on their way to a node
     row_bytes_max: int = 4 << 10  # of a snapshot that is not in parts
     busy: bool = False  # writers hardly pause
+    retention_seconds: int | None = None  # if nothing else was asked for; None: the default
     step_seconds: float = 0.0  # of the processor, for a step of a snapshot: 0 if it is small
 
     @property
@@ -82,7 +83,11 @@ class Schedule:
             ),
             topics=replace(
                 config.topics,
-                retention=replace(config.topics.retention, messages=self.retention_messages),
+                retention=replace(
+                    config.topics.retention,
+                    messages=self.retention_messages,
+                    seconds=self.retention_seconds or config.topics.retention.seconds,
+                ),
             ),
             limits=replace(
                 config.limits,
@@ -370,7 +375,8 @@ def _handover(seed: int, chance: random.Random) -> Schedule:
 
 
 def _lost_disk(seed: int, chance: random.Random) -> Schedule:
-    """A member comes back with nothing, before anybody has removed it."""
+    """A member comes back with nothing, before anybody has removed it; what there is grows old,
+    and has come in another order to whom it came by a snapshot."""
     mixed = _mixed(seed, chance)
     size = max(mixed.size, 3)
     kinds = ["lose", "lose", "lose", "transfer", "break"]
@@ -378,8 +384,11 @@ def _lost_disk(seed: int, chance: random.Random) -> Schedule:
         mixed,
         size=size,
         events=_events(seed, chance, size, mixed.seconds, kinds=kinds, pause=1.2),
+        snapshot_entries=chance.choice([5, 10, 30]),
+        retention_messages=1000,
         paces=(chance.choice([0.0003, 0.002, 0.01]),) * size,
         drift=(0.0,) * size,
+        retention_seconds=1,
     )
 
 
