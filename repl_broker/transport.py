@@ -4,8 +4,9 @@ Each node dials each peer: what it has to say goes over its own connection, and
 what it hears comes over the peer's. A connection begins with the handshake of
 handshake.py; then come
 
-    from the dialer      RPCs and requests
-    from the acceptor    replies to the requests, and RPCs to one whom it cannot dial yet
+    from the dialer      RPCs and requests; that it is there, if it is asked
+    from the acceptor    replies to the requests, and RPCs to one whom it cannot dial yet;
+                         the question whether the dialer is there
 
 Whoever fails is counted, and disturbs nobody. One who does not prove the secret
 learns nothing; one who does gets a reason. Strangers are bounded in number (of
@@ -110,7 +111,6 @@ NO_TLS_HERE: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 ADDRESSES_MAX: Final = 4  # of one name that are tried
 NAME: Final = re.compile(r"[\w.-]{1,64}")  # what stands in the log as it is
 OLDER_SECONDS: Final = 30  # that a peer is taken for one of an older version
-TWIN_SECONDS: Final = 1.0  # for the kernel to notice such a silence
 LEADERS: Final = (Append, Commit, Heartbeat, SnapshotReceived)  # what only a leader says
 NOTICE: Final = 0  # the number of a refusal of no request: it is for the log
 NOTICES_MAX: Final = 16  # different ones of a peer that are logged
@@ -182,6 +182,8 @@ _RPC: Final = 0
 _REQUEST: Final = 1
 _REPLY: Final = 2
 _REFUSAL: Final = 3
+_QUESTION: Final = 4  # whether the dialer is there, with a nonce …
+_PRESENCE: Final = 5  # … and that it is, with the same
 
 OnRpc = Callable[[Rpc], None]
 OnRequest = Callable[[str, str, Any], Awaitable[Any]]
@@ -560,13 +562,14 @@ class Transport:
     async def _find_twin(self, hello: Hello, address: str) -> Twin | None:
         """Whether another process lives that is connected as the same node.
 
-        One that was started anew, or whose host was, has left a connection that ends when
-        something is sent over it: at once, or after the silence that is allowed.
+        Only its own answer shows that: the connection of one that is gone may stay, where
+        something between the two keeps it. Who gives none in time, as one that is stopped,
+        gives way, and is the second when it comes again. Older versions cannot answer.
         """
         inbound = self._inbound.get(hello.node_id) if hello.peer_id else None
-        if inbound is None or not (hello.process and inbound.process):
+        if inbound is None or not (hello.process and inbound.process and inbound.answers):
             return None
-        if inbound.process == hello.process:
+        if inbound.process == hello.process or not await inbound.is_alive(self._answer_seconds):
             return None
         twin = Twin(
             f"node {hello.node_id!r} runs twice, with copies of one data directory: at "
@@ -574,9 +577,12 @@ class Transport:
             "join with an id of its own and an empty data directory"
         )
         inbound.notify(twin)
-        with trio.move_on_after(self.options.silence_ms / 1000 + TWIN_SECONDS):
-            await inbound.ended.wait()
-        return None if inbound.ended.is_set() else twin
+        return twin
+
+    @property
+    def _answer_seconds(self) -> float:
+        """How long an answer is waited for, within a handshake."""
+        return min(self.options.silence_ms / 1000, self.options.handshake_seconds / 2)
 
     def _note_older(self, frame: tuple[Any, ...]) -> None:
         """Of one that says it is a peer. It proves nothing; no more than that is believed."""
@@ -616,6 +622,7 @@ class Transport:
         under_way = trio.CapacityLimiter(self.options.requests_max)
         outbox = _Outbox(self, frames.line, hello.incarnation, hello.level, key)
         outbox.process, outbox.address = hello.process, frames.address
+        outbox.answers = hello.answers
         async with _one_error(), trio.open_nursery() as nursery:
             outbox.life = nursery.cancel_scope
             self._accepted.add(outbox)
@@ -640,13 +647,15 @@ class Transport:
                                 await under_way.acquire_on_behalf_of(turn)
                                 ask = ((under_way, turn), number, name, argument)
                                 nursery.start_soon(self._answer, peer, outbox, *ask)
+                            case (5, bytes(nonce)):
+                                outbox.take_presence(nonce)
                             case _:
                                 raise ValueError("a frame of no known kind")
                     if peer and frames.has_more_of_one():
                         self._take_part(peer, hello.incarnation)
                     self._on_received()
             finally:
-                outbox.ended.set()
+                outbox.end()
                 self._accepted.discard(outbox)
                 if self._inbound.get(peer) is outbox:
                     del self._inbound[peer]
@@ -886,7 +895,8 @@ class _Outbox:
         self.level = level  # … the highest feature level that it has
         self.key = key  # … and by which it proved itself
         self.process = self.address = ""  # … which process that is, and whence it dialed
-        self.ended = trio.Event()  # when that connection is over
+        self.answers = False  # … and whether it says that it is there, if it is asked
+        self._asked: dict[bytes, trio.Event] = {}  # nonces of what it has not answered
         self._transport = transport
         self._line = line  # None while there is no connection
         self._queue: deque[bytes | memoryview] = deque()
@@ -924,9 +934,33 @@ class _Outbox:
         return True
 
     def notify(self, text: str) -> None:
-        """Have the other end log it; and find out whether it is there."""
+        """Have the other end log it."""
         self.put((_REFUSAL, NOTICE, str(text)))
         self.flush()
+
+    async def is_alive(self, seconds: float) -> bool:
+        """Whether the process at the other end says in time that it is there."""
+        nonce, settled = secrets.token_bytes(NONCE_BYTES), trio.Event()
+        self._asked[nonce] = settled
+        try:
+            self.put((_QUESTION, nonce))
+            self.flush()
+            with trio.move_on_after(seconds):
+                await settled.wait()
+            return nonce not in self._asked
+        finally:
+            self._asked.pop(nonce, None)
+
+    def take_presence(self, nonce: bytes) -> None:
+        """What the other end has answered."""
+        settled = self._asked.pop(nonce, None)
+        if settled is not None:
+            settled.set()
+
+    def end(self) -> None:
+        """The connection is over: nothing is answered any more."""
+        for settled in self._asked.values():
+            settled.set()
 
     def connect(self, line: _Line | None) -> None:
         """Send over ``line`` from now on; what was queued for another is gone."""
@@ -1248,6 +1282,7 @@ class _Link:
             transport._is_led(),
             transport.me.level,
             transport._process,
+            answers=True,
         )
         await frames.send(seal.close(Part.HELLO, hello))
         verdict = await frames.receive()
@@ -1303,6 +1338,9 @@ class _Link:
                     case (2, int(number), reply):
                         if number in self._calls:
                             self._calls[number].answer(reply)
+                    case (4, bytes(nonce)):
+                        self.outbox.put((_PRESENCE, nonce))
+                        self.outbox.flush()
                     case (3, 0, str(notice)):
                         self._note(notice)
                     case (3, int(number), str(refusal)):

@@ -1109,74 +1109,7 @@ async def test_nothing_is_asked_of_another_node_than_the_one_that_was_met(
         assert reply == ("a", "invite", None)
 
 
-# --- one node, twice ---
-
-
-async def both_told(caplog: pytest.LogCaptureFixture) -> None:
-    while not all(  # noqa: ASYNC110
-        any(words in record.getMessage() for record in caplog.records) for words in TOLD
-    ):
-        await trio.sleep(0.01)
-
-
-TOLD = ("peer refused peer=a", "refused by peer=b", "told by peer=b")
-
-
-async def test_a_second_process_with_the_data_of_a_node_is_refused_and_all_three_say_so(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cloned machine: the same id, the same incarnation, another process."""
-    monkeypatch.setattr("repl_broker.transport.TWIN_SECONDS", 0.1)
-    first, twin, b = Node("a", silence_ms=100), Node("a", silence_ms=100), Node("b", silence_ms=100)
-    async with running(first, b):
-        await connected(first, "b")
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        async with trio.open_nursery() as nursery:
-            await nursery.start(twin.transport.run, listeners)
-            twin.transport.set_peers({"b": b.address})
-            with pytest.raises(PeerRefusedError, match=r"node 'a' runs twice.* at 127") as no:
-                await twin.transport.call("b", "ask", 1, seconds=10)
-            assert no.value.kind == "twin"
-            assert twin.transport.has_twin
-            assert not first.transport.has_twin
-            await both_told(caplog)
-            assert await first.transport.call("b", "ask", 1, seconds=10) == ("a", "ask", 1)
-            first.transport.set_peers({})  # it is stopped
-            while not twin.transport.is_connected("b"):  # noqa: ASYNC110
-                await trio.sleep(0.01)
-            assert await twin.transport.call("b", "ask", 2, seconds=10) == ("a", "ask", 2)
-            assert not twin.transport.has_twin
-            nursery.cancel_scope.cancel()
-
-
-async def test_a_node_that_was_started_anew_is_not_its_own_twin(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Its old connection may be there still, and end only now."""
-    old, b = Node("a"), Node("b")
-    async with running(old, b):
-        await connected(old, "b")
-        anew = Node("a")
-        async with trio.open_nursery() as nursery:
-            link = _Link(anew.transport, "b", b.address)
-            nursery.start_soon(link.run_once)
-            await trio.sleep(0.05)  # it waits whether the old one ends
-            assert not link.connected
-            old.transport.set_peers({})
-            assert await link.call("ask", 1, 10) == ("a", "ask", 1)
-            nursery.cancel_scope.cancel()
-    assert "runs twice" not in [r.getMessage() for r in caplog.records if "refused" in r.message]
-
-
-async def test_a_node_that_dials_again_is_not_its_own_twin() -> None:
-    a, b = Node("a"), Node("b")
-    async with running(a, b):
-        await connected(a, "b")
-        link = _Link(a.transport, "b", b.address)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.run_once)
-            assert await link.call("ask", 1, 10) == ("a", "ask", 1)
-            nursery.cancel_scope.cancel()
+# --- a replaced member ---
 
 
 async def test_of_who_may_have_replaced_a_member_only_what_a_leader_says_is_heard() -> None:
