@@ -202,11 +202,14 @@ class Certificates:
             await trio.sleep(LOOK_SECONDS)
 
 
+_FIELDS: Final = "key=%s file=%r subject=%r serial=%s expires=%s days_left=%d remedy=%r"
+
+
 def _warn(expiry: Expiry, now: float) -> None:
+    what = "certificate has expired" if expiry.is_over(now) else "certificate ends soon"
     log.log(
         logging.ERROR if expiry.is_urgent(now) else logging.WARNING,
-        "certificate %s key=%s file=%r subject=%r serial=%s expires=%s days_left=%d remedy=%r",
-        "has expired" if expiry.is_over(now) else "ends soon",
+        f"{what} {_FIELDS}",
         *(expiry.key, str(expiry.file), expiry.subject, expiry.serial, expiry.end),
         expiry.days_left(now),
         _REMEDIES[10],
