@@ -39,6 +39,7 @@ from repl_broker.filters import Filters
 from repl_broker.hosts import Hosts, parse_host
 from repl_broker.message import FilterSet
 from repl_broker.origins import COOKIE, Origins
+from repl_broker.secret_lines import SEPARATOR, STILL_IN_FORCE
 from repl_broker.tokens import Claims, Verifier, refuse
 
 __all__ = ["COOKIE", "EVERYONE", "Access", "Asking", "Caller", "Credentials", "Identity", "Lease"]
@@ -241,7 +242,7 @@ class Access:
         auth = config.auth
         verifier = Verifier(auth, self._verifier) if self._mode == "jwt" else None
         if verifier is not None and verifier.problems:
-            raise ConfigError(verifier.problems[0])
+            raise ConfigError(f"{verifier.problems[0]}. {STILL_IN_FORCE}")
         everyone = Grants(Filters(auth.anonymous.publish), Filters(auth.anonymous.subscribe))
         anonymous = Identity(
             None, (everyone,), admin=False, issued_at=None, ends_at=math.inf, token=None
@@ -250,6 +251,10 @@ class Access:
         self.is_open = verifier is None
         self.allow_query_token = auth.allow_query_token
         self._auth = auth
+        if verifier is not None:
+            before = self._verifier
+            if before is None or before.fingerprints != verifier.fingerprints:
+                _tell_counts("keys read again" if before else "keys read", verifier)
         self._use(verifier)
         self._anonymous = anonymous
         self.hosts = Hosts(config)
@@ -261,6 +266,8 @@ class Access:
         for note in () if verifier is None else verifier.notes:
             if note not in told:
                 log.warning("keys note=%r", note)
+        if verifier is not None and self._verifier is not None:
+            _tell_dropped(self._verifier.secret_prints, verifier.secret_prints)
         self._verifier = verifier
         self._begin_anew()
 
@@ -419,10 +426,12 @@ class Access:
             return
         verifier = Verifier(self._auth, self._verifier)
         for problem in verifier.problems:
-            log.error("keys not read again; those before stay in force error=%r", problem)
+            log.error(
+                "keys not read again; those before stay in force, also what was taken out error=%r",
+                problem,
+            )
         if not verifier.problems:
-            counts = (verifier.secret_count, verifier.key_count)
-            log.info("keys read again secrets=%d public_keys=%d", *counts)
+            _tell_counts("keys read again", verifier)
         self._use(verifier)
 
     # --- what is allowed ---
@@ -566,3 +575,18 @@ def _cookie_token(cookie: str) -> str:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 64 else text[:61] + "...")
+
+
+def _tell_counts(text: str, verifier: Verifier) -> None:
+    counts = (verifier.secret_count, verifier.key_count)
+    log.info("%s secrets=%d public_keys=%d", text, *counts)
+
+
+def _tell_dropped(before: frozenset[str], now: frozenset[str]) -> None:
+    """One secret takes the place of another without a moment at which both are good."""
+    if before and not before & now:
+        log.warning(
+            "no secret that was in force is in auth.secret_file any more: none of their tokens is "
+            "good; if both were meant, look for the line %s between them",
+            SEPARATOR,
+        )

@@ -1,8 +1,8 @@
 """The secret that a cluster's nodes share, or the two while it changes.
 
-``[cluster] secret_file`` has one a line: by the first this node proves to others that it
-knows the secret, and each is accepted from them. So all nodes come from one secret to
-another in three reloads each, and at no moment does one not know another's:
+``[cluster] secret_file`` has both, with a line ``---`` between: by the first this node
+proves to others that it knows the secret, and each is accepted from them. So all nodes come
+from one secret to another in three reloads each, and at no moment does one not know another's:
 
     old             all of them
     old, new        … accept the new one as well, one node after the other
@@ -22,7 +22,7 @@ import trio
 from repl_broker.config import Config, is_loopback
 from repl_broker.errors import ConfigError
 from repl_broker.handshake import stretch
-from repl_broker.secret_lines import PLACES, SECRETS_MAX, check_text, secrets_in
+from repl_broker.secret_lines import PLACES, SECRETS_MAX, SEPARATOR, STILL_IN_FORCE, secrets_in
 
 __all__ = ["ClusterSecret", "read_secrets"]
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BYTES_MIN: Final = 32
 BYTES_MAX: Final = 4096
 VALUES_MIN: Final = 8  # different bytes; of 32 hexadecimal digits hardly ever fewer
-FILE_BYTES_MAX: Final = SECRETS_MAX * (BYTES_MAX + 2)
+FILE_BYTES_MAX: Final = SECRETS_MAX * (BYTES_MAX + 2) + len(SEPARATOR) + 2
 
 Take = Callable[[tuple[bytes, ...]], None]
 
@@ -62,12 +62,20 @@ class ClusterSecret:
                 made[secret] = await trio.to_thread.run_sync(stretch, secret)
         self._stretched = {secret: made[secret] for secret in wanted}
 
+    def tell(self) -> None:
+        """At the start: how many there are."""
+        if self._wanted != (b"",):
+            log.info("the secret of the cluster was read accepted=%d", len(self._wanted))
+
     def reload(self, config: Config) -> bool:
         """Read the file again; whether anything has changed, which ``run`` then sees to.
 
         Raises ConfigError, and then nothing has changed.
         """
-        found = read_secrets(config)
+        try:
+            found = read_secrets(config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}. {STILL_IN_FORCE}") from None
         if (found == (b"",)) != (self._wanted == (b"",)):
             added = self._wanted == (b"",)
             raise ConfigError(
@@ -85,14 +93,21 @@ class ClusterSecret:
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
-            first = self.keys[:1]
+            before = self.keys
             await self.load()
             take(self.keys)
             log.warning(
                 "the secret of the cluster has changed accepted=%d proves=%r",
                 len(self.keys),
-                "the same" if self.keys[:1] == first else "another",
+                "the same" if self.keys[:1] == before[:1] else "another",
             )
+            if not set(before[:1]) <= set(self.keys):
+                log.warning(
+                    "the secret that this node has proved is not in cluster.secret_file any more, "
+                    "neither as the first nor as the second: nodes that know no other are cut off; "
+                    "if both were meant, look for the line %s between them",
+                    SEPARATOR,
+                )
 
 
 def read_secrets(config: Config) -> tuple[bytes, ...]:
@@ -112,9 +127,7 @@ def read_secrets(config: Config) -> tuple[bytes, ...]:
             "secret_file is needed, with the same secret on every node (for instance from "
             "openssl rand -hex 32)"
         )
-    data, where = _read(path), f"[cluster] secret_file: {path}"
-    check_text(data, where)
-    secrets = tuple(secret.strip() for secret in secrets_in(data, where))
+    secrets = secrets_in(_read(path), f"[cluster] secret_file: {path}")
     for place, secret in zip(PLACES, secrets, strict=False):
         _check(secret, f"{place} secret" if len(secrets) > 1 else "secret", path)
     return secrets
@@ -137,8 +150,14 @@ def _check(secret: bytes, which: str, path: Path) -> None:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(FILE_BYTES_MAX).strip()
+            data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(
             f"cannot read [cluster] secret_file {str(path)!r}: {error.strerror}"
         ) from None
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigError(
+            f"[cluster] secret_file {str(path)!r} has more than {FILE_BYTES_MAX:,} bytes; a secret "
+            f"has {BYTES_MIN} to {BYTES_MAX:,}, for instance from openssl rand -hex 32"
+        )
+    return data

@@ -708,8 +708,9 @@ class ClusterConfig:
         FilePath(),
         "A file with the secret that the nodes of a cluster share, at least 32 bytes (for instance "
         "from openssl rand -hex 32). Needed as soon as raft.bind can be reached from other "
-        "machines. While it changes it holds two, a line each: the node proves the first, and "
-        "accepts both. A file that cannot be used at a reload leaves those of before in force.",
+        "machines. While it changes it holds two, with a line --- between them: the node proves "
+        "the first, and accepts both. A file that cannot be used at a reload leaves those of "
+        "before in force, also one that was taken out of it.",
         example='"cluster.secret"',
     )
     clock_skew_seconds_max: int = key(
@@ -1037,9 +1038,9 @@ class AuthConfig:
         FilePath(),
         "A file with the secret by which HS256 tokens are signed, at least 32 bytes (for instance "
         "from openssl rand -hex 32). Whoever has it can make any token. While it changes it holds "
-        "two, a line each: tokens by either are good, and repl-broker token create signs by the "
-        "first. Read again when it changes; a file that cannot be used leaves those of before in "
-        "force.",
+        "two, with a line --- between them: tokens by either are good, and repl-broker token "
+        "create signs by the first. Read again when it changes; a file that cannot be used leaves "
+        "those of before in force, also one that was taken out of it.",
         example='"token.secret"',
     )
     jwks_file: Path | None = key(

@@ -105,6 +105,7 @@ class Node:
         if self.clustered:
             self.secret = ClusterSecret(config)
             await self.secret.load()
+            self.secret.tell()
         if (
             bootstrap
             and replica.is_empty

@@ -133,7 +133,10 @@ class Reloader:
         except ConfigError as error:
             problems = error.problems if isinstance(error, InvalidConfigError) else (str(error),)
             for problem in problems:
-                log.error("the configuration was not reloaded problem=%r", problem)
+                log.error(
+                    "the configuration was not reloaded; what was in force still is problem=%r",
+                    problem,
+                )
             return Reloaded(problems=problems)
         return self._take(values_of(self.config), values_of(found))
 

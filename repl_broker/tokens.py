@@ -28,7 +28,7 @@ from repl_broker.config import SECRET_ALGORITHMS, TOKEN_SECRET_BYTES_MIN, AuthCo
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.jwks import KeyEntry, KeySet, library_errors, read_file, read_keys
 from repl_broker.message import FILTERS_MAX, is_filter
-from repl_broker.secret_lines import PLACES, check_text, secrets_in
+from repl_broker.secret_lines import PLACES, check_mark, secrets_in
 
 if TYPE_CHECKING:
     from joserfc.jwk import OctKey
@@ -161,6 +161,12 @@ class Verifier:
     @property
     def secret_count(self) -> int:
         return sum(entry.algorithm in SECRET_ALGORITHMS for entry in self._keys)
+
+    @property
+    def secret_prints(self) -> frozenset[str]:
+        """By which secrets can be told from others; none can be made of them."""
+        entries = (entry for entry in self._keys if entry.algorithm in SECRET_ALGORITHMS)
+        return frozenset(entry.key.thumbprint() for entry in entries)
 
     @property
     def key_count(self) -> int:
@@ -379,7 +385,7 @@ def read_secrets(file: Path) -> tuple[bytes, ...]:
     """By which tokens are signed, the one to sign by first. Raises ConfigError."""
     where = f"auth.secret_file: {file}"
     data = read_file(file, "auth.secret_file")
-    check_text(data, where)
+    check_mark(data, where)
     whole = data.rstrip(b"\r\n")
     if len(whole) >= TOKEN_SECRET_BYTES_MIN:
         _secret_key(whole, where)  # a key of many lines is refused as what it is

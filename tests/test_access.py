@@ -583,8 +583,42 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_read(
     assert (keys.counts("one"), keys.counts("two")) == (False, True)
     assert reader(keys.access, with_bearer(token()))  # by the secret of before
     assert caplog.text.count("keys not read again") == 1
-    with pytest.raises(ConfigError, match="wanted at least 32"):
+    assert "stay in force, also what was taken out" in caplog.text
+    with pytest.raises(ConfigError, match=r"wanted at least 32.* also what was taken out of it"):
         keys.access.reload(keys.config)
+
+
+@pytest.mark.parametrize("by", ["a reload", "a look"])
+def test_it_is_told_how_many_secrets_are_read_and_that_none_of_before_is_among_them(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, by: str
+) -> None:
+    """Two that were put together without a line break are another one, which nobody has."""
+    caplog.set_level(logging.INFO)
+    secret, other = tmp_path / "secret", SECRET[::-1]
+    secret.write_bytes(SECRET)
+    access = Access(settings(secret), clock)
+    assert "keys read secrets=1 public_keys=0" in caplog.text
+    for data, count, is_told in (
+        (SECRET + b"\n---\n" + other, 2, False),
+        (other + b"\n", 1, False),
+        (other + SECRET, 1, True),
+        (SECRET + b"\n---\n" + SECRET + b"x", 2, True),
+    ):
+        caplog.clear()
+        secret.write_bytes(data)
+        clock.now += 2
+        os.utime(secret, ns=(0, int(clock.now * 1e9)))
+        if by == "a reload":
+            assert access.reload(settings(secret)) == ["auth.secret_file"]
+        else:
+            payload = claims(iat=NOW, exp=NOW + 100)
+            reader(access, with_bearer(hs256(payload, data.split(b"\n")[0])))
+        assert caplog.text.count(f"keys read again secrets={count} public_keys=0") == 1
+        told = "no secret that was in force is in auth.secret_file any more"
+        assert caplog.text.count(told) == is_told
+    caplog.clear()
+    access.reload(settings(secret))
+    assert caplog.text == ""
 
 
 def test_a_file_that_may_be_read_again_is_read_again(

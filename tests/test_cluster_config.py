@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from repl_broker.broker import Broker
@@ -103,7 +104,7 @@ def with_secret(tmp_path: Path, secret: bytes, mode: int = 0o600) -> Config:
 
 
 @pytest.mark.parametrize("size", [BYTES_MIN, BYTES_MAX])
-def test_a_secret_is_read_without_the_space_around_it(
+def test_a_secret_is_read_without_the_line_break_after_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     secret = (b"5f1d7a92" * size)[:size]
@@ -113,21 +114,26 @@ def test_a_secret_is_read_without_the_space_around_it(
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(0, 0), (BYTES_MIN - 1, 31), (BYTES_MAX + 1, 4097), (10_000_000, 8196)],
+    [
+        (0, "0 bytes; wanted 32 to 4,096"),
+        (BYTES_MIN - 1, "31 bytes; wanted 32 to 4,096"),
+        (BYTES_MAX + 1, "4097 bytes; wanted 32 to 4,096"),
+        (10_000_000, "more than 8,201 bytes; a secret has 32 to 4,096"),
+    ],
 )
 def test_a_secret_that_is_too_short_or_too_long_is_refused(
-    tmp_path: Path, size: int, told: int
+    tmp_path: Path, size: int, told: str
 ) -> None:
     """A device file, say: no more is read than is needed to refuse it."""
     config = with_secret(tmp_path, b"s" * size)
-    with pytest.raises(ConfigError, match=f"has {told} bytes; wanted 32 to 4,096") as refused:
+    with pytest.raises(ConfigError, match=f"has {told}") as refused:
         read_secrets(config)
     assert "openssl rand" in str(refused.value)
     assert "sss" not in str(refused.value)
 
 
 def test_space_makes_no_secret_longer(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has 1 bytes"):
+    with pytest.raises(ConfigError, match="begins or ends with a space"):
         read_secrets(with_secret(tmp_path, b"s" + b" " * 40))
 
 
@@ -360,12 +366,12 @@ OTHER = b"0c83b1e7f64a4f5d9e20a7b3c8d1f694"
 
 
 def of_lines(tmp_path: Path, *secrets: bytes) -> Config:
-    return with_secret(tmp_path, b"\n".join(secrets) + b"\n")
+    return with_secret(tmp_path, b"\n---\n".join(secrets) + b"\n")
 
 
 def test_a_file_may_hold_two_secrets(tmp_path: Path) -> None:
     one = b"5f1d7a92" * 4
-    assert read_secrets(of_lines(tmp_path, one, b"", OTHER + b"\r")) == (one, OTHER)
+    assert read_secrets(of_lines(tmp_path, one, b"\n" + OTHER + b"\r")) == (one, OTHER)
     for wrong, words in (
         ((one, OTHER, OTHER[::-1]), "holds 3 secrets"),
         ((one, OTHER[:-1]), "the second secret in .* has 31 bytes"),
@@ -399,13 +405,32 @@ async def test_a_secret_that_has_changed_is_taken_in_a_thread(
     assert taken == [secret.keys]
     assert secret.keys[1:] == first
     assert "accepted=2 proves='another'" in caplog.text
+    assert "not in cluster.secret_file any more" not in caplog.text
     assert one.decode() not in repr(secret) + caplog.text
+
+
+@pytest.mark.parametrize("after", [(OTHER,), (b"5f1d7a92" * 4 + OTHER,), (OTHER, OTHER[::-1])])
+async def test_a_secret_that_no_other_overlaps_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, after: tuple[bytes, ...]
+) -> None:
+    """Two that were put together without a line break are another one, which nobody knows."""
+    secret = ClusterSecret(of_lines(tmp_path, b"5f1d7a92" * 4))
+    await secret.load()
+    taken = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(secret.run, lambda _: taken.set())
+        assert secret.reload(of_lines(tmp_path, *after))
+        await taken.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert caplog.text.count("the secret that this node has proved is not in") == 1
+    assert f"accepted={len(after)} " in caplog.text
 
 
 def test_what_cannot_be_used_leaves_the_secret_in_force(tmp_path: Path) -> None:
     secret = ClusterSecret(of_lines(tmp_path, OTHER))
     for wrong in (b"", b"short", b"s" * 64):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match="what was in force is, also what was taken out"):
             secret.reload(of_lines(tmp_path, wrong))
     (tmp_path / "secret").unlink()
     with pytest.raises(ConfigError, match="cannot read"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -277,6 +278,21 @@ def test_config_check_warns_of_secrets_that_others_reach(tmp_path: Path) -> None
     )
     secret.chmod(0o600)
     assert CliRunner().invoke(main, ["config", "check", str(file)]).stderr == ""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("section", ['auth]\nmode = "jwt"', "cluster]"])
+def test_config_check_says_how_many_secrets_there_are(
+    tmp_path: Path, section: str, count: int
+) -> None:
+    secret, file = tmp_path / "secret", tmp_path / "n.toml"
+    write_file(secret, "\n---\n".join([f"{n}f1d7a92b3c" * 4 for n in range(count)]) + "\n")
+    file.write_text(f'[{section}\nsecret_file = "{secret}"\n')
+    key, words = f"{section.partition(']')[0]}.secret_file", ("1 secret", "2 secrets")[count - 1]
+    result = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert result.output.startswith(f"{file}: no problems\n{key}: {words}\nmemory: ")
+    result = CliRunner().invoke(main, ["config", "check", "--json", str(file)])
+    assert json.loads(result.output)["secrets"] == {key: count}
 
 
 @pytest.mark.parametrize(

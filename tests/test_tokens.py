@@ -564,7 +564,7 @@ def test_of_two_secrets_each_checks_tokens_and_the_first_signs(
     secret_file: Path, ends: str
 ) -> None:
     between = "\r\n" if "\r" in ends else "\n"
-    secret_file.write_bytes(f"{NEXT.decode()}{between}{SECRET.decode()}{ends}".encode())
+    secret_file.write_bytes(f"{NEXT.decode()}{between}---{between}{SECRET.decode()}{ends}".encode())
     verifier = Verifier(AuthConfig(mode="jwt", secret_file=secret_file))
     assert read_secrets(secret_file) == (NEXT, SECRET)
     for secret in (NEXT, SECRET):
@@ -576,9 +576,9 @@ def test_of_two_secrets_each_checks_tokens_and_the_first_signs(
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (SECRET + b"\n" + b"short", "the second secret in .* has 5 bytes; wanted at least 32"),
-        (b"short\n" + SECRET, "the first secret in .* has 5 bytes; wanted at least 32"),
-        (SECRET + b"\n" + NEXT + b"\n3" + SECRET, "holds 3 secrets, a line each; wanted at most 2"),
+        (SECRET + b"\n---\n" + b"short", "the second secret in .* has 5 bytes; wanted at least 32"),
+        (b"short\n---\n" + SECRET, "the first secret in .* has 5 bytes; wanted at least 32"),
+        (SECRET + b"\n---\n" + NEXT + b"\n---\n3" + SECRET, "holds 3 secrets; wanted at most 2"),
         (b" " * 40 + b"\n" + b" " * 5, "the secret in .* has 0 bytes"),
     ],
 )

@@ -20,6 +20,7 @@ from repl_broker.doubts import doubts
 from repl_broker.errors import ConfigError
 from repl_broker.masking import masked
 from repl_broker.memory import MiB, memory_bytes
+from repl_broker.secret_lines import counted
 
 __all__ = ["config"]
 
@@ -38,12 +39,18 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
 
     Only the file is looked at, not the environment. Files that it names must be
     readable, and secrets, key sets and certificates be such that a node can use them.
-    It also prints how much memory the limits of FILE come to.
+    It also prints how many secrets each file of them holds, and how much memory the
+    limits of FILE come to.
     Warnings are printed, too; they leave the exit code 0.
     """
-    problems, warnings = verdict_on(file)
+    problems, warnings, secrets = verdict_on(file)
     if as_json:
-        found = {"file": str(file), "problems": problems, "warnings": warnings}
+        found = {
+            "file": str(file),
+            "problems": problems,
+            "warnings": warnings,
+            "secrets": secrets,
+        }
         click.echo(masked(json.dumps(found, ensure_ascii=False)))
     else:
         for problem in problems:
@@ -52,43 +59,53 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
             click.echo(f"warning: {warning}", err=True)
         if not problems:
             click.echo(f"{file}: no problems")
+            for key, count in secrets.items():
+                click.echo(f"{key}: {counted(count)}")
             mebibytes = memory_bytes(load(file)) / MiB
             click.echo(f"memory: at most {mebibytes:,.0f} MiB, and what topics and messages take")
     ctx.exit(1 if problems else 0)
 
 
-def verdict_on(file: Path) -> tuple[list[str], list[str]]:
-    """Problems and warnings."""
+def verdict_on(file: Path) -> tuple[list[str], list[str], dict[str, int]]:
+    """Problems, warnings, and how many secrets the files hold, by their keys."""
     from repl_broker import certificates  # with Trio
 
     try:
         config = load(file)
     except InvalidConfigError as error:
-        return [*error.problems], []
+        return [*error.problems], [], {}
     except ConfigError as error:
-        return [str(error)], []
+        return [str(error)], [], {}
     problems, warnings = certificates.examine(config)
     warnings += [*exposed(config), *doubts(config)]
+    secrets: dict[str, int] = {}
     for each in (check_tokens, check_secret):
         try:
-            warnings += each(config)
+            warnings += each(config, secrets)
         except ConfigError as error:
             problems.append(str(error))
-    return problems, warnings
+    return problems, warnings, secrets
 
 
-def check_tokens(config: Config) -> list[str]:
-    from repl_broker.tokens import Verifier
+def check_tokens(config: Config, secrets: dict[str, int]) -> list[str]:
+    """Warnings; how many secrets there are goes to ``secrets``."""
+    from repl_broker.tokens import Verifier, read_secrets
 
-    is_used = config.auth.mode == "jwt" and not any(map(is_credential, files_of(config.auth)))
-    return [*Verifier(config.auth).notes] if is_used else []
+    auth = config.auth
+    if auth.mode != "jwt" or any(map(is_credential, files_of(auth))):
+        return []
+    notes = [*Verifier(auth).notes]
+    if auth.secret_file is not None:
+        secrets["auth.secret_file"] = len(read_secrets(auth.secret_file))
+    return notes
 
 
-def check_secret(config: Config) -> list[str]:
+def check_secret(config: Config, secrets: dict[str, int]) -> list[str]:
     from repl_broker.cluster_secret import read_secrets
 
-    if config.cluster.secret_file is not None and not is_credential(config.cluster.secret_file):
-        read_secrets(config)
+    file = config.cluster.secret_file
+    if file is not None and not is_credential(file):
+        secrets["cluster.secret_file"] = len(read_secrets(config))
     return []
 
 

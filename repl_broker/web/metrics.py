@@ -306,8 +306,9 @@ METRICS: Final = (
         "reload_problems",
         "gauge",
         "What was wrong the last time that the configuration, certificates, secrets and keys were "
-        "read again: for each of these, what was in force before still is. 0 when all is well; the "
-        "log says what it is.",
+        "read again: for each of these, what was in force before still is, so that a secret which "
+        "was taken out of such a file is still accepted. 0 when all is well; the log says what it "
+        "is.",
         lambda now: now.node.files.problems,
     ),
     NodeMetric(

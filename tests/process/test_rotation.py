@@ -44,7 +44,7 @@ class Own(Member):
         """As a whole, as whoever cares does it."""
         made = self.folder / "made"
         made.touch(mode=0o600)
-        made.write_text("".join(f"{each}\n" for each in secrets))
+        made.write_text("\n---\n".join(secrets) + "\n")
         made.rename(self.secret)
 
     def reload(self) -> str:
@@ -147,6 +147,7 @@ def test_the_secret_of_a_cluster_changes_under_load_and_nothing_is_lost(tmp_path
         for reader in readers:
             reader.wait([message["id"] for message in kept])
         assert [node.metric("peer_handshakes_refused_total") for node in nodes] == [0, 0, 0]
+        assert not any("any more, neither" in node.log_text() for node in nodes)
         refuse_the_old(tmp_path, nodes[0])
 
 
@@ -169,7 +170,7 @@ def test_a_file_that_cannot_be_used_leaves_what_is_in_force(tmp_path: Path) -> N
         ):
             node.put(*secrets)
             said = node.reload()
-            assert re.search(f"not applied part=secret problem=.*{words}", said), said
+            assert re.search(f"not applied part=secret problem=.*{words}.*taken out", said), said
             assert node.metric("reload_problems") == 1
         node.secret.unlink()
         assert "the configuration was not reloaded" in node.reload()
@@ -246,7 +247,7 @@ def test_tokens_of_two_secrets_are_good_until_one_is_dropped(tmp_path: Path) -> 
     def put(*secrets: str) -> None:
         made = tmp_path / "made"
         made.touch(mode=0o600)
-        made.write_text("\n".join(secrets))
+        made.write_text("\n---\n".join(secrets))
         made.rename(file)
 
     put(OLD)
@@ -263,7 +264,7 @@ def test_tokens_of_two_secrets_are_good_until_one_is_dropped(tmp_path: Path) -> 
         node.reload()
         assert (takes(node, OLD), takes(node, NEW)) == (True, True)
         put(NEW, SHORT)
-        assert "not applied part=access" in node.reload()
+        assert re.search("not applied part=access .*what was taken out", node.reload())
         assert node.metric("reload_problems", token(NEW)) > 0
         assert (takes(node, OLD), takes(node, NEW)) == (True, True)
         readers[OLD].wait(kept)
