@@ -1156,6 +1156,15 @@ class StoreCopy(SqliteStorage):
     def __init__(self, folder: Path, called: str, remedy: str = REMEDY) -> None:
         super().__init__(folder, None, called=called, remedy=remedy)
 
+    def check_file(self) -> None:
+        """Also that its last page is whole, which SQLite reads as if zeros followed."""
+        super().check_file()
+        with self._damage_told():
+            (pages,) = self._reader.execute("PRAGMA page_count").fetchone()
+            (page_bytes,) = self._reader.execute("PRAGMA page_size").fetchone()
+        size = self._path.stat().st_size
+        self._check(size >= pages * page_bytes, f"its end (it is {size} bytes long)")
+
     def _prepare_folder(self) -> None:
         pass
 

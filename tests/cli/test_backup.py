@@ -186,6 +186,7 @@ def test_a_backup_under_load_has_all_that_was_acknowledged_before_it_began(
             "broker.db-shm",
             "broker.db-wal",
             "broker.journal",
+            "last-backup",
             "lock",
         ]
         assert len(node.history("chat")) == load.acknowledged, "the node goes on"
