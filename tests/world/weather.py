@@ -280,7 +280,7 @@ def _slow_disk(seed: int, chance: random.Random) -> Schedule:
         seconds=seconds,
         events=tuple(events),
         clients=tuple(range(chance.randint(3, 4))),
-        snapshot_entries=chance.choice([20, 40]),  # taken while others wait, not one by one
+        snapshot_entries=chance.choice([10, 20]),  # taken while others wait, not one by one
         retention_messages=chance.choice([3, 10, 30]),
         paces=tuple(paces),
         latency=0.0005,
@@ -375,20 +375,23 @@ def _handover(seed: int, chance: random.Random) -> Schedule:
 
 
 def _lost_disk(seed: int, chance: random.Random) -> Schedule:
-    """A member comes back with nothing, before anybody has removed it; what there is grows old,
-    and has come in another order to whom it came by a snapshot."""
+    """A member comes back with nothing, before anybody has removed it. In every other one what
+    there is grows old, and has come in another order to whom it came by a snapshot."""
     mixed = _mixed(seed, chance)
     size = max(mixed.size, 3)
     kinds = ["lose", "lose", "lose", "transfer", "break"]
+    events = _events(seed, chance, size, mixed.seconds, kinds=kinds, pause=1.2)
+    if seed // len(CLIMATES) % 2:
+        entries = chance.choice([5, 10, 30])
+        mixed = replace(
+            mixed, snapshot_entries=entries, retention_messages=1000, retention_seconds=1
+        )
     return replace(
         mixed,
         size=size,
-        events=_events(seed, chance, size, mixed.seconds, kinds=kinds, pause=1.2),
-        snapshot_entries=chance.choice([5, 10, 30]),
-        retention_messages=1000,
+        events=events,
         paces=(chance.choice([0.0003, 0.002, 0.01]),) * size,
         drift=(0.0,) * size,
-        retention_seconds=1,
     )
 
 
