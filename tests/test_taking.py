@@ -153,7 +153,7 @@ async def test_the_store_is_tidied_while_a_snapshot_is_made(
         assert tidied == [0, 0, 0]
         node.taker.one.release()
         await trio.sleep(1)
-        assert tidied == [0, 0, 0, 30], "and what the snapshot took"
+        assert {*tidied[3:]} == {30}, "and what the snapshot took"
         nursery.cancel_scope.cancel()
 
 
