@@ -44,8 +44,8 @@ def is_clustered(replica: Replica, config: Config, *, bootstrap: bool) -> bool:
 
     Raises ConfigError when that cannot be as it is asked for.
     """
-    own = replica.membership.find(replica.node_id)
-    belongs = replica.adopted or (own is not None and own.raft_address != "")
+    # A founder that was removed is no member by its own log, but knows of others.
+    belongs = replica.adopted or any(each.raft_address for each in replica.membership.members)
     join = config.cluster.join
     if join and not bootstrap and not belongs and not replica.is_empty:
         raise ConfigError(

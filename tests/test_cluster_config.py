@@ -84,6 +84,15 @@ async def test_a_node_that_belongs_to_a_cluster_stays_so_whatever_it_is_asked(
         assert is_clustered(replica, config, bootstrap=bootstrap)
 
 
+@pytest.mark.parametrize("config", [Config(), JOIN], ids=["plain", "join"])
+async def test_a_founder_that_was_removed_belongs_to_its_cluster_still(config: Config) -> None:
+    """It is no member by its own log, and was never taken in: it is to hear that it has gone."""
+    replica = await loaded(written(Member("n2", "n2:4081", "", voter=True)))
+    assert not replica.adopted
+    for bootstrap in (False, True):
+        assert is_clustered(replica, config, bootstrap=bootstrap)
+
+
 async def test_a_single_nodes_data_is_not_lost_to_a_cluster_that_it_joins() -> None:
     replica = await loaded(written())
     with pytest.raises(ConfigError, match="holds the data of a single node") as refused:

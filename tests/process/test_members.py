@@ -288,6 +288,30 @@ def check_not_let_in_again(node: Member) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("is_away", [False, True], ids=["while it runs", "while it is away"])
+def test_a_founder_that_was_removed_says_so_and_stops_however_it_is_started(
+    tmp_path: Path, is_away: bool
+) -> None:
+    """With an exit code by which a service manager leaves it down."""
+    with cluster_of(tmp_path) as nodes:
+        founder, *others = nodes
+        founder.publish("order", "first")
+        if is_away:
+            assert founder.stop() == 0
+            leader_of(others)
+            assert change(others[0], "DELETE", f"/v1/cluster/members/{founder.name}").status == 202
+        else:
+            check_removed(founder, through=others[0])
+        for options in ((), ("--join", others[0].raft), ("--bootstrap",)):
+            founder.options = options
+            since = len(founder.log_text())
+            founder.spawn()
+            assert founder.wait() == 0
+            said = founder.log_text()[since:]
+            assert "this node was removed from its cluster; it stops" in said
+            assert "Traceback" not in said
+
+
 def test_a_single_node_with_messages_becomes_a_cluster_that_has_them(tmp_path: Path) -> None:
     with Member(tmp_path, "s1") as first, Member(tmp_path, "s2", "--join", first.raft) as second:
         first.start()
