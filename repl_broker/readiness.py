@@ -46,6 +46,16 @@ REMEDIES: Final = {
 }
 
 
+# What everyone may hear, where only administrators hear which nodes, how much and from whom.
+IN_GENERAL: Final = {
+    "no_leader": "The node knows no leader that it may follow.",
+    "behind": "The node has not applied all that its cluster has committed.",
+    "no_room": "The disk of the node has too little room.",
+    "older_copy": "The data of the node are an older copy; it takes no writes.",
+}
+MORE: Final = " With a token that has admin there is more."
+
+
 class Reason(NamedTuple):
     """Why a node is not ready: ``code`` is a key of errors.PROBLEMS."""
 
@@ -59,6 +69,13 @@ class NotReadyError(RequestError):
     def __init__(self, reasons: list[Reason]) -> None:
         first = reasons[0]
         super().__init__(first.code, first.detail, reasons=[reason._asdict() for reason in reasons])
+        self._reasons = reasons
+
+    def in_general(self) -> NotReadyError:
+        """The same for strangers: the codes, and nothing of what is special about this node."""
+        return NotReadyError(
+            [Reason(code, IN_GENERAL[code] + MORE) for code, _ in self._reasons],
+        )
 
 
 class Readiness:

@@ -706,8 +706,10 @@ def _ready() -> Object:
         "cluster was founded by a node that had lost its data. A cluster that is full is no "
         "reason: every node serves what it has.\n\n"
         "Otherwise `code` is the first reason, and `reasons` has all of them, each with `code` and "
-        "`detail`. `no_leader` names the voters that are not reached, and the peers that are "
-        "refused. `GET /v1/cluster` has the same.",
+        "`detail`. Where there are tokens, `detail` is general: nodes, bytes and what peers say "
+        "are told with a token that has `admin` (any other token, also one that is not valid, "
+        "changes nothing here). `no_leader` then names the voters that are not reached, and the "
+        "peers that are refused. `GET /v1/cluster` has the same.",
         answers={200: _json("It does.", _ref("Status"), {"status": "ok"})},
         codes=(*NOT_READY_CODES, "shutting_down"),
         curl="{url}/readyz",

@@ -11,6 +11,8 @@ from msgspec.json import encode as encode_json
 from quart import Response, g, request
 
 from repl_broker.broker import Broker
+from repl_broker.errors import RequestError
+from repl_broker.readiness import NotReadyError
 from repl_broker.web import metrics, openapi, page
 from repl_broker.web.answers import JSON, answer, json_answer
 from repl_broker.web.base import base_here
@@ -42,10 +44,20 @@ class Operations:
         return json_answer({"status": "ok"})
 
     async def ready(self) -> Response:
-        """Requests are served: send them here."""
+        """Requests are served: send them here. Why not is told whole to administrators alone."""
         read_query(request.query_string, ())
-        self._broker.check_ready()
+        try:
+            self._broker.check_ready()
+        except NotReadyError as error:
+            raise (error if self._may_inspect() else error.in_general()) from None
         return json_answer({"status": "ok"})
+
+    def _may_inspect(self) -> bool:
+        try:
+            self._broker.inspect(asking())
+        except RequestError:
+            return False
+        return True
 
     async def metrics(self) -> Response:
         """What Prometheus scrapes."""
