@@ -87,7 +87,6 @@ T = TypeVar("T")
 
 PIECE_TOPICS: Final = 32  # between two looks at the clock, in a list of topics
 TOPICS_A_STEP: Final = 16  # of a batch, whose grants are looked at in one go
-TARGET_CHARACTERS_MAX: Final = 256  # of what is changed, in a line of the log
 HISTORY_BYTES_MAX: Final = 1 << 20  # of data in one page of history
 NO_ROOM_KNOWN: Final = RoomStatistics(0, 0, is_full=False, refused=0)
 NO_PEERS: Final = TransportStatistics(0, 0, 0, 0, 0)  # a single node has none
@@ -661,18 +660,15 @@ class Broker:
         self.access.check_admin(caller.identity)
         return self.access.lease(caller.identity, None)
 
-    def _administrator(self, asking: Asking) -> Caller:
-        """The one who asks, and who may change what this node has."""
-        caller = self.access.caller(asking, write=True)
-        self.access.check_admin(caller.identity)
-        return caller
-
     @contextmanager
-    def _change(self, asking: Asking, action: str, target: str) -> Iterator[Caller]:
-        """Around a change that an administrator asks for: the log has who it was, and what."""
-        with audited(action, target[:TARGET_CHARACTERS_MAX], asking.address) as change:
-            caller = self._administrator(asking)
+    def _change(
+        self, asking: Asking, action: str, target: str, *, forced: bool = False
+    ) -> Iterator[Caller]:
+        """Around a change that an administrator asks for: the log has who asks, and for what."""
+        with audited(action, target, asking.address, forced=forced) as change:
+            caller = self.access.caller(asking, write=True)
             change.subject = caller.identity.name
+            self.access.check_admin(caller.identity)
             yield caller
 
     async def cluster(self, asking: Asking) -> dict[str, object]:
@@ -746,7 +742,7 @@ class Broker:
         ``last_voter``, ``no_majority`` unless ``forced``, ``membership_change_in_progress``,
         ``no_leader``.
         """
-        with self._change(asking, "member.remove", node_id):
+        with self._change(asking, "member.remove", node_id, forced=forced):
             await self._require_members().remove(node_id, forced=forced)
 
     async def move_leader(self, asking: Asking, node_id: str) -> None:

@@ -1113,7 +1113,9 @@ class LogConfig:
         "Whether there is a line for each change that somebody asked for, done or refused: of "
         "members, leadership, topics (by the calls that are for that), tokens and configuration, "
         "with whoever asked (a token's subject), the address, and the request's id. The logger is "
-        "repl_broker.audit; log.level does not leave these lines out.",
+        "repl_broker.audit; log.level does not leave these lines out. Of those who may not make "
+        "changes, each subject has ten lines of a kind in ten seconds, as have all without a "
+        "valid token together; more are counted.",
     )
 
 

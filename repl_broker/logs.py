@@ -24,10 +24,10 @@ from typing import Final, TextIO
 
 from repl_broker.config import LogConfig
 from repl_broker.masking import masked
-from repl_broker.outlet import Outlet, OutletHandler, outlets
+from repl_broker.outlet import AUDIT, Outlet, OutletHandler, outlets
 from repl_broker.trace import CURRENT
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "configure", "lost_lines", "strays_caught"]
+__all__ = ["AUDIT", "ConsoleFormatter", "JsonFormatter", "configure", "lost_lines", "strays_caught"]
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,10 @@ OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "taskName",
     "seldom",
     "joins",
+    "kind",
 }
 
-AUDIT: Final = "repl_broker.audit"
+Kind = tuple[str, str, str, str]
 
 # It has a line for each span that finds no room; otel.py says what there is to say, once.
 TELEMETRY: Final = "opentelemetry"
@@ -173,8 +174,9 @@ class _Few:
 class Joined:
     """Lets a few warnings or errors of a kind pass in a while, and joins the others into a count.
 
-    Of a kind are those with the same logger, message (before its values are filled in) and
-    type of exception. The last of the few says that more are only counted (``joined_for``).
+    Of a kind are those with the same logger, message (before its values are filled in),
+    type of exception, and ``kind``, if they have one. The last of the few says that more are
+    only counted (``joined_for``).
     The next complaint after that time, of this kind or another, says how many they were
     (``joined``) and what one of them was, by chance (``joined_example``), because it may not
     have been about what the few were about. Lines that are few anyway (notices.py) all pass,
@@ -188,15 +190,15 @@ class Joined:
     ) -> None:
         self._clock = clock
         self._chance = chance
-        self._kinds: dict[tuple[str, str, str], _Few] = {}
-        self._owing: dict[tuple[str, str, str], _Few] = {}  # those of which some were joined
+        self._kinds: dict[Kind, _Few] = {}
+        self._owing: dict[Kind, _Few] = {}  # those of which some were joined
 
     def __call__(self, record: logging.LogRecord) -> bool:
         weighs = record.levelno >= logging.WARNING or hasattr(record, "joins")
         if not weighs or hasattr(record, "seldom"):
             return True
         raised = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
-        kind = (record.name, str(record.msg)[:256], raised)
+        kind = (record.name, str(record.msg)[:256], raised, str(getattr(record, "kind", "")))
         now = self._clock()
         few = self._kinds.get(kind)
         if few is None or now - few.began >= JOINED_SECONDS:
@@ -216,7 +218,7 @@ class Joined:
         self._tell(record, kind, now)
         return True
 
-    def _tell(self, record: logging.LogRecord, kind: tuple[str, str, str], now: float) -> None:
+    def _tell(self, record: logging.LogRecord, kind: Kind, now: float) -> None:
         """Say of a kind whose time is over how many were joined: of the record's own first."""
         for each in (kind, next(iter(self._owing), kind)):
             few = self._owing.get(each)

@@ -5,7 +5,8 @@
 Whoever reads the log may stop doing so: a pipe that is full, a journal that stands still, a
 disk that hangs. The node goes on then. Lines for which there is no room are counted
 instead, and once others are written again, one of them says how many were lost. Those of
-less weight than a warning have half of the room, so that they cannot take it all.
+less weight than a warning have half of the room, so that they cannot take it all. A line of
+the audit weighs as much as a warning, whatever it tells.
 
 At the end of the process ``flush`` waits for what is still to be written, for a bounded time.
 """
@@ -22,9 +23,11 @@ from collections import deque
 from contextlib import suppress
 from typing import Final, TextIO
 
-__all__ = ["Outlet", "OutletHandler", "outlets", "say"]
+__all__ = ["AUDIT", "Outlet", "OutletHandler", "outlets", "say"]
 
 log = logging.getLogger(__name__)
+
+AUDIT: Final = "repl_broker.audit"
 
 WAITING_BYTES_MAX: Final = 4 << 20
 LINE_OVERHEAD_BYTES: Final = 100  # of a line that waits, beside its own bytes
@@ -189,7 +192,7 @@ class OutletHandler(logging.Handler):
             self.handleError(record)
             return
         line = text.encode(self.outlet.encoding, "backslashreplace")
-        self.outlet.put(line, weighs=record.levelno >= logging.WARNING)
+        self.outlet.put(line, weighs=record.levelno >= logging.WARNING or record.name == AUDIT)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802  logging's name
         super().setFormatter(fmt)

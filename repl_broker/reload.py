@@ -24,6 +24,7 @@ __all__ = ["LIVE", "Hook", "Reloaded", "Reloader", "is_live"]
 
 log = logging.getLogger(__name__)
 
+REFUSED: Final = "refused"  # the outcome that the audit has; the problems have lines of their own
 EVERY: Final = ".*"  # at the end of a name: every key of that table
 
 # Which keys a reload applies, by the hook that does it. What is not here needs a restart.
@@ -137,6 +138,7 @@ class Reloader:
                     "the configuration was not reloaded; what was in force still is problem=%r",
                     problem,
                 )
+            _note("all of it", REFUSED)
             return Reloaded(problems=problems)
         return self._take(values_of(self.config), values_of(found))
 
@@ -144,6 +146,7 @@ class Reloader:
         changed = [name for name in new if new[name] != old[name]]
         taken = {hook.name: [k for k in changed if self._hook_of(k) is hook] for hook in self.hooks}
         problems: list[str] = []
+        refused: list[str] = []
         applied: list[str] = []
         read_anew: list[str] = []
         for hook in self.hooks:
@@ -151,6 +154,7 @@ class Reloader:
             found, problem = self._apply(hook, {name: new[name] for name in names})
             if problem:
                 problems.append(f"{hook.name}: {problem}")
+                refused += names or [hook.name]
             else:
                 applied += names
                 read_anew += [name for name in found if name not in names]
@@ -161,13 +165,9 @@ class Reloader:
             value, was = _shown(new[name]), _shown(old[name])
             log.warning("needs a restart key=%s value=%r in_force=%r", name, value, was)
         if applied or read_anew:
-            note(
-                "configuration.reload",
-                ", ".join((*applied, *read_anew)),
-                subject="whoever sends signals to the process",
-                address="local",
-                outcome="done",
-            )
+            _note(", ".join((*applied, *read_anew)), "done")
+        if problems:
+            _note(", ".join(refused), REFUSED)
         for name in read_anew:
             log.info("read anew key=%s file=%r", name, str(new[name]))
         _tell_end(new, len(applied), len(read_anew), len(need_restart), len(problems))
@@ -189,6 +189,12 @@ class Reloader:
 
     def _hook_of(self, key: str) -> Hook | None:
         return next((hook for hook in self.hooks if hook.takes(key)), None)
+
+
+def _note(target: str, outcome: str) -> None:
+    """The audit's line."""
+    by = "whoever sends signals to the process"
+    note("configuration.reload", target, subject=by, address="local", outcome=outcome)
 
 
 def _tell_end(

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
@@ -18,6 +19,7 @@ from repl_broker.errors import RequestError
 from repl_broker.levels import TWO_CLOCKS
 from tests.network import running_cluster
 from tests.nodes import ANYONE, Disk, configured, running_node
+from tests.signing import SECRET, bearer, token
 
 NAME = "repl_broker.chronicle"
 
@@ -122,6 +124,25 @@ async def test_an_audit_line_has_who_what_and_from_where_whatever_the_level_is(
     assert lines[2]["outcome"] == "invalid_topic"
     assert len(lines[2]["target"]) == 256
     assert len(lines) == 3
+
+
+async def test_a_line_names_who_was_refused_for_want_of_rights_and_what_was_forced(
+    stream: io.StringIO, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_bytes(SECRET)
+    config = configured(auth={"mode": "jwt", "secret_file": tmp_path / "secret"})
+    asking = Asking(Credentials(bearer(token(("news",), sub="bob"))["Authorization"]), "10.0.0.7")
+    async with running_node(config=config) as node:
+        logs.configure(LogConfig(level="error"), stream)
+        for forced in (False, True):
+            with pytest.raises(RequestError):
+                await node.broker.remove_member(asking, "n3", forced=forced)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    names = ("action", "target", "subject", "outcome", "forced")
+    assert [[line.get(name) for name in names] for line in lines] == [
+        ["member.remove", "n3", "bob", "forbidden", None],
+        ["member.remove", "n3", "bob", "forbidden", True],
+    ]
 
 
 async def test_a_change_whose_caller_left_has_an_unknown_outcome(stream: io.StringIO) -> None:

@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from repl_broker import logs, outlet
+from repl_broker import audit, logs, outlet
 from repl_broker.config import LogConfig
 from repl_broker.outlet import Outlet, say
 
@@ -108,6 +108,25 @@ def test_a_pipe_that_nobody_reads_stops_nobody_and_the_loss_is_told(
     assert "standard error" in notice["remedy"]
     assert "weighs" in warning["message"]
     assert after["message"] == "and after that"
+
+
+def test_what_others_can_cause_takes_no_room_from_the_audit(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe.fill()
+    out = configured(pipe.stream, monkeypatch, 200_000)
+    for number in range(5000):
+        logging.getLogger("repl_broker.web.access").info("answered number=%d", number)
+    lost = out.lost
+    assert lost > 0
+    for number in range(100):
+        audit.note("topic.delete", f"t{number}", subject="alice", address="::1", outcome="done")
+    assert out.lost == lost
+    read = b""
+    while b"'t99'" not in read:
+        read += os.read(pipe.reading, PIPE_BYTES)
+    assert read.count(b"topic.delete target='t") == 100
+    assert out.flush()
 
 
 def test_what_was_lost_last_is_told_without_another_line(

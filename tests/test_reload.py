@@ -90,6 +90,9 @@ def test_a_configuration_with_problems_changes_nothing(caplog: pytest.LogCapture
     errors = lines(caplog)[logging.ERROR]
     assert len(errors) == 2, "one line each"
     assert "wanted an integer (connections)" in errors[0]
+    (line,) = lines(caplog)[logging.WARNING]
+    assert line.startswith("audit action=configuration.reload target='all of it'")
+    assert line.endswith("outcome=refused")
 
 
 def test_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
@@ -98,7 +101,9 @@ def test_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [ConfigError("does not fit"), RuntimeError("does not fit")])
-def test_a_hook_that_fails_leaves_its_part_and_the_others_go_on(failure: Exception) -> None:
+def test_a_hook_that_fails_leaves_its_part_and_the_others_go_on(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     certificate, limits = Part(failure), Part()
     made = reloader(
         given(limits__connections="7", http__access_log="true"),
@@ -110,6 +115,12 @@ def test_a_hook_that_fails_leaves_its_part_and_the_others_go_on(failure: Excepti
     assert outcome.applied == ("limits.connections",)
     assert "does not fit" in outcome.problems[0]
     assert outcome.problems[0].startswith("certificate: ")
+    audit = [r.getMessage() for r in caplog.records if r.name == "repl_broker.audit"][:2]
+    assert [line.split(" subject")[0] for line in audit] == [
+        "audit action=configuration.reload target='limits.connections'",
+        "audit action=configuration.reload target='http.access_log'",
+    ]
+    assert [line.split()[-1] for line in audit] == ["outcome=done", "outcome=refused"]
     assert made.config.http.access_log is False
     certificate.failure = None  # it has been put right
     assert made.reload().applied == ("http.access_log",)

@@ -22,7 +22,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from repl_broker.broker import Broker
 from repl_broker.config import Config
-from repl_broker.web import browsers, cors, policy, problems
+from repl_broker.web import browsers, cors, policy, problems, refused
 from repl_broker.web.access import AccessLog, Identified
 from repl_broker.web.answers import allowed_methods, empty_answer
 from repl_broker.web.base import Base
@@ -62,6 +62,7 @@ def create_app(
     app.url_map.merge_slashes = False  # no redirects: a path is right or 404
     app.config["RESPONSE_TIMEOUT"] = None  # the door bounds each write
     limits, requests = BodyLimits(config.limits), RequestCounts()
+    refused.register(app, broker.access)  # what is refused from here on
     browsers.register(app, broker.access, broker.notices)  # the first that is asked
     guard = Guard(app, broker.access)
     _route(guard, broker, limits, Operations(broker, door, requests))

@@ -19,9 +19,9 @@ from quart_trio import QuartTrio
 from repl_broker.access import Access, Asking, Credentials, Identity
 from repl_broker.admission import address_key
 from repl_broker.errors import RequestError
-from repl_broker.trace import CURRENT
+from repl_broker.trace import current_client
 
-__all__ = ["GUARD", "RIGHTS", "Guard", "Right", "asking"]
+__all__ = ["GUARD", "RIGHTS", "Guard", "Right", "address_here", "asking", "credentials"]
 
 GUARD: Final = "repl_broker.guard"  # where an application keeps it
 View = Callable[..., Awaitable[Response]]
@@ -116,9 +116,12 @@ def _check(access: Access, right: Right, found: Identity, topic: str) -> None:
 
 def asking() -> Asking:
     """Who the request under way says that it is; a token in its query is events.py's to add."""
-    here = CURRENT.get()
-    client = "" if here is None else here.client
-    return Asking(credentials(), client or address_key(request.remote_addr or ""))
+    return Asking(credentials(), address_here())
+
+
+def address_here() -> str:
+    """In whose share the request under way counts, as far as there is no token."""
+    return current_client() or address_key(request.remote_addr or "")
 
 
 def credentials() -> Credentials:

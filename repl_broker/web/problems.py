@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from msgspec.json import encode as encode_json
-from quart import Response, current_app, request
+from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -111,11 +111,11 @@ REMEDIES: Final[dict[str, str]] = {
     "older_copy": "Use another node. On this one's machine stop it and run 'repl-broker cluster "
     "rejoin': its data directory was set back, by a restored disk or a cloned machine, and it may "
     "have lost what it had acknowledged.",
+    "shutting_down": "Use another node, or try again after `Retry-After`.",
     "behind": "Use another node, or wait: this one takes up what it lacks by itself. If it does "
     "not, look at its log, its disk, and its connection to the leader.",
     "no_room": "Use another node. The operator makes room on the disk of this one; it goes on by "
     "itself then. `[limits] disk_free_bytes` is what is to stay free.",
-    "shutting_down": "Use another node, or try again after `Retry-After`.",
     "overloaded": "Nothing was done. Come back after `Retry-After`, with the same "
     "`Idempotency-Key` if there was one. The operator sets `[limits] publishes_under_way` and "
     "`requests_bytes`.",
@@ -142,6 +142,7 @@ def problem(
     ``wait_seconds`` is for Retry-After, if more is known than what the status says.
     """
     current_app.extensions[REFUSALS][code] += 1
+    g.problem = code  # of which the audit may have to tell (refused.py)
     status, content = problem_content(code, detail, extra)
     response = answers.answer(content, PROBLEM_JSON, status, headers)
     if asked := challenge(code, extra or {}):

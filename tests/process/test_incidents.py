@@ -7,6 +7,7 @@ words alone: who is concerned, why, and what to do.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.signing import SECRET, token
 pytestmark = pytest.mark.process
 
 ADMIN: Final = {"Authorization": "Bearer " + token(admin=True, sub="alice")}
+NARROW: Final = {"Authorization": "Bearer " + token(("news",), sub="bob")}
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -39,7 +41,15 @@ class Member(Node):
         body = None if value is None else json.dumps(value).encode()
         typed = {} if value is None else {"Content_Type": JSON}
         with Client(self) as client:
-            return client.request(method, path, body, **ADMIN, **typed, **headers).status
+            return client.request(method, path, body, **{**ADMIN, **typed, **headers}).status
+
+    def why_not_ready(self, **headers: str) -> dict[str, Any]:
+        """What /readyz answers to whoever sends these."""
+        with Client(self) as client:
+            answer = client.request("GET", "/readyz", **headers)
+        assert answer.status == 503
+        found: dict[str, Any] = json.loads(answer.body)
+        return found
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged since ``turn_page``."""
@@ -122,6 +132,11 @@ def test_a_majority_that_is_lost_names_who_is_missing_and_that_it_is_back(
     not_ready = three[0].told("not ready", code="no_leader")
     assert "Not reached: n2, n3; 2 of 3 voters have to meet." in not_ready["reason"]
     assert "majority of the voters" in not_ready["remedy"]
+    for headers in ({}, NARROW):
+        found = three[0].why_not_ready(**headers)
+        assert found["code"] == "no_leader"
+        assert not re.search(r"\bn[123]\b|voters|127\.0", json.dumps(found))
+    assert "Not reached: n2, n3; 2 of 3 voters" in three[0].why_not_ready(**ADMIN)["detail"]
     three[1].start()
     three[0].told("ready again")
     (next_line,) = [x for x in three[0].lines() if x["message"].startswith(("leads", "follows"))]
@@ -185,6 +200,36 @@ def test_what_an_administrator_changes_is_told_by_whom_there_and_what_everywhere
     three[0].turn_page()
     three[0].start()
     assert not [x for x in three[0].lines() if "topic created" in x["message"]]
+
+
+def test_whoever_tries_a_change_without_the_right_to_it_is_named(
+    tmp_path: Path, secret: Path
+) -> None:
+    with Member(tmp_path, "n1", secret) as node:
+        node.start()
+        assert node.ask("PUT", "/v1/topics/orders") == 201
+        assert node.ask("DELETE", "/v1/topics/orders", **NARROW) == 403
+        assert node.ask("DELETE", "/v1/topics?match=%3E", **NARROW) == 403
+        assert node.ask("DELETE", "/v1/cluster/members/n1?force=true", **NARROW) == 403
+        assert node.ask("POST", "/v1/cluster/leader", {"id": "n2"}, **NARROW) == 403
+        assert node.ask("DELETE", "/v1/cluster/members/n9?force=true") == 404
+        for action, target, forced in (
+            ("topic.delete", "orders", None),
+            ("topic.delete_matching", ">", None),
+            ("member.remove", "n1", True),
+            ("leader.move", "unread", None),
+        ):
+            line = node.told("audit", action=action, target=target, outcome="forbidden")
+            assert (line["subject"], line["address"]) == ("bob", "127.0.0.1")
+            assert line.get("forced") is forced
+        line = node.told("audit", target="n9", outcome="member_not_found", subject="alice")
+        assert line["forced"] is True
+        for _ in range(30):
+            assert node.ask("DELETE", "/v1/topics/orders", Authorization="Bearer x") == 401
+        node.ask("DELETE", "/v1/topics/last", **NARROW)
+        node.told("audit", target="last", outcome="forbidden")
+        lines = node.lines()
+        assert sum(line.get("outcome") == "unauthenticated" for line in lines) == 10
 
 
 def test_a_join_that_waits_is_told_once_by_both(tmp_path: Path, secret: Path) -> None:
