@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from repl_broker.errors import ConfigError, StorageError
-from repl_broker.files import make_file, make_folder, sync
+from repl_broker.files import give_to_owner, make_file, make_folder, sync, write_file
 from repl_broker.founding import Standing, found, standing_of
 from repl_broker.message import time_text
 from repl_broker.raft.log import EntryKind, Member, Membership
@@ -150,10 +150,7 @@ def _note_backup(folder: Path, began_ms: int) -> None:
     """For the node to tell; a backup is none the worse where this cannot be written."""
     note = folder / NOTE_NAME
     try:
-        with _working(note) as aside:
-            make_file(aside / NOTE_NAME)
-            (aside / NOTE_NAME).write_text(f"{began_ms}\n")
-            (aside / NOTE_NAME).replace(note)
+        write_file(note, f"{began_ms}\n")
     except OSError as error:
         log.warning(
             "the backup is not noted, so the node does not know of it file=%r error=%r",
@@ -282,7 +279,11 @@ def _working(target: Path) -> Iterator[Path]:
 
 
 def _put_in_place(copy: Path, target: Path, force: bool) -> None:
-    """Give the file its name, at once. Raises ConfigError for a name that is taken."""
+    """Give the file its name, at once. Raises ConfigError for a name that is taken.
+
+    Where root has made it, it is the folder's owner's: the working folder was root's.
+    """
+    give_to_owner(copy, target.parent)
     if force:
         copy.replace(target)
     else:

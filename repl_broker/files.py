@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["exposure", "make_file", "make_folder", "openness", "sync", "tighten", "write_file"]
+__all__ = [
+    "exposure",
+    "give_to_owner",
+    "make_file",
+    "make_folder",
+    "openness",
+    "sync",
+    "tighten",
+    "write_file",
+]
 
 PRIVATE_FILE: Final = 0o600
 PRIVATE_FOLDER: Final = 0o700
@@ -26,26 +36,71 @@ def make_file(path: Path) -> bool:
     Root makes it for the folder's owner, as SQLite does with its own: else a node with a user of
     its own could not read what a command left beside its store that root had to run.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        made = os.open(path, flags, PRIVATE_FILE)
-    except FileExistsError:
-        return False
-    try:
-        if os.geteuid() == 0:
-            folder = path.parent.stat()
-            if folder.st_uid != 0:
-                os.fchown(made, folder.st_uid, folder.st_gid)
-    finally:
+    with _opened(path.parent) as folder:
+        try:
+            made = _make(path.name, folder)
+        except FileExistsError:
+            return False
         os.close(made)
     return True
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file for this user only, in the place of one that is there."""
-    make_file(path)
-    tighten((path,))
-    path.write_text(text)
+    """Write a file for this user only, or root for the folder's owner, at once in the place of
+    what is there.
+
+    The owner of the folder can put links at any name in it at any moment: so nothing is opened
+    by its name that was not made by the same call, and the folder is looked up once.
+    """
+    aside = f".{path.name}.{secrets.token_hex(8)}.partial"
+    with _opened(path.parent) as folder:
+        made = _make(aside, folder)
+        try:
+            with open(made, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(aside, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside, dir_fd=folder)
+            raise
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _make(name: str, folder: int) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    made = os.open(name, flags, PRIVATE_FILE, dir_fd=folder)
+    try:
+        _give(made, folder)
+    except BaseException:
+        os.close(made)
+        raise
+    return made
+
+
+def _give(descriptor: int, folder: int) -> None:
+    """Have root's file belong to the owner of the folder."""
+    if os.geteuid() == 0:
+        owner = os.fstat(folder)
+        if owner.st_uid not in (0, os.fstat(descriptor).st_uid):
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def give_to_owner(path: Path, folder: Path) -> None:
+    """Have root's file belong to the owner of the folder that it will be in."""
+    with _opened(folder) as opened:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _give(file, opened)
+        finally:
+            os.close(file)
 
 
 def make_folder(folder: Path) -> None:

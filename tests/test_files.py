@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from click.testing import CliRunner
 
-from repl_broker.backup import backup, restore
+from repl_broker.backup import NOTE_NAME, _note_backup, backup, restore
 from repl_broker.cli import main
 from repl_broker.cli.demo import temporary_folder
 from repl_broker.cli.stage.layout import lay_out
@@ -25,7 +25,7 @@ from repl_broker.raft.log import HardState, WriteBatch
 from repl_broker.storage import SqliteStorage
 from tests.nodes import configured
 from tests.process.node import Node
-from tests.stores import THREE, log_of, snapshot_of
+from tests.stores import THREE, log_of, make_store, snapshot_of
 
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -314,18 +314,119 @@ def test_config_check_finds_what_a_node_would_refuse_of_keys(
     assert words in result.stderr
 
 
+class Root:
+    """As root, in folders of another user: what is given to that one, by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: dict[str, tuple[int, int]] = {}
+        self._about = os.fstat
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(os, "fstat", self._fstat)
+        monkeypatch.setattr(os, "fchown", self._fchown)
+
+    def _fstat(self, descriptor: int) -> os.stat_result:
+        about = self._about(descriptor)
+        if not stat.S_ISDIR(about.st_mode) or path_of(descriptor).name.endswith(".partial"):
+            return about  # a working folder is root's own
+        return os.stat_result((about.st_mode, *about[1:4], 61234, 61235, *about[6:10]))
+
+    def _fchown(self, descriptor: int, user: int, group: int) -> None:
+        self.given[path_of(descriptor).name] = (user, group)
+
+
+def path_of(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+
 def test_a_file_that_root_makes_is_the_folders_owners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """'cluster recover' by root, in the folder of a service with a user of its own."""
-    given: list[tuple[int, int]] = []
-    owner = os.stat_result((0o40700, 0, 0, 2, 61234, 61235, 0, 0, 0, 0))
-    monkeypatch.setattr(os, "fchown", lambda _, user, group: given.append((user, group)))
-    monkeypatch.setattr(Path, "stat", lambda *_, **__: owner)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    root = Root(monkeypatch)
     assert make_file(tmp_path / "by-root")
-    assert given == [(61234, 61235)]
+    assert root.given == {"by-root": (61234, 61235)}
     monkeypatch.setattr(os, "geteuid", lambda: 61234)
     assert make_file(tmp_path / "by-the-owner")
     assert not make_file(tmp_path / "by-root")
-    assert len(given) == 1
+    assert len(root.given) == 1
+
+
+def test_what_root_saves_and_restores_is_the_folders_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the node could not read when it was saved, or its own store."""
+    data, file = tmp_path / "data", tmp_path / "backup.db"
+    make_store(data).close()
+    root = Root(monkeypatch)
+    backup(data, file, force=False, now_ms=1)
+    owner = (61234, 61235)
+    assert [name for name in root.given if name.startswith(".last-backup.")] != []
+    assert set(root.given.values()) == {owner}
+    assert root.given.pop("broker.db") == owner
+    (tmp_path / "new").mkdir()
+    restore(file, tmp_path / "new", None, now_ms=2)
+    assert root.given["broker.db"] == owner
+
+
+def real_root_saves(folder: Path) -> list[int]:
+    data = folder / "data"
+    make_store(data).close()
+    os.chown(data, 65534, 65534)
+    backup(data, folder / "b.db", force=False, now_ms=1)
+    (folder / "new").mkdir()
+    os.chown(folder / "new", 65534, 65534)
+    restore(folder / "b.db", folder / "new", None, now_ms=2)
+    return [path.stat().st_uid for path in (data / NOTE_NAME, folder / "new" / "broker.db")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_what_root_has_saved_and_restored_can_be_read_by_the_node(tmp_path: Path) -> None:
+    assert real_root_saves(tmp_path) == [65534, 65534]
+
+
+@pytest.mark.parametrize("how", ["a link", "a hard link", "a folder's link"])
+def test_what_is_written_goes_through_no_link_that_is_there(tmp_path: Path, how: str) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    folder.mkdir()
+    victim.write_text("as it was")
+    victim.chmod(0o644)
+    if how == "a link":
+        (folder / "file").symlink_to(victim)
+    elif how == "a hard link":
+        (folder / "file").hardlink_to(victim)
+    else:
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"  # which is meant: a data directory may be one
+    write_file(folder / "file", "text")
+    assert (victim.read_text(), mode(victim)) == ("as it was", 0o644)
+    assert (folder / "file").read_text() == "text"
+    assert mode(folder / "file") == 0o600
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("what", ["a note of a backup", "a file"])
+def test_what_is_written_goes_through_no_link_that_appears_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The folder's owner, who is not root, is quicker than root."""
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    folder.mkdir()
+    victim.write_text("as it was")
+    really_open, swapped = os.open, []
+
+    def open_and_swap(path: str | Path, flags: int, *args: int, **keys: int) -> int:
+        descriptor = really_open(path, flags, *args, **keys)
+        if flags & os.O_EXCL:
+            made = path_of(descriptor)
+            made.unlink()
+            made.symlink_to(victim)
+            swapped.append(made)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_swap)
+    if what == "a file":
+        write_file(folder / "file", "text")
+    else:
+        _note_backup(folder, 1)
+    assert swapped
+    assert victim.read_text() == "as it was"
