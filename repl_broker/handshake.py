@@ -173,7 +173,7 @@ class Hello(NamedTuple):
     is_led: bool = False  # whether a leader, and so a majority, is there; older nodes say no
     level: int = FIRST  # the highest feature level that it has
     process: str = ""  # drawn when it was started; older nodes have none
-    answers: bool = False  # whether it says that it is there, when it is asked over its connection
+    answers: bool = False  # whether it says that it is there, if it is asked; and it asks, too
 
 
 class Welcome(NamedTuple):

@@ -20,7 +20,9 @@ another certificate, however good, cannot pass them on.
 A frame is four bytes of length, most significant first, and a msgpack array.
 All that waits when the writer is free goes out in one send. A cut leaves TCP
 open in silence, so every wait has a deadline and unacknowledged data a limit
-(TCP_USER_TIMEOUT).
+(TCP_USER_TIMEOUT). What stands between the two may acknowledge for one who has gone;
+so a dialer asks now and then whether the acceptor is there, and either of the two
+leaves who says nothing for long.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ ADDRESSES_MAX: Final = 4  # of one name that are tried
 NAME: Final = re.compile(r"[\w.-]{1,64}")  # what stands in the log as it is
 OLDER_SECONDS: Final = 30  # that a peer is taken for one of an older version
 LEADERS: Final = (Append, Commit, Heartbeat, SnapshotReceived)  # what only a leader says
+THERE: Final = "there"  # what a dialer asks now and then: whether the other process is there
 NOTICE: Final = 0  # the number of a refusal of no request: it is for the log
 NOTICES_MAX: Final = 16  # different ones of a peer that are logged
 WARNED_MAX: Final = 100  # different warnings about peers; then they are given anew
@@ -165,6 +168,8 @@ class TransportOptions:
     strangers_max: int = 64  # connections whose handshake is not done
     strangers_per_address: int = 16  # … of one address, or /64 network of IPv6
     requests_max: int = 256  # under way at one time, a peer
+    ask_seconds: float = 10.0  # from one question whether the other is there to the next
+    absence_seconds: float = 30.0  # without an answer, or a word, until the other is left
 
 
 class TransportStatistics(NamedTuple):
@@ -413,7 +418,11 @@ class Transport:
 
     @property
     def has_twin(self) -> bool:
-        """Whether a peer refuses this process because another is connected as this node."""
+        """Whether a peer refuses this process because another is connected as this node.
+
+        One that says so is enough: the other process has answered it. If peers keep
+        different ones, neither process is ready.
+        """
         return any(
             not link.connected and link.refusal_kind == Twin.kind for link in self._links.values()
         )
@@ -627,6 +636,9 @@ class Transport:
             outbox.life = nursery.cancel_scope
             self._accepted.add(outbox)
             nursery.start_soon(outbox.run)
+            if hello.answers:  # and asks: it is never silent for long
+                options = self.options
+                nursery.start_soon(frames.watch, options.ask_seconds + options.absence_seconds)
             if peer and hello.peer_id:  # else it only asks who is there, beside its connection
                 if peer in self._inbound:
                     self._inbound[peer].life.cancel()  # it dialled anew: that one is half open
@@ -637,6 +649,9 @@ class Transport:
                         match frame:
                             case (0, bytes(data)):
                                 self._take_rpc(peer, hello.incarnation, data)
+                            case (1, int(number), "there", _):
+                                outbox.put((_REPLY, number, None))
+                                outbox.flush()
                             case (1, int(number), str(name), argument):
                                 self._check_fence(peer, hello.incarnation)
                                 if not under_way.available_tokens:  # heartbeats come behind it
@@ -1243,9 +1258,27 @@ class _Link:
         self._said.clear()
         async with _one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(self.outbox.run)
+            nursery.start_soon(self._ask_now_and_then)
             await self._take_replies(frames)
             nursery.cancel_scope.cancel()
         self._say_gone("it has closed the connection")
+
+    async def _ask_now_and_then(self) -> None:
+        """Whether the other process is there: until it is not, which ends the connection.
+
+        A version that does not know the question refuses it, and is there.
+        """
+        options = self._transport.options
+        while True:
+            await trio.sleep(options.ask_seconds)
+            try:
+                with suppress(PeerRefusedError):
+                    await self.call(THERE, None, options.absence_seconds)
+            except PeerUnreachableError as error:
+                if not error.sent:  # so much waits that there was no room for the question
+                    continue
+                text = f"it has not answered for {options.absence_seconds:g} s"
+                raise trio.BrokenResourceError(text) from None
 
     async def _greet(self, frames: _Frames) -> None:
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -1398,6 +1431,7 @@ class _Frames:
         self._received = bytearray()
         self._part_at = math.inf  # when more of a frame was told of, or it began to come …
         self._part_bytes = 0  # … and how much of it was there then
+        self._pieces = 0  # that have come
 
     def name(self, node_id: str) -> None:
         """Who the other says that it is, proved or not."""
@@ -1422,7 +1456,16 @@ class _Frames:
         if not data and self._received:
             raise ValueError("the connection ended within a frame")
         self._received += data
+        self._pieces += 1
         return bool(data)
+
+    async def watch(self, seconds: float) -> None:
+        """Until nothing has come for that long: raises BrokenResourceError."""
+        pieces = -1
+        while pieces != self._pieces:
+            pieces = self._pieces
+            await trio.sleep(seconds)
+        raise trio.BrokenResourceError(f"it has said nothing for {seconds:g} s")
 
     def has_more_of_one(self) -> bool:
         """Whether so much more of a frame has come, and not all of it, that it is worth telling:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 from repl_broker.transport import PeerRefusedError, _Link
 from tests.test_handshake import dialed
@@ -24,7 +24,12 @@ class Keeper:
         self._to = to
         self.address = ("127.0.0.1", 0)
         self.kept: list[trio.SocketStream] = []  # its connections to the acceptor
+        self.keeps_dialers = False  # when the acceptor has gone, too
         self.is_deaf = False  # what the acceptor says goes no further
+
+    def lead_to(self, to: tuple[str, int]) -> None:
+        """Whoever dials from now on."""
+        self._to = to
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -38,6 +43,8 @@ class Keeper:
         async with acceptor, trio.open_nursery() as nursery:
             nursery.start_soon(_carry, dialer, acceptor, lambda: False)
             await _carry(acceptor, dialer, lambda: self.is_deaf)  # until the acceptor ends it
+            if self.keeps_dialers:
+                await trio.sleep_forever()
             nursery.cancel_scope.cancel()
 
 
@@ -186,3 +193,84 @@ async def test_a_node_that_dials_again_is_not_its_own_twin() -> None:
             nursery.start_soon(link.run_once)
             assert await link.call("ask", 1, 10) == ("a", "ask", 1)
             nursery.cancel_scope.cancel()
+
+
+# --- connections that are kept for one who has gone ---
+
+
+async def test_a_node_that_dialed_one_who_has_gone_dials_anew_and_reaches_the_next() -> None:
+    a, old, anew = Node("a", ask_seconds=0.05, absence_seconds=0.5), Node("b"), Node("b")
+    async with running(anew), trio.open_nursery() as nursery:
+        life = trio.CancelScope()
+        keeper = Keeper(await nursery.start(run_until_killed, old, life))
+        keeper.keeps_dialers = True
+        await nursery.start(keeper.run)
+        async with living(a, {"b": keeper.address}):
+            await connected(a, "b")
+            life.cancel()
+            keeper.lead_to(anew.address)
+            await until(lambda: a.unreachable)
+            await connected(a, "b")
+            assert a.transport._links["b"].connected
+            assert anew.transport._inbound.keys() == {"a"}
+        nursery.cancel_scope.cancel()
+
+
+async def run_until_killed(
+    node: Node, life: trio.CancelScope, *, task_status: trio.TaskStatus[tuple[str, int]]
+) -> None:
+    """Its address is told."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with life:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.transport.run, listeners)
+            task_status.started(listeners[0].socket.getsockname()[:2])
+
+
+async def test_a_connection_of_one_who_has_gone_is_left_after_a_while() -> None:
+    """It counts no more, as one that rests on the second secret would until then."""
+    b = Node("b", ask_seconds=0.05, absence_seconds=0.5)
+    async with kept(b) as keeper:
+        async with living(old := Node("a"), {"b": keeper.address}):
+            await connected(old, "b")
+        assert b.transport._accepted
+        await until(lambda: not b.transport._accepted)
+        assert not b.transport._inbound
+
+
+async def test_who_has_nothing_to_say_stays_connected(autojump_clock: MockClock) -> None:
+    """Each of the two hears from the other in time."""
+    a, b = Node("a"), Node("b")
+    ours, theirs = memory_stream_pair()
+    link = _Link(a.transport, "b", ("10.0.0.2", 4081))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.transport.serve, theirs)
+        nursery.start_soon(link.talk, ours)
+        await trio.sleep(600)
+        assert link.connected
+        assert b.transport._inbound.keys() == {"a"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_for_want_of_room_to_ask_nobody_is_left(autojump_clock: MockClock) -> None:
+    a, b = Node("a", queue_bytes_max=-1), Node("b", absence_seconds=3600)
+    ours, theirs = memory_stream_pair()
+    link = _Link(a.transport, "b", ("10.0.0.2", 4081))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.transport.serve, theirs)
+        nursery.start_soon(link.talk, ours)
+        await trio.sleep(600)
+        assert link.connected
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_version_that_does_not_know_the_question_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("repl_broker.transport.THERE", "fail")  # it is refused
+    a, b = Node("a", ask_seconds=0.05, absence_seconds=5), Node("b", ask_seconds=60)
+    async with running(a, b):
+        link = a.transport._links["b"]
+        await until(lambda: link._number >= 3)
+        assert a.transport.is_connected("b")
+        assert not a.unreachable
