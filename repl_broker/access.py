@@ -29,11 +29,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
 
-from repl_broker.config import Config
+from repl_broker import audit
+from repl_broker.config import AuthConfig, Config
 from repl_broker.errors import ConfigError, RequestError
 from repl_broker.filters import Filters
 from repl_broker.hosts import Hosts, parse_host
@@ -222,6 +224,18 @@ class Lease:
             dismiss(reason)
 
 
+def _key_files(auth: AuthConfig) -> list[tuple[str, Path]]:
+    """The files with keys, and by which key of the configuration each is named."""
+    named = (("auth.secret_file", auth.secret_file), ("auth.jwks_file", auth.jwks_file))
+    return [(key, file) for key, file in named if file is not None]
+
+
+def _note(key: str, outcome: str) -> None:
+    """The audit's line of keys that are read again because their file has changed."""
+    by = "whoever writes the file"
+    audit.note("keys.reload", key, subject=by, address="local", outcome=outcome)
+
+
 class Access:
     """The rules of a node. ``now`` gives seconds since 1970. Raises ConfigError for bad keys."""
 
@@ -236,13 +250,17 @@ class Access:
         self._revocations: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._look_at = 0.0
         self._verifier: Verifier | None = None
+        self._unread: frozenset[Path] = frozenset()  # files that could not be read the last time
+        self._refusal = ""  # of the last reload that met such
         self._set(config)
 
     def _set(self, config: Config) -> None:
         auth = config.auth
         verifier = Verifier(auth, self._verifier) if self._mode == "jwt" else None
         if verifier is not None and verifier.problems:
-            raise ConfigError(f"{verifier.problems[0]}. {STILL_IN_FORCE}")
+            self._unread = frozenset(verifier.problems)
+            self._refusal = f"{'; '.join(verifier.problems.values())}. {STILL_IN_FORCE}"
+            raise ConfigError(self._refusal)
         everyone = Grants(Filters(auth.anonymous.publish), Filters(auth.anonymous.subscribe))
         anonymous = Identity(
             None, (everyone,), admin=False, issued_at=None, ends_at=math.inf, token=None
@@ -257,6 +275,10 @@ class Access:
                 _tell_counts("keys read again" if before else "keys read", verifier)
         self._use(verifier)
         self._anonymous = anonymous
+        self.reload_pages(config)
+
+    def reload_pages(self, config: Config) -> None:
+        """From which pages requests count; no file is read for it."""
         self.hosts = Hosts(config)
         self.origins = Origins(config)
 
@@ -269,6 +291,7 @@ class Access:
         if verifier is not None and self._verifier is not None:
             _tell_dropped(self._verifier.secret_prints, verifier.secret_prints)
         self._verifier = verifier
+        self._unread = frozenset(() if verifier is None else verifier.problems)
         self._begin_anew()
 
     def reload(self, config: Config) -> list[str]:
@@ -284,13 +307,17 @@ class Access:
         if before is None or self._verifier is None:
             return []
         old, new = before.fingerprints, self._verifier.fingerprints
-        named = (("secret_file", config.auth.secret_file), ("jwks_file", config.auth.jwks_file))
-        return [f"auth.{name}" for name, file in named if file and new.get(file) != old.get(file)]
+        return [key for key, file in _key_files(config.auth) if new.get(file) != old.get(file)]
 
     @property
     def problems(self) -> int:
         """Files with keys that could not be read the last time; those before are in force."""
-        return 0 if self._verifier is None else len(self._verifier.problems)
+        return len(self._unread)
+
+    def counts(self, problem: str) -> bool:
+        """Whether what a reload says is about such a file: ``problems`` knows when it is over."""
+        away = (f"{key}: cannot read {file}: " for key, file in _key_files(self._auth))
+        return problem == self._refusal or (not self.is_open and problem.startswith(tuple(away)))
 
     def follow(self, revocations: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
         """Where to look revocations up: by subject, when (ms since 1970), and until when known."""
@@ -422,16 +449,23 @@ class Access:
         """Read the key files again if they have changed; one that is broken leaves its keys."""
         self._look_at = now + LOOK_SECONDS
         assert self._verifier is not None, "the mode is jwt"
-        if self._verifier.stamp() == self._verifier.signature:
+        old = self._verifier
+        if old.stamp() == old.signature:
+            self._unread = frozenset(old.problems)  # a reload may have met others in between
             return
-        verifier = Verifier(self._auth, self._verifier)
-        for problem in verifier.problems:
+        verifier = Verifier(self._auth, old)
+        for problem in verifier.problems.values():
             log.error(
                 "keys not read again; those before stay in force, also what was taken out error=%r",
                 problem,
             )
         if not verifier.problems:
             _tell_counts("keys read again", verifier)
+        for key, file in _key_files(self._auth):
+            if file in verifier.problems:
+                _note(key, "refused")
+            elif verifier.fingerprints.get(file) != old.fingerprints.get(file):
+                _note(key, "done")
         self._use(verifier)
 
     # --- what is allowed ---

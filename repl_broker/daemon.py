@@ -224,7 +224,7 @@ async def serve(
                         _settings_hook(replica),
                         Hook("certificates", LIVE["certificates"], certificates.reload),
                         _secret_hook(node.secret),
-                        _access_hook(access),  # before the pages, which read its files, too
+                        _access_hook(access),
                         _pages_hook(publishing, streams, app, access),
                         _clocks_hook(broker),
                     ]
@@ -319,7 +319,7 @@ def _access_hook(access: Access) -> Hook:
         _tell_warnings(config)
         return found
 
-    return Hook("access", LIVE["access"], apply)
+    return Hook("access", LIVE["access"], apply, counts=access.counts)
 
 
 def _secret_hook(secret: ClusterSecret | None) -> Hook:
@@ -379,7 +379,7 @@ def _clocks_hook(broker: Broker) -> Hook:
 
 def _pages_hook(publishing: Publishing, streams: Streams, app: QuartTrio, access: Access) -> Hook:
     def apply(config: Config) -> None:
-        access.reload(config)  # from which pages the cookie counts
+        access.reload_pages(config)
         publishing.reload(config)
         streams.reload(config)
         reload_app(app, config)

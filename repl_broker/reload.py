@@ -87,6 +87,8 @@ class Hook:
     name: str
     keys: tuple[str, ...]  # dotted names; "limits.*" is every key of [limits]
     apply: Callable[[Config], Collection[str] | None]
+    # Whether the part itself counts a problem, and knows when it is over: it looks at its files.
+    counts: Callable[[str], bool] = lambda problem: False
 
     def takes(self, key: str) -> bool:
         return names_key(self.keys, key)
@@ -119,14 +121,17 @@ class Reloader:
     def __init__(self, config: Config, read: Callable[[], Config]) -> None:
         self.config = config
         self.hooks: list[Hook] = []
-        self.problems = 0  # of the last time
+        self.problems = 0  # of the last time, beside those that the parts count themselves
         self._read = read
 
     def reload(self) -> Reloaded:
         """Read and apply, and say so in the log, key by key. Never raises."""
         outcome = self._reload()
-        self.problems = len(outcome.problems)
+        self.problems = sum(not self._is_counted(problem) for problem in outcome.problems)
         return outcome
+
+    def _is_counted(self, problem: str) -> bool:
+        return any(hook.counts(problem.removeprefix(f"{hook.name}: ")) for hook in self.hooks)
 
     def _reload(self) -> Reloaded:
         try:

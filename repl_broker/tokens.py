@@ -106,7 +106,7 @@ class Verifier:
         self._auth = auth
         self._files = [file for file in (auth.secret_file, auth.jwks_file) if file is not None]
         self.signature = self.stamp()
-        self.problems: list[str] = []
+        self.problems: dict[Path, str] = {}
         self._sets: dict[Path, KeySet] = {}
         for file, read in ((auth.secret_file, _secret_set), (auth.jwks_file, read_keys)):
             if file is not None:
@@ -125,7 +125,7 @@ class Verifier:
         except ConfigError as error:
             if before is None:
                 raise
-            self.problems.append(str(error))
+            self.problems[file] = str(error)
             return before
         if not found.keys and before is None:
             why = "".join(f"; {note}" for note in found.notes)

@@ -588,6 +588,62 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_read(
         keys.access.reload(keys.config)
 
 
+def test_files_that_cannot_be_read_count_once_until_each_is_read_well(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Whether a reload finds it or a look, and whichever of the two finds that it is over."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    keys = Keys(tmp_path, clock, secret_file=secret)
+    aside = tmp_path / "aside"
+    secret.rename(aside)
+    with pytest.raises(ConfigError, match=r"cannot read") as refused:
+        keys.access.reload(keys.config)
+    assert keys.access.problems == 1
+    assert keys.access.counts(str(refused.value))
+    assert keys.access.counts(f"auth.secret_file: cannot read {secret}: No such file or directory")
+    assert not keys.access.counts(f"auth.secret_file: cannot read {aside}: No such file")
+    keys.access.reload_pages(keys.config)
+    assert keys.access.problems == 1
+    aside.rename(secret)  # the very same file
+    look(keys.access, clock)
+    assert keys.access.problems == 0
+    secret.write_bytes(b"short")
+    look(keys.access, clock)
+    assert keys.access.problems == 1
+    with pytest.raises(ConfigError):
+        keys.access.reload(keys.config)
+    assert keys.access.problems == 1
+    secret.write_bytes(SECRET * 2)
+    look(keys.access, clock)
+    assert keys.access.problems == 0
+
+
+def test_keys_that_are_read_again_are_in_the_audit(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    keys = Keys(tmp_path, clock, secret_file=secret)
+    for data, outcome in ((SECRET[::-1], "done"), (b"short", "refused")):
+        caplog.clear()
+        secret.write_bytes(data)
+        look(keys.access, clock)
+        look(keys.access, clock)
+        (line,) = [text for text in caplog.messages if text.startswith("audit ")]
+        assert line == (
+            "audit action=keys.reload target='auth.secret_file' "
+            f"subject='whoever writes the file' address=local outcome={outcome}"
+        )
+
+
+def look(access: Access, clock: Clock) -> None:
+    """Have it look at its files, as it does each second."""
+    clock.now += 2
+    access._look(clock.now)
+
+
 @pytest.mark.parametrize("by", ["a reload", "a look"])
 def test_it_is_told_how_many_secrets_are_read_and_that_none_of_before_is_among_them(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, by: str

@@ -265,9 +265,18 @@ def test_tokens_of_two_secrets_are_good_until_one_is_dropped(tmp_path: Path) -> 
         assert (takes(node, OLD), takes(node, NEW)) == (True, True)
         put(NEW, SHORT)
         assert re.search("not applied part=access .*what was taken out", node.reload())
-        assert node.metric("reload_problems", token(NEW)) > 0
+        assert node.metric("reload_problems", token(NEW)) == 1, "one file, whoever reads it"
         assert (takes(node, OLD), takes(node, NEW)) == (True, True)
         readers[OLD].wait(kept)
+        put(OLD, NEW)  # which is seen without a reload, too
+        for _ in polls("the file to be read well"):
+            if node.metric("reload_problems", token(NEW)) == 0:
+                break
+        file.unlink()
+        node.reload()
+        for _ in polls("the file to be missed"):
+            if node.metric("reload_problems", token(NEW)) == 1:
+                break
         put(NEW)
         node.reload()
         assert (takes(node, OLD), takes(node, NEW)) == (False, True)
