@@ -62,7 +62,7 @@ from repl_broker.message import (
 from repl_broker.names import above
 from repl_broker.notices import Notices
 from repl_broker.reached import Reached
-from repl_broker.readiness import Readiness
+from repl_broker.readiness import NotReadyError, Readiness, Reason
 from repl_broker.reload import Reloader
 from repl_broker.replica import Replica, ReplicaStatistics, disowned_error
 from repl_broker.room import Room, RoomStatistics
@@ -704,7 +704,7 @@ class Broker:
             "change_pending": change_pending,
             "change": msgspec.to_builtins(change),
             "ready": self.ready,
-            "reasons": [reason._asdict() for reason in self.readiness.reasons()],
+            "reasons": [reason._asdict() for reason in self.reasons()],
             "members": [member._asdict() for member in members],
         }
 
@@ -762,21 +762,28 @@ class Broker:
         return self._members
 
     def check_ready(self) -> None:
-        """Raises ``shutting_down``, or NotReadyError with all the reasons."""
+        """Raises NotReadyError with all the reasons, ``shutting_down`` first."""
+        if found := self.reasons():
+            leaves = self.leaving and not self.draining
+            raise NotReadyError(found, **({"reason": "draining"} if leaves else {}))
+
+    def reasons(self) -> list[Reason]:
+        """Why requests should not come here; empty if they should."""
+        stopping = self._stopping()
+        return [*([stopping] if stopping else []), *self.readiness.reasons()]
+
+    def _stopping(self) -> Reason | None:
         if self.draining:
-            raise RequestError("shutting_down", "The node is shutting down; use another.")
+            return Reason("shutting_down", "The node is shutting down; use another.")
         if self.leaving:
-            raise RequestError(
-                "shutting_down",
-                "The node stops soon, and serves until then; use another.",
-                reason="draining",
-            )
-        self.readiness.check()
+            detail = "The node stops soon, and serves until then; use another."
+            return Reason("shutting_down", detail)
+        return None
 
     @property
     def ready(self) -> bool:
         """Whether requests should come here: ``check_ready`` raises nothing."""
-        return not (self.draining or self.leaving) and not self.readiness.reasons()
+        return not self.reasons()
 
     def statistics(self) -> Statistics:
         state, replica = self._replica.state, self._replica.statistics()

@@ -301,7 +301,7 @@ def _status(broker: Broker, hub: Hub) -> str:
     else:
         role = f"follows {leader}" if leader else "knows no leader"
     count = hub.statistics().subscribers
-    reasons = ", ".join(reason.code for reason in broker.readiness.reasons())
+    reasons = ", ".join(reason.code for reason in broker.reasons())
     text = f"{broker.node_id} {role} in term {term}, {count} stream{'s' * (count != 1)}"
     return f"{text}, not ready: {reasons}" if reasons else text
 

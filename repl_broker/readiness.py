@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -66,16 +66,16 @@ class Reason(NamedTuple):
 class NotReadyError(RequestError):
     """The first of the reasons is its code; all of them are in the answer."""
 
-    def __init__(self, reasons: list[Reason]) -> None:
-        first = reasons[0]
-        super().__init__(first.code, first.detail, reasons=[reason._asdict() for reason in reasons])
-        self._reasons = reasons
+    def __init__(self, reasons: list[Reason], **more: Any) -> None:
+        first, told = reasons[0], [reason._asdict() for reason in reasons]
+        super().__init__(first.code, first.detail, **more, reasons=told)
+        self._reasons, self._more = reasons, more
 
     def in_general(self) -> NotReadyError:
         """The same for strangers: the codes, and nothing of what is special about this node."""
-        return NotReadyError(
-            [Reason(code, IN_GENERAL[code] + MORE) for code, _ in self._reasons],
-        )
+        texts = {code: text + MORE for code, text in IN_GENERAL.items()}
+        told = [Reason(code, texts.get(code, detail)) for code, detail in self._reasons]
+        return NotReadyError(told, **self._more)
 
 
 class Readiness:

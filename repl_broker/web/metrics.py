@@ -307,8 +307,9 @@ METRICS: Final = (
         "gauge",
         "What was wrong the last time that the configuration, certificates, secrets and keys were "
         "read again: for each of these, what was in force before still is, so that a secret which "
-        "was taken out of such a file is still accepted. 0 when all is well; the log says what it "
-        "is.",
+        "was taken out of such a file is still accepted. A file with keys for tokens counts once, "
+        "until it is read well, with or without a reload; the rest counts until the next reload. 0 "
+        "when all is well; the log says what it is.",
         lambda now: now.node.files.problems,
     ),
     NodeMetric(

@@ -38,6 +38,8 @@ def test_a_node_that_drains_is_not_ready_and_serves_until_a_second_signal(tmp_pa
             answer = draining(node)
             assert answer.status == 503
             assert (answer.json["code"], answer.json["reason"]) == ("shutting_down", "draining")
+            assert [each["code"] for each in answer.json["reasons"]] == ["shutting_down"]
+            assert node.get("/v1/cluster")["reasons"] == answer.json["reasons"]
             assert answer.headers["retry-after"]
             published = client.publish("chat", b"1")
             assert (published.status, published.headers["connection"]) == (201, "close")

@@ -60,3 +60,21 @@ async def test_without_tokens_everyone_hears_why_a_node_is_not_ready() -> None:
         node.broker.leaving = True
         found = await (await app.test_client().get("/readyz")).get_json()
         assert (found["code"], found["reason"]) == ("shutting_down", "draining")
+
+
+@pytest.mark.parametrize(("headers", "whole"), [(ADMIN, True), ({}, False)])
+async def test_a_node_that_stops_says_so_first_and_gives_all_other_reasons(
+    config: Config, headers: dict[str, str], whole: bool
+) -> None:
+    async with running_node(config=config) as node:
+        node.replica.disowned = "n7 says so"
+        for flag in ("leaving", "draining"):
+            setattr(node.broker, flag, True)
+            client = create_app(node.broker, config, {}).test_client()
+            found = await (await client.get("/readyz", headers=headers)).get_json()
+            assert [each["code"] for each in found["reasons"]] == ["shutting_down", "no_leader"]
+            assert (found["code"], found["detail"]) == tuple(found["reasons"][0].values())
+            assert ("n7" in str(found)) == whole
+            assert found.get("reason") == ("draining" if flag == "leaving" else None)
+            shown = await node.broker.describe_cluster()
+            assert [each["code"] for each in shown["reasons"]] == ["shutting_down", "no_leader"]
