@@ -179,10 +179,13 @@ def _exists(file: Path) -> ConfigError:
 # --- restore --------------------------------------------------------------------------------
 
 
-def restore(file: Path, folder: Path, node_id: str | None, *, now_ms: int) -> dict[str, Any]:
+def restore(
+    file: Path, folder: Path, node_id: str | None, *, now_ms: int, apart: bool = False
+) -> dict[str, Any]:
     """Make a data directory of a backup, of a cluster of its own; what became of it.
 
-    The node is ``node_id``, or the one of the backup. Raises ConfigError where one
+    The node is ``node_id``, or the one of the backup. If ``apart``, it serves even where
+    the cluster of the backup lives. Raises ConfigError where one
     of the two paths cannot be used, StorageError for a backup that is not sound.
     Nothing is then left in ``folder``.
     """
@@ -198,7 +201,7 @@ def restore(file: Path, folder: Path, node_id: str | None, *, now_ms: int) -> di
             storage.check_file()
             contents = check(storage, called)
             made_at = _check_seal(storage, contents, called)
-            record = _found_alone(storage, contents.standing, node_id, now_ms)
+            record = _found_alone(storage, contents.standing, node_id, now_ms, apart)
         sync(copy)
         _put_in_place(copy, folder / STORE_NAME, force=False)
         sync(folder.parent)
@@ -230,11 +233,12 @@ def _check_seal(storage: SqliteStorage, contents: Contents, called: str) -> str 
 
 
 def _found_alone(
-    storage: SqliteStorage, old: Standing, node_id: str | None, now_ms: int
+    storage: SqliteStorage, old: Standing, node_id: str | None, now_ms: int, apart: bool
 ) -> dict[str, Any]:
     identity = Identity.draw(node_id or old.identity.node_id)
     alone = Membership((Member(identity.node_id, "", "", voter=True),))  # as of a single node
-    return found(storage, old, identity, alone, how="restore", now_ms=now_ms, notes={SEAL: None})
+    what: dict[str, Any] = {"how": "restore", "now_ms": now_ms, "apart": apart}
+    return found(storage, old, identity, alone, notes={SEAL: None}, **what)
 
 
 @contextlib.contextmanager

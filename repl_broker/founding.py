@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from repl_broker.errors import ConfigError
 from repl_broker.message import time_text
@@ -27,7 +27,7 @@ from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership
 from repl_broker.storage import Identity, Loaded, SqliteStorage
 
 __all__ = ["DISOWNED", "FOUNDED", "FOUNDINGS", "LOST", "Recovery", "Standing", "found"]
-__all__ += ["former_addresses", "standing_of"]
+__all__ += ["Rebuilt", "former_addresses", "rebuilt_of", "standing_of"]
 
 FOUNDINGS: Final = "foundings"  # the note: a list of records, the newest last
 FOUNDED: Final = "founded"  # the note: when --bootstrap founded one with an empty store, or a
@@ -96,23 +96,49 @@ def found(
     *,
     how: str,
     now_ms: int,
+    apart: bool = False,
     notes: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Make the store one of ``identity``, with ``membership`` in force; the record of it.
 
+    If ``apart``, it serves whoever else lives of the cluster that it comes from.
     All is on disk when this returns, or nothing. The term is a new one, in which
     nobody has voted or appended.
     """
     term = max(old.term, old.last_term) + 1
     entry = Entry(old.last_index + 1, term, EntryKind.MEMBERSHIP, membership.encode())
     new = Standing(identity, term, entry.index, term, membership)
-    record = {"how": how, "time": time_text(now_ms), "old": old.as_json(), "new": new.as_json()}
+    record: dict[str, Any] = {
+        "how": how,
+        "time": time_text(now_ms),
+        "old": old.as_json(),
+        "new": new.as_json(),
+    }
+    record |= {"apart": True} if apart else {}
     foundings = [*(storage.note(FOUNDINGS) or ()), record]
     batch = WriteBatch((entry,), HardState(term, None))
     # Of another cluster now, that is sure; and nobody knows what it said in the one before.
     founded = {FOUNDINGS: foundings, FOUNDED: None, DISOWNED: None, LOST: None}
     storage.found_cluster(identity, batch, {**(notes or {}), **founded})
     return record
+
+
+class Rebuilt(NamedTuple):
+    """What the newest of a store's foundings says to the node that runs on it."""
+
+    founded_at: int  # of the entry that made it the only member: what comes behind is its own
+    apart: bool  # it was said to be a cluster of its own, whatever lives beside it
+    former: tuple[str, ...]  # where the others were of the cluster that it comes from
+
+
+def rebuilt_of(foundings: Any, me: Member) -> Rebuilt | None:
+    """Of the note; None for a store that is neither restored nor recovered."""
+    if not foundings:
+        return None
+    newest = foundings[-1]
+    index = newest.get("new", {}).get("last_index", 0)
+    apart = newest.get("apart") is True
+    return Rebuilt(index, apart, () if apart else tuple(former_addresses(foundings, me)))
 
 
 def former_addresses(foundings: Any, me: Member) -> list[str]:
@@ -150,7 +176,10 @@ class Recovery:
                 "recover on another node of it"
             )
         me = self.standing.member
-        if members is None or (me is not None and members.ids == {node} and not me.raft_address):
+        is_alone = me is not None and members is not None and members.ids == {node}
+        is_single = is_alone and me is not None and not me.raft_address
+        # A restored store that found its cluster alive has no address in its log yet.
+        if members is None or (is_single and self._storage.note(DISOWNED) is None):
             raise ConfigError(
                 f"node {node!r} is not part of a cluster: it runs alone, and has no majority to "
                 "lose; start it with 'repl-broker serve'"
@@ -162,8 +191,8 @@ class Recovery:
                 "and 'repl-broker restore' save what this node has"
             )
 
-    def carry_out(self, now_ms: int) -> dict[str, Any]:
-        """Make the node the only member, and a voter; the record of it."""
+    def carry_out(self, now_ms: int, *, apart: bool = False) -> dict[str, Any]:
+        """Make the node the only member, and a voter; the record of it (see ``found``)."""
         old = self.standing
         assert old.membership is not None, "it was looked at"
         assert old.member is not None, "it was looked at"
@@ -173,7 +202,8 @@ class Recovery:
         alone = old.membership.with_member(me)
         for gone in sorted(old.membership.ids - {me.id}):
             alone = alone.without(gone)
-        return found(self._storage, old, identity, alone, how="recover", now_ms=now_ms)
+        store = self._storage
+        return found(store, old, identity, alone, how="recover", now_ms=now_ms, apart=apart)
 
     def __enter__(self) -> Self:
         return self

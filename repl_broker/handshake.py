@@ -182,6 +182,7 @@ class Welcome(NamedTuple):
     node_id: str
     incarnation: str
     level: int = FIRST
+    process: str = ""  # drawn when it was started; older nodes do not say
 
 
 class Lost(NamedTuple):
@@ -198,8 +199,9 @@ def lost_its_data(node_id: str, cluster_id: str) -> str:
     """Of a node whose incarnation is not the one that the cluster knows."""
     return (
         f"node {node_id!r} has lost its data (the cluster {cluster_id} knows it with another "
-        f"incarnation); remove it there (repl-broker cluster remove {node_id}), and let it join "
-        "again with --join, without --bootstrap, and with an empty data directory"
+        "incarnation); save what it acknowledged since with 'repl-broker backup', remove it there "
+        f"(repl-broker cluster remove {node_id}), and let it join again with --join, without "
+        "--bootstrap, and with an empty data directory"
     )
 
 

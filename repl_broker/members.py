@@ -26,6 +26,7 @@ from repl_broker.changes import PendingChange, sentence
 from repl_broker.command import RaiseLevel
 from repl_broker.config import Address, RefusedError
 from repl_broker.errors import ConfigError, OutcomeUnknownError, ReplBrokerError, RequestError
+from repl_broker.founding import Rebuilt
 from repl_broker.handshake import (
     Hello,
     Itself,
@@ -84,6 +85,15 @@ PASSING: Final = frozenset(
     {"no_leader", "membership_change_in_progress", "outcome_unknown", "member_unreachable"}
 )
 
+LOSES: Final = (
+    "What was acknowledged only in this cluster is lost with the data directories of its members: "
+    "save it first with 'repl-broker backup'"
+)
+WAY_BACK: Final = (
+    "To keep this cluster instead, stop its members, run 'repl-broker cluster recover --apart' on "
+    "the one with the longest log, and have the others join that one anew"
+)
+
 FORCED: Final = "remove-forced"  # a change, and a request: older nodes know neither
 LEVEL_SECONDS: Final = 1.0  # between two looks at which versions the members run
 
@@ -118,9 +128,8 @@ class Members:
 
     ``me`` is how others reach this node. ``join`` holds the addresses of members
     to ask, for a node that is to join; ``watch`` those where any node looks for
-    others, once it belongs to a cluster (``look_around``). ``rebuilt`` says that its store
-    was restored or recovered, so that old members know it otherwise, and ``former`` where
-    these were.
+    others, once it belongs to a cluster (``look_around``). ``rebuilt`` is there for a store
+    that was restored or recovered, so that old members know it otherwise.
     ``on_adopted`` is called once a cluster has taken the node in, and
     ``on_disowned`` when it turns out that its cluster should not have been founded.
     """
@@ -132,15 +141,15 @@ class Members:
         *,
         join: Sequence[Address] = (),
         watch: Sequence[Address] = (),
-        rebuilt: bool = False,
-        former: Sequence[str] = (),
+        rebuilt: Rebuilt | None = None,
         on_adopted: Callable[[], None] = lambda: None,
         on_disowned: Callable[[], None] = lambda: None,
     ) -> None:
         self._replica = replica
         self._me = me
         self._join = self._others(join) if replica.is_empty or replica.adopted else ()
-        former = [address for address in former if address not in map(str, watch)]
+        former = rebuilt.former if rebuilt is not None else ()
+        former = tuple(address for address in former if address not in map(str, watch))
         self._watch = self._others([*watch, *map(Address.parse, former)])
         self._rebuilt = rebuilt
         self._on_adopted = on_adopted
@@ -314,7 +323,8 @@ class Members:
         if (self._founded and not self._is_new) or self._is_young_rebuilt:
             with trio.move_on_after(FIRST_LOOK_SECONDS):
                 await self._look(self._unknown)
-        if self._rebuilt and not self._replica.has_founded and self._replica.disowned is None:
+        is_new = self._rebuilt is not None and not self._replica.has_founded
+        if is_new and self._replica.disowned is None:
             self._replica.founds()
 
     @property
@@ -322,21 +332,33 @@ class Members:
         """Whether the store was restored or recovered, and it has not served for long since."""
         replica = self._replica
         is_young = not replica.has_founded or replica.founded_seconds_ago < YOUNG_SECONDS
-        return self._rebuilt and is_young
+        return self._rebuilt is not None and not self._rebuilt.apart and is_young
 
     def _heed(self, other: Refused, address: Address) -> None:
         """Of another cluster, as the node at ``address`` says. If it takes writes, a store that
-        was made of a backup, or of what was left of that cluster, does not take any beside it."""
+        was made of a backup, or of what was left of that cluster, does not take any beside it:
+        unless it has taken some, or others have joined it, before that one came (back)."""
         replica = self._replica
         is_another = other.cluster_id not in ("", replica.cluster_id)
-        if replica.disowned is None and self._is_young_rebuilt and is_another and other.is_led:
-            self._take_no_part(
-                f"its store was restored or recovered, and the cluster {other.cluster_id} lives: "
-                f"node {other.node_id!r} at {address} hears its leader. Stop this node, and let it "
-                "join that cluster with --join, without --bootstrap, and with an empty data "
-                f"directory; if it is to be a cluster of its own, take {address} out of [cluster] "
-                "join, and restore or recover it again"
-            )
+        if replica.disowned is not None or not (is_another and other.is_led):
+            return
+        if self._rebuilt is None or not self._is_young_rebuilt:
+            return
+        there = f"node {other.node_id!r} at {address} hears its leader"
+        has_joiners = replica.membership.ids != {self._me.id}
+        if has_joiners or replica.has_taken_since(self._rebuilt.founded_at):
+            text = "goes on beside another cluster: %s. Clients of the two see different messages"
+            text += "; stop the nodes of the one that is not wanted cluster_id=%s has=%r"
+            has = "members that joined" if has_joiners else "taken writes"
+            self._notices.warn(log, other.cluster_id, text, there, other.cluster_id, has)
+            return
+        self._take_no_part(
+            f"its store was restored or recovered, and the cluster {other.cluster_id} lives: "
+            f"{there}. To have this node in that cluster, stop it, and let it join with --join, "
+            "without --bootstrap, and with an empty data directory; what only the old one has is "
+            "lost then, and 'repl-broker backup' saves it. To have a cluster of its own, stop it, "
+            "and run 'repl-broker cluster recover --apart' on its machine"
+        )
 
     @property
     def _unknown(self) -> list[Address]:
@@ -378,7 +400,7 @@ class Members:
     @property
     def _founded(self) -> bool:
         """Whether this node founded its cluster, with an empty store."""
-        return self._belongs and not self._replica.adopted and not self._rebuilt
+        return self._belongs and not self._replica.adopted and self._rebuilt is None
 
     def disown(self, lost: Lost) -> None:
         """A cluster has this node as a member that lost its data. If it has founded another one
@@ -415,15 +437,15 @@ class Members:
         self._stirred.set()
 
     def _say_disowned(self) -> None:
-        if self._replica.adopted or self._rebuilt:  # the remedy is in the reason
+        if self._replica.adopted or self._rebuilt is not None:  # the remedy is in the reason
             log.error("takes no writes and is not ready reason=%r", self._replica.disowned)
             return
         log.error(
             "takes no writes and is not ready: it founded a cluster while another has it as a "
             "member reason=%r remedy=%r",
             self._replica.disowned,
-            "stop this node, remove its old self there, and start it with --join and an empty data "
-            "directory; 'repl-broker backup' saves what was published here",
+            f"{LOSES}. Then stop this node, remove its old self there, and start it with --join "
+            f"and an empty data directory. {WAY_BACK}",
         )
 
     async def _tell_disowned(self) -> bool:
@@ -431,11 +453,12 @@ class Members:
         replica, all_told = self._replica, True
         reason = replica.disowned
         if not replica.adopted:
-            why = "has another store now" if self._rebuilt else "had lost its data"
+            why = "has another store now" if self._rebuilt is not None else "had lost its data"
             reason = (
-                f"its cluster was founded by node {self._me.id!r}, which {why}; stop "
+                f"its cluster was founded by node {self._me.id!r}, which {why}. {LOSES}. Then stop "
                 "this node, remove its data directory, and start it with --join and the address "
-                f"of a member of the other cluster. Node {self._me.id!r} was told: {reason}"
+                f"of a member of the other cluster. {WAY_BACK}. Node {self._me.id!r} was told: "
+                f"{reason}"
             )
 
         async def tell(peer: str) -> None:
@@ -770,6 +793,8 @@ class Members:
             if relay or self._replica.disowned is not None:  # which refuses
                 await self._by_leader(kind, inner)
             elif self._replica.leads:
+                if kind == "update":
+                    await self._check_move(peer, inner)
                 await self._actions[kind](inner)
             else:
                 raise NotLeaderError
@@ -783,7 +808,7 @@ class Members:
         node_id, raft_address, http_url = msgspec.convert(argument, tuple[str, str, str])
         if (node_id, raft_address) == (self._me.id, self._me.raft_address):
             return  # nobody dials himself
-        joiner = await self._who(node_id, raft_address)
+        joiner, process = await self._who(node_id, raft_address)
         replica = self._replica
         member = Member(node_id, raft_address, http_url, False, joiner.incarnation)
         known = replica.membership.find(node_id)
@@ -796,6 +821,7 @@ class Members:
                     "node, give it an id of its own.",
                 )
             if (known.raft_address, known.http_url) != (raft_address, http_url):
+                await self._check_twin(node_id, raft_address, process)
                 await self._commit(UpdateMember(member))
             return
         is_gone = joiner.incarnation in replica.membership.removed
@@ -808,8 +834,26 @@ class Members:
         level = await self._invite(raft_address, joiner)
         await self._await_commit(await replica.add_learner(member, level))
 
-    async def _who(self, node_id: str, raft_address: str) -> Joiner:
-        found, _ = await self._ask_address(raft_address, "who", None)
+    async def _check_twin(self, node_id: str, raft_address: str, process: str) -> None:
+        """Refuse to have the member at an address where it is not the one that is connected."""
+        twin = await self._require_transport().find_twin(node_id, process, raft_address)
+        if twin is not None:
+            raise RequestError("member_exists", f"{twin[:1].upper()}{twin[1:]}.")
+
+    async def _check_move(self, peer: str, argument: Any) -> None:
+        """Of a node that has another tell where it is now: one that is connected says so itself,
+        and then it may be a copy of it."""
+        node_id, raft_address, _, _ = msgspec.convert(argument, tuple[str, str, str, str])
+        known = self._replica.membership.find(node_id)
+        if peer == node_id or known is None or known.raft_address == raft_address:
+            return
+        if self._require_transport().is_heard(node_id):
+            _, process = await self._who(node_id, raft_address)
+            await self._check_twin(node_id, raft_address, process)
+
+    async def _who(self, node_id: str, raft_address: str) -> tuple[Joiner, str]:
+        """What the node there says of itself, and which process that is."""
+        found, _, process = await self._ask_address(raft_address, "who", None)
         joiner = msgspec.convert(found, Joiner)
         if joiner.id != node_id:
             raise RequestError(
@@ -820,20 +864,22 @@ class Members:
             raise RequestError(
                 "member_exists",
                 f"The node {node_id!r} at {raft_address} belongs to another cluster, "
-                f"{joiner.cluster_id}; start it with an empty data directory and --join.",
+                f"{joiner.cluster_id}. What was acknowledged only there is lost with its data "
+                "directory ('repl-broker backup' saves it); to join here, start it with an empty "
+                "one and --join.",
             )
-        return joiner
+        return joiner, process
 
     async def _invite(self, raft_address: str, joiner: Joiner) -> int:
         """Have that node, and no other, belong to this cluster; its feature level."""
         about = (self._replica.cluster_id, self._replica.epoch)
         who = joiner.id, joiner.incarnation
-        _, level = await self._ask_address(raft_address, "invite", about, who)
+        _, level, _ = await self._ask_address(raft_address, "invite", about, who)
         return level
 
     async def _ask_address(
         self, raft_address: str, name: str, argument: Any, who: tuple[str, str] | None = None
-    ) -> tuple[Any, int]:
+    ) -> tuple[Any, int, str]:
         try:
             address = Address.parse(raft_address)
         except RefusedError as error:

@@ -27,7 +27,7 @@ from repl_broker.clocks import Clocks
 from repl_broker.cluster_secret import ClusterSecret
 from repl_broker.config import Config
 from repl_broker.disk import InThread
-from repl_broker.founding import FOUNDINGS, former_addresses
+from repl_broker.founding import FOUNDINGS, rebuilt_of
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.raft.log import Membership
@@ -128,8 +128,7 @@ class Node:
                 me,
                 join=self._join,
                 watch=config.cluster.join,
-                rebuilt=bool(foundings),
-                former=former_addresses(foundings, me),
+                rebuilt=rebuilt_of(foundings, me),
                 on_adopted=self._adopted,
                 on_disowned=self.hub.close,
             )

@@ -45,6 +45,7 @@ from repl_broker.command import (
     Configure,
     CreateTopic,
     Expire,
+    KeepTopics,
     Numbered,
     Publish,
     RaiseLevel,
@@ -182,9 +183,16 @@ class Peers(Protocol):
 
     def is_connected(self, peer: str) -> bool: ...
 
+    @property
+    def had_twin(self) -> bool:
+        """Whether a peer has said that another process runs as this node."""
+        ...
+
 
 class Alone:
     """The network of a single node."""
+
+    had_twin = False
 
     def send(self, rpc: Rpc) -> None:
         pass
@@ -516,6 +524,21 @@ class Replica:
         """Take no writes any more, now and after any start: this should be no cluster."""
         self.disowned = reason
         self._disk.note(DISOWNED, reason)
+
+    def has_taken_since(self, index: int) -> bool:
+        """Whether anything that clients asked for stands behind ``index`` in the log, or is on
+        its way there; also where that cannot be told any more."""
+        log, own = self._core.log, (*LEADERS_OWN, KeepTopics)
+        if index < log.compacted_index or any(
+            not all(isinstance(each, own) for each in proposal.commands)
+            for proposal in self._proposals.unsettled
+        ):
+            return True
+        return any(
+            entry.kind is EntryKind.DATA
+            and not all(isinstance(each, own) for each in decode_entry(entry.data)[1])
+            for entry in log.slice(index + 1, log.last_index)
+        )
 
     @property
     def has_founded(self) -> bool:
@@ -1134,10 +1157,20 @@ class Replica:
                 await trio.sleep(self.options.heartbeat_interval_seconds)
 
     def _lost(self, loss: Loss) -> StorageError:
-        return StorageError(
+        ends = (
             f"the store of node {self.node_id!r} lost what it had acknowledged: up to entry "
-            f"{loss.acknowledged} at least, and its log ended at {loss.last_index}. Look whether "
-            "its disk keeps what is synced; then run 'repl-broker cluster rejoin' here, or "
+            f"{loss.acknowledged} at least, and its log ended at {loss.last_index}. "
+        )
+        if self.peers.had_twin:
+            return StorageError(
+                f"{ends}Another process runs as this node, with a copy of the same data "
+                "directory: that one acknowledged it. Leave that one as it is; let this one join "
+                "with an id of its own and an empty data directory"
+            )
+        return StorageError(
+            f"{ends}If another process runs as node {self.node_id!r}, with a copy of its data, it "
+            "is that one's: leave it as it is. If not, look whether "
+            "the disk keeps what is synced; then run 'repl-broker cluster rejoin' here, or "
             f"'repl-broker cluster remove {self.node_id}' on another node, and let this one join "
             "with an empty data directory"
         )

@@ -257,6 +257,7 @@ class Transport:
         self._inbound: dict[str, _Outbox] = {}  # of connections that peers dialled …
         self._accepted: set[_Outbox] = set()  # … and of all that were dialled
         self._process = secrets.token_hex(8)  # two with one data directory differ in it
+        self._had_twin = False
         self._dialing: set[bytes] = set()  # nonces of handshakes that this node has begun
         self._dirty: set[_Outbox] = set()  # to be flushed
         self._nursery: trio.Nursery | None = None
@@ -384,8 +385,8 @@ class Transport:
         *,
         seconds: float,
         who: tuple[str, str] | None = None,
-    ) -> tuple[Any, int]:
-        """As ``call_address``; the answer, and the feature level of who gave it.
+    ) -> tuple[Any, int, str]:
+        """As ``call_address``; the answer, and the feature level and the process of who gave it.
 
         Nothing is asked of another than ``who``, a node's id and incarnation.
         """
@@ -393,7 +394,7 @@ class Transport:
         async with _one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(link.run_once)
             try:
-                return await link.call(name, argument, seconds), link.level
+                return await link.call(name, argument, seconds), link.level, link.process
             finally:
                 nursery.cancel_scope.cancel()
 
@@ -426,6 +427,15 @@ class Transport:
         return any(
             not link.connected and link.refusal_kind == Twin.kind for link in self._links.values()
         )
+
+    @property
+    def had_twin(self) -> bool:
+        """Whether a peer has said so, over any connection, since this process was started."""
+        return self._had_twin
+
+    def is_heard(self, peer: str) -> bool:
+        """Whether a peer has dialled this node, and that connection is there."""
+        return peer in self._inbound
 
     def statistics(self) -> TransportStatistics:
         keys = [outbox.key for outbox in self._accepted]
@@ -557,7 +567,7 @@ class Transport:
             await frames.send(seal.close(Part.REFUSED, Refused(kind, str(objection), *about)))
             raise PeerRefusedError(objection, kind=kind)
         version = min(hello.version_max, PROTOCOL_MAX)
-        welcome = Welcome(version, *_fields(self.me), self.me.level)
+        welcome = Welcome(version, *_fields(self.me), self.me.level, self._process)
         await frames.send(seal.close(Part.WELCOME, welcome))
         return hello, key
 
@@ -575,13 +585,20 @@ class Transport:
         something between the two keeps it. Who gives none in time, as one that is stopped,
         gives way, and is the second when it comes again. Older versions cannot answer.
         """
-        inbound = self._inbound.get(hello.node_id) if hello.peer_id else None
-        if inbound is None or not (hello.process and inbound.process and inbound.answers):
+        inbound = self._inbound.get(hello.node_id)
+        if inbound is None or inbound.incarnation != hello.incarnation:
+            return None  # of one that lost its data others say so
+        return await self.find_twin(hello.node_id, hello.process, address)
+
+    async def find_twin(self, node_id: str, process: str, address: str) -> Twin | None:
+        """As ``_find_twin``, of the process that is at ``address``."""
+        inbound = self._inbound.get(node_id)
+        if inbound is None or not (process and inbound.process and inbound.answers):
             return None
-        if inbound.process == hello.process or not await inbound.is_alive(self._answer_seconds):
+        if inbound.process == process or not await inbound.is_alive(self._answer_seconds):
             return None
         twin = Twin(
-            f"node {hello.node_id!r} runs twice, with copies of one data directory: at "
+            f"node {node_id!r} runs twice, with copies of one data directory: at "
             f"{inbound.address} and, since later, at {address}; stop one of the two, and let it "
             "join with an id of its own and an empty data directory"
         )
@@ -1037,6 +1054,7 @@ class _Link:
         self.connected = False
         self.incarnation = ""  # of the peer, the last time; and its feature level
         self.level = FIRST
+        self.process = ""  # … and which process it is
         self.refusal: PeerRefusedError | None = None  # why the peer would not talk, the last time
         self.refusal_kind: str | None = None  # of the last attempt, if it ended by a refusal
         self._transport = transport
@@ -1324,10 +1342,13 @@ class _Link:
         welcome = seal.open(Welcome, Part.WELCOME, verdict)
         self._check(welcome, known)
         self.incarnation, self.level = welcome.incarnation, welcome.level
+        self.process = welcome.process
 
     def _take_refusal(self, refused: Refused) -> NoReturn:
         if refused.kind == Removal.kind:
             self._transport._on_removed(refused.reason)
+        if refused.kind == Twin.kind:
+            self._transport._had_twin = True
         if refused.kind == Loss.kind:
             self._transport._on_lost(Lost(*refused[1:]))
         raise PeerRefusedError(refused.reason, kind=refused.kind, about=refused)

@@ -22,7 +22,8 @@ from repl_broker.broker import Broker
 from repl_broker.clocks import Clocks
 from repl_broker.config import Address, Config
 from repl_broker.errors import ReplBrokerError
-from repl_broker.handshake import Hello, Loss, Lost, Refused, Removal, lost_its_data
+from repl_broker.founding import Rebuilt
+from repl_broker.handshake import Hello, Loss, Lost, Refused, Removal, Twin, lost_its_data
 from repl_broker.hub import Hub
 from repl_broker.levels import NEWEST
 from repl_broker.members import Members
@@ -83,14 +84,23 @@ class Line:
         *,
         seconds: float,
         who: tuple[str, str] | None = None,
-    ) -> tuple[Any, int]:
+    ) -> tuple[Any, int, str]:
         node = self._network.nodes.get(address[0])
         answer = await self.call_address(address, name, argument, seconds=seconds)
         assert node is not None, "it has answered"
         assert who in (None, (node.id, node.replica.incarnation))
-        return answer, node.replica.level_max
+        return answer, node.replica.level_max, node.process
 
-    has_twin = False
+    has_twin = had_twin = False
+
+    async def find_twin(self, node_id: str, process: str, address: str) -> Twin | None:
+        node = self._network.nodes.get(node_id)
+        if node is None or not self.is_heard(node_id) or process == node.process:
+            return None
+        return Twin(f"node {node_id!r} runs twice")
+
+    def is_heard(self, peer: str) -> bool:
+        return self._network.reaches(peer, self._node_id)
 
     def refusals(self) -> dict[str, str]:
         return {}
@@ -208,11 +218,12 @@ class ClusterNode:
         *,
         join: tuple[str, ...] = (),
         watch: tuple[str, ...] = (),
-        rebuilt: bool = False,
+        rebuilt: Rebuilt | bool = False,
         clock: Callable[[], int],
         level: int = NEWEST,
     ) -> None:
         self.id = node_id
+        self.process = f"{node_id}, start {len(network.started)}"
         self.disk = disk
         self.gate = Gate()
         self.hub = Hub(disk.identity.epoch, config.limits.tail_bytes)
@@ -250,7 +261,7 @@ class ClusterNode:
             me,
             join=[Address(host, 4081) for host in self.join],
             watch=[Address(host, 4081) for host in self.watch],
-            rebuilt=self.rebuilt,
+            rebuilt=Rebuilt(0, False, ()) if self.rebuilt is True else self.rebuilt or None,
             on_adopted=self._adopted,
             on_disowned=self.hub.close,
         )
@@ -318,7 +329,7 @@ class Cluster:
         *,
         join: tuple[str, ...] = (),
         watch: tuple[str, ...] = (),
-        rebuilt: bool = False,
+        rebuilt: Rebuilt | bool = False,
     ) -> ClusterNode:
         disk = self.disks.setdefault(node_id, Disk(node_id))
         node = ClusterNode(

@@ -19,7 +19,7 @@ from repl_broker import storage as storage_module
 from repl_broker.backup import NOTE_NAME, SEAL, backed_up_at, backup, check, restore
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, ReplBrokerError, StorageError
-from repl_broker.founding import FOUNDINGS, Recovery
+from repl_broker.founding import FOUNDINGS, Recovery, rebuilt_of
 from repl_broker.journal import Shape
 from repl_broker.raft.log import (
     Entry,
@@ -530,6 +530,19 @@ def test_restoring_twice_gives_two_clusters(file: Path, tmp_path: Path) -> None:
     one, two = (put_back(file, tmp_path / name)["new"] for name in ("one", "two"))
     assert one["cluster_id"] != two["cluster_id"]
     assert one["epoch"] != two["epoch"]
+
+
+def test_a_restored_store_remembers_that_it_is_to_serve_beside_the_others(
+    file: Path, tmp_path: Path
+) -> None:
+    for name, apart in (("beside", True), ("asks", False)):
+        made = restore(file, tmp_path / name, None, now_ms=START_MS + 1, apart=apart)
+        assert made.get("apart", False) is apart
+        storage = SqliteStorage(tmp_path / name, None)
+        rebuilt = rebuilt_of(storage.note(FOUNDINGS), Member("n1", "n1:4081", "", voter=True))
+        storage.close()
+        assert rebuilt is not None
+        assert rebuilt.apart is apart
 
 
 def test_an_empty_folder_will_do_and_another_will_not(file: Path, tmp_path: Path) -> None:

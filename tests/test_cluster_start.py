@@ -14,8 +14,10 @@ import trio
 from trio.testing import MockClock
 
 from repl_broker.errors import ConfigError, RequestError
+from repl_broker.founding import Rebuilt
 from repl_broker.handshake import Hello, Loss, Lost, Removal
 from repl_broker.levels import NEWEST
+from repl_broker.raft.core import Loss as DataLoss
 from repl_broker.storage import Identity
 from tests.network import Cluster, ClusterNode, Line, running_cluster
 from tests.nodes import ANYONE, Disk
@@ -260,6 +262,8 @@ async def test_a_founder_that_lost_its_disk_stops_once_a_member_tells_it(
         del stream
         (line,) = lines_of(caplog, "takes no writes and is not ready")
         assert "--join and an empty data directory" in line
+        assert "What was acknowledged only in this cluster is lost" in line
+        assert "'repl-broker backup'" in line
         # Nobody is there to tell it again when it is started anew.
         await trio.sleep(1)
         cluster.kill("n2")
@@ -296,7 +300,7 @@ async def test_only_a_founder_is_disowned(
         if case == "joined":
             node = await cluster.start("n2", join=("n1",))
             await cluster.all_vote()
-        node.members._rebuilt = case == "rebuilt"
+        node.members._rebuilt = Rebuilt(0, False, ()) if case == "rebuilt" else None
         by = node.replica.cluster_id if case == "its own cluster" else ELSEWHERE
         for _ in range(2):
             node.members.disown(Lost(REASON, "n7", by, True))
@@ -389,7 +393,11 @@ async def test_a_rival_that_others_have_joined_stops_as_a_whole(
             assert not node.broker.ready
             with pytest.raises(RequestError, match="was founded by node 'n1', which had") as no:
                 node.broker.check_ready()
-            assert "remove its data directory, and start it with --join" in no.value.detail
+            said = no.value.detail
+            assert "remove its data directory, and start it with --join" in said
+            lost = said.index("acknowledged only in this cluster is lost")
+            assert lost < said.index("'repl-broker backup'") < said.index("remove its data")
+            assert "'repl-broker cluster recover --apart'" in said
             assert node.hub.closing
             with pytest.raises(RequestError, match="was founded by node 'n1'"):
                 await node.broker.add_member(ANYONE, "n8", "n8:4081", "http://n8")
@@ -445,12 +453,112 @@ async def test_a_restored_store_does_not_serve_beside_the_living_cluster(
         assert not node.broker.ready
         with pytest.raises(RequestError, match=r"restored or recovered, and the cluster .* lives"):
             node.broker.check_ready()
+        with pytest.raises(RequestError, match=r"'repl-broker cluster recover --apart'"):
+            node.broker.check_ready()
         with pytest.raises(RequestError, match="--join, without --bootstrap"):
             await node.replica.propose(publish(b"beside"))
         assert len(lines_of(caplog, "takes no writes and is not ready")) == 1
         leader = await cluster.leader("n2", "n3")
         assert leader.replica.disowned is None
         await leader.replica.propose(publish(b"in the real one"))
+
+
+@pytest.mark.parametrize("has", ["a message", "a topic", "a member"])
+@pytest.mark.parametrize("starts_anew", [False, True])
+async def test_a_rebuilt_cluster_does_not_yield_what_it_has_to_old_members_that_come_back(
+    autojump_clock: MockClock, has: str, starts_anew: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They made it, and who had joined it, not ready for good; only these had what was
+    acknowledged since, and were told to empty their data directories."""
+    async with running_cluster(3) as cluster:
+        for node_id in ("n1", "n2", "n3"):
+            cluster.kill(node_id)
+        cluster.disks["n1"] = wiped("n1")
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=True)
+        if has == "a message":
+            await node.broker.publish(ANYONE, "chat", b'"only here"')
+        elif has == "a topic":
+            await node.broker.create_topic(ANYONE, "chat")
+        else:
+            await cluster.start("n4", join=("n1",))
+            await cluster.until(
+                lambda: node.replica.committed_membership.voters == {"n1", "n4"}, "its vote"
+            )
+        if starts_anew:
+            cluster.kill("n1")
+            node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=True)
+        await cluster.start("n2")
+        await cluster.start("n3")
+        await cluster.leader("n2", "n3")
+        await trio.sleep(30)
+        assert node.replica.disowned is None
+        assert node.broker.ready
+        assert "n4" not in cluster.running or cluster["n4"].broker.ready
+        lines = lines_of(caplog, "goes on beside another cluster: node 'n")
+        assert lines, "an operator has to say which of the two is wanted"
+        assert "stop the nodes of the one that is not wanted" in lines[0]
+        cluster.kill("n2")
+        cluster.kill("n3")  # states are compared in the end, and these have another
+
+
+async def test_a_store_that_was_said_to_be_apart_serves_beside_the_living_cluster(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        cluster.kill("n1")
+        await cluster.leader()
+        cluster.disks["n1"] = wiped("n1")
+        apart = Rebuilt(0, True, ())
+        node = await cluster.start("n1", watch=("n1", "n2", "n3"), rebuilt=apart)
+        await trio.sleep(30)
+        assert node.replica.disowned is None
+        assert node.broker.ready
+
+
+@pytest.mark.parametrize("kind", ["update", "add"])
+@pytest.mark.parametrize("process", ["the connected one", "another"])
+async def test_a_member_is_not_moved_to_a_copy_of_it_while_it_is_connected(
+    autojump_clock: MockClock, kind: str, process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader sent to the copy under its name, and the copy's last words had people remove
+    the original."""
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        moved, other = (node for node in cluster.running.values() if node is not leader)
+        me = moved.line.me
+        there = moved.process if process == "the connected one" else "a copy's"
+
+        async def meet(*_: object, **__: object) -> tuple[object, int, str]:
+            return (moved.id, me.incarnation, me.cluster_id, 0), NEWEST, there
+
+        monkeypatch.setattr(leader.line, "meet", meet)
+        fields = (moved.id, "n9:4081", "http://n9:4080")
+        argument = fields if kind == "add" else (*fields, me.incarnation)
+        found = await other.line.call(leader.id, "change", (kind, argument, False), seconds=5)
+        known = leader.replica.membership.find(moved.id)
+        assert known is not None
+        if process == "another":
+            assert found is not None
+            assert found[0] == "member_exists"
+            assert "runs twice" in found[1]
+            assert known.raft_address == f"{moved.id}:4081"
+        else:
+            assert found is None
+            assert known.raft_address == "n9:4081"
+
+
+async def test_a_copy_that_ends_has_nobody_remove_the_original(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_cluster(2) as cluster:
+        node, loss = cluster["n2"], DataLoss(acknowledged=9, last_index=7)
+        said = str(node.replica._lost(loss))
+        assert said.index("leave it as it is") < said.index("cluster remove n2")
+        monkeypatch.setattr(node.line, "had_twin", True)
+        said = str(node.replica._lost(loss))
+        assert "Another process runs as this node" in said
+        assert "cluster remove" not in said
+        assert "rejoin" not in said
 
 
 async def test_a_recovered_store_serves_where_no_majority_of_the_old_cluster_is_left(

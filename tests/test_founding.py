@@ -11,7 +11,16 @@ import pytest
 
 from repl_broker.command import Publish
 from repl_broker.errors import ConfigError, StorageError, StoreLockedError
-from repl_broker.founding import FOUNDINGS, Recovery, former_addresses
+from repl_broker.founding import (
+    DISOWNED,
+    FOUNDINGS,
+    Rebuilt,
+    Recovery,
+    former_addresses,
+    found,
+    rebuilt_of,
+    standing_of,
+)
 from repl_broker.raft.core import Core, CoreOptions, Persisted, Role
 from repl_broker.raft.log import Entry, EntryKind, HardState, Member, Membership, SnapshotMark
 from repl_broker.state import Published
@@ -183,6 +192,38 @@ async def test_a_node_that_ran_after_a_recovery_can_be_recovered_again(survivor:
     recover(survivor)
     found, _ = await serve_once(survivor, "n1")
     assert found[-1] == b"new"
+
+
+def test_a_store_that_takes_no_part_is_made_a_cluster_of_its_own_whatever_lives(
+    survivor: Path,
+) -> None:
+    """Restoring or recovering it again gave the same: the old addresses were asked again."""
+    storage = SqliteStorage(survivor, "n1")
+    alone = Membership((Member("n1", "", "", voter=True),))  # as a restored one, before it served
+    standing = standing_of(storage.identity, storage.load())
+    found(storage, standing, storage.identity, alone, how="restore", now_ms=START_MS)
+    storage.close()
+    with pytest.raises(ConfigError, match="it runs alone"):
+        Recovery(survivor)
+    storage = SqliteStorage(survivor, "n1")
+    storage.write_notes({DISOWNED: "the cluster lives"})
+    storage.close()
+    with Recovery(survivor) as recovery:
+        recovery.carry_out(START_MS, apart=True)
+    storage = SqliteStorage(survivor, "n1")
+    assert storage.note(DISOWNED) is None
+    foundings = storage.note(FOUNDINGS)
+    storage.close()
+    assert rebuilt_of(foundings, member(1)) == Rebuilt(14, True, ())
+
+
+def test_what_a_record_says_of_before_there_was_a_choice_still_counts() -> None:
+    old = {"members": [{"id": f"n{n}", "raft_address": f"n{n}:4081"} for n in (1, 2)]}
+    me = replace(member(1), raft_address="n1:4081")
+    record: dict[str, object] = {"old": old, "new": {"last_index": 13}}
+    assert rebuilt_of([record], me) == Rebuilt(13, False, ("n2:4081",))
+    assert rebuilt_of([record | {"apart": True}], me) == Rebuilt(13, True, ())
+    assert rebuilt_of(None, me) is None
 
 
 # --- who is refused ---

@@ -1105,7 +1105,7 @@ async def test_nothing_is_asked_of_another_node_than_the_one_that_was_met(
             await a.transport.meet(b.address, "invite", None, seconds=10, who=who)
         assert asked == []
         met = ("b", "incarnation of b")
-        reply, _ = await a.transport.meet(b.address, "invite", None, seconds=10, who=met)
+        reply, *_ = await a.transport.meet(b.address, "invite", None, seconds=10, who=met)
         assert reply == ("a", "invite", None)
 
 

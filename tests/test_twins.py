@@ -109,7 +109,12 @@ async def test_a_second_process_with_the_data_of_a_node_is_refused_and_all_three
                 await twin.transport.call("b", "ask", 1, seconds=10)
             assert no.value.kind == "twin"
             assert twin.transport.has_twin
+            with pytest.raises(PeerRefusedError, match="runs twice") as no:  # asked by address
+                await twin.transport.call_address(b.address, "join", 1, seconds=10)
+            assert no.value.kind == "twin"
+            assert twin.transport.had_twin
             assert not first.transport.has_twin
+            assert not first.transport.had_twin
             await both_told(caplog)
             assert await first.transport.call("b", "ask", 1, seconds=10) == ("a", "ask", 1)
             first.transport.set_peers({})  # it is stopped
@@ -274,3 +279,25 @@ async def test_a_version_that_does_not_know_the_question_is_there(
         await until(lambda: link._number >= 3)
         assert a.transport.is_connected("b")
         assert not a.unreachable
+
+
+async def test_one_with_other_data_is_no_twin_of_the_node_whose_name_it_has() -> None:
+    """Of one that lost its data, and asks to join, something else is to be said."""
+    first, anew, b = Node("a"), Node("a", incarnation="anew"), Node("b")
+    async with running(first, b), living(anew, {}):
+        await connected(first, "b")
+        assert await anew.transport.call_address(b.address, "join", 1, seconds=10)
+        assert not anew.transport.had_twin
+
+
+async def test_who_is_met_says_which_process_it_is_and_a_leader_tells_a_copy_by_it() -> None:
+    first, copy, b = Node("a"), Node("a"), Node("b")
+    async with running(first, b), living(copy, {}):
+        await connected(first, "b")
+        _, _, process = await b.transport.meet(first.address, "who", None, seconds=10)
+        assert await b.transport.find_twin("a", process, "there") is None
+        twin = await b.transport.find_twin("a", copy.transport._process, "there")
+        assert twin is not None
+        assert "since later, at there" in twin
+        assert b.transport.is_heard("a")
+        assert not b.transport.is_heard("c")

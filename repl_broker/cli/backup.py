@@ -12,6 +12,7 @@ import click
 
 from repl_broker.cli.options import (
     KeyType,
+    apart_option,
     config_option,
     data_dir_of,
     data_dir_option,
@@ -61,8 +62,9 @@ def backup(
     type=KeyType("node.id", "name"),
     help="The name of the new node; without it, that of the node that was saved.",
 )
+@apart_option
 @json_option
-def restore(target: Path, data_dir: Path, node_id: str | None, as_json: bool) -> None:
+def restore(target: Path, data_dir: Path, node_id: str | None, apart: bool, as_json: bool) -> None:
     """Make a new data directory from the backup FILE.
 
     The new node is alone in a cluster of its own, with a new cluster id and a new
@@ -70,7 +72,7 @@ def restore(target: Path, data_dir: Path, node_id: str | None, as_json: bool) ->
     """
     from repl_broker.backup import restore as make
 
-    made = make(target, data_dir, node_id, now_ms=now_ms())
+    made = make(target, data_dir, node_id, now_ms=now_ms(), apart=apart)
     if as_json:
         click.echo(json.dumps(made, ensure_ascii=False))
         return

@@ -15,6 +15,7 @@ from repl_broker.cli.confirmation import confirm as confirm_with
 from repl_broker.cli.options import (
     KeyType,
     UrlType,
+    apart_option,
     config_option,
     data_dir_of,
     data_dir_option,
@@ -188,8 +189,11 @@ def change(
 @config_option
 @data_dir_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@apart_option
 @json_option
-def recover(file: Path | None, data_dir: Path | None, yes: bool, as_json: bool) -> None:
+def recover(
+    file: Path | None, data_dir: Path | None, yes: bool, apart: bool, as_json: bool
+) -> None:
     """Make this node the only member, when the majority is lost for good.
 
     Stop the node first, and run this on its machine. It gives up the other members and
@@ -204,7 +208,7 @@ def recover(file: Path | None, data_dir: Path | None, yes: bool, as_json: bool) 
             click.echo(account(found), err=as_json or not yes)
         if not yes:
             confirm(found["node"])
-        record = recovery.carry_out(time.time_ns() // 1_000_000)
+        record = recovery.carry_out(time.time_ns() // 1_000_000, apart=apart)
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else outcome(record["new"]))
 
 

@@ -20,6 +20,7 @@ from repl_broker.masking import without_login
 __all__ = [
     "KeyType",
     "SecondsType",
+    "apart_option",
     "config_option",
     "data_dir_of",
     "data_dir_option",
@@ -227,6 +228,14 @@ def _url_option(command: F) -> F:
         envvar="REPL_BROKER_URL",
         show_envvar=True,
         help="The node to talk to; any node of a cluster will do.",
+    )(command)
+
+
+def apart_option(command: F) -> F:
+    return click.option(
+        "--apart",
+        is_flag=True,
+        help="Serve, even where nodes of the cluster that it comes from still run.",
     )(command)
 
 

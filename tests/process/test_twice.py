@@ -54,6 +54,12 @@ def test_a_backup_that_is_restored_where_bootstrap_is_kept_does_not_serve_beside
     assert "hears its leader" in n1.log_text()
     assert leader_of(nodes[1:]).publish("order", "in the real one")
     n1.stop()
+    recovered = ["cluster", "recover", "--apart", "--yes", "--data-dir", str(n1.data_dir)]
+    assert CliRunner().invoke(main, recovered).exit_code == 0
+    n1.spawn()  # a cluster of its own
+    n1.wait_ready()
+    assert n1.publish("order", "apart")
+    n1.stop()
     shutil.rmtree(n1.data_dir)
     shutil.move(kept, n1.data_dir)
     n1.spawn()
@@ -81,6 +87,7 @@ def test_a_cloned_data_directory_is_refused_by_the_others_and_all_of_them_say_so
                 break
     with clone:
         clone.keys["raft_advertise"] = clone.raft
+        clone.keys["cluster_join"] = ",".join(node.raft for node in nodes)  # it asks by address
         clone.spawn()
         wait_unready(clone, f"Node '{follower.name}' runs twice")
         clone.wait_log(f"refused by peer={others[0].name} reason=")
@@ -89,6 +96,8 @@ def test_a_cloned_data_directory_is_refused_by_the_others_and_all_of_them_say_so
         others[0].wait_log("runs twice, with copies of one data directory: at 127.0.0.1")
         follower.wait_ready()
         assert follower.publish("order", "through the first")
+        assert clone.runs
+        assert not any(f"address={clone.raft}" in node.log_text() for node in nodes), "moved to it"
     for node in nodes:
         node.wait_ready()
 
