@@ -64,6 +64,16 @@ _REMEDIES: Final = {
 }
 
 
+def days_of(days: float) -> str:
+    """A number of days, in words."""
+    return f"{days:.0f} day{'' if f'{days:.0f}' == '1' else 's'}"
+
+
+def days_ago(days: float) -> str:
+    whole = int(days)
+    return f"{days_of(whole)} ago" if whole else "today"
+
+
 class PeerContexts(NamedTuple):
     """How a node shows itself to its peers, and what it asks of them."""
 
@@ -105,7 +115,7 @@ class Expiry(NamedTuple):
     def told(self, now: float) -> str:
         """For a person, as what is said of its file."""
         days = self.days_left(now)
-        when = f"ends in {days} days" if days >= 0 else f"has expired {-days - 1} days ago"
+        when = f"ends in {days_of(days)}" if days >= 0 else f"expired {days_ago(-days - 1)}"
         return f"the certificate of {self.subject} (serial {self.serial}) {when}, on {self.end}"
 
 

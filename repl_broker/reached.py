@@ -1,4 +1,7 @@
-"""Limits that refuse somebody, in the log: when that begins, and once a minute while it lasts."""
+"""Limits that refuse somebody, in the log: when that begins, and once a minute while it lasts.
+
+What is told later than it happened has since when and until when: the limit may be over by then.
+"""
 
 from __future__ import annotations
 

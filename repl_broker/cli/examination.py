@@ -56,6 +56,7 @@ from repl_broker.cli.findings import (
     untested,
     warning,
 )
+from repl_broker.readiness import REMEDIES
 
 __all__ = ["Examination", "Orders"]
 
@@ -65,6 +66,9 @@ HEARTBEAT_SECONDS: Final = 15
 TOPIC: Final = "_doctor"
 # What is to remain of an examination: a few of the canaries, until nobody has looked for an hour.
 TOPIC_RETENTION: Final = {"messages": 100, "seconds": 3600, "idle_seconds": 3600}
+# A node without a leader waits for one itself, for 5 s, before it refuses a write with a reason.
+WRITE_SECONDS: Final = 5.0
+NOT_READY_REMEDIES: Final = {**REMEDIES, "shutting_down": "nothing, if it is meant to stop"}
 MEMBERS_MAX: Final = 16  # asked for their versions
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -144,7 +148,10 @@ class Examination:
                 before = await self.cluster()
                 self.skew_seconds_max = skew_seconds_max(before)
                 self.clock()
-                await self.stream_and_canaries()
+                try:
+                    await self.stream_and_canaries()
+                except _OverError as over:  # what follows asks for no leader
+                    self.tell(untested("delivery", f"not looked at any further: {over}"))
                 await self.cors()
                 await self.members(before)
                 await self.metrics()
@@ -240,7 +247,7 @@ class Examination:
                 problem(
                     "ready",
                     f"/readyz answers {ready.status_code}: {reasons(ready)}",
-                    "wait, if it has just started; else look at the node's log and the cluster",
+                    remedy_of(ready),
                 )
             )
         self.round_trip = await self.round_trips()
@@ -401,7 +408,8 @@ class Examination:
         """
         if self.orders.topic == TOPIC:
             wanted = {"name": TOPIC, "retention": TOPIC_RETENTION}
-            await self.ask("POST", "/v1/topics", json=wanted)  # one that is there stays as it is
+            # One that is there stays as it is.
+            await self.ask("POST", "/v1/topics", more_seconds=WRITE_SECONDS, json=wanted)
 
     async def publish(self) -> list[str]:
         """Publish the canaries, one after the other; their event ids."""
@@ -426,6 +434,7 @@ class Examination:
         return await self.ask(
             "POST",
             f"/v1/topics/{self.orders.topic}/messages",
+            more_seconds=WRITE_SECONDS,
             content=json.dumps({"canary": self.nonce, "number": number}).encode(),
             headers={
                 "Content-Type": "application/json",
@@ -633,15 +642,18 @@ class Examination:
     async def get(self, path: str) -> httpx.Response:
         return await self.ask("GET", path)
 
-    async def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+    async def ask(
+        self, method: str, path: str, *, more_seconds: float = 0, **request: Any
+    ) -> httpx.Response:
         """A whole answer. Raises _OverError, when that is told, where none comes."""
         built = self.http.build_request(method, self.orders.url + path, **request)
-        with trio.move_on_after(self.orders.patience_seconds):
+        seconds = self.orders.patience_seconds + more_seconds
+        with trio.move_on_after(seconds):
             return await self.sent(built)
         self.tell(
             problem(
                 "node",
-                f"{method} {path} is not answered within {self.orders.patience_seconds:g} s",
+                f"{method} {path} is not answered within {seconds:g} s",
                 "look at the node's log and its load, and at the proxy's",
             )
         )
@@ -893,6 +905,15 @@ def reasons(response: httpx.Response) -> str:
         return detail(response)
     shown = (f"{each.get('detail', '')} [{each.get('code', '?')}]" for each in found)
     return " ".join(shown)[:1000] or detail(response)
+
+
+def remedy_of(response: httpx.Response) -> str:
+    """Of a node that is not ready, for each of its reasons."""
+    found = object_of(response).get("reasons")
+    each_of = found if isinstance(found, list) else []
+    codes = [str(each.get("code")) for each in each_of if isinstance(each, dict)]
+    known = [NOT_READY_REMEDIES[code] for code in codes if code in NOT_READY_REMEDIES]
+    return "; ".join(known) or "look at the node's log and the cluster"
 
 
 def media_type(response: httpx.Response) -> str:

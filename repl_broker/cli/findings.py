@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from repl_broker.agreement import middle
+from repl_broker.certificates import days_ago, days_of
 from repl_broker.changes import PendingChange, sentence
 from repl_broker.config import ClusterConfig
 
@@ -366,7 +367,7 @@ def judge_files(metrics: Mapping[tuple[str, str], float], now: float) -> Finding
     if first is not None and days[first] < CERTIFICATE_DAYS_MIN:
         left = days[first]
         found = f"the file of {first} has a certificate that "
-        found += f"ends in {left:.0f} days" if left > 0 else f"has expired {-left:.0f} days ago"
+        found += f"ends in {days_of(left)}" if left > 0 else f"expired {days_ago(-left)}"
         remedy = "renew it, put it in the place of the old one, and reload the node"
         few = left < CERTIFICATE_DAYS_FEW
         return problem("files", found, remedy) if few else warning("files", found, remedy)
@@ -377,7 +378,7 @@ def judge_files(metrics: Mapping[tuple[str, str], float], now: float) -> Finding
             "goes on with what it had",
             "its log says which and why; the next start would fail: mend it, and reload the node",
         )
-    last = "" if first is None else f"; the first certificate ends in {days[first]:.0f} days"
+    last = "" if first is None else f"; the first certificate ends in {days_of(days[first])}"
     return ok("files", f"all that was read is in force{last}")
 
 

@@ -14,7 +14,13 @@ import trio
 import trustme
 from trio.testing import MockClock
 
-from repl_broker.cli.examination import Examination, Orders, reasons
+from repl_broker.cli.examination import (
+    NOT_READY_REMEDIES,
+    Examination,
+    Orders,
+    reasons,
+    remedy_of,
+)
 from repl_broker.cli.findings import (
     Finding,
     judge_clock,
@@ -31,6 +37,7 @@ from repl_broker.cli.findings import (
     skew_seconds_max,
 )
 from repl_broker.config import ClusterConfig, Config
+from repl_broker.readiness import REMEDIES
 from tests.cli.bad_proxy import Wrongs, bad_proxy, with_field, without
 from tests.cli.conftest import Run
 from tests.cli.fake_broker import FakeBroker, html
@@ -303,6 +310,51 @@ async def test_a_server_that_says_nothing_is_told_in_time(clock: MockClock) -> N
     assert "not answered within 5 s" in found[-2].found
 
 
+@pytest.mark.parametrize("answers_after", [5.0, 600.0], ids=["refused", "never answered"])
+async def test_what_needs_no_leader_is_looked_at_though_nothing_can_be_written(
+    clock: MockClock, answers_after: float
+) -> None:
+    """A node without a leader refuses a write after 5 s, which is as long as an answer may take."""
+
+    class NoLeader(Examination):
+        async def sent(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+            if request.method != "POST":
+                return await super().sent(request, stream=stream)
+            await trio.sleep(answers_after)
+            kind = {"Content-Type": "application/problem+json"}
+            refusal = {"code": "no_leader", "detail": "Nobody leads."}
+            return httpx.Response(503, json=refusal, headers=kind, request=request)
+
+    found: list[Finding] = []
+    async with serving(seconds_max=1000) as served:
+        orders = Orders(f"http://127.0.0.1:{served.door.port}", origin=PAGE)
+        await NoLeader(orders, found.append, now=lambda: TIME_OF_NODES).run()
+    checks = {each.check for each in found}
+    assert {"cors", "cluster", "versions", "descriptors", "disk", "loop", "files"} <= checks
+    assert "the-rest" not in checks
+    refused = [each.found for each in found if each.check == "publish"]
+    assert refused == (
+        ["the publish is refused with 503: Nobody leads. [no_leader]"]
+        if answers_after == 5.0
+        else []
+    )
+
+
+@pytest.mark.parametrize("code", [*REMEDIES, "shutting_down"])
+def test_each_reason_why_a_node_is_not_ready_has_its_own_remedy(code: str) -> None:
+    both = [{"code": code, "detail": "…"}, {"code": "of another version", "detail": "…"}]
+    remedy = remedy_of(httpx.Response(503, json={"code": code, "reasons": both}))
+    assert remedy == NOT_READY_REMEDIES[code]
+    others = {NOT_READY_REMEDIES[each] for each in NOT_READY_REMEDIES if each != code}
+    assert remedy not in others
+
+
+@pytest.mark.parametrize("odd", [[], "x", ["x"], [{}], [{"code": ["x"]}], None])
+def test_a_node_that_gives_no_reason_has_its_log(odd: object) -> None:
+    found = remedy_of(httpx.Response(503, json={"code": "behind", "reasons": odd}))
+    assert found == "look at the node's log and the cluster"
+
+
 async def test_a_topic_that_may_not_be_made_is_said(clock: MockClock) -> None:
     config = configured(Config(), topics={"auto_create": False})
     found = await through(Wrongs(), config, topic="orders")
@@ -558,7 +610,10 @@ def test_few_descriptors_are_named() -> None:
         (0, 31, "ok", "the first certificate ends in 31 days"),
         (0, 29, "warning", "raft.tls_ca has a certificate that ends in 29 days"),
         (0, 6, "problem", "ends in 6 days"),
-        (2, -3, "problem", "has expired 3 days ago"),
+        (2, -3, "problem", "expired 3 days ago"),
+        (0, -1, "problem", "expired 1 day ago"),
+        (0, 0, "problem", "expired today"),
+        (0, 1, "problem", "ends in 1 day"),
         (2, 40, "warning", "could not take 2 of the files"),
     ],
 )
