@@ -65,7 +65,9 @@ class Checks:
             return result[0]
         async with self._line(client):
             while not result:
-                result = await trio.to_thread.run_sync(_piece, steps, limiter=self._turn)
+                result = await trio.to_thread.run_sync(
+                    _piece, steps, self._clock, limiter=self._turn
+                )
         return result[0]
 
     def _begin(self, steps: Steps[T]) -> list[T]:
@@ -101,9 +103,7 @@ def _has_short_lines(body: bytes) -> bool:
     return True
 
 
-def _piece(
-    steps: Steps[T], clock: Callable[[], float] = perf_counter, *, slow: bool = True
-) -> list[T]:
+def _piece(steps: Steps[T], clock: Callable[[], float], *, slow: bool = True) -> list[T]:
     """Take some. The result, once there is one. Without ``slow`` no step that takes long."""
     ends_at = clock() + PIECE_SECONDS
     try:

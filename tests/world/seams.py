@@ -25,6 +25,7 @@ import trio.testing
 
 from repl_broker import cluster
 from repl_broker.capture import Capture
+from repl_broker.checks import Checks
 from repl_broker.config import Config
 from repl_broker.raft.core import CoreOptions
 from repl_broker.turnstile import Turnstile
@@ -120,7 +121,9 @@ def deterministic(schedule: Schedule) -> Iterator[None]:
             patch.object(secrets, "token_hex", lambda size: chance.randbytes(size).hex())
         )
         stack.enter_context(patch.object(trio.to_thread, "run_sync", _in_the_loop))
-        stack.enter_context(patch.object(Turnstile.__init__, "__defaults__", (processor_seconds,)))
+        for each in (Turnstile, Checks):
+            defaults = patch.object(each.__init__, "__defaults__", (processor_seconds,))
+            stack.enter_context(defaults)
         trio_run._r.seed(f"trio {seed}")
         random.seed(f"random {seed}")
         was_enabled = gc.isenabled()
