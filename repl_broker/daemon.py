@@ -60,6 +60,7 @@ HTTP_SETTING: Final = "--http HOST:PORT or [http] bind"
 RAFT_SETTING: Final = "--raft HOST:PORT or [raft] bind"
 OTHER_FILES: Final = 200  # beside connections: the store, peers, refusals, and room to spare
 PARTING_SECONDS: Final = 1  # for answers that are due when the log has failed
+ANSWER_SECONDS: Final = 0.5  # of shutdown_seconds, 1 at least: for what is answered at their end
 SWITCH_SECONDS: Final = 0.001  # for which a thread may keep the event loop from going on
 # What functions import when they are called, to be loaded before a node serves: the files of its
 # package may be replaced while it runs, and then they would be of another version, or gone.
@@ -245,8 +246,8 @@ async def serve(
                 broker.draining = True
                 shutdown_seconds = broker.config.limits.shutdown_seconds
                 door.stop(shutdown_seconds)
-                with trio.move_on_after(shutdown_seconds):
-                    await replica.drain()  # what was taken is answered
+                # What was taken is answered, and there is time left for the answers to go out.
+                await replica.drain(shutdown_seconds - ANSWER_SECONDS)
                 hub.close()  # the streams say good-bye; the door then has nothing to wait for
             nursery.cancel_scope.cancel()
     finally:

@@ -454,13 +454,16 @@ class Proposals:
         """It was not appended, and is not to be offered again."""
         self.fail(proposal, outcome_unknown() if proposal.doubtful else refusal)
 
-    def give_up(self, proposal: Proposal, refusal: RequestError) -> None:
-        """It has waited too long: ``refusal`` if it is in no log, and else unknown."""
-        self.fail(proposal, outcome_unknown() if proposal.away or proposal.doubtful else refusal)
+    def give_up(self, proposal: Proposal, refusal: RequestError, why: str = "") -> None:
+        """It has waited too long: ``refusal`` if it is in no log, and else unknown, because of
+        ``why`` or for the same reason."""
+        in_doubt = proposal.away or proposal.doubtful
+        why = why or _reason_of(refusal)
+        self.fail(proposal, outcome_unknown(why) if in_doubt else refusal)
 
-    def give_up_all(self, refusal: RequestError) -> None:
+    def give_up_all(self, refusal: RequestError, why: str = "") -> None:
         for proposal in [*self.unsettled]:
-            self.give_up(proposal, refusal)
+            self.give_up(proposal, refusal, why)
 
     def _settle(self, index: int, term: int, outcomes: Sequence[Outcome]) -> None:
         again: list[Proposal] = []
@@ -529,8 +532,17 @@ def _leads_no_more() -> RequestError:
     return RequestError("no_leader", f"The node does not lead any more.{NOTHING_CHANGED}")
 
 
-def outcome_unknown() -> OutcomeUnknownError:
+def outcome_unknown(why: str = "the leader was lost or the node stopped") -> OutcomeUnknownError:
     return OutcomeUnknownError(
-        "The node could not learn whether the write is kept, because the leader was lost or the "
-        "node stopped; ask again with the same Idempotency-Key."
+        f"The node could not learn whether the write is kept, because {why}; ask again with the "
+        "same Idempotency-Key."
     )
+
+
+def _reason_of(refusal: RequestError) -> str:
+    reasons = {
+        "no_leader": "the leader was lost",
+        "behind": "it is behind its cluster (ask another node)",
+        "no_room": "it has no room for what its cluster writes (ask another node)",
+    }
+    return reasons.get(refusal.code, "the leader was lost or the node stopped")

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from repl_broker.errors import RequestError
+from repl_broker.errors import NOTHING_CHANGED, RequestError
 from repl_broker.hub import Hub
 from repl_broker.members import Members
 from repl_broker.replica import Replica, disowned_error, older_copy_error
@@ -99,6 +99,22 @@ class Readiness:
         self._told_since = 0.0  # it was not
         self._not_ready_since: float | None = None
         self._ended_streams_at = -math.inf
+        replica.why_behind = self.why_behind
+
+    def why_behind(self) -> RequestError | None:
+        """What a request hears that cannot be done by this node, which follows, because it
+        lacks entries and does not get them; None if there is hope. It changed nothing."""
+        replica = self._replica
+        lacks_room = replica.lacks_room
+        if replica.leads or replica.leader is None or not (lacks_room or self._is_behind()):
+            return None
+        room = self.room
+        if replica.holds_back and room is not None:
+            return RequestError("no_room", f"{room.held_back_reason}{NOTHING_CHANGED}")
+        reason = self._level()
+        if reason is None:
+            return None
+        return RequestError("behind", f"{reason.detail} Ask another node.{NOTHING_CHANGED}")
 
     def reasons(self) -> list[Reason]:
         """Why it is not ready; empty if it is."""

@@ -142,6 +142,7 @@ GATHER_SECONDS_MAX: Final = 0.0005  # for those who were served together to come
 ALARM_NEAR_SECONDS: Final = 0.02  # some publishes long: else the alarm may go off for nothing
 PATIENCE_ELECTIONS: Final = 5  # a request waits so many election timeouts for a leader
 WAIT_SECONDS_MAX: Final = 30  # … and so long for one that is there
+TOO_LONG: Final = "it was not committed here in time"
 LOOK_SECONDS_MIN: Final = 0.05  # between two looks for those that have waited for so long
 PARTING_SECONDS: Final = 1.0  # for the leader to hear why this node ends
 
@@ -333,6 +334,10 @@ class Replica:
         # tell a client when the leader said that; whether no entries are taken from it.
         self.admits: Callable[[Sequence[Command]], str | None] = lambda commands: None
         self.on_full: Callable[[str], RequestError] = _storage_full
+        # Why what is committed does not come to this node, which follows; None if it does.
+        self.why_behind: Callable[[], RequestError | None] = lambda: None
+        self.parting = trio.Event()  # its last requests are answered now
+        self._left_out = 0  # the last entry that it did not take from this leader, for lack of room
         self.holds_back = False
         self.has_reserve = True  # for what makes room, all the same
         self.tail_bytes = 0  # of all else, let through since it holds back
@@ -386,6 +391,7 @@ class Replica:
         self._asked: dict[int, _Batch | _Question] = {}  # by token: given to the core
         self._is_copy = False  # … that has been overtaken, as was logged
         self._own: dict[int, _Batch] = {}  # by index: appended here, not applied yet
+        self._barriers: set[trio.CancelScope] = set()  # of the reads that wait
         self._next_read: _SharedRead | None = None  # to be asked when the one before is answered
         self._reading = trio.Lock()
         self._proposals = Proposals()
@@ -501,6 +507,12 @@ class Replica:
         return max(self._core.committed_index, self._heard_commit)
 
     @property
+    def lacks_room(self) -> bool:
+        """Whether it has not taken what is committed by now, because there is no room."""
+        lacking = min(self._left_out, self.newest_commit)
+        return self.holds_back and self.state.applied_index < lacking
+
+    @property
     def unanswering(self) -> tuple[str, ...]:
         """The voters that did not answer when this node ceased to lead for lack of a majority."""
         return self._core.unanswering
@@ -612,6 +624,8 @@ class Replica:
             raise disowned_error(self.disowned)
         if self._is_copy:
             raise older_copy_error(self.node_id)
+        if not self.leads and (why := self.why_behind()) is not None:
+            raise why  # its outcome would not come here
         proposal = Proposal(command, watch, self._patience)
         before = proposals.bytes_before(proposal)
         if before > PENDING_BYTES_MAX and isinstance(command, Publish | CreateTopic):
@@ -647,8 +661,12 @@ class Replica:
                 if proposal.due <= now:
                     proposal.due = now + patience
                     waited = now - proposal.started
-                    if self._core.leader is None or waited >= max(WAIT_SECONDS_MAX, patience):
+                    if (why := self.why_behind()) is not None:
+                        proposals.give_up(proposal, why)
+                    elif self._core.leader is None:
                         proposals.give_up(proposal, self._no_leader())
+                    elif waited >= max(WAIT_SECONDS_MAX, patience):
+                        proposals.give_up(proposal, self._no_leader(), TOO_LONG)
                 nearest = min(nearest, proposal.due)
             await trio.sleep_until(max(nearest, now + LOOK_SECONDS_MIN))
 
@@ -666,21 +684,47 @@ class Replica:
     async def read_barrier(self) -> None:
         """After it, ``state`` holds all that was acknowledged anywhere before the call (§6.4).
 
-        Raises ``no_leader``.
+        Raises ``no_leader``, ``shutting_down``, and as ``why_behind`` says.
         """
         if self._is_alone and self._caught_up:
             await trio.lowlevel.checkpoint()
             return
-        with trio.move_on_after(self.patience):
-            while True:
-                seen = self.seen
-                try:
-                    await self.wait_applied(await self._safe_index())
-                except (NotLeaderError, PeerRefusedError, PeerUnreachableError):
-                    await self.pause(seen)
-                else:
-                    return
-        raise self._no_leader()
+        with trio.move_on_after(self.patience) as scope:
+            if self.parting.is_set():
+                raise _shutting_down()
+            self._barriers.add(scope)
+            try:
+                while True:
+                    seen = self.seen
+                    try:
+                        await self._wait_readable(await self._safe_index())
+                    except (NotLeaderError, PeerRefusedError, PeerUnreachableError):
+                        await self.pause(seen)
+                    else:
+                        return
+            finally:
+                self._barriers.discard(scope)
+        raise _shutting_down() if self.parting.is_set() else self._not_readable()
+
+    async def _wait_readable(self, index: int) -> None:
+        """As ``wait_applied``, unless that does not come; most often it comes in a moment."""
+        while self.state.applied_index < index:
+            with trio.move_on_after(self.options.heartbeat_interval_seconds):
+                await self.wait_applied(index)
+                return
+            if not self.leads and (why := self.why_behind()) is not None:
+                raise why
+
+    def _not_readable(self) -> RequestError:
+        if self._core.leader is None:
+            return self._no_leader()
+        if not self.leads and (why := self.why_behind()) is not None:
+            return why
+        return RequestError(
+            "no_leader",
+            "The leader did not say in time up to where is to be read, or this node did not come "
+            "that far; try again, or ask another node.",
+        )
 
     async def _safe_index(self) -> int:
         """Up to where a read that begins now must have applied.
@@ -763,11 +807,22 @@ class Replica:
         """
         return await self._history.fetch(locations)
 
-    async def drain(self) -> None:
-        """Take no more proposals, and wait until those taken are answered."""
+    async def drain(self, seconds: float = math.inf) -> None:
+        """Take no more proposals, and wait until those taken are answered.
+
+        After ``seconds`` all that still waits, reads too, is told that the node stops.
+        """
         self._closing = True
-        while self._proposals.unsettled:
-            await self._proposals.idle.park()
+        with trio.move_on_after(seconds):
+            while self._proposals.unsettled:
+                await self._proposals.idle.park()
+        self.parting.set()
+        stopped = RequestError(
+            "shutting_down", f"The node stops, and could not do it in time.{NOTHING_CHANGED}"
+        )
+        self._proposals.give_up_all(stopped, "the node stopped before it was known")
+        for scope in self._barriers:
+            scope.cancel()
 
     # --- what the cluster's managers use (members.py) ---
 
@@ -919,6 +974,7 @@ class Replica:
         if isinstance(rpc, Append) and rpc.commit > self._heard_commit:
             self._heard_commit = rpc.commit
         if self.holds_back and isinstance(rpc, Append) and not self._has_room_for(rpc):
+            self._left_out = max(self._left_out, rpc.prev_index + len(rpc.entries))
             return  # as if it were lost: there is no disk for it
         self._events.append(Receive(rpc))
 
@@ -1296,6 +1352,7 @@ class Replica:
             self._proposals.lose_leadership()
         if seen.leader != before.leader or seen.term != before.term:
             self._caught_up = False
+            self._left_out = 0  # by the next they may be others
             self._receiver.forget()  # the next leader begins its own
             if seen.leader is not None:
                 self._elections += 1

@@ -38,7 +38,7 @@ import trio
 
 from repl_broker.command import Command, Publish
 from repl_broker.config import LimitsConfig
-from repl_broker.errors import ReplBrokerError, RequestError
+from repl_broker.errors import NOTHING_CHANGED, ReplBrokerError, RequestError
 from repl_broker.replica import Replica
 from repl_broker.state import MESSAGE_OVERHEAD_BYTES
 
@@ -164,6 +164,16 @@ class Room:
         return None
 
     @property
+    def held_back_reason(self) -> str:
+        """Why a node that holds back does not do what is asked of it, and who does."""
+        return (
+            f"The disk of node {self._replica.node_id!r} has {self._free:,} bytes left, so it "
+            "takes nothing more from its leader until there is room on it ([limits] "
+            "disk_free_bytes). Ask another node: reading, deleting and shorter retention go on "
+            "there."
+        )
+
+    @property
     def _stored_bytes(self) -> int:
         state = self._replica.state
         return state.retained_bytes + MESSAGE_OVERHEAD_BYTES * state.retained_messages
@@ -186,6 +196,8 @@ class Room:
             reason = self._reason_by_estimate()
         if reason is not None:
             self._refused += 1
+            if self._replica.lacks_room:
+                raise RequestError("storage_full", f"{self.held_back_reason}{NOTHING_CHANGED}")
             raise _storage_full(reason)
 
     async def run(self) -> None:

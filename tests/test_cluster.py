@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -1091,3 +1092,43 @@ async def test_a_removal_that_cannot_be_committed_is_shown_as_pending(
         await cluster.start(other)
         await cluster.until(lambda: not leader.replica.change_pending, "the removal's commit")
         assert leader.replica.committed_membership.ids == {leader.id, other}
+
+
+async def test_what_waits_when_a_node_stops_is_answered_before_it_ends(
+    autojump_clock: MockClock,
+) -> None:
+    """Writes in no log, a write that may be in one, and reads; and what comes after that."""
+    async with running_cluster(2) as cluster:
+        leader = await cluster.leader()
+        (other,) = [node for node in cluster.running.values() if node is not leader]
+        await leader.broker.publish(ANYONE, "chat", b"1")
+        await cluster.converged()
+        other.gate.shut()  # what it writes does not come on its disk
+        told: dict[str, str] = {}
+
+        async def ask(name: str, request: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await request()
+            except RequestError as error:
+                told[name] = error.code
+
+        async with trio.open_nursery() as nursery:
+            write = partial(other.broker.publish, ANYONE, "chat", b"1")
+            nursery.start_soon(ask, "sent", write)
+            await trio.sleep(0.1)
+            cluster.cut(leader.id)
+            await trio.sleep(2)
+            nursery.start_soon(ask, "waiting", write)
+            nursery.start_soon(ask, "read", partial(other.broker.topics, ANYONE, limit=10))
+            await trio.sleep(0.1)
+            assert len(told) == 0
+            with trio.fail_after(1):
+                await other.replica.drain(0.5)
+            with trio.fail_after(0.1):
+                await ask("late", partial(other.broker.topics, ANYONE, limit=10))
+        assert told == {
+            "sent": "outcome_unknown",
+            "waiting": "shutting_down",
+            "read": "shutting_down",
+            "late": "shutting_down",
+        }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from repl_broker.command import RevokeTokens
 from repl_broker.config import LimitsConfig
-from repl_broker.errors import PROBLEMS, RequestError
+from repl_broker.errors import PROBLEMS, OutcomeUnknownError, RequestError
 from repl_broker.readiness import (
     BEHIND_SECONDS_MAX,
     END_STREAMS_SECONDS,
@@ -214,6 +215,106 @@ async def test_a_node_that_takes_nothing_is_behind_in_time_and_ready_once_it_doe
         slow.replica.holds_back = False
         await cluster.converged()
         assert codes(slow) == []
+
+
+async def told_at_once(node: ClusterNode) -> dict[str, tuple[str, str]]:
+    """What the node says, code and detail, to each kind of request that needs the log."""
+    broker = node.broker
+    requests: dict[str, Callable[[], Awaitable[object]]] = {
+        "publish": partial(broker.publish, ANYONE, "chat", b"1"),
+        "create": partial(broker.create_topic, ANYONE, "chat", messages=5, replace=True),
+        "delete": partial(broker.delete_topic, ANYONE, "old"),
+        "delete many": partial(broker.delete_topics, ANYONE, "old.>"),
+        "topic": partial(broker.topic, ANYONE, "chat"),
+        "topics": partial(broker.topics, ANYONE, limit=10),
+        "history": partial(broker.history, ANYONE, "chat", limit=10),
+        "revoke": partial(node.replica.propose, RevokeTokens("somebody", 60)),
+    }
+    told = {}
+    for what, ask in requests.items():
+        with trio.fail_after(1), pytest.raises(RequestError) as refused:
+            await ask()
+        told[what] = refused.value.code, refused.value.detail
+    return told
+
+
+async def test_a_follower_without_room_says_so_at_once_whatever_is_asked_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with disks() as (cluster, free):
+        leader = await cluster.leader()
+        full = cluster[sorted(cluster.running.keys() - {leader.id})[0]]
+        await leader.broker.publish(ANYONE, "old", b"1")
+        await cluster.converged()
+        free[full.id] = 0
+        await trio.sleep(2)
+        assert (await full.broker.topics(ANYONE, limit=10)).topics, "it lacks nothing yet"
+        await leader.broker.publish(ANYONE, "chat", b"1")
+        await trio.sleep(1)
+        told = await told_at_once(full)
+        assert {what: code for what, (code, _) in told.items()} == dict.fromkeys(
+            told, "no_room"
+        ) | {"publish": "storage_full"}
+        for _, detail in told.values():
+            assert f"The disk of node '{full.id}' has 0 bytes left" in detail
+            assert "Ask another node: reading, deleting and shorter retention go on there" in detail
+            assert detail.endswith("Nothing was changed.")
+        assert "old" in leader.replica.state.topics, "nothing was"
+        await leader.broker.delete_topic(ANYONE, "old")
+        free[full.id] = 1 << 40
+        await cluster.converged()
+        await full.broker.topic(ANYONE, "chat")
+
+
+async def test_a_write_under_way_when_a_followers_room_goes_is_told_why_its_outcome_is_unknown(
+    autojump_clock: MockClock,
+) -> None:
+    async with disks() as (cluster, free):
+        leader = await cluster.leader()
+        full = cluster[sorted(cluster.running.keys() - {leader.id})[0]]
+        await leader.broker.publish(ANYONE, "old", b"1")
+        await cluster.converged()
+        free[full.id] = 0
+        await trio.sleep(2)
+        with (
+            trio.fail_after(2 * full.replica.patience),
+            pytest.raises(OutcomeUnknownError, match="because it has no room"),
+        ):
+            await full.broker.delete_topic(ANYONE, "old")
+        assert "old" not in leader.replica.state.topics
+
+
+async def test_a_follower_that_is_behind_for_another_reason_says_so_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        slow = cluster[sorted(cluster.running.keys() - {leader.id})[0]]
+        await leader.broker.publish(ANYONE, "chat", b"1")
+        await cluster.converged()
+        with lost_on_the_way(slow):
+            await leader.broker.publish(ANYONE, "chat", b"1")
+            await trio.sleep(BEHIND_SECONDS_MAX + 2)
+            told = await told_at_once(slow)
+        assert {code for code, _ in told.values()} == {"behind"}
+        for _, detail in told.values():
+            assert "it lacks 1 entries of the log" in detail
+            assert detail.endswith("Ask another node. Nothing was changed.")
+        await cluster.converged()
+        await slow.broker.publish(ANYONE, "chat", b"1")
+
+
+@contextmanager
+def lost_on_the_way(node: ClusterNode) -> Iterator[None]:
+    """What the leader sends there, but for its heartbeats."""
+    take = node.replica._has_room_for
+    node.replica.holds_back = True
+    node.replica._has_room_for = lambda append: not append.entries  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        node.replica.holds_back = False
+        node.replica._has_room_for = take  # type: ignore[method-assign]
 
 
 async def test_an_older_copy_of_a_node_is_not_ready(autojump_clock: MockClock) -> None:

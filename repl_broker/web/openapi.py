@@ -49,7 +49,15 @@ COMMON_CODES: Final = (
 )
 BODY_CODES: Final = ("invalid_json", "unsupported_media_type", "message_too_large")
 NOT_READY_CODES: Final = ("no_leader", "behind", "no_room", "older_copy")
-WRITE_CODES: Final = ("no_leader", "older_copy", "shutting_down", "outcome_unknown")
+READ_CODES: Final = ("no_leader", "behind", "no_room", "shutting_down")
+WRITE_CODES: Final = (
+    "no_leader",
+    "behind",
+    "no_room",
+    "older_copy",
+    "shutting_down",
+    "outcome_unknown",
+)
 CREATE_CODES: Final = ("invalid_topic", "too_many_topics", "overloaded")
 MEMBER_CODES: Final = (
     "single_node",
@@ -117,7 +125,8 @@ and a `DELETE /v1/topics?match=` that is interrupted says in `count` how many to
 **Clusters.** Any node takes any request: one that does not lead has the leader carry out what
 changes something. What a node acknowledged, and what was acknowledged by another before, it
 shows. `no_leader` (503) means that a majority of the voters cannot be reached; an election takes
-a second or two, and requests wait for it.
+a second or two, and requests wait for it. A node that lacks what its cluster has committed, and
+does not get it, says so at once: `no_room` (its disk) or `behind` (503). Ask another one then.
 
 **Finding it in the log.** A problem comes with `X-Request-Id`, which the node's log has on every
 line that the request caused: the trace id of the request's `traceparent` (W3C Trace Context), or
@@ -336,7 +345,13 @@ def _history() -> Object:
                 {"messages": [_EXAMPLE_MESSAGE], "next": None, "gap": False},
             )
         },
-        codes=("invalid_topic", "invalid_event_id", "topic_not_found", "rate_limited", "no_leader"),
+        codes=(
+            "invalid_topic",
+            "invalid_event_id",
+            "topic_not_found",
+            "rate_limited",
+            *READ_CODES,
+        ),
         curl="'{url}/v1/topics/chat/messages?limit=10'",
     )
 
@@ -478,7 +493,7 @@ def _list_topics() -> Object:
         answers={
             200: _json("A page.", _ref("TopicList"), {"topics": [_EXAMPLE_TOPIC], "next": None})
         },
-        codes=("invalid_topic", "invalid_filter", "rate_limited", "no_leader"),
+        codes=("invalid_topic", "invalid_filter", "rate_limited", *READ_CODES),
         curl="'{url}/v1/topics?match=orders.>'",
     )
 
@@ -543,7 +558,7 @@ def _show_topic() -> Object:
         "Its settings and counts. `subscribers` are the event streams on this node.",
         parameters=[_topic_parameter()],
         answers={200: _json("The topic.", _ref("Topic"), _EXAMPLE_TOPIC)},
-        codes=("invalid_topic", "topic_not_found", "rate_limited", "no_leader"),
+        codes=("invalid_topic", "topic_not_found", "rate_limited", *READ_CODES),
         curl="{url}/v1/topics/chat",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -87,3 +88,33 @@ def test_a_leader_that_drains_leads_no_more_and_passes_publishes_on(tmp_path: Pa
         for node in others:
             with suppress(*Broken):
                 node.process.send_signal(signal.SIGINT)
+
+
+def test_what_waits_for_a_leader_when_a_node_stops_is_answered(tmp_path: Path) -> None:
+    """A request waits longer for a leader than a node waits for its requests when it stops."""
+    with cluster_of(tmp_path, ("n1", "n2"), http_drain_seconds=0) as nodes:
+        leader = leader_of(nodes)
+        (other,) = followers_of(nodes)
+        leader.kill()
+        answers: list[object] = []
+
+        def ask(method: str, body: bytes | None) -> None:
+            try:
+                with Client(other, 20) as client:
+                    headers = {"Content_Type": "application/json"} if body else {}
+                    answer = client.request(method, "/v1/topics/chat/messages", body, **headers)
+                    answers.append((answer.status, answer.json["code"]))
+            except Broken as error:
+                answers.append(error)
+
+        asked = [("POST", b"1"), ("POST", b"2"), ("GET", None)]
+        threads = [threading.Thread(target=ask, args=each) for each in asked]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        assert other.stop() == 0
+        for thread in threads:
+            thread.join()
+        told = {(503, "shutting_down"), (503, "no_leader"), (504, "outcome_unknown")}
+        assert len(answers) == len(asked)
+        assert {*answers} <= told, answers

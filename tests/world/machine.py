@@ -321,8 +321,7 @@ class Machine:
             self.world.note("left", self.name)
         await node.replica.hand_over()
         node.broker.draining = True
-        with trio.move_on_after(5):
-            await node.replica.drain()
+        await node.replica.drain(5)
         node.hub.close()
         with trio.move_on_after(1):
             while life.calls:
