@@ -191,7 +191,7 @@ class Broker:
         self.admission = Admission(config.limits)
         self.turns: Final = LoopTurns()  # of the event loop that it is added to
         self.refusals: Counter[str] = Counter()  # by code; whoever tells a client so counts it
-        self.reached: Final = Reached(self.refusals)
+        self.reached: Final = Reached(self.refusals, lambda: self.config.limits)
         self._replica = replica
         self._room = room  # None: the store never is full
         self._members = members  # None in single-node mode, as is …
