@@ -99,7 +99,7 @@ from repl_broker.raft.log import (
     Membership,
     SnapshotMark,
 )
-from repl_broker.raft.rpc import Append, Rpc, SnapshotReceived
+from repl_broker.raft.rpc import Append, Rpc, SnapshotReceived, TimeoutNow, Vote
 from repl_broker.sending import UNKNOWN_REQUEST, SnapshotSender
 from repl_broker.snapshots import PIECE_SECONDS_MAX, SnapshotReceiver
 from repl_broker.soundness import load_sound
@@ -427,6 +427,7 @@ class Replica:
         self._log_bytes = 0  # applied since entries were last let go from memory
         self._closing = False
         self._elections = 0
+        self._handed_over_in = 0  # the term that a leader had another begin, for the log
 
     # --- who and what ---
 
@@ -976,6 +977,10 @@ class Replica:
         if self.holds_back and isinstance(rpc, Append) and not self._has_room_for(rpc):
             self._left_out = max(self._left_out, rpc.prev_index + len(rpc.entries))
             return  # as if it were lost: there is no disk for it
+        if isinstance(rpc, TimeoutNow):
+            self._handed_over_in = rpc.term + 1
+        elif isinstance(rpc, Vote) and rpc.transfer:
+            self._handed_over_in = rpc.term
         self._events.append(Receive(rpc))
 
     def receive_part(self, peer: str) -> None:
@@ -1366,10 +1371,12 @@ class Replica:
         elif seen.leader is not None:
             was = before.leader or "none"
             log.info("follows leader=%s term=%d was=%s", seen.leader, seen.term, was)
+        elif before.leader is not None and before.term < seen.term == self._handed_over_in:
+            log.info("the leader hands over leader=%s term=%d", before.leader, before.term)
         elif before.role is Role.LEADER:
-            reason, remedy = self._why_stepped_down(seen.term > before.term)
+            reason, remedy = self._why_stepped_down(before, seen)
             text = "does not lead any more term=%d reason=%r remedy=%r"
-            log.warning(text, seen.term, reason, remedy)
+            log.warning(text, before.term, reason, remedy)
         elif before.leader is not None:
             reason = f"it has sent nothing for {self.options.election_timeout_seconds:g} s or more"
             if seen.term > before.term:
@@ -1379,14 +1386,14 @@ class Replica:
             log.warning(
                 "lost its leader=%s term=%d reason=%r remedy=%r",
                 before.leader,
-                seen.term,
+                before.term,
                 reason,
                 "another is elected if a majority of the voters run; see the log of that node",
             )
 
-    def _why_stepped_down(self, is_new_term: bool) -> tuple[str, str]:
-        if is_new_term:
-            return "another term has begun", "none: another node is elected, or was"
+    def _why_stepped_down(self, before: Seen, seen: Seen) -> tuple[str, str]:
+        if seen.term > before.term:
+            return f"term {seen.term} has begun", "none: another node is elected, or was"
         voters, silent = self.membership.voters, self._core.unanswering
         return (
             f"no majority answers: nothing was heard of {', '.join(silent)}, and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -316,6 +317,40 @@ async def test_a_forward_to_a_leader_that_dies_with_it_is_repeated_and_kept_once
         if key:
             again = await follower.replica.propose(publish(b"x", key=key))
             assert again == Published(1, 1, again.time_ms, replayed=True)  # type: ignore[union-attr]
+
+
+async def test_a_handover_is_no_loss_of_a_leader_in_any_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told by all at info, with the term that ends."""
+    async with running_cluster(3) as cluster:
+        old = await cluster.leader()
+        caplog.clear()
+        caplog.set_level(logging.INFO, "repl_broker.replica")
+        term = old.replica.term
+        await old.replica.hand_over()
+        await cluster.converged()
+        told = f"the leader hands over leader={old.id} term={term}"
+        assert caplog.messages.count(told) == 3
+        lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert not [x for x in lines if "lost its leader" in x or "does not lead" in x]
+
+
+async def test_a_leader_that_dies_is_lost_in_its_own_term(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though a handover came before it."""
+    async with running_cluster(3) as cluster:
+        await (await cluster.leader()).replica.hand_over()
+        await cluster.converged()
+        old = await cluster.leader()
+        term = old.replica.term
+        caplog.clear()
+        cluster.kill(old.id)
+        await cluster.leader(*({"n1", "n2", "n3"} - {old.id}))
+        lost = [x for x in caplog.messages if x.startswith(f"lost its leader={old.id} ")]
+        assert len(lost) == 2
+        assert all(f" term={term} " in x for x in lost)
 
 
 async def test_hand_over_loses_no_publish_and_answers_none_falsely(
