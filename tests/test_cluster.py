@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -524,9 +525,9 @@ async def test_a_snapshot_is_saved_after_all_that_it_covers(
         saved: list[tuple[int, int]] = []
         save = slow.disk.save_snapshot
 
-        def watched(snapshot: Snapshot) -> None:
+        def watched(snapshot: Snapshot, *sums: Any) -> None:
             saved.append((snapshot.index, max(slow.disk.entries)))
-            save(snapshot)
+            save(snapshot, *sums)
 
         monkeypatch.setattr(slow.disk, "save_snapshot", watched)
         slow.gate.shut()
