@@ -341,9 +341,9 @@ async def test_no_snapshot_of_older_state_is_saved_over_an_installed_one(
             upkeep._unsnapped_bytes = 1 << 40
             upkeep._due.set()
 
-        def checked(snapshot: Snapshot) -> None:
+        def checked(snapshot: Snapshot, *sums: Any) -> None:
             before = disk.snapshot.index if disk.snapshot else 0
-            save(snapshot)
+            save(snapshot, *sums)
             found = [entry.index for entry in disk.load().entries]
             if found != [*range(snapshot.index + 1, snapshot.index + 1 + len(found))]:
                 holes.append(f"{before} -> {snapshot.index}, then {found}")
