@@ -56,8 +56,8 @@ def arithmetic(voters: Collection[str], answering: Container[str]) -> str:
     there = [each for each in names if each in answering]
     away = [each for each in names if each not in answering]
     return (
-        f"of the voters {', '.join(names)} {len(names) // 2 + 1} must agree, and {len(there)} "
-        f"can ({', '.join(there) or 'none'}); not {', '.join(away) or 'any other'}"
+        f"{len(names) // 2 + 1} of {len(names)} voters must agree ({', '.join(names)}), and "
+        f"{len(there)} can ({', '.join(there) or 'none'}); not {', '.join(away) or 'any other'}"
     )
 
 

@@ -32,6 +32,22 @@ log = logging.getLogger(__name__)
 # What may be much is written a few times in a while, and then counted (logs.py).
 JOINS: Final = {"joins": True}
 
+# By which key of the configuration each setting of the cluster is set.
+KEYS: Final = {
+    "auto_create": "topics.auto_create",
+    "retention.messages": "topics.retention.messages",
+    "retention.seconds": "topics.retention.seconds",
+    "retention.bytes": "topics.retention.bytes",
+    "retention.idle_seconds": "topics.retention.idle_seconds",
+    "idempotency_keys": "limits.idempotency_keys",
+    "idempotency_seconds": "limits.idempotency_seconds",
+    "topics": "limits.topics",
+    "shares.topics": "limits.topics_per_client",
+    "shares.storage_bytes": "limits.storage_bytes_per_client",
+    "shares.idempotency_keys": "limits.idempotency_keys_per_client",
+    "shares.of_publishers": "auth.mode",  # or a limit per client
+}
+
 
 class Chronicle:
     """Says what changes from here on; ``begin`` says where that is."""
@@ -92,7 +108,7 @@ class Chronicle:
                     log.info("feature level raised level=%d", command.level)
                 case Configure() if before is not None:
                     for key, was, value in _differences(before, settings):
-                        log.info("setting changed key=%s value=%r was=%r", key, value, was)
+                        log.info("setting changed key=%s value=%r was=%r", KEYS[key], value, was)
 
 
 def _names(members: Membership) -> str:

@@ -897,7 +897,9 @@ class Replica:
         """Begin to hand leadership over to ``target``. Raises RequestError, NotLeaderError."""
         question = await self._question(Transfer, target)
         if question.refusal is not None:
-            raise _refused(question.refusal)
+            refused = _refused(question.refusal)
+            detail = f"Leadership is not handed to {target!r}. {refused.detail}"
+            raise RequestError(refused.code, detail)
 
     async def hand_over(self, avoid: Container[str] = ()) -> None:
         """If this node leads and another can, let it, within an election timeout.

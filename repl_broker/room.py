@@ -239,7 +239,7 @@ class Room:
         self._disk_full = self._free < (floor * DISK_AGAIN if was else floor)
         self._disk_full |= trio.current_time() < self._full_until
         self._note_reserve(floor)
-        self._tell(was, self._disk_full, "the disk of the store is nearly full")
+        self._tell(was, self._disk_full, "the disk of the store has too little room")
         self._note_stored()
         self._note_nearly()
 
@@ -286,9 +286,11 @@ class Room:
         if was != is_full:
             outcome = "publishes are refused" if is_full else "it is over"
             level = logging.WARNING if is_full else logging.INFO
-            text = f"{what}, {outcome} free_bytes=%d stored_bytes=%d remedy=%r"
-            remedy = REMEDY if is_full else "none"
-            log.log(level, text, self._free, self._stored_bytes, remedy)
+            limits = self._limits
+            text = f"{what}, {outcome} free_bytes=%d disk_free_bytes=%d stored_bytes=%d "
+            text += "storage_bytes=%d remedy=%r"
+            bounds = self._free, limits.disk_free_bytes, self._stored_bytes, limits.storage_bytes
+            log.log(level, text, *bounds, REMEDY if is_full else "none")
 
     def _own_reason(self) -> str | None:
         limits = self._limits
@@ -319,7 +321,7 @@ class Room:
         # What is told, and counted, is so from the first refusal on, and not in turns.
         self._full_until = trio.current_time() + HOLD_SECONDS
         self._disk_full = True
-        self._tell(False, True, "the disk of the store is nearly full, by an estimate")
+        self._tell(False, True, "the disk of the store has too little room, by an estimate")
         self._look_now.set()
         return (
             f"The disk of node {self._replica.node_id!r} would have less than "

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trio.testing import MockClock
@@ -14,7 +16,9 @@ from trio.testing import MockClock
 from repl_broker import logs
 from repl_broker.access import Asking, Credentials
 from repl_broker.audit import audited
-from repl_broker.config import Config, LogConfig
+from repl_broker.broker import Broker
+from repl_broker.chronicle import KEYS
+from repl_broker.config import Config, LogConfig, values_of
 from repl_broker.errors import RequestError
 from repl_broker.levels import TWO_CLOCKS
 from tests.network import running_cluster
@@ -67,7 +71,22 @@ async def test_settings_are_told_with_what_they_were(
         caplog.clear()
     config = configured(Config(), limits={"topics": 7})
     async with running_node(disk, config=config):
-        assert said(caplog) == [f"setting changed key=topics value=7 was={Config().limits.topics}"]
+        assert said(caplog) == [
+            f"setting changed key=limits.topics value=7 was={Config().limits.topics}"
+        ]
+
+
+def test_each_setting_is_told_by_the_key_that_an_operator_sets() -> None:
+    def names(settings: Any, prefix: str = "") -> Iterator[str]:
+        for name in (each.name for each in fields(settings)):
+            value = getattr(settings, name)
+            if is_dataclass(value):
+                yield from names(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert KEYS.keys() == {*names(Broker.settings(Config()))}
+    assert {*KEYS.values()} <= values_of(Config()).keys()
 
 
 async def test_members_are_told_by_all(

@@ -842,6 +842,18 @@ async def test_a_node_that_keeps_the_leader_waiting_is_no_loss_of_the_leader(
             assert refused.value.code == "member_unreachable"
 
 
+async def test_a_transfer_that_is_refused_names_the_node(autojump_clock: MockClock) -> None:
+    async with running_cluster(3) as cluster:
+        leader = await cluster.leader()
+        away = next(each for each in sorted(cluster.running) if each != leader.id)
+        cluster.kill(away)
+        await trio.sleep(5)
+        with pytest.raises(RequestError) as refused:
+            await leader.broker.move_leader(ANYONE, away)
+        assert refused.value.code == "member_unreachable"
+        assert f"not handed to {away!r}" in refused.value.detail
+
+
 async def test_the_last_voter_stays(autojump_clock: MockClock) -> None:
     async with running_cluster(1) as cluster:
         with pytest.raises(RequestError) as refused:
@@ -865,7 +877,7 @@ async def test_a_removal_that_would_leave_no_majority_is_refused_by_name(
                 with pytest.raises(RequestError) as refused:
                     await node.broker.remove_member(ANYONE, removed)
                 assert refused.value.code == "no_majority"
-                assert f"of the voters {', '.join(left)} 2 must agree, and 1 can" in str(
+                assert f"2 of 2 voters must agree ({', '.join(left)}), and 1 can" in str(
                     refused.value
                 )
                 assert f"Start {dead} first" in str(refused.value)

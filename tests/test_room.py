@@ -129,8 +129,9 @@ async def test_a_store_found_full_by_an_estimate_says_so_at_once_and_does_not_fl
     changes = sum(one != other for one, other in itertools.pairwise(seen))
     assert seen[0] == "storage_full", "no publish is taken that there is no room for"
     assert changes <= 3, "not in turns"
-    said = [r.getMessage() for r in caplog.records if "nearly full" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "too little room" in r.getMessage()]
     assert "by an estimate" in said[0]
+    assert f" disk_free_bytes={FLOOR} " in said[0]
     assert "[limits] storage_bytes and disk_free_bytes" in said[0]
 
 

@@ -282,4 +282,4 @@ def test_other_settings_are_told_with_what_they_were(tmp_path: Path) -> None:
             if found and any(x.get("action") == "configuration.reload" for x in lines):
                 break
         (line,) = [x for x in found if x["was"] == 100]
-        assert (line["key"], line["value"]) == ("retention.messages", 50)
+        assert (line["key"], line["value"]) == ("topics.retention.messages", 50)
