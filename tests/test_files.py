@@ -18,9 +18,10 @@ from repl_broker.backup import NOTE_NAME, _note_backup, backup, restore
 from repl_broker.cli import main
 from repl_broker.cli.demo import temporary_folder
 from repl_broker.cli.stage.layout import lay_out
-from repl_broker.config import Address, Config, exposed
+from repl_broker.config import Address, Config, exposed, load
 from repl_broker.files import exposure, make_file, make_folder, tighten, write_file
 from repl_broker.founding import Recovery
+from repl_broker.memory import memory_bytes
 from repl_broker.raft.log import HardState, WriteBatch
 from repl_broker.storage import SqliteStorage
 from tests.nodes import configured
@@ -292,7 +293,9 @@ def test_config_check_says_how_many_secrets_there_are(
     result = CliRunner().invoke(main, ["config", "check", str(file)])
     assert result.output.startswith(f"{file}: no problems\n{key}: {words}\nmemory: ")
     result = CliRunner().invoke(main, ["config", "check", "--json", str(file)])
-    assert json.loads(result.output)["secrets"] == {key: count}
+    found = json.loads(result.output)
+    assert found["secrets"] == {key: count}
+    assert found["memory_bytes"] == memory_bytes(load(file))
 
 
 @pytest.mark.parametrize(

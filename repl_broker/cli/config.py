@@ -50,6 +50,7 @@ def check(ctx: click.Context, file: Path, as_json: bool) -> None:
             "problems": problems,
             "warnings": warnings,
             "secrets": secrets,
+            "memory_bytes": None if problems else memory_bytes(load(file)),
         }
         click.echo(masked(json.dumps(found, ensure_ascii=False)))
     else:
