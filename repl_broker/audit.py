@@ -60,6 +60,7 @@ class Change:
 
     def __init__(self) -> None:
         self.subject = "unknown"
+        self.outcome = "done"  # if it is not refused
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def audited(action: str, target: str, address: str, *, forced: bool = False) -> 
     change, outcome = Change(), "unknown"
     try:
         yield change
-        outcome = "done"
+        outcome = change.outcome
     except OutcomeUnknownError:
         raise
     except RequestError as error:

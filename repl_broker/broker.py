@@ -670,6 +670,13 @@ class Broker:
             change.subject = caller.identity.name
             self.access.check_admin(caller.identity)
             yield caller
+            if action == "member.remove" and self._waits_to_remove(target):
+                change.outcome = "pending"
+
+    def _waits_to_remove(self, node_id: str) -> bool:
+        """Whether a removal was begun, and too few answer to commit it."""
+        pending = self._members.pending_change() if self._members is not None else None
+        return pending is not None and node_id in pending.leaves and bool(pending.waits_for)
 
     async def cluster(self, asking: Asking) -> dict[str, object]:
         """The cluster as this node sees it. Raises ``unauthenticated``, ``forbidden``."""

@@ -900,7 +900,7 @@ async def test_who_is_away_is_removed_first_and_then_the_other_one(
 
 @pytest.mark.parametrize("through_leader", [True, False])
 async def test_a_forced_removal_says_whom_it_waits_for_until_that_one_is_back(
-    autojump_clock: MockClock, through_leader: bool
+    autojump_clock: MockClock, through_leader: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """RAFT.md scenario 37."""
     async with running_cluster(3) as cluster:
@@ -909,6 +909,8 @@ async def test_a_forced_removal_says_whom_it_waits_for_until_that_one_is_back(
         cluster.kill(dead)
         asked = leader if through_leader else cluster[living]
         await asked.broker.remove_member(ANYONE, living, forced=True)
+        (line,) = [x for x in caplog.messages if x.startswith("audit action=member.remove")]
+        assert "outcome=pending forced=True" in line, "nothing is done before it is committed"
         waits = {
             "joins": [],
             "promotes": [],
