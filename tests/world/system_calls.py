@@ -276,10 +276,26 @@ def _io_open(
     return binary if "b" in mode else io.TextIOWrapper(binary, encoding or "utf-8", errors, newline)
 
 
+def _below(
+    target: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Whole paths for names in a folder that is given by its descriptor."""
+    if (folder := _open.get(options.get("dir_fd", options.get("src_dir_fd")))) is not None:
+        options = dict(options)
+        options.pop("dir_fd", None)
+        options.pop("src_dir_fd", None)
+        target = f"{folder.path}/{target}"
+    if (folder := _open.get(options.get("dst_dir_fd"))) is not None:
+        options = {name: value for name, value in options.items() if name != "dst_dir_fd"}
+        arguments = (f"{folder.path}/{arguments[0]}", *arguments[1:])
+    return target, arguments, options
+
+
 def _leading(module: Any, name: str, by_path: Any, by_descriptor: Any) -> Callable[..., Any]:
     real = getattr(module, name)
 
     def call(target: Any, *arguments: Any, **options: Any) -> Any:
+        target, arguments, options = _below(target, arguments, options)
         if isinstance(target, int):
             if target in _open and by_descriptor is not None:
                 return by_descriptor(target, *arguments, **options)
