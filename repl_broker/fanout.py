@@ -56,6 +56,7 @@ from repl_broker.stalled import Stalled
 from repl_broker.subscription import (
     AHEAD_SECONDS,
     CHUNK_BYTES_MAX,
+    REACH_AGAIN_SECONDS,
     Lease,
     Subscription,
     farewell,
@@ -687,8 +688,8 @@ class Fanout:
                 try:
                     await self._replica.read_barrier()
                     answered = True  # all that was ever acknowledged is here
-                except RequestError:
-                    pass  # no leader tells, for now
+                except RequestError:  # no leader tells, for now
+                    await trio.sleep(REACH_AGAIN_SECONDS)
             for reader in asking:
                 due = self._ahead.get(reader)
                 if due is not None and (answered or due <= trio.current_time()):

@@ -690,9 +690,10 @@ class Replica:
         if self._is_alone and self._caught_up:
             await trio.lowlevel.checkpoint()
             return
+        if self.parting.is_set():
+            await trio.lowlevel.checkpoint()  # whoever asks again and again takes turns
+            raise _shutting_down()
         with trio.move_on_after(self.patience) as scope:
-            if self.parting.is_set():
-                raise _shutting_down()
             self._barriers.add(scope)
             try:
                 while True:
@@ -1761,7 +1762,7 @@ class Replica:
 
     async def _catch_up(self) -> None:
         """Find out whether all that was committed when the leader was found is here."""
-        while True:
+        while not self.parting.is_set():
             if self._core.leader not in (None, self.node_id) and not self._caught_up:
                 seen = self.seen
                 with suppress(RequestError):

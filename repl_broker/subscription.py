@@ -43,6 +43,7 @@ __all__ = ["CHUNK_BYTES_MAX", "Lease", "Subscription", "farewell", "token_expire
 
 RETRY_MS: Final = 2000
 AHEAD_SECONDS: Final = 15  # a cursor that this node has not reached is waited for
+REACH_AGAIN_SECONDS: Final = 0.1  # until it is asked once more how far the cluster is
 DRAIN_RETRY_MS_MAX: Final = 5000  # of the jitter that spreads reconnects
 TURN_RETRY_MS: Final = 500  # where they are told one after the other; and the jitter
 CHUNK_BYTES_MAX: Final = 64 << 10  # a single message may be larger
@@ -313,8 +314,9 @@ class Subscription:
             while self._state.seq < cursor.seq and not self._hub.closing:
                 try:
                     await self._replica.read_barrier()
-                except RequestError:
-                    continue  # no leader tells, for now
+                except RequestError:  # no leader tells, for now
+                    await trio.sleep(REACH_AGAIN_SECONDS)
+                    continue
                 break  # all that was ever acknowledged is here
         return self.reached(cursor)
 

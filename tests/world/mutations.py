@@ -246,7 +246,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "read-not-applied": _one(
         "a read does not wait until what it asked for is applied",
         "replica:Replica.read_barrier",
-        "await self.wait_applied(await self._safe_index())",
+        "await self._wait_readable(await self._safe_index())",
         "await self._safe_index()",
     ),
     # What a snapshot has to hold.
