@@ -613,7 +613,7 @@ def _shown(text: str) -> str:
 
 def _tell_counts(text: str, verifier: Verifier) -> None:
     counts = (verifier.secret_count, verifier.key_count)
-    log.info("%s secrets=%d public_keys=%d", text, *counts)
+    log.info(f"{text} secrets=%d public_keys=%d", *counts)
 
 
 def _tell_dropped(before: frozenset[str], now: frozenset[str]) -> None:
@@ -621,6 +621,6 @@ def _tell_dropped(before: frozenset[str], now: frozenset[str]) -> None:
     if before and not before & now:
         log.warning(
             "no secret that was in force is in auth.secret_file any more: none of their tokens is "
-            "good; if both were meant, look for the line %s between them",
-            SEPARATOR,
+            "good remedy=%r",
+            f"if both were meant, put the line {SEPARATOR} between them",
         )

@@ -104,9 +104,9 @@ class ClusterSecret:
             if not set(before[:1]) <= set(self.keys):
                 log.warning(
                     "the secret that this node has proved is not in cluster.secret_file any more, "
-                    "neither as the first nor as the second: nodes that know no other are cut off; "
-                    "if both were meant, look for the line %s between them",
-                    SEPARATOR,
+                    "neither as the first nor as the second: nodes that know no other are cut off "
+                    "remedy=%r",
+                    f"if both were meant, put the line {SEPARATOR} between them",
                 )
 
 

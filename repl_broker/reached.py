@@ -86,10 +86,9 @@ class Reached:
             self._told[code] = known
 
     def _tell(self, code: str, known: _Told, now: float) -> None:
+        what = "a limit is reached" if known.until == now else "a limit was reached"
         log.warning(
-            "a limit %s reached code=%s refused=%d refused_since_start=%d since=%s until=%s "
-            "remedy=%r",
-            "is" if known.until == now else "was",
+            f"{what} code=%s refused=%d refused_since_start=%d since=%s until=%s remedy=%r",
             code,
             known.seen - known.told,
             known.seen,

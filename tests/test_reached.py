@@ -39,7 +39,8 @@ def told(
     found = []
     for record in records:
         assert isinstance(record.args, tuple)
-        verb, code, refused, ever, since, until, _ = record.args
+        code, refused, ever, since, until, _ = record.args
+        verb = record.getMessage().split()[2]
         assert code == "rate_limited"
         found.append(Kind(verb, refused, ever, str(since)[-9:-1], str(until)[-9:-1]))
     return found, [r.getMessage() for r in records]

@@ -552,7 +552,7 @@ def test_a_change_of_members_that_waits_for_nodes_is_a_problem_with_a_remedy() -
     stuck = {**cluster(member("n1")), "change": {**change, "waits_for": ["n3"]}}
     (found,) = judge_cluster(stuck, stuck)
     assert found.verdict == "problem"
-    assert found.found.startswith("The removal of n2 is not known to be committed: of the voters")
+    assert found.found.startswith("The removal of n2 is not known to be committed: 2 of 2 voters")
     assert found.remedy.startswith("Start n3")
     assert "recover" in found.remedy
     under_way = {**cluster(member("n1")), "change": {**change, "waits_for": []}}
