@@ -22,7 +22,7 @@ from tests.nodes import ANYONE, Node, configured, running_node
 from tests.signing import SECRET, bearer, token
 
 # What the node asks of its own broker: no door calls these.
-INTERNAL: Final = {"reload", "settings", "describe_cluster", "statistics", "check_ready"}
+INTERNAL: Final = {"reload", "settings", "describe_cluster", "statistics", "check_ready", "reasons"}
 INTERNAL_READS: Final = {"subscribers"}
 
 CALLS: Final[dict[str, Callable[[Broker, Asking], Any]]] = {

@@ -265,7 +265,7 @@ def test_a_limit_that_refuses_somebody_is_told_with_what_to_raise(tmp_path: Path
                 break
         assert lines[0]["code"] == "message_too_large"
         assert lines[0]["refused"] >= 1
-        assert lines[0]["remedy"] == "[limits] message_bytes"
+        assert lines[0]["remedy"] == "[limits] message_bytes = 1000"
         assert len(lines) == 1
 
 
