@@ -167,7 +167,7 @@ def test_a_leader_that_is_killed_is_followed_by_another(nodes: list[Member]) -> 
         old.start()
         rounds.wait_more()
     assert new is not old
-    assert {name for name, _ in rounds.errors} <= {node.name for node in others}
+    assert {name for name, _ in rounds.errors} <= {node.name for node in others}, rounds.errors
     assert {code for _, code in rounds.errors} <= {"outcome_unknown"}
     for node in nodes:
         node.wait_votes(*NAMES)
