@@ -175,9 +175,10 @@ async def test_the_log_and_a_metric_warn_before_anything_is_refused(
         else:
             await node.broker.delete_topic(ANYONE, "chat")
             await look()
-        texts = [record.getMessage() for record in caplog.records]
-        assert texts[-1].startswith("the store has room again"), texts
-        assert sum(text.startswith("the store fills up") for text in texts) == 1, texts
+        # The audit's line of the deletion is here, too, where a test before has set its level.
+        lines = [each.getMessage() for each in caplog.records if each.name == Room.__module__]
+        assert lines[-1].startswith("the store has room again")
+        assert len(lines) == 2
 
 
 async def test_a_floor_of_zero_watches_nothing(autojump_clock: MockClock) -> None:

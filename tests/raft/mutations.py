@@ -381,7 +381,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(ChangesManyMembersAtOnce, "NATS#7545", 421),
     Mutation(KeepsATruncatedMembership, "NATS#7632", 8),
-    Mutation(TakesAcknowledgementsOfAnOldTerm, "etcd append_aba_race", None),  # was 4757
+    Mutation(TakesAcknowledgementsOfAnOldTerm, "etcd append_aba_race", 5078),
     Mutation(TakesCompletionsOfAnOldTerm, "canonical newTermWhileAppending", 976),
     Mutation(TakesVotesOfAnOldTerm, "NRGRemovedPeerVoteDoesNotElectLeader", 348),
     Mutation(VotesForAnyLog, "Raft §5.4.1", 1),
